@@ -1,0 +1,30 @@
+"""A small GPT on the prose and code that come with Python: the first run, no download.
+
+python launch.py
+
+Pre-norm GPT (Radford 2019), BPE tokenizer of 2,048 trained on the same text.
+"""
+
+from llm_jax.config import base
+
+
+def get_config():
+    c = base()
+    c.tokenizer.vocab_size = 2048
+    c.model.max_length = 128
+    c.model.num_layers = 4
+    c.model.embed_dim = 192
+    c.model.num_heads = 6
+    c.model.scale_residual_init = True
+    c.data.batch_size = 16
+    c.data.validation_fraction = 0.03
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 50
+    c.train.steps = 600
+    c.train.log_every = 10
+    c.eval.every = 200
+    c.eval.max_batches = 20
+    c.checkpoint.every = 200
+    c.sample.prompts = ("The ", "def ", "class ")
+    c.sample.max_new_tokens = 60
+    return c

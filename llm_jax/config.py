@@ -1,0 +1,351 @@
+"""What a run is: every key with its default, how a config is loaded, and what is refused.
+
+A recipe in configs/ starts from `base()` and changes what its paper changes. Nothing here
+imports JAX, so a wrong config is refused before the accelerator is even looked for.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message names the key, its value, and what is allowed."""
+
+
+def base() -> ConfigDict:
+    """Returns the default of every key: a small pre-norm GPT on the built-in corpus."""
+    c = ConfigDict()
+    c.seed = 0
+
+    m = c.model = ConfigDict()
+    m.kind = "decoder"  # decoder | encoder | encoder_decoder
+    m.vocab_size = 0  # 0: the tokenizer's
+    m.max_length = 256
+    m.num_layers = 4
+    m.num_decoder_layers = 0  # encoder_decoder only; 0: as many as num_layers
+    m.embed_dim = 256
+    m.num_heads = 8
+    m.num_kv_heads = 0  # 0: num_heads; fewer: grouped-query attention
+    m.head_dim = 0  # 0: embed_dim / num_heads
+    m.mlp_dim = 0  # 0: 4 * embed_dim
+    m.norm = "layernorm"  # layernorm | rmsnorm
+    m.norm_place = "pre"  # pre | post
+    m.norm_epsilon = 1e-5
+    m.activation = "gelu_tanh"  # gelu | gelu_tanh | relu | silu | swiglu | geglu | geglu_tanh | reglu
+    m.use_bias = True  # in dense layers and LayerNorm
+    m.positions = "learned"  # learned | sinusoidal | rotary | relative | alibi | none
+    m.rotary_base = 10_000.0
+    m.relative_buckets = 32
+    m.relative_max_distance = 128
+    m.attention = "dense"  # name in llm_jax.attention.VARIANTS; "a,b": layers alternate
+    m.window = 0  # tokens a query sees back, itself included; 0: all
+    m.tie_embeddings = True
+    m.scale_embeddings = False  # multiply token embeddings by sqrt(embed_dim)
+    m.dropout = 0.0  # after the embeddings and each sub-layer
+    m.attention_dropout = 0.0  # on attention probabilities
+    m.initializer_range = 0.02
+    m.scale_residual_init = False  # GPT-2: projections into the residual / sqrt(2 num_layers)
+    m.embed_norm = False  # BERT: a norm after the sum of embeddings
+    m.dtype = "float32"  # of activations and matrix products; parameters are float32
+    m.scan = True  # one compiled layer, looped: compile time does not grow with depth
+    m.remat = "none"  # none | full | dots
+
+    o = c.objective = ConfigDict()
+    o.name = "causal_lm"
+    o.label_smoothing = 0.0
+    o.z_loss = 0.0
+
+    t = c.tokenizer = ConfigDict()
+    t.name = "bpe"  # bytes | chars | bpe | wordpiece | file | sentencepiece
+    t.vocab_size = 4096  # of a tokenizer trained here
+    t.path = ""  # tokenizer.json (file) or .model (sentencepiece)
+    t.specials = ()  # further special tokens, such as ("[MASK]",)
+
+    d = c.data = ConfigDict()
+    d.train = "builtin:python"  # builtin:python | a file or glob | tfds:name/config
+    d.validation = ""  # like train; empty: a held-out share of the documents
+    d.validation_fraction = 0.05
+    d.test = ""  # likewise; empty and test_fraction 0: no test set
+    d.test_fraction = 0.0
+    d.text_column = "text"  # of JSONL and TFDS records
+    d.label_column = "label"
+    d.tfds_dir = ""  # empty: TFDS's own default
+    d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
+    d.batch_size = 16  # sequences a step, over all chips
+
+    p = c.optimizer = ConfigDict()
+    p.name = "adamw"  # adamw | adafactor | lion | muon
+    p.learning_rate = 1e-3
+    p.schedule = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
+    p.warmup_steps = 100
+    p.decay_steps = 0  # wsd: length of the final decay; 0: a fifth of train.steps
+    p.final_fraction = 0.1  # last learning rate / learning_rate
+    p.b1 = 0.9
+    p.b2 = 0.95
+    p.eps = 1e-8
+    p.muon_momentum = 0.95
+    p.weight_decay = 0.1  # on matrices and embeddings only
+    p.clip_norm = 1.0  # 0: no clipping
+
+    r = c.train = ConfigDict()
+    r.steps = 1000
+    r.log_every = 10
+    r.microbatches = 1  # gradient accumulation: the batch in this many parts
+    r.ema_decay = 0.0  # 0: no average of the parameters
+    r.max_nonfinite = 10  # stop after this many non-finite steps in a row
+
+    x = c.mesh = ConfigDict()
+    x.data = -1  # -1: the rest of the devices
+    x.fsdp = 1
+    x.tensor = 1
+
+    k = c.checkpoint = ConfigDict()
+    k.every = 500
+    k.keep_last = 2
+    k.keep_best = 1
+
+    e = c.eval = ConfigDict()
+    e.every = 250
+    e.max_batches = 100  # 0: all of the validation set
+
+    g = c.sample = ConfigDict()
+    g.prompts = ()  # shown at the end of a run
+    g.max_new_tokens = 64
+    return c
+
+
+CHOICES = {
+    "model.kind": ("decoder", "encoder", "encoder_decoder"),
+    "model.norm": ("layernorm", "rmsnorm"),
+    "model.norm_place": ("pre", "post"),
+    "model.activation": (
+        "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
+    ),
+    "model.positions": ("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "tokenizer.name": ("bytes", "chars", "bpe", "wordpiece", "file", "sentencepiece"),
+    "data.packing": ("first_fit", "none"),
+    "objective.name": ("causal_lm",),
+    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
+    "optimizer.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
+}
+
+POSITIVE = (
+    "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads",
+    "tokenizer.vocab_size", "data.batch_size", "train.steps", "train.log_every",
+    "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
+    "eval.every",
+)
+
+FRACTION = (
+    "model.dropout", "model.attention_dropout", "objective.label_smoothing", "train.ema_decay",
+    "data.validation_fraction", "data.test_fraction",
+)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+    """Returns {"model.num_layers": 4, ...} in the order of definition."""
+    out = {}
+    for key in config:
+        value = config[key]
+        name = f"{prefix}{key}"
+        out.update(flatten(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
+    return out
+
+
+def load(spec: str = "", overrides: list[str] | tuple[str, ...] = ()) -> ConfigDict:
+    """Loads `path.py[:variant]` (empty: the defaults), applies `key=value` overrides, checks all.
+
+    Raises:
+      ConfigError: naming the file or key, its value, and what is allowed.
+    """
+    config = _from_file(spec) if spec else base()
+    for override in overrides:
+        key, sep, text = override.partition("=")
+        if not sep:
+            raise ConfigError(f"--config.{override}: expected --config.{key}=VALUE")
+        set_key(config, key, text)
+    check(config)
+    return config
+
+
+def _from_file(spec: str) -> ConfigDict:
+    path, _, variant = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("**/*.py"))
+        raise ConfigError(f"--config={spec}: no file {path!r}; there are: {', '.join(known)}")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={spec}: {path} defines no get_config(variant)")
+    variants = getattr(module, "VARIANTS", None)
+    if variant and variants is not None and variant not in variants:
+        raise ConfigError(
+            f"--config={spec}: no variant {variant!r} in {path}; there are: {', '.join(variants)}"
+        )
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def set_key(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one dotted key from text, read as the type that the key already has.
+
+    Raises:
+      ConfigError: unknown key (with the nearest known ones) or a value of another type.
+    """
+    known = flatten(config)
+    if key not in known:
+        raise _unknown(key, known)
+    old = known[key]
+    value = text
+    if not isinstance(old, str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
+        value = (value,)
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    with config.unlocked():
+        config[last] = _typed(key, old, value)
+
+
+def _typed(key: str, default, value):
+    """Returns value as the type of default; an int may stand for a float, nothing else converts."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        ok = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        ok = isinstance(value, (int, float))
+        value = float(value) if ok else value
+    elif isinstance(default, (tuple, list)):
+        ok = isinstance(value, (tuple, list))
+        value = tuple(value) if ok else value
+    else:
+        ok = isinstance(value, type(default))
+    if not ok:
+        raise ConfigError(
+            f"{key}={value!r}: expected {type(default).__name__} like {default!r}, "
+            f"got {type(value).__name__}"
+        )
+    return value
+
+
+def _unknown(key: str, known) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    last = key.rsplit(".", 1)[-1]
+    near += [k for k in known if k.rsplit(".", 1)[-1] == last and k not in near]
+    group = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(group or known)}"
+    return ConfigError(f"unknown config key {key!r}; {hint}")
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config that cannot run, before anything is loaded or compiled.
+
+    Raises:
+      ConfigError: naming the key, its value, what is allowed and, where there is one, the fix.
+    """
+    known = flatten(base())
+    given = flatten(config)
+    for key, value in given.items():
+        if key not in known:
+            raise _unknown(key, known)
+        _typed(key, known[key], value)
+    for key in known:
+        if key not in given:
+            raise ConfigError(f"config key {key!r} is missing; start from llm_jax.config.base()")
+    for key, allowed in CHOICES.items():
+        if given[key] not in allowed:
+            raise ConfigError(f"{key}={given[key]!r}: allowed are {', '.join(allowed)}")
+    for key in POSITIVE:
+        if given[key] < 1:
+            raise ConfigError(f"{key}={given[key]}: must be at least 1")
+    for key in FRACTION:
+        if not 0 <= given[key] < 1:
+            raise ConfigError(f"{key}={given[key]}: must be in [0, 1)")
+    _check_model(config.model)
+    if config.data.batch_size % config.train.microbatches:
+        raise ConfigError(
+            f"train.microbatches={config.train.microbatches}: must divide "
+            f"data.batch_size={config.data.batch_size}"
+        )
+
+
+def _check_model(m: ConfigDict) -> None:
+    if not m.head_dim and m.embed_dim % m.num_heads:
+        raise ConfigError(
+            f"model.num_heads={m.num_heads}: must divide model.embed_dim={m.embed_dim}, "
+            "or set model.head_dim"
+        )
+    kv_heads = m.num_kv_heads or m.num_heads
+    if kv_heads < 1 or m.num_heads % kv_heads:
+        raise ConfigError(
+            f"model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads} "
+            "(0 means one for each head)"
+        )
+    head_dim = m.head_dim or m.embed_dim // m.num_heads
+    if m.positions == "rotary" and head_dim % 2:
+        raise ConfigError(f"model.positions='rotary': needs an even head_dim, got {head_dim}")
+    pattern = m.attention.split(",")
+    if m.num_layers % len(pattern):
+        raise ConfigError(
+            f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "
+            f"model.num_layers={m.num_layers}"
+        )
+
+
+def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
+    """Returns a copy of config.model with every 0-means-derived size filled in."""
+    m = ConfigDict(model.to_dict())
+    m.vocab_size = m.vocab_size or vocab_size
+    m.num_decoder_layers = m.num_decoder_layers or m.num_layers
+    m.num_kv_heads = m.num_kv_heads or m.num_heads
+    m.head_dim = m.head_dim or m.embed_dim // m.num_heads
+    m.mlp_dim = m.mlp_dim or 4 * m.embed_dim
+    return m
+
+
+# What a resumed run may change: how long, how often, on what devices, by what route.
+CHANGEABLE = (
+    "train.steps", "train.log_every", "train.max_nonfinite", "mesh.", "checkpoint.", "eval.",
+    "sample.", "model.scan", "model.remat", "data.tfds_dir",
+)
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns 'key: old there, new here' for each key that makes it another run."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{key}: {a.get(key)!r} there, {b.get(key)!r} here"
+        for key in a | b
+        if a.get(key) != b.get(key) and not key.startswith(CHANGEABLE)
+    ]
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as indented JSON, keys in the order of definition."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote, onto today's defaults, and checks it."""
+    config = base()
+    for key, value in flatten(ConfigDict(json.loads(text))).items():
+        *parents, last = key.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent] if parent in node else None
+        if node is None or last not in node:
+            raise _unknown(key, flatten(config))
+        node[last] = tuple(value) if isinstance(value, list) else value
+    check(config)
+    return config

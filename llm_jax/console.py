@@ -1,0 +1,74 @@
+"""What a user sees on stderr while a run goes on."""
+
+import logging
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHOWN = {
+    "loss": ("loss", "{:.3f}"),
+    "eval_loss": ("validation", "{:.3f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "mfu": ("MFU", "{:.1%}"),
+    "skipped": ("skipped", "{:.0f}"),
+}
+
+
+class Reporter:
+    """Facts, a live bar where stderr is a terminal, plain lines where it is not."""
+
+    def __init__(self):
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        handler = RichHandler(console=self.console, show_time=False, show_path=False)
+        logging.getLogger("llm_jax").handlers = [handler]
+        logging.getLogger("llm_jax").setLevel(logging.INFO)
+        self.seen: dict[str, str] = {}
+        self.bar = None
+
+    def facts(self, facts: dict[str, Any]) -> None:
+        """Prints a small table."""
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, value in facts.items():
+            table.add_row(f"[bold]{name}[/]", str(value))
+        self.console.print(table)
+
+    def start(self, facts: dict[str, Any], step: int, steps: int) -> None:
+        """Prints the facts and starts the bar at `step` of `steps`."""
+        self.facts(facts)
+        self.steps = steps
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=steps, completed=step, numbers="compiling …")
+            self.bar.start()
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text)
+
+    def progress(self, step: int, values: dict[str, float]) -> None:
+        """Shows the newest numbers of a logged step."""
+        for key, (label, form) in SHOWN.items():
+            if values.get(key):
+                self.seen[key] = f"{label} {form.format(values[key])}"
+        numbers = "  ".join(self.seen[key] for key in SHOWN if key in self.seen)
+        if self.bar:
+            self.bar.update(self.task, completed=step, numbers=numbers)
+        else:
+            print(f"step {step}/{self.steps}  {numbers}", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Ends the bar."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None

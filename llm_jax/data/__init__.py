@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizers, examples, pipelines. NumPy and Grain only."""

@@ -1,0 +1,173 @@
+"""Documents to batches: tokenise, cut in windows, shuffle, pack, batch."""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.transforms import objective
+from llm_jax.data.windows import Windows, cut, stream, streams
+
+Batch = dict[str, np.ndarray]
+
+BINS = 64  # rows packed at a time: more of them waste less padding, but restore more slowly
+SPREAD = 4096  # windows shuffled together, of a set that is read as it is needed
+PREFETCH = 4  # batches made ahead of the step that wants them
+
+_PACKER_NAMES = {  # what Grain's packer calls them: what a batch calls them
+    "tokens_segment_ids": "segment_ids",
+    "tokens_positions": "positions",
+    "encoder_tokens_segment_ids": "encoder_segment_ids",
+    "encoder_tokens_positions": "encoder_positions",
+}
+_IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
+
+
+def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError when the tokenizer has more ids than the model has embeddings."""
+    if 0 < config.model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's "
+            f"{tokenizer.vocab_size}; use 0 (the tokenizer's own) or at least that"
+        )
+
+
+def train_iterator(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    docs: Sequence[str],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Returns this process's endless batches, [batch_size / process_count, max_length] a field.
+
+    Each epoch has a fresh order and fresh cuts, all decided by config.seed. `get_state()` is what
+    JSON can hold and stands exactly behind the last batch returned; `set_state()` continues there.
+    """
+    rows = _rows(config, process_count)
+    seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    share = slice(process_index, None, process_count)
+    examples = _examples(config, tokenizer, docs, "data.train", seed, share)
+    return _Prefetch(iter(_pack(examples, config, tokenizer, seed).batch(rows)), PREFETCH)
+
+
+class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
+    def __del__(self, finalizing=sys.is_finalizing):
+        # Grain's fails, with a traceback, when Python itself is being taken down.
+        if not finalizing():
+            super().__del__()
+
+
+class EvalBatches:
+    """Batches that cover the documents once, in order; each iteration starts from the first."""
+
+    def __init__(self, rows: grain.IterDataset, size: int, share: slice, pad_id: int):
+        # Every process packs the whole set and keeps its share, so that all agree on the count.
+        self._batches = rows.batch(size, drop_remainder=False)
+        self._size, self._share, self._pad_id = size, share, pad_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield {name: self._fill(name, rows)[self._share] for name, rows in batch.items()}
+
+    def _fill(self, name: str, rows: np.ndarray) -> np.ndarray:
+        missing = ((0, self._size - len(rows)), (0, 0))
+        return np.pad(rows, missing, constant_values=_padding(name, self._pad_id))
+
+
+def eval_batches(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    docs: Sequence[str],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Returns this process's rows of the batches that cover `docs` once, in order.
+
+    Every process sees equally many batches; the last is filled up with rows of weight 0.
+    """
+    rows = _rows(config, process_count)
+    examples = _examples(config, tokenizer, docs, "data.validation")
+    share = slice(process_index * rows, (process_index + 1) * rows)
+    packed = _pack(examples, config, tokenizer)
+    return EvalBatches(packed, config.data.batch_size, share, tokenizer.pad_id)
+
+
+def _rows(config: ConfigDict, process_count: int) -> int:
+    if config.data.batch_size < 1 or config.data.batch_size % process_count:
+        raise ConfigError(f"data.batch_size: {config.data.batch_size} must be a multiple of the "
+                          f"{process_count} processes")
+    return config.data.batch_size // process_count
+
+
+def _examples(config, tokenizer, docs, key, seed=None, share=None) -> grain.IterDataset:
+    """Examples of `docs`: once, in order, or with a seed shuffled and without end."""
+    check_vocab(config, tokenizer)
+    if not len(docs):
+        raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
+                          "data.validation_fraction")
+    what = objective(config)
+    stride, overlap = what.stride(config), what.overlap
+
+    def make(window, rng):
+        return what.make(window, rng, tokenizer, config)
+
+    def make_all(text, rng):
+        windows = cut(stream(tokenizer, text), stride, overlap, rng if share else None)
+        return [make(window, rng) for window in windows]
+
+    if in_memory := isinstance(docs, list):
+        windows = Windows(streams(tokenizer, docs), stride, overlap, seed)
+        if share and len(windows.tokens) < stride * share.step:
+            raise ConfigError(f"{key}: {len(windows.tokens)} tokens do not fill one row of "
+                              f"model.max_length = {config.model.max_length} a process; use more "
+                              "text or shorter rows")
+        examples = grain.MapDataset.range(len(windows)).map_with_index(lambda i, _: windows[i])
+        examples = examples.random_map(make, seed=seed or 0)
+        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    else:
+        examples = grain.MapDataset.source(docs).random_map(make_all, seed=seed or 0)
+        read = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+    if share:
+        examples = examples.shuffle(seed)[share].repeat()
+        if not len(examples):
+            raise ConfigError(f"{key}: {len(docs)} documents are fewer than the "
+                              f"{share.step} processes")
+    examples = examples.to_iter_dataset(read)
+    if not in_memory:
+        examples = grain.experimental.FlatMapIterDataset(examples, _Flatten())
+        if share:
+            shuffle = grain.experimental.WindowShuffleIterDataset
+            examples = shuffle(examples, window_size=SPREAD, seed=seed)
+    return examples
+
+
+class _Flatten(grain.experimental.FlatMapTransform):
+    def flat_map(self, element):
+        return element
+
+
+def _pack(examples, config, tokenizer, seed=None) -> grain.IterDataset:
+    """Rows of max_length, each of several examples (or one) under segment ids 1, 2, ...; 0 pads."""
+    if config.data.packing not in ("first_fit", "none"):
+        raise ConfigError(f"data.packing: {config.data.packing!r} must be first_fit or none")
+    lengths = objective(config).lengths(config)
+    packed = grain.experimental.FirstFitPackIterDataset(
+        examples,
+        length_struct=lengths,
+        padding_struct={name: _padding(name, tokenizer.pad_id) for name in lengths},
+        meta_features=[name for name in lengths if f"{name}_positions" not in _PACKER_NAMES],
+        num_packing_bins=BINS,
+        shuffle_bins=seed is not None,
+        seed=seed or 0,
+        max_sequences_per_bin=1 if config.data.packing == "none" else None,
+    )
+    return packed.map(lambda row: {_PACKER_NAMES.get(name, name): row[name] for name in row})
+
+
+def _padding(name: str, pad_id: int) -> int:
+    return pad_id if name in _IDS else 0

@@ -1,0 +1,371 @@
+"""Text to ids and back: bytes, characters, BPE, WordPiece, tokenizer.json, sentencepiece."""
+
+import json
+import logging
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+# A tokenizer learns little from more text than this, and training takes memory for all of it.
+TRAINING_CHARACTERS = 2**26
+_ABOUT = "tokenizer_kind.json"
+
+
+class Tokenizer(ABC):
+    """One interface to every tokenizer.
+
+    Attributes: `vocab_size` (every id is below it), `bos_id`, `eos_id`, `pad_id`, and `specials`,
+    the ids of all special tokens by name.
+    """
+
+    kind: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    specials: dict[str, int]
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of `text`, int32 [n]; adds no specials and reads none in the text."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids` without specials; what is not text becomes U+FFFD."""
+
+    @abstractmethod
+    def _write(self, folder: Path) -> dict:
+        """Writes the files of this kind into `folder` and returns what `_open` needs besides."""
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, folder: Path, about: dict) -> "Tokenizer":
+        """Opens what `_write` wrote."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns `encode` of each text, on all cores where the tokenizer can."""
+        return [self.encode(text) for text in texts]
+
+    def special(self, name: str) -> int:
+        """Returns the id of a special token such as '[MASK]'; raises ConfigError if it has none."""
+        if name not in self.specials:
+            raise ConfigError(f"tokenizer.specials: this {self.kind} tokenizer has no {name!r}, "
+                              f"only {sorted(self.specials)}; add it to tokenizer.specials")
+        return self.specials[name]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes all that `load` needs into `folder`; each file appears whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"kind": self.kind, **self._write(folder)}
+        _replace(folder / _ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """Opens what `Tokenizer.save` wrote; raises ConfigError when it is not there."""
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        return _KINDS[about["kind"]]._open(folder, about)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no readable tokenizer ({error}); "
+                          "it must be a folder that Tokenizer.save wrote") from error
+
+
+def build(config: ConfigDict, train_documents: Sequence[str]) -> Tokenizer:
+    """Trains or opens the tokenizer that config.tokenizer describes; the same text gives the same.
+
+    Only the training documents are seen: evenly spaced ones when there are very many.
+    """
+    specials = list(config.get("specials", ()))
+    match config.name:
+        case "bytes":
+            return Bytes(specials)
+        case "chars":
+            return Chars(sorted(set().union(*_sample(train_documents))), specials)
+        case "bpe" | "wordpiece":
+            train = _train_bpe if config.name == "bpe" else _train_wordpiece
+            tokenizer = train(_sample(train_documents), config.vocab_size, specials)
+            if tokenizer.vocab_size != config.vocab_size:
+                log.warning("tokenizer.vocab_size: the training text gives %d tokens, not %d",
+                            tokenizer.vocab_size, config.vocab_size)
+            return tokenizer
+        case "file":
+            return _open_file(_file(config), specials)
+        case "sentencepiece":
+            return SentencePiece(_file(config), specials)
+    raise ConfigError(f"tokenizer.name: {config.name!r} is unknown; it must be bytes, chars, bpe, "
+                      "wordpiece, file or sentencepiece")
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes, then [PAD], [BOS], [EOS] and any more specials."""
+
+    kind = "bytes"
+
+    def __init__(self, specials: Sequence[str] = ()):
+        names = ["[PAD]", "[BOS]", "[EOS]", *specials]
+        self.specials = {name: 256 + i for i, name in enumerate(names)}
+        self.pad_id, self.bos_id, self.eos_id = 256, 257, 258
+        self.vocab_size = 256 + len(names)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
+
+    def _write(self, folder: Path) -> dict:
+        return {"specials": list(self.specials)[3:]}
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict) -> "Bytes":
+        return cls(about["specials"])
+
+
+class Chars(Tokenizer):
+    """The training text's characters, then [PAD], [BOS], [EOS], [UNK] and any more specials."""
+
+    kind = "chars"
+
+    def __init__(self, characters: Sequence[str], specials: Sequence[str] = ()):
+        names = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *specials]
+        n = len(characters)
+        self.characters = list(characters)
+        self.specials = {name: n + i for i, name in enumerate(names)}
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id = range(n, n + 4)
+        self.vocab_size = n + len(names)
+        # One look-up a character, with a last entry for every code point beyond the known ones.
+        points = np.array([ord(c) for c in characters], np.int64)
+        self._ids = np.full(points.max(initial=0) + 2, self.unk_id, np.int32)
+        self._ids[points] = np.arange(n)
+
+    def encode(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        return self._ids[np.minimum(points, len(self._ids) - 1)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        unknown = {self.unk_id: "\ufffd"}
+        n = len(self.characters)
+        return "".join(
+            self.characters[i] if 0 <= i < n else unknown.get(i, "") for i in map(int, ids)
+        )
+
+    def _write(self, folder: Path) -> dict:
+        return {"characters": "".join(self.characters), "specials": list(self.specials)[4:]}
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict) -> "Chars":
+        return cls(about["characters"], about["specials"])
+
+
+class HuggingFace(Tokenizer):
+    """Anything that a tokenizer.json holds."""
+
+    kind = "huggingface"
+
+    def __init__(self, tokenizer, bos_id: int, eos_id: int, pad_id: int):
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
+        added = tokenizer.get_added_tokens_decoder()
+        self.specials = {token.content: i for i, token in added.items() if token.special}
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _write(self, folder: Path) -> dict:
+        _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        return {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id")}
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict) -> "HuggingFace":
+        tokenizer = _parse(folder / "tokenizer.json")
+        return cls(tokenizer, about["bos_id"], about["eos_id"], about["pad_id"])
+
+
+class SentencePiece(Tokenizer):
+    """A sentencepiece .model; more specials follow its last id."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: str | Path, specials: Sequence[str] = ()):
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"tokenizer.path: {path} is not a sentencepiece .model") from error
+        self._path = Path(path)
+        self._more = list(specials)
+        n = self._model.vocab_size()
+        self.specials = {
+            self._model.id_to_piece(i): i for i in range(n) if self._model.is_control(i)
+        } | {name: n + i for i, name in enumerate(self._more)}
+        self.vocab_size = n + len(self._more)
+        self.eos_id = self._model.eos_id()
+        if self.eos_id < 0:
+            raise ConfigError(f"tokenizer.path: {path} has no end-of-sentence token; train the "
+                              "model with --eos_id")
+        # T5's models have no bos and start from pad; LLaMA's have no pad.
+        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
+        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.pad_id
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._model.encode(text), np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        n, skip = self._model.vocab_size(), set(self.specials.values())
+        return self._model.decode([i for i in map(int, ids) if 0 <= i < n and i not in skip])
+
+    def _write(self, folder: Path) -> dict:
+        target = folder / "tokenizer.model"
+        if self._path.resolve() != target.resolve():
+            temporary = target.with_suffix(".tmp")
+            shutil.copyfile(self._path, temporary)
+            os.replace(temporary, target)
+        return {"specials": self._more}
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict) -> "SentencePiece":
+        return cls(folder / "tokenizer.model", about["specials"])
+
+
+_KINDS = {kind.kind: kind for kind in (Bytes, Chars, HuggingFace, SentencePiece)}
+
+
+def _sample(docs: Sequence[str]) -> Iterator[str]:
+    """Yields evenly spaced documents, up to TRAINING_CHARACTERS in all."""
+    if isinstance(docs, list):
+        size = sum(map(len, docs))
+    else:  # read as needed: guess the whole from a few
+        few = [len(docs[i]) for i in np.linspace(0, len(docs) - 1, 100).astype(int)]
+        size = int(np.mean(few) * len(docs))
+    step = max(1, -(-size // TRAINING_CHARACTERS))
+    return (docs[i] for i in range(0, len(docs), step))
+
+
+def _train_bpe(docs: Iterable[str], vocab_size: int, specials: list[str]) -> HuggingFace:
+    """GPT-2's: over bytes, so that every text can be encoded; one special ends and pads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[end, *specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(docs, trainer)
+    return HuggingFace(tokenizer, *[tokenizer.token_to_id(end)] * 3)
+
+
+def _train_wordpiece(docs: Iterable[str], vocab_size: int, specials: list[str]) -> HuggingFace:
+    """BERT's uncased one."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    more = [name for name in specials if name not in names]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=names + more, show_progress=False
+    )
+    tokenizer.train_from_iterator(docs, trainer)
+    ids = {name: tokenizer.token_to_id(name) for name in names}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    return HuggingFace(tokenizer, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
+
+
+# What published tokenizers call them, most telling first.
+_NAMES = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "[SEP]"),
+    "pad": ("<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
+}
+
+
+def _open_file(path: Path, specials: list[str]) -> HuggingFace:
+    tokenizer = _parse(path)
+    tokenizer.no_padding()  # a published file may pad or cut every text to the length it was
+    tokenizer.no_truncation()  # exported with
+    tokenizer.add_special_tokens(specials)
+    stated = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path.parent / name).is_file():
+            stated |= json.loads((path.parent / name).read_text("utf-8"))
+
+    def find(role: str, *aliases: str) -> int | None:
+        tokens = [stated.get(f"{alias}_token") for alias in (role, *aliases)]
+        tokens = [token["content"] if isinstance(token, dict) else token for token in tokens]
+        ids = (tokenizer.token_to_id(token) for token in (*tokens, *_NAMES[role]) if token)
+        return next((i for i in ids if i is not None), None)
+
+    eos = find("eos", "sep")
+    if eos is None:
+        raise ConfigError(f"tokenizer.path: {path} names no end-of-text token; put one in a "
+                          "special_tokens_map.json beside it, as in {\"eos_token\": \"</s>\"}")
+    bos, pad = find("bos", "cls"), find("pad")
+    return HuggingFace(tokenizer, eos if bos is None else bos, eos, eos if pad is None else pad)
+
+
+def _parse(path: Path):
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"tokenizer.path: {path} is not a tokenizer.json ({error})") from error
+
+
+def _file(config: ConfigDict) -> Path:
+    path = Path(config.path)
+    if not config.path or not path.is_file():
+        raise ConfigError(f"tokenizer.path: {config.path!r} is not a file; tokenizer.name="
+                          f"{config.name} needs "
+                          + ("a tokenizer.json" if config.name == "file" else "a .model"))
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,69 @@
+"""The causal stack: a language model by itself, a sequence model on top of an encoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from llm_jax.attention.mask import Mask
+from llm_jax.models.layers import Norm, Positions, RelativeBias, TokenEmbed, alibi, annotate
+from llm_jax.models.stack import Context, Stack
+
+
+class Decoder(nn.Module):
+    """tokens, positions, segment_ids [B, T] -> [B, T, D], each looking only back.
+
+    `encoded` [B, S, D] with `encoded_segments` [B, S] adds cross-attention. With cache_length
+    the call continues a sequence whose keys and values are in the 'cache' collection, rows
+    standing at `positions`; `encoded` need be given only once then.
+    """
+
+    cfg: FrozenConfigDict
+    embed: TokenEmbed
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array | None = None,
+        *,
+        encoded: jax.Array | None = None,
+        encoded_segments: jax.Array | None = None,
+        prefix: jax.Array | None = None,
+        deterministic: bool = True,
+        cache_length: int = 0,
+    ) -> jax.Array:
+        cfg, T = self.cfg, tokens.shape[1]
+        x = Positions(cfg, name="positions")(self.embed(tokens), positions)
+        if cfg.embed_norm:
+            x = Norm(cfg, name="embed_norm")(x)
+        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
+        x = annotate(x, "batch", "length", "activation_embed")
+
+        offset, S = (positions[:, 0], cache_length) if cache_length else (None, T)
+        bias = None
+        if cfg.positions == "relative":
+            bias = RelativeBias(cfg, bidirectional=False, name="relative_bias")(T, S, offset)
+        elif cfg.positions == "alibi":
+            bias = alibi(cfg.num_heads, T, S, offset)
+        mask = Mask(
+            segment_ids, segment_ids, offset, prefix, causal=True, window=cfg.window or None
+        )
+        cross_mask = None
+        if self.cross:
+            ours = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+            theirs = encoded_segments
+            cross_mask = Mask() if theirs is None else Mask(ours, theirs)
+        context = Context(mask, positions, bias, encoded, cross_mask)
+        stack = Stack(
+            cfg,
+            cfg.num_decoder_layers,
+            cross=self.cross,
+            deterministic=deterministic,
+            cache_length=cache_length,
+            name="stack",
+        )
+        x = stack(x, context)
+        return Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x

@@ -1,0 +1,219 @@
+"""The parts that encoders and decoders share: projections, norms, feed-forward, embeddings.
+
+Parameters are float32 and carry logical axis names; activations are in `cfg.dtype`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from llm_jax.models import functions
+
+PLAIN = {
+    "gelu": functions.gelu,
+    "gelu_tanh": functions.gelu_tanh,
+    "relu": functions.relu,
+    "silu": functions.silu,
+}
+GATED = {
+    "geglu": functions.gelu,
+    "geglu_tanh": functions.gelu_tanh,
+    "reglu": functions.relu,
+    "swiglu": functions.silu,
+}
+
+
+def annotate(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Names the logical axes of an activation; a no-op where no mesh is set."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def residual_scale(cfg: FrozenConfigDict) -> float:
+    """1 / sqrt(2 num_layers) where cfg.scale_residual_init (GPT-2 paper, section 2.3), else 1."""
+    return (2 * cfg.num_layers) ** -0.5 if cfg.scale_residual_init else 1.0
+
+
+class Dense(nn.Module):
+    """Contracts the last `len(inputs)` axes of x with a kernel of shape inputs + outputs.
+
+    x [..., *inputs] -> [..., *outputs]; `axes` names the kernel's logical axes.
+    """
+
+    cfg: FrozenConfigDict
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    axes: Sequence[str]
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, dtype = len(self.inputs), self.cfg.dtype
+        init = nn.initializers.normal(self.cfg.initializer_range * self.init_scale)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.axes),
+            (*self.inputs, *self.outputs),
+        )
+        y = jax.lax.dot_general(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
+        )
+        if self.cfg.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
+            y += self.param("bias", zeros, tuple(self.outputs)).astype(dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis."""
+
+    cfg: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg, shape = self.cfg, (x.shape[-1],)
+        named = lambda init: nn.with_logical_partitioning(init, ("norm",))
+        scale = self.param("scale", named(nn.initializers.ones), shape)
+        if cfg.norm == "rmsnorm":
+            return functions.rms_norm(x, scale, cfg.norm_epsilon)
+        bias = self.param("bias", named(nn.initializers.zeros), shape) if cfg.use_bias else None
+        return functions.layer_norm(x, scale, bias, cfg.norm_epsilon)
+
+
+class Mlp(nn.Module):
+    """act(x up) down, or (act(x gate) * (x up)) down for the gated kinds (Shazeer 2020).
+
+    x [B, T, D] -> [B, T, D]
+    """
+
+    cfg: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        D, F = (cfg.embed_dim,), (cfg.mlp_dim,)
+        h = Dense(cfg, D, F, ("embed", "mlp"), name="up")(x)
+        if cfg.activation in GATED:
+            gate = Dense(cfg, D, F, ("embed", "mlp"), name="gate")(x)
+            h = GATED[cfg.activation](gate) * h
+        else:
+            h = PLAIN[cfg.activation](h)
+        h = annotate(h, "batch", "length", "activation_mlp")
+        return Dense(cfg, F, D, ("mlp", "embed"), residual_scale(cfg), name="down")(h)
+
+
+class TokenEmbed(nn.Module):
+    """tokens [B, T] -> [B, T, D]; `matrix` [V, D] serves again as the tied output."""
+
+    cfg: FrozenConfigDict
+
+    def setup(self):
+        cfg = self.cfg
+        init = nn.initializers.normal(cfg.initializer_range)
+        self.matrix = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            (cfg.vocab_size, cfg.embed_dim),
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = jnp.take(self.matrix, tokens, axis=0).astype(self.cfg.dtype)
+        return x * math.sqrt(self.cfg.embed_dim) if self.cfg.scale_embeddings else x
+
+
+class Positions(nn.Module):
+    """Adds learned or sinusoidal positions [B, T] to x [B, T, D]; other kinds add nothing here."""
+
+    cfg: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        if cfg.positions == "learned":
+            init = nn.initializers.normal(cfg.initializer_range)
+            table = self.param(
+                "embedding",
+                nn.with_logical_partitioning(init, ("positions", "embed")),
+                (cfg.max_length, cfg.embed_dim),
+            )
+            return x + jnp.take(table, positions, axis=0).astype(x.dtype)
+        if cfg.positions == "sinusoidal":
+            return x + sinusoids(positions, cfg.embed_dim).astype(x.dtype)
+        return x
+
+
+def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
+    """[B, T] -> [B, T, dim]: sines of p / 10000^(2i/dim), then cosines (Vaswani 2017, 3.5)."""
+    rates = 10_000.0 ** (-jnp.arange(0, dim, 2) / dim)
+    angles = positions[..., None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : dim // 2]], axis=-1)
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotary positions (Su 2021, 3.4.2), halves paired: x [B, T, N, H], positions [B, T]."""
+    half = x.shape[-1] // 2
+    rates = base ** (-jnp.arange(half) / half)
+    angles = positions[..., None, None] * rates
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def distances(query_offset: jax.Array | None, T: int, S: int) -> jax.Array:
+    """Key index minus query index, [1 or B, T, S]; query_offset: index of the first query."""
+    offset = jnp.zeros((1,), jnp.int32) if query_offset is None else jnp.atleast_1d(query_offset)
+    return jnp.arange(S)[None, None, :] - (offset[:, None, None] + jnp.arange(T)[None, :, None])
+
+
+class RelativeBias(nn.Module):
+    """T5's bucketed relative positions as a bias [1 or B, N, T, S] (Raffel 2020, 2.1).
+
+    Half of the buckets hold exact distances, the others grow logarithmically up to
+    relative_max_distance; a bidirectional stack spends half of all on either side.
+    """
+
+    cfg: FrozenConfigDict
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, T: int, S: int, query_offset: jax.Array | None = None) -> jax.Array:
+        cfg = self.cfg
+        init = nn.initializers.normal(cfg.initializer_range)
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("buckets", "heads")),
+            (cfg.relative_buckets, cfg.num_heads),
+        )
+        bucket = self.bucket(distances(query_offset, T, S))
+        return jnp.moveaxis(jnp.take(table, bucket, axis=0), -1, 1).astype(cfg.dtype)
+
+    def bucket(self, distance: jax.Array) -> jax.Array:
+        """Bucket index of key minus query distances, any shape."""
+        buckets, start = self.cfg.relative_buckets, 0
+        if self.bidirectional:
+            buckets //= 2
+            start = jnp.where(distance > 0, buckets, 0)
+            distance = jnp.abs(distance)
+        else:
+            distance = jnp.maximum(-distance, 0)
+        exact = buckets // 2
+        ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(
+            self.cfg.relative_max_distance / exact
+        )
+        far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+        return start + jnp.where(distance < exact, distance, far)
+
+
+def alibi(num_heads: int, T: int, S: int, query_offset: jax.Array | None = None) -> jax.Array:
+    """ALiBi's bias -slope |distance|, [1 or B, N, T, S] (Press 2022, section 3)."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    # Between powers of two the paper's code takes every other slope of the next power.
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    away = jnp.abs(distances(query_offset, T, S)).astype(jnp.float32)
+    return -jnp.asarray(slopes)[None, :, None, None] * away[:, None]

@@ -1,0 +1,152 @@
+"""Where arrays live: the mesh, and which of its axes each logical axis is split over.
+
+The only place that knows the mesh's axis names. Models name logical axes; `RULES` maps them.
+"""
+
+from contextlib import ExitStack
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("layers", None),
+    # parameters
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("kv", None),
+    ("mlp", "tensor"),
+    ("norm", None),
+    ("positions", None),
+    ("buckets", None),
+    # activations
+    ("activation_embed", None),
+    ("activation_heads", "tensor"),
+    ("activation_kv_heads", "tensor"),
+    ("activation_kv", None),
+    ("activation_mlp", "tensor"),
+)
+
+
+def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
+    """Lays all devices out as config.mesh says; one size may be -1, the rest of the devices.
+
+    Raises:
+      ConfigError: sizes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    named = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+        raise ConfigError(f"{named}: sizes must be positive, and at most one may be -1")
+    fixed = int(np.prod([s for s in shape if s != -1]))
+    if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
+        raise ConfigError(
+            f"{named}: the sizes multiply to {fixed}, which must "
+            f"{'divide' if -1 in shape else 'equal'} the {len(devices)} devices; "
+            "set one to -1 to take the rest"
+        )
+    shape = [len(devices) // fixed if s == -1 else s for s in shape]
+    # Explicit axis types, JAX's default, would have Linen code annotate every operation.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a batch or heads that do not divide over the mesh, before anything compiles."""
+    rows, parts = config.data.batch_size // config.train.microbatches, batch_shards(mesh)
+    if rows % parts:
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} in train.microbatches="
+            f"{config.train.microbatches}: {rows} sequences do not divide over mesh.data x "
+            f"mesh.fsdp = {parts}; the nearest batch sizes are "
+            f"{rows // parts * parts * config.train.microbatches or '-'} and "
+            f"{(rows // parts + 1) * parts * config.train.microbatches}"
+        )
+    model, tensor = config.model, mesh.shape["tensor"]
+    for key in ("num_heads", "num_kv_heads"):
+        heads = model[key] or model.num_heads
+        if heads % tensor:
+            raise ConfigError(
+                f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}"
+            )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts the batch axis is split in."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a [B, ...] array."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_shardings(boxed: dict, mesh: Mesh) -> dict:
+    """Shardings of parameters from the logical names they are boxed with (abstract or real)."""
+
+    def one(leaf):
+        if not isinstance(leaf, nn.Partitioned):
+            return replicated(mesh)
+        axes = nn.logical_to_mesh_axes(leaf.names, RULES)
+        # A size that does not divide (a vocabulary of 65 over 4) stays whole.
+        fits = [
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, leaf.value.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+
+
+def like_params(tree, params, shardings, mesh: Mesh):
+    """Shardings of an optimizer state: a leaf that mirrors a parameter lies like it.
+
+    A leaf mirrors the parameter whose path ends its own path and whose shape it has;
+    everything else (counts, factored statistics) is whole on every device.
+    """
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    where = dict(zip((str_path(p) for p, _ in paths), jax.tree.leaves(shardings), strict=True))
+    shapes = {str_path(p): x.shape for p, x in paths}
+
+    def one(path, leaf):
+        for start in range(len(path)):
+            name = str_path(path[start:])
+            if name in where and shapes[name] == leaf.shape:
+                return where[name]
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def str_path(path) -> str:
+    """A pytree path as 'decoder/stack/layers/…'."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's rows; returns before the copy has ended."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def activate(mesh: Mesh):
+    """Context in which logical names mean axes of this mesh; wraps tracing and calls alike."""
+    stack = ExitStack()
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(nn.logical_axis_rules(RULES))
+    return stack

@@ -1,0 +1,23 @@
+"""Peak rates of accelerators, from their makers' data sheets."""
+
+import jax
+
+# Dense bfloat16 FLOP/s a device, by a part of `device_kind` in lower case; first match counts.
+PEAK_FLOPS = (
+    ("h200", 989e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+    ("v6 lite", 918e12),
+    ("v6e", 918e12),
+    ("v5 lite", 197e12),
+    ("v5e", 197e12),
+    ("v5p", 459e12),
+    ("v5", 459e12),
+    ("v4", 275e12),
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 FLOP/s of a device; None where not known (a CPU)."""
+    kind = device.device_kind.lower()
+    return next((peak for name, peak in PEAK_FLOPS if name in kind), None)

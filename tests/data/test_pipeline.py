@@ -1,0 +1,222 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llm_jax.config import ConfigError
+from llm_jax.data import pipeline, sources, tokenizers, windows
+
+TOKENIZER = tokenizers.Bytes()
+FIELDS = {"tokens", "targets", "weights", "segment_ids", "positions"}
+
+
+def _documents(seed=0, n=40, longest=70):
+    """Texts that no window of two of them could be confused in: each of its own letters."""
+    rng = np.random.default_rng(seed)
+    return ["".join(map(chr, rng.integers(33, 127, rng.integers(1, longest)))) for _ in range(n)]
+
+
+def _take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def _same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _segments(batch):
+    """Yields (tokens, targets, positions) of every segment of every row."""
+    for row in range(len(batch["tokens"])):
+        ids = batch["segment_ids"][row]
+        for segment in range(1, ids.max() + 1):
+            where = ids == segment
+            yield [batch[name][row][where] for name in ("tokens", "targets", "positions")]
+
+
+def _check(batch, rows, length):
+    assert batch.keys() == FIELDS
+    for name, values in batch.items():
+        assert values.shape == (rows, length)
+        assert values.dtype == (np.float32 if name == "weights" else np.int32)
+    padding = batch["segment_ids"] == 0
+    assert np.array_equal(batch["weights"] == 0, padding)
+    assert (batch["tokens"][padding] == TOKENIZER.pad_id).all()
+    for tokens, targets, positions in _segments(batch):
+        assert np.array_equal(tokens[1:], targets[:-1])
+        assert np.array_equal(positions, np.arange(len(tokens)))
+
+
+def _predicted(batches):
+    """How often each (token, target) is asked for."""
+    pairs = Counter()
+    for batch in batches:
+        for tokens, targets, _ in _segments(batch):
+            pairs.update(zip(tokens.tolist(), targets.tolist(), strict=True))
+    return pairs
+
+
+def _expected(docs):
+    pairs = Counter()
+    for doc in docs:
+        s = windows.stream(TOKENIZER, doc).tolist()
+        pairs.update(zip(s, s[1:], strict=False))
+    return pairs
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+def test_train_batches_are_well_formed(config, packing):
+    config.data.packing = packing
+    docs = _documents()
+    streams = [windows.stream(TOKENIZER, doc).tobytes() for doc in docs]
+    for batch in _take(pipeline.train_iterator(config, TOKENIZER, docs), 30):
+        _check(batch, rows=4, length=16)
+        if packing == "none":
+            assert batch["segment_ids"].max() == 1
+        for tokens, targets, _ in _segments(batch):  # each from within one document
+            piece = np.append(tokens, targets[-1]).tobytes()
+            assert any(piece in stream for stream in streams)
+
+
+def test_an_epoch_predicts_every_token_once():
+    docs = _documents()
+    arrays = [windows.stream(TOKENIZER, doc) for doc in docs]
+    cuts = windows.Windows(arrays, stride=16, overlap=1, seed=3)
+    epochs = []
+    for epoch in range(3):
+        pieces = [cuts[epoch * len(cuts) + i] for i in range(len(cuts))]
+        pieces = [piece for piece in pieces if piece is not None]
+        assert max(map(len, pieces)) <= 17
+        pieces = [piece.tolist() for piece in pieces]
+        pairs = Counter(pair for piece in pieces for pair in zip(piece, piece[1:], strict=False))
+        assert pairs == _expected(docs)
+        epochs.append(pieces)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("length", [2, 3, 16, 17, 18, 33, 50])
+def test_cut_and_windows_agree(length, overlap):
+    tokens = np.arange(length)
+    cuts = windows.Windows([tokens], stride=16, overlap=overlap)
+    whole = [cuts[i] for i in range(len(cuts)) if cuts[i] is not None]
+    expected = windows.cut(tokens, 16, overlap)
+    assert [w.tolist() for w in whole] == [w.tolist() for w in expected]
+    for seed in range(20):
+        pieces = windows.cut(tokens, 16, overlap, np.random.default_rng(seed))
+        new = np.concatenate([piece[overlap:] for piece in pieces])
+        assert new.tolist() == list(range(overlap, length))
+        assert all(overlap < len(piece) <= 16 + overlap for piece in pieces)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_an_epoch(config, processes):
+    docs = _documents()
+    arrays = windows.streams(TOKENIZER, docs)
+    seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    slots = windows.Windows(arrays, 16, 1, seed)
+    wanted = Counter(slots[i].tobytes() for i in range(len(slots)) if slots[i] is not None)
+    found = Counter()
+    for process in range(processes):
+        share = slice(process, None, processes)
+        iterator = iter(pipeline._examples(config, TOKENIZER, docs, "data.train", seed, share))
+        while True:
+            example = next(iterator)
+            if iterator.get_state()["next_index"] > len(range(len(slots))[share]):
+                break  # of the next epoch
+            piece = np.append(example["tokens"], example["targets"][-1])
+            found[piece.astype(slots.tokens.dtype).tobytes()] += 1
+    assert found == wanted
+    iterator = pipeline.train_iterator(config, TOKENIZER, docs, processes - 1, processes)
+    _check(next(iterator), rows=4 // processes, length=16)
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+def test_restored_iterator_continues_bitwise(config, packing, monkeypatch):
+    monkeypatch.setattr(pipeline, "BINS", 7)
+    config.data.packing = packing
+    docs = _documents()
+    iterator = pipeline.train_iterator(config, TOKENIZER, docs)
+    states, batches = [], []
+    for _ in range(40):  # several epochs
+        states.append(json.dumps(iterator.get_state()))
+        batches.append(next(iterator))
+    for i in range(0, 40, 3):
+        again = pipeline.train_iterator(config, TOKENIZER, docs)
+        again.set_state(json.loads(states[i]))
+        assert all(map(_same, _take(again, 3), batches[i : i + 3]))
+        iterator.set_state(json.loads(states[i]))  # also one that had run ahead
+        assert _same(next(iterator), batches[i])
+
+
+def test_seed_decides_and_epochs_differ(config):
+    docs = _documents()
+    first = _take(pipeline.train_iterator(config, TOKENIZER, docs), 40)
+    assert all(map(_same, first, _take(pipeline.train_iterator(config, TOKENIZER, docs), 40)))
+    config.seed = 1
+    assert not any(map(_same, first, _take(pipeline.train_iterator(config, TOKENIZER, docs), 40)))
+    assert len({batch["tokens"].tobytes() for batch in first}) == 40
+
+
+def test_one_long_document_is_well_mixed(config):
+    """A batch of a single long document must not be consecutive text."""
+    text = "".join(f"{i:05}" for i in range(8000))
+    config.data.batch_size = 32
+    rows = next(pipeline.train_iterator(config, TOKENIZER, [text]))["tokens"]
+    found = [text.find(TOKENIZER.decode(row)) / len(text) for row in rows]
+    assert np.std(found) > 0.2  # uniform: 0.29
+    assert min(np.diff(sorted(found))) > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+def test_eval_covers_everything_once(config, packing, processes):
+    config.data.packing = packing
+    docs = _documents(n=11)
+    shares = [
+        pipeline.eval_batches(config, TOKENIZER, docs, i, processes) for i in range(processes)
+    ]
+    runs = [list(share) for share in shares]
+    assert len({len(run) for run in runs}) == 1
+    for run, share in zip(runs, shares, strict=True):
+        assert all(map(_same, run, list(share)))  # again from the start
+        for batch in run:
+            _check(batch, rows=4 // processes, length=16)
+    assert _predicted(batch for run in runs for batch in run) == _expected(docs)
+
+
+@pytest.mark.parametrize(
+    ("change", "docs", "message"),
+    [
+        ({"model.vocab_size": 258}, ["text" * 9], "model.vocab_size: 258 .* 259"),
+        ({"data.batch_size": 3}, ["text" * 9], "data.batch_size: 3 .* 2 processes"),
+        ({"data.packing": "best"}, ["text" * 9], "data.packing: 'best'"),
+        ({"objective.name": "dance"}, ["text" * 9], "objective.name: 'dance'"),
+        ({}, ["short"], "data.train: 7 tokens do not fill one row"),
+        ({}, [], "data.train: there are no documents"),
+    ],
+)
+def test_bad_runs_are_refused(config, change, docs, message):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=message):
+        pipeline.train_iterator(config, TOKENIZER, docs, 0, 2)
+
+
+def test_empty_validation_is_refused(config):
+    with pytest.raises(ConfigError, match="data.validation"):
+        pipeline.eval_batches(config, TOKENIZER, [])
+
+
+@pytest.mark.data
+def test_shakespeare_as_nanogpt_reads_it(config, shared_data):
+    config.data.train = str(shared_data / "tiny_shakespeare" / "input.txt")
+    config.data.validation_fraction = 0.1
+    config.tokenizer.name, config.model.max_length, config.data.batch_size = "chars", 64, 12
+    split = sources.splits(config)
+    assert len(split["train"][0]) == 1_003_854 and len(split["validation"][0]) == 111_540
+    tokenizer = tokenizers.build(config.tokenizer, split["train"])
+    assert tokenizer.vocab_size == 65 + 4
+    batch = next(pipeline.train_iterator(config, tokenizer, split["train"]))
+    assert batch["weights"].mean() > 0.98
+    batches = pipeline.eval_batches(config, tokenizer, split["validation"])
+    assert sum(batch["weights"].sum() for batch in batches) == 111_541
