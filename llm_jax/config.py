@@ -29,6 +29,7 @@ def base() -> ConfigDict:
     m.num_layers = 4
     m.num_decoder_layers = 0  # encoder_decoder only; 0: as many as num_layers
     m.embed_dim = 256
+    m.embedding_dim = 0  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
     m.num_heads = 8
     m.num_kv_heads = 0  # 0: num_heads; fewer: grouped-query attention
     m.head_dim = 0  # 0: embed_dim / num_heads
@@ -40,17 +41,29 @@ def base() -> ConfigDict:
     m.use_bias = True  # in dense layers and LayerNorm
     m.positions = "learned"  # learned | sinusoidal | rotary | relative | alibi | none
     m.rotary_base = 10_000.0
+    m.rotary_scaling = "none"  # none | linear | llama3
+    m.rotary_factor = 8.0
+    m.rotary_original_length = 8192  # llama3: the length before it was stretched
+    m.position_offset = 0  # learned: the table's first rows that are never used (RoBERTa: 2)
     m.relative_buckets = 32
     m.relative_max_distance = 128
     m.attention = "dense"  # name in llm_jax.attention.VARIANTS; "a,b": layers alternate
-    m.window = 0  # tokens a query sees back, itself included; 0: all
+    m.window = 128  # of the kind "local": keys a query sees back, itself included
+    m.attention_scale = 0.0  # of the scores; 0: head_dim^-0.5 (T5: 1)
+    m.share_layers = False  # ALBERT: one layer's parameters for all
     m.tie_embeddings = True
     m.scale_embeddings = False  # multiply token embeddings by sqrt(embed_dim)
     m.dropout = 0.0  # after the embeddings and each sub-layer
     m.attention_dropout = 0.0  # on attention probabilities
+    m.init = "normal"  # normal: initializer_range | fan_in: T5's, 1 / sqrt(inputs)
     m.initializer_range = 0.02
     m.scale_residual_init = False  # GPT-2: projections into the residual / sqrt(2 num_layers)
     m.embed_norm = False  # BERT: a norm after the sum of embeddings
+    m.type_vocab_size = 0  # BERT: kinds of segments, each with an embedding
+    m.head = "lm"  # lm | mlm: dense, activation, norm, bias | detection: ELECTRA's | none
+    m.scale_output = False  # T5: hidden / sqrt(embed_dim) before the tied output matrix
+    m.pooler = False  # BERT: tanh dense over the first token
+    m.num_classes = 0  # of a classifier over the pooled vector (next sentence: 2)
     m.dtype = "float32"  # of activations and matrix products; parameters are float32
     m.scan = True  # one compiled layer, looped: compile time does not grow with depth
     m.remat = "none"  # none | full | dots
@@ -127,6 +140,9 @@ CHOICES = {
         "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
     ),
     "model.positions": ("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
+    "model.rotary_scaling": ("none", "linear", "llama3"),
+    "model.init": ("normal", "fan_in"),
+    "model.head": ("lm", "mlm", "detection", "none"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
     "tokenizer.name": ("bytes", "chars", "bpe", "wordpiece", "file", "sentencepiece"),
@@ -295,6 +311,11 @@ def _check_model(m: ConfigDict) -> None:
     head_dim = m.head_dim or m.embed_dim // m.num_heads
     if m.positions == "rotary" and head_dim % 2:
         raise ConfigError(f"model.positions='rotary': needs an even head_dim, got {head_dim}")
+    if m.head == "lm" and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
+        raise ConfigError(
+            f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
+            f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False"
+        )
     pattern = m.attention.split(",")
     if m.num_layers % len(pattern):
         raise ConfigError(
@@ -310,6 +331,7 @@ def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
     m.num_decoder_layers = m.num_decoder_layers or m.num_layers
     m.num_kv_heads = m.num_kv_heads or m.num_heads
     m.head_dim = m.head_dim or m.embed_dim // m.num_heads
+    m.embedding_dim = m.embedding_dim or m.embed_dim
     m.mlp_dim = m.mlp_dim or 4 * m.embed_dim
     return m
 

@@ -1,6 +1,8 @@
 """Documents to batches: tokenise, cut in windows, shuffle, pack, batch."""
 
+import atexit
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -56,10 +58,24 @@ def train_iterator(
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
+    """Grain's, made safe to be still at work when Python shuts down."""
+
+    alive = weakref.WeakSet()
+
+    def __init__(self, parent: grain.DatasetIterator, size: int):
+        super().__init__(parent, size)
+        self.alive.add(self)
+
     def __del__(self, finalizing=sys.is_finalizing):
-        # Grain's fails, with a traceback, when Python itself is being taken down.
-        if not finalizing():
+        if not finalizing():  # else Grain's own modules may be gone
             super().__del__()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A thread that is inside C++ when the interpreter goes would abort the process.
+    for iterator in list(_Prefetch.alive):
+        iterator.close()
 
 
 class EvalBatches:

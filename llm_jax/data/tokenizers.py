@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,10 +182,13 @@ class HuggingFace(Tokenizer):
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        encoding = self._tokenizer.encode(_valid(text), add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch_fast(
+            [_valid(text) for text in texts], add_special_tokens=False
+        )
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -230,10 +233,10 @@ class SentencePiece(Tokenizer):
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else self.pad_id
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._model.encode(text), np.int32)
+        return np.array(self._model.encode(_valid(text)), np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int32) for ids in self._model.encode(list(texts))]
+        return [np.array(ids, np.int32) for ids in self._model.encode([_valid(t) for t in texts])]
 
     def decode(self, ids: Iterable[int]) -> str:
         n, skip = self._model.vocab_size(), set(self.specials.values())
@@ -255,18 +258,23 @@ class SentencePiece(Tokenizer):
 _KINDS = {kind.kind: kind for kind in (Bytes, Chars, HuggingFace, SentencePiece)}
 
 
-def _sample(docs: Sequence[str]) -> Iterator[str]:
-    """Yields evenly spaced documents, up to TRAINING_CHARACTERS in all."""
+def _valid(text: str) -> str:
+    """Replaces lone surrogates, which JSON and command lines can bring and UTF-8 cannot say."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sample(docs: Sequence[str]) -> list[str]:
+    """Returns evenly spaced documents, up to TRAINING_CHARACTERS in all."""
     if isinstance(docs, list):
         size = sum(map(len, docs))
     else:  # read as needed: guess the whole from a few
         few = [len(docs[i]) for i in np.linspace(0, len(docs) - 1, 100).astype(int)]
         size = int(np.mean(few) * len(docs))
     step = max(1, -(-size // TRAINING_CHARACTERS))
-    return (docs[i] for i in range(0, len(docs), step))
+    return [docs[i] for i in range(0, len(docs), step)]
 
 
-def _train_bpe(docs: Iterable[str], vocab_size: int, specials: list[str]) -> HuggingFace:
+def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
     """GPT-2's: over bytes, so that every text can be encoded; one special ends and pads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -284,7 +292,7 @@ def _train_bpe(docs: Iterable[str], vocab_size: int, specials: list[str]) -> Hug
     return HuggingFace(tokenizer, *[tokenizer.token_to_id(end)] * 3)
 
 
-def _train_wordpiece(docs: Iterable[str], vocab_size: int, specials: list[str]) -> HuggingFace:
+def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
     """BERT's uncased one."""
     from tokenizers import (
         Tokenizer,
@@ -297,15 +305,28 @@ def _train_wordpiece(docs: Iterable[str], vocab_size: int, specials: list[str]) 
     )
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    more = [name for name in specials if name not in names]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=names + more, show_progress=False
-    )
-    tokenizer.train_from_iterator(docs, trainer)
+    names += [name for name in specials if name not in names]
+
+    def new(vocab: dict[str, int] | None = None) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    def train(vocab_size: int, first: list[str]) -> dict[str, int]:
+        tokenizer = new()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=first, show_progress=False
+        )
+        tokenizer.train_from_iterator(docs, trainer)
+        return tokenizer.get_vocab()
+
+    # The library numbers '##a', '##b', ... in the order of a hash table, and ties between merges
+    # fall with those numbers. A first pass without merges finds them; the second gets them sorted.
+    inner = sorted(token for token in train(0, names) if len(token) == 3 and token[:2] == "##")
+    tokenizer = new(train(vocab_size, names + inner))
+    tokenizer.add_special_tokens(names)
     ids = {name: tokenizer.token_to_id(name) for name in names}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

@@ -13,27 +13,34 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.layers import TokenEmbed
+from llm_jax.models.heads import DetectionHead, MaskedLMHead, Pooler
+from llm_jax.models.layers import Dense, TokenEmbed, normal
 
 __all__ = ["Outputs", "build", "logits", "init_params"]
 
 
 class Outputs(NamedTuple):
-    """What a model returns; logits = hidden @ matrix.T."""
+    """What a model returns; logits = hidden @ matrix.T + bias."""
 
-    hidden: jax.Array  # [B, T, D]
-    matrix: jax.Array  # [V, D]
+    hidden: jax.Array  # [B, T, D] (or [B, P, D] at masked_positions), as the output matrix takes it
+    matrix: jax.Array | None  # [V, D]
+    bias: jax.Array | None = None  # [V]
+    features: jax.Array | None = None  # [B, T, D], the last block's output
     encoded: jax.Array | None = None  # [B, S, D] of an encoder-decoder
+    pooled: jax.Array | None = None  # [B, D]
+    classes: jax.Array | None = None  # [B, num_classes] float32
+    scores: jax.Array | None = None  # [B, T] float32, of the detection head
 
 
 def logits(outputs: Outputs) -> jax.Array:
     """[B, T, V] float32, for decoding and tests; training goes through objectives/."""
     hidden, matrix = outputs.hidden, outputs.matrix.astype(outputs.hidden.dtype)
-    return jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    return scores if outputs.bias is None else scores + outputs.bias
 
 
 class Model(nn.Module):
-    """A decoder, an encoder or both, with the token table and the output matrix."""
+    """A decoder, an encoder or both, with the token table, the output matrix and the heads."""
 
     cfg: FrozenConfigDict
 
@@ -44,38 +51,47 @@ class Model(nn.Module):
             self.encoder = Encoder(cfg, self.embed)
         if cfg.kind != "encoder":
             self.decoder = Decoder(cfg, self.embed, cross=cfg.kind == "encoder_decoder")
-        if not cfg.tie_embeddings:
-            self.output = self.param(
-                "output",
-                nn.with_logical_partitioning(
-                    nn.initializers.normal(cfg.initializer_range), ("vocab", "embed")
-                ),
-                (cfg.vocab_size, cfg.embed_dim),
-            )
+        vocab = lambda init, *axes: nn.with_logical_partitioning(init, ("vocab", *axes))
+        if cfg.head in ("lm", "mlm") and not cfg.tie_embeddings:
+            init = vocab(normal(cfg, cfg.embed_dim), "embed")
+            self.output = self.param("output", init, (cfg.vocab_size, cfg.embedding_dim))
+        if cfg.head == "mlm":
+            self.transform = MaskedLMHead(cfg)
+            zeros = vocab(nn.initializers.zeros)
+            self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
+        if cfg.head == "detection":
+            self.detection = DetectionHead(cfg)
+        if cfg.pooler:
+            self.pooler = Pooler(cfg)
+        if cfg.num_classes:
+            D, C = (cfg.embed_dim,), (cfg.num_classes,)
+            self.classifier = Dense(cfg, D, C, ("embed", "norm"))
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """batch: tokens [B, T], optional positions and segment_ids; encoder_* for the source."""
+        """batch: tokens [B, T]; optional positions, segment_ids, types [B, T], prefix [B],
+        masked_positions [B, P] (where alone a masked model is asked); encoder_* for the source.
+        """
         tokens = batch["tokens"]
         positions = batch.get("positions", default_positions(tokens))
         segments = batch.get("segment_ids")
         if self.cfg.kind == "encoder":
-            return self._outputs(
-                self.encoder(tokens, positions, segments, deterministic=deterministic)
+            features = self.encoder(
+                tokens, positions, segments, batch.get("types"), deterministic=deterministic
             )
-        encoded, encoded_segments = None, None
+            return self._outputs(features, batch.get("masked_positions"))
+        encoded = None
         if self.cfg.kind == "encoder_decoder":
-            encoded_segments = batch.get("encoder_segment_ids")
             encoded = self.encode(batch, deterministic=deterministic)
-        hidden = self.decoder(
+        features = self.decoder(
             tokens,
             positions,
             segments,
             encoded=encoded,
-            encoded_segments=encoded_segments,
+            encoded_segments=batch.get("encoder_segment_ids"),
             prefix=batch.get("prefix"),
             deterministic=deterministic,
         )
-        return self._outputs(hidden, encoded)
+        return self._outputs(features)._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
         """encoder_tokens [B, S], optional encoder_positions and encoder_segment_ids -> [B, S, D]."""
@@ -97,18 +113,31 @@ class Model(nn.Module):
         encoded_segments: jax.Array | None = None,
     ) -> Outputs:
         """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only."""
-        hidden = self.decoder(
+        features = self.decoder(
             tokens,
             positions,
             encoded=encoded,
             encoded_segments=encoded_segments,
             cache_length=cache_length,
         )
-        return self._outputs(hidden)
+        return self._outputs(features)
 
-    def _outputs(self, hidden: jax.Array, encoded: jax.Array | None = None) -> Outputs:
-        matrix = self.embed.matrix if self.cfg.tie_embeddings else self.output
-        return Outputs(hidden, matrix, encoded)
+    def _outputs(self, features: jax.Array, masked_positions: jax.Array | None = None) -> Outputs:
+        cfg, hidden = self.cfg, features
+        matrix = bias = None
+        if masked_positions is not None:
+            # Only these go through the output matrix, by far the largest product of a small model.
+            hidden = jnp.take_along_axis(hidden, masked_positions[..., None], axis=1)
+        if cfg.head in ("lm", "mlm"):
+            matrix = self.embed.matrix if cfg.tie_embeddings else self.output
+        if cfg.head == "mlm":
+            hidden, bias = self.transform(hidden), self.output_bias
+        if cfg.scale_output:
+            hidden *= cfg.embed_dim**-0.5
+        pooled = self.pooler(features) if cfg.pooler else None
+        classes = self.classifier(pooled).astype(jnp.float32) if cfg.num_classes else None
+        scores = self.detection(features) if cfg.head == "detection" else None
+        return Outputs(hidden, matrix, bias, features, pooled=pooled, classes=classes, scores=scores)
 
 
 def default_positions(tokens: jax.Array) -> jax.Array:

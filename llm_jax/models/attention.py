@@ -4,6 +4,8 @@ The maths between query, key and value is a pure function of arrays in llm_jax.a
 chosen by name.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from llm_jax import attention as variants
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Dense, annotate, residual_scale, rotate
+from llm_jax.models.layers import Dense, annotate, residual_scale, rotary_rates, rotate
 
 
 class Attention(nn.Module):
@@ -41,7 +43,9 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""
         cfg = self.cfg
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        query = Dense(cfg, (D,), (N, H), ("embed", "heads", "kv"), name="query")(x)
+        # Without a scale on the scores, the query's initialiser carries it (T5's practice).
+        unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
+        query = Dense(cfg, (D,), (N, H), ("embed", "heads", "kv"), unscaled, name="query")(x)
         key = Dense(cfg, (D,), (K, H), ("embed", "kv_heads", "kv"), name="key")
         value = Dense(cfg, (D,), (K, H), ("embed", "kv_heads", "kv"), name="value")
         if self.cross:
@@ -49,14 +53,16 @@ class Attention(nn.Module):
         else:
             k, v = key(x), value(x)
             if cfg.positions == "rotary":
-                query = rotate(query, positions, cfg.rotary_base)
-                k = rotate(k, positions, cfg.rotary_base)
+                query = rotate(query, positions, rotary_rates(cfg))
+                k = rotate(k, positions, rotary_rates(cfg))
             if self.cache_length:
                 k, v = self._self_cache(k, v, positions)
         query = annotate(query, "batch", "length", "activation_heads", "activation_kv")
         k = annotate(k, "batch", "length", "activation_kv_heads", "activation_kv")
         v = annotate(v, "batch", "length", "activation_kv_heads", "activation_kv")
 
+        if self.kind == "local":
+            mask = dataclasses.replace(mask, window=cfg.window)
         dropout = 0.0 if self.deterministic else cfg.attention_dropout
         y = variants.get(self.kind).attend(
             query,
@@ -64,6 +70,7 @@ class Attention(nn.Module):
             v,
             mask,
             bias=bias,
+            scale=cfg.attention_scale or None,
             dropout_rate=dropout,
             dropout_key=self.make_rng("dropout") if dropout else None,
         )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Norm, Positions, RelativeBias, TokenEmbed, alibi, annotate
+from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi
 from llm_jax.models.stack import Context, Stack
 
 
@@ -36,11 +36,8 @@ class Decoder(nn.Module):
         cache_length: int = 0,
     ) -> jax.Array:
         cfg, T = self.cfg, tokens.shape[1]
-        x = Positions(cfg, name="positions")(self.embed(tokens), positions)
-        if cfg.embed_norm:
-            x = Norm(cfg, name="embed_norm")(x)
-        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
-        x = annotate(x, "batch", "length", "activation_embed")
+        embed = Embeddings(cfg, self.embed, name="embeddings")
+        x = embed(tokens, positions, deterministic=deterministic)
 
         offset, S = (positions[:, 0], cache_length) if cache_length else (None, T)
         bias = None
@@ -48,9 +45,7 @@ class Decoder(nn.Module):
             bias = RelativeBias(cfg, bidirectional=False, name="relative_bias")(T, S, offset)
         elif cfg.positions == "alibi":
             bias = alibi(cfg.num_heads, T, S, offset)
-        mask = Mask(
-            segment_ids, segment_ids, offset, prefix, causal=True, window=cfg.window or None
-        )
+        mask = Mask(segment_ids, segment_ids, offset, prefix, causal=True)
         cross_mask = None
         if self.cross:
             ours = jnp.ones_like(tokens) if segment_ids is None else segment_ids

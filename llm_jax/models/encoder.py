@@ -5,12 +5,12 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Norm, Positions, RelativeBias, TokenEmbed, alibi, annotate
+from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi
 from llm_jax.models.stack import Context, Stack
 
 
 class Encoder(nn.Module):
-    """tokens, positions, segment_ids [B, T] -> [B, T, D]; segment 0 is padding."""
+    """tokens, positions, segment_ids, types [B, T] -> [B, T, D]; segment 0 is padding."""
 
     cfg: FrozenConfigDict
     embed: TokenEmbed
@@ -21,22 +21,19 @@ class Encoder(nn.Module):
         tokens: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array | None = None,
+        types: jax.Array | None = None,
         *,
         deterministic: bool = True,
     ) -> jax.Array:
         cfg, T = self.cfg, tokens.shape[1]
-        x = Positions(cfg, name="positions")(self.embed(tokens), positions)
-        if cfg.embed_norm:
-            x = Norm(cfg, name="embed_norm")(x)
-        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
-        x = annotate(x, "batch", "length", "activation_embed")
-
+        embed = Embeddings(cfg, self.embed, name="embeddings")
+        x = embed(tokens, positions, types, deterministic=deterministic)
         bias = None
         if cfg.positions == "relative":
             bias = RelativeBias(cfg, bidirectional=True, name="relative_bias")(T, T)
         elif cfg.positions == "alibi":
             bias = alibi(cfg.num_heads, T, T)
-        mask = Mask(segment_ids, segment_ids, window=cfg.window or None)
+        mask = Mask(segment_ids, segment_ids)
         context = Context(mask, positions, bias)
         x = Stack(cfg, cfg.num_layers, deterministic=deterministic, name="stack")(x, context)
         return Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x

@@ -32,6 +32,13 @@ def annotate(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def normal(cfg: FrozenConfigDict, fan_in: int, scale: float = 1.0):
+    """Initialiser: initializer_range, or T5's 1 / sqrt(fan_in) where cfg.init is 'fan_in'."""
+    return nn.initializers.normal(
+        scale * (cfg.initializer_range if cfg.init == "normal" else fan_in**-0.5)
+    )
+
+
 def residual_scale(cfg: FrozenConfigDict) -> float:
     """1 / sqrt(2 num_layers) where cfg.scale_residual_init (GPT-2 paper, section 2.3), else 1."""
     return (2 * cfg.num_layers) ** -0.5 if cfg.scale_residual_init else 1.0
@@ -52,7 +59,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n, dtype = len(self.inputs), self.cfg.dtype
-        init = nn.initializers.normal(self.cfg.initializer_range * self.init_scale)
+        init = normal(self.cfg, math.prod(self.inputs), self.init_scale)
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(init, self.axes),
@@ -108,17 +115,18 @@ class Mlp(nn.Module):
 
 
 class TokenEmbed(nn.Module):
-    """tokens [B, T] -> [B, T, D]; `matrix` [V, D] serves again as the tied output."""
+    """tokens [B, T] -> [B, T, E]; `matrix` [V, E] serves again as the tied output."""
 
     cfg: FrozenConfigDict
 
     def setup(self):
         cfg = self.cfg
-        init = nn.initializers.normal(cfg.initializer_range)
+        # With inputs scaled up by sqrt(embed_dim), the table starts that much smaller.
+        init = normal(cfg, cfg.embed_dim if cfg.scale_embeddings else 1)
         self.matrix = self.param(
             "embedding",
             nn.with_logical_partitioning(init, ("vocab", "embed")),
-            (cfg.vocab_size, cfg.embed_dim),
+            (cfg.vocab_size, cfg.embedding_dim),
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -126,25 +134,56 @@ class TokenEmbed(nn.Module):
         return x * math.sqrt(self.cfg.embed_dim) if self.cfg.scale_embeddings else x
 
 
-class Positions(nn.Module):
-    """Adds learned or sinusoidal positions [B, T] to x [B, T, D]; other kinds add nothing here."""
+class Table(nn.Module):
+    """A learned vector for each of `size` indices: indices [B, T] -> [B, T, E]."""
 
     cfg: FrozenConfigDict
+    size: int
+    axis: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(normal(self.cfg, 1), (self.axis, "embed"))
+        table = self.param("embedding", init, (self.size, self.cfg.embedding_dim))
+        return jnp.take(table, indices, axis=0).astype(self.cfg.dtype)
+
+
+class Embeddings(nn.Module):
+    """What enters the first block: tokens, positions and types [B, T] -> [B, T, D].
+
+    The sum of token, learned or sinusoidal position, and type vectors; then norm, dropout and
+    the projection to embed_dim where the config asks for them.
+    """
+
+    cfg: FrozenConfigDict
+    tokens: TokenEmbed
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        types: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
         cfg = self.cfg
+        x = self.tokens(tokens)
+        if cfg.type_vocab_size:
+            types = jnp.zeros_like(tokens) if types is None else types
+            x += Table(cfg, cfg.type_vocab_size, "types", name="types")(types)
         if cfg.positions == "learned":
-            init = nn.initializers.normal(cfg.initializer_range)
-            table = self.param(
-                "embedding",
-                nn.with_logical_partitioning(init, ("positions", "embed")),
-                (cfg.max_length, cfg.embed_dim),
-            )
-            return x + jnp.take(table, positions, axis=0).astype(x.dtype)
-        if cfg.positions == "sinusoidal":
-            return x + sinusoids(positions, cfg.embed_dim).astype(x.dtype)
-        return x
+            size = cfg.max_length + cfg.position_offset
+            x += Table(cfg, size, "positions", name="positions")(positions + cfg.position_offset)
+        elif cfg.positions == "sinusoidal":
+            x += sinusoids(positions, cfg.embedding_dim).astype(x.dtype)
+        if cfg.embed_norm:
+            x = Norm(cfg, name="norm")(x)
+        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
+        if cfg.embedding_dim != cfg.embed_dim:
+            E, D = (cfg.embedding_dim,), (cfg.embed_dim,)
+            x = Dense(cfg, E, D, ("norm", "embed"), name="projection")(x)
+        return annotate(x, "batch", "length", "activation_embed")
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
@@ -154,10 +193,26 @@ def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : dim // 2]], axis=-1)
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+def rotary_rates(cfg: FrozenConfigDict) -> jax.Array:
+    """[head_dim / 2] radians a position, stretched as cfg.rotary_scaling says.
+
+    linear: all slower by rotary_factor (Chen 2023). llama3: so only where a wave is longer
+    than rotary_original_length, not where it is shorter than a quarter of it, and smoothly in
+    between (Llama 3's code; its low and high frequency factors are 1 and 4).
+    """
+    half = cfg.head_dim // 2
+    rates = cfg.rotary_base ** (-jnp.arange(half) / half)
+    if cfg.rotary_scaling == "linear":
+        return rates / cfg.rotary_factor
+    if cfg.rotary_scaling == "llama3":
+        waves = cfg.rotary_original_length * rates / (2 * math.pi)
+        keep = jnp.clip((waves - 1) / (4 - 1), 0, 1)
+        return rates * (keep + (1 - keep) / cfg.rotary_factor)
+    return rates
+
+
+def rotate(x: jax.Array, positions: jax.Array, rates: jax.Array) -> jax.Array:
     """Rotary positions (Su 2021, 3.4.2), halves paired: x [B, T, N, H], positions [B, T]."""
-    half = x.shape[-1] // 2
-    rates = base ** (-jnp.arange(half) / half)
     angles = positions[..., None, None] * rates
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -183,14 +238,13 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(self, T: int, S: int, query_offset: jax.Array | None = None) -> jax.Array:
         cfg = self.cfg
-        init = nn.initializers.normal(cfg.initializer_range)
         table = self.param(
             "embedding",
-            nn.with_logical_partitioning(init, ("buckets", "heads")),
+            nn.with_logical_partitioning(normal(cfg, cfg.embed_dim), ("buckets", "heads")),
             (cfg.relative_buckets, cfg.num_heads),
         )
         bucket = self.bucket(distances(query_offset, T, S))
-        return jnp.moveaxis(jnp.take(table, bucket, axis=0), -1, 1).astype(cfg.dtype)
+        return jnp.moveaxis(jnp.take(table, bucket, axis=0), -1, 1)
 
     def bucket(self, distance: jax.Array) -> jax.Array:
         """Bucket index of key minus query distances, any shape."""

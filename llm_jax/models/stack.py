@@ -94,10 +94,12 @@ class Stack(nn.Module):
         length = self.num_layers // len(cfg.attention.split(","))
         if cfg.remat != "none":
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
+        stacked = {"cache": 0} if cfg.share_layers else {"params": 0, "cache": 0}
         scanned = nn.scan(
             body,
-            variable_axes={"params": 0, "cache": 0},
-            split_rngs={"params": True, "dropout": True},
+            variable_axes=stacked,
+            variable_broadcast="params" if cfg.share_layers else (),
+            split_rngs={"params": not cfg.share_layers, "dropout": True},
             in_axes=nn.broadcast,
             length=length,
             unroll=1 if cfg.scan else length,

@@ -15,6 +15,7 @@ def losses(outputs, batch, cfg):
         outputs.matrix,
         batch["targets"],
         batch["weights"],
+        bias=outputs.bias,
         label_smoothing=cfg.label_smoothing,
         z_loss=cfg.z_loss,
     )

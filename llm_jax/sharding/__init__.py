@@ -29,6 +29,7 @@ RULES = (
     ("norm", None),
     ("positions", None),
     ("buckets", None),
+    ("types", None),
     # activations
     ("activation_embed", None),
     ("activation_heads", "tensor"),

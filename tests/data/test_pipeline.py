@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -205,6 +207,18 @@ def test_bad_runs_are_refused(config, change, docs, message):
 def test_empty_validation_is_refused(config):
     with pytest.raises(ConfigError, match="data.validation"):
         pipeline.eval_batches(config, TOKENIZER, [])
+
+
+def test_a_live_iterator_does_not_disturb_the_exit():
+    script = """
+from llm_jax.config import base
+from llm_jax.data import pipeline, tokenizers
+config = base()
+iterator = pipeline.train_iterator(config, tokenizers.Bytes(), ["some text"] * 1000)
+next(iterator)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.data

@@ -51,7 +51,7 @@ def test_reads_without_tensorflow(tfds_config, monkeypatch):
     assert len(sources.documents("tfds:small@train[:10]", tfds_config.data)) == 10
 
 
-@pytest.mark.parametrize("spread", [4, 64])
+@pytest.mark.parametrize("spread", [16, 64])
 def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, spread):
     monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(pipeline, "SPREAD", spread)
