@@ -1,0 +1,20 @@
+"""DistilBERT (Sanh 2019), section 3: BERT with half the layers, no segments, no pooler.
+
+python launch.py train --config=configs/distilbert.py --workdir=runs/distilbert
+
+Here trained by masked LM alone: the paper's distillation from a teacher is not in this config.
+"""
+
+from configs import bert
+
+VARIANTS = ("base",)
+
+
+def get_config(variant="base"):
+    c = bert.get_config(variant)
+    c.model.num_layers = 6
+    c.model.type_vocab_size = 0
+    c.model.pooler = False
+    c.model.num_classes = 0
+    c.objective.name = "masked_lm"
+    return c

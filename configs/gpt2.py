@@ -1,0 +1,39 @@
+"""GPT-2: Language Models are Unsupervised Multitask Learners (Radford 2019), table 2.
+
+python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2
+
+124m, 355m, 774m, 1.5b: 12 to 48 layers, 768 to 1600 wide, length 1,024. The paper's WebText
+was not released; data.train takes any text. Rate and batch follow GPT-3's table 2.1, since
+the paper gives neither. tokenizer.path: GPT-2's own tokenizer.json, for its 50,257 tokens.
+"""
+
+from llm_jax.config import base
+
+#           layers  width  heads  peak rate
+VARIANTS = {
+    "124m": (12, 768, 12, 6e-4),
+    "355m": (24, 1024, 16, 3e-4),
+    "774m": (36, 1280, 20, 2.5e-4),
+    "1.5b": (48, 1600, 25, 2e-4),
+}
+
+
+def get_config(variant="124m"):
+    layers, width, heads, rate = VARIANTS[variant]
+    c = base()
+    c.model.vocab_size = 50257
+    c.model.max_length = 1024
+    c.model.num_layers = layers
+    c.model.embed_dim = width
+    c.model.num_heads = heads
+    c.model.scale_residual_init = True
+    c.model.dropout = c.model.attention_dropout = 0.1
+    c.model.dtype = "bfloat16"
+    c.tokenizer.vocab_size = 50257
+    c.data.train = "tfds:c4/en"
+    c.data.batch_size = 512
+    c.optimizer.learning_rate = rate
+    c.optimizer.warmup_steps = 2000
+    c.train.steps = 600_000
+    c.eval.every = c.checkpoint.every = 1000
+    return c

@@ -1,0 +1,77 @@
+"""Every published size builds by shapes alone and has exactly the parameters it should."""
+
+import importlib
+
+import pytest
+
+from llm_jax import config
+from llm_jax.models.flops import count_params
+
+# The count of the released weights, as `transformers` gives it for the published config; for
+# GPT-3, whose weights are not public, the formula's, beside the paper's rounded figure below.
+COUNTS = {
+    ("bert", "base"): 110_106_428,
+    ("bert", "large"): 336_226_108,
+    ("roberta", "base"): 124_697_433,
+    ("roberta", "large"): 355_412_057,
+    ("distilbert", "base"): 66_985_530,
+    ("gpt2", "124m"): 124_439_808,
+    ("gpt2", "355m"): 354_823_168,
+    ("gpt2", "774m"): 774_030_080,
+    ("gpt2", "1.5b"): 1_557_611_200,
+    ("llama", "1-7b"): 6_738_415_616,
+    ("llama", "1-13b"): 13_015_864_320,
+    ("llama", "1-33b"): 32_528_943_616,
+    ("llama", "1-65b"): 65_285_660_672,
+    ("llama", "2-70b"): 68_976_648_192,
+    ("llama", "8b"): 8_030_261_248,
+    ("llama", "70b"): 70_553_706_496,
+    ("llama", "405b"): 405_853_388_800,
+    ("t5", "small"): 60_506_624,
+    ("t5", "base"): 222_903_552,
+    ("t5", "large"): 737_668_096,
+    ("t5", "3b"): 2_851_598_336,
+    ("t5", "11b"): 11_307_321_344,
+    ("t5", "v1.1-small"): 76_961_152,
+    ("t5", "v1.1-base"): 247_577_856,
+    ("t5", "v1.1-large"): 783_150_080,
+    ("t5", "v1.1-xl"): 2_849_757_184,
+    ("t5", "v1.1-xxl"): 11_135_332_352,
+}
+
+# What the paper's table prints, in millions, and how far its rounding and its vocabulary go.
+PRINTED = {
+    ("transformer", "base"): (65, 0.05),
+    ("transformer", "big"): (213, 0.01),
+    ("albert", "base"): (12, 0.05),
+    ("albert", "large"): (18, 0.05),
+    ("albert", "xlarge"): (60, 0.05),
+    ("albert", "xxlarge"): (235, 0.06),
+    ("gpt3", "125m"): (125, 0.01),
+    ("gpt3", "350m"): (356, 0.01),
+    ("gpt3", "760m"): (760, 0.01),
+    ("gpt3", "1.3b"): (1316, 0.2),  # 24 heads of 128 do not make 2,048: the count is of 3,072
+    ("gpt3", "2.7b"): (2651, 0.01),
+    ("gpt3", "6.7b"): (6658, 0.01),
+    ("gpt3", "13b"): (12853, 0.01),
+    ("gpt3", "175b"): (174600, 0.01),
+}
+
+FAMILIES = ("albert", "bert", "distilbert", "gpt2", "gpt3", "llama", "roberta", "t5", "transformer")
+
+
+def variants():
+    for family in FAMILIES:
+        for variant in importlib.import_module(f"configs.{family}").VARIANTS:
+            yield family, variant
+
+
+@pytest.mark.parametrize(("family", "variant"), variants(), ids="-".join)
+def test_builds_with_the_published_count(family, variant):
+    c = config.load(f"configs/{family}.py:{variant}")
+    count = count_params(config.resolve(c.model, 0))
+    if (family, variant) in COUNTS:
+        assert count == COUNTS[family, variant]
+    if (family, variant) in PRINTED:
+        millions, tolerance = PRINTED[family, variant]
+        assert abs(count / 1e6 / millions - 1) < tolerance
