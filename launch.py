@@ -180,7 +180,7 @@ def _no(overrides: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code, 0 only for success."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or all(a.startswith("--config.") or a == "--json" for a in argv):
+    if not argv or (argv[0].startswith("--") and argv[0] != "--help"):
         argv = ["train", f"--config={QUICKSTART}", "--workdir=runs/quickstart", *argv]
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     args = parser().parse_args([a for a in argv if not a.startswith("--config.")])

@@ -1,0 +1,64 @@
+"""What every recorded run in experiments/ carries: command, commit, versions, hardware, time."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Returns how this process was started, from which commit, on what."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": git("rev-parse", "--short", "HEAD")
+        + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "versions": versions,
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> str:
+    """Names the processor and its cores, and the accelerator where JAX has one."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x.split(":", 1)[1] for x in info.read_text().splitlines() if "model name" in x]
+        name = names[0].strip() if names else name
+    found = f"{os.cpu_count()} cores of {name}"
+    if "jax" in sys.modules:
+        devices = sys.modules["jax"].devices()
+        if devices[0].platform != "cpu":
+            found = f"{len(devices)} x {devices[0].device_kind}; {found}"
+    return found
+
+
+def write(path: str | Path, **results: Any) -> None:
+    """Writes results with their provenance as JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(provenance() | results, indent=1) + "\n")
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
