@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
 from llm_jax.models.heads import DetectionHead, MaskedLMHead, Pooler
-from llm_jax.models.layers import Dense, TokenEmbed, normal
+from llm_jax.models.layers import Dense, TokenEmbed, both_streams, normal
 
 __all__ = ["Outputs", "build", "logits", "init_params"]
 
@@ -30,6 +30,7 @@ class Outputs(NamedTuple):
     pooled: jax.Array | None = None  # [B, D]
     classes: jax.Array | None = None  # [B, num_classes] float32
     scores: jax.Array | None = None  # [B, T] float32, of the detection head
+    replaced: jax.Array | None = None  # [B, T] bool, what the detection head is to find
 
 
 def logits(outputs: Outputs) -> jax.Array:
@@ -43,10 +44,11 @@ class Model(nn.Module):
     """A decoder, an encoder or both, with the token table, the output matrix and the heads."""
 
     cfg: FrozenConfigDict
+    tokens: TokenEmbed | None = None  # another model's, to share
 
     def setup(self):
         cfg = self.cfg
-        self.embed = TokenEmbed(cfg)
+        self.embed = TokenEmbed(cfg) if self.tokens is None else self.tokens
         if cfg.kind != "decoder":
             self.encoder = Encoder(cfg, self.embed)
         if cfg.kind != "encoder":
@@ -54,9 +56,11 @@ class Model(nn.Module):
         vocab = lambda init, *axes: nn.with_logical_partitioning(init, ("vocab", *axes))
         if cfg.head in ("lm", "mlm") and not cfg.tie_embeddings:
             init = vocab(normal(cfg, cfg.embed_dim), "embed")
-            self.output = self.param("output", init, (cfg.vocab_size, cfg.embedding_dim))
+            width = 2 * cfg.embed_dim if both_streams(cfg) else cfg.embedding_dim
+            self.output = self.param("output", init, (cfg.vocab_size, width))
         if cfg.head == "mlm":
             self.transform = MaskedLMHead(cfg)
+        if cfg.head == "mlm" or cfg.output_bias:
             zeros = vocab(nn.initializers.zeros)
             self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
         if cfg.head == "detection":
@@ -111,6 +115,7 @@ class Model(nn.Module):
         cache_length: int,
         encoded: jax.Array | None = None,
         encoded_segments: jax.Array | None = None,
+        prefix: jax.Array | None = None,
     ) -> Outputs:
         """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only."""
         features = self.decoder(
@@ -118,6 +123,7 @@ class Model(nn.Module):
             positions,
             encoded=encoded,
             encoded_segments=encoded_segments,
+            prefix=prefix,
             cache_length=cache_length,
         )
         return self._outputs(features)
@@ -131,7 +137,9 @@ class Model(nn.Module):
         if cfg.head in ("lm", "mlm"):
             matrix = self.embed.matrix if cfg.tie_embeddings else self.output
         if cfg.head == "mlm":
-            hidden, bias = self.transform(hidden), self.output_bias
+            hidden = self.transform(hidden)
+        if cfg.head == "mlm" or cfg.output_bias:
+            bias = self.output_bias
         if cfg.scale_output:
             hidden *= cfg.embed_dim**-0.5
         pooled = self.pooler(features) if cfg.pooler else None
@@ -145,12 +153,17 @@ def default_positions(tokens: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
 
-def build(cfg: ConfigDict) -> Model:
+def build(cfg: ConfigDict) -> nn.Module:
     """Returns the module for a resolved config.model (see llm_jax.config.resolve)."""
+    if cfg.generator_fraction:
+        from llm_jax.models.electra import Electra  # made of Model
+
+        return Electra(FrozenConfigDict(cfg))
     return Model(FrozenConfigDict(cfg))
 
 
 def init_params(model: Model, key: jax.Array) -> dict:
     """Returns parameters boxed with their logical axis names; sizes do not depend on T."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, {"tokens": tokens, "encoder_tokens": tokens})["params"]
+    fields = "tokens encoder_tokens masked_positions masked_targets masked_weights".split()
+    return model.init(key, dict.fromkeys(fields, tokens))["params"]

@@ -4,7 +4,7 @@ The maths between query, key and value is a pure function of arrays in llm_jax.a
 chosen by name.
 """
 
-import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,9 @@ class Attention(nn.Module):
 
     With cache_length S, keys and values live in the 'cache' collection [B, S, K, H]: a call
     writes its own at `positions` and attends to all that are there. Cross-attention fills
-    its cache when `source` is given and reads it when it is not.
+    its cache when `source` is given and reads it when it is not. What the kind of attention
+    plans without gradient, it writes to the 'plan' collection where that is mutable, and reads
+    where it is there already.
     """
 
     cfg: FrozenConfigDict
@@ -43,28 +45,35 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""
         cfg = self.cfg
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        variant = variants.get(self.kind)
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
-        query = Dense(cfg, (D,), (N, H), ("embed", "heads", "kv"), unscaled, name="query")(x)
-        key = Dense(cfg, (D,), (K, H), ("embed", "kv_heads", "kv"), name="key")
-        value = Dense(cfg, (D,), (K, H), ("embed", "kv_heads", "kv"), name="value")
+        dense = partial(Dense, cfg, use_bias=cfg.use_bias and cfg.attention_bias)
+        query = dense((D,), (N, H), ("embed", "heads", "kv"), unscaled, name="query")(x)
+        key = None
+        if not variant.shared_qk:
+            key = dense((D,), (K, H), ("embed", "kv_heads", "kv"), name="key")
+        value = dense((D,), (K, H), ("embed", "kv_heads", "kv"), name="value")
         if self.cross:
             k, v = self._cross_cache(key, value, source)
         else:
-            k, v = key(x), value(x)
+            k, v = key and key(x), value(x)
             if cfg.positions == "rotary":
                 query = rotate(query, positions, rotary_rates(cfg))
-                k = rotate(k, positions, rotary_rates(cfg))
+                k = key and rotate(k, positions, rotary_rates(cfg))
             if self.cache_length:
+                if "cache" not in variant.supports:
+                    raise ValueError(f"attention {self.kind!r} cannot continue from a cache")
                 k, v = self._self_cache(k, v, positions)
         query = annotate(query, "batch", "length", "activation_heads", "activation_kv")
-        k = annotate(k, "batch", "length", "activation_kv_heads", "activation_kv")
+        k = key and annotate(k, "batch", "length", "activation_kv_heads", "activation_kv")
         v = annotate(v, "batch", "length", "activation_kv_heads", "activation_kv")
 
-        if self.kind == "local":
-            mask = dataclasses.replace(mask, window=cfg.window)
+        options = {name: cfg[name] for name in variant.reads}
+        if variant.plan:
+            options["plan"] = self._plan(variant, query, options)
         dropout = 0.0 if self.deterministic else cfg.attention_dropout
-        y = variants.get(self.kind).attend(
+        y = variant.attend(
             query,
             k,
             v,
@@ -73,8 +82,19 @@ class Attention(nn.Module):
             scale=cfg.attention_scale or None,
             dropout_rate=dropout,
             dropout_key=self.make_rng("dropout") if dropout else None,
+            **options,
         )
-        return Dense(cfg, (N, H), (D,), ("heads", "kv", "embed"), residual_scale(cfg), name="out")(y)
+        return dense((N, H), (D,), ("heads", "kv", "embed"), residual_scale(cfg), name="out")(y)
+
+    def _plan(self, variant, query, options):
+        # Drawn even where the plan is there: later draws must not depend on it.
+        key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
+        if self.has_variable("plan", "plan"):
+            return self.get_variable("plan", "plan")
+        plan = variant.plan(query, key, **options)
+        if self.is_mutable_collection("plan"):
+            self.put_variable("plan", "plan", plan)
+        return plan
 
     def _self_cache(self, k, v, positions):
         shape = (k.shape[0], self.cache_length, *k.shape[2:])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi
+from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi, both_streams
 from llm_jax.models.stack import Context, Stack
 
 
@@ -56,6 +56,7 @@ class Decoder(nn.Module):
             cfg,
             cfg.num_decoder_layers,
             cross=self.cross,
+            both_streams=both_streams(cfg),
             deterministic=deterministic,
             cache_length=cache_length,
             name="stack",

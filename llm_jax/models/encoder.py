@@ -5,7 +5,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi
+from llm_jax.models.layers import Embeddings, Norm, RelativeBias, TokenEmbed, alibi, both_streams
 from llm_jax.models.stack import Context, Stack
 
 
@@ -35,5 +35,9 @@ class Encoder(nn.Module):
             bias = alibi(cfg.num_heads, T, T)
         mask = Mask(segment_ids, segment_ids)
         context = Context(mask, positions, bias)
-        x = Stack(cfg, cfg.num_layers, deterministic=deterministic, name="stack")(x, context)
+        both = cfg.kind == "encoder" and both_streams(cfg)
+        stack = Stack(
+            cfg, cfg.num_layers, both_streams=both, deterministic=deterministic, name="stack"
+        )
+        x = stack(x, context)
         return Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x

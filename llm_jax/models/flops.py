@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import attention
 from llm_jax.models import build, init_params
+from llm_jax.models.electra import generator_config
 
 
 def count_params(cfg: ConfigDict) -> int:
@@ -13,10 +14,13 @@ def count_params(cfg: ConfigDict) -> int:
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
-def train_flops(cfg: ConfigDict, batch: int, length: int, source_length: int = 0) -> float:
+def train_flops(
+    cfg: ConfigDict, batch: int, length: int, source_length: int = 0, predicted: int = 0
+) -> float:
     """FLOPs of forward and backward over [batch, length] tokens: 6 a weight and token.
 
     The convention of PaLM's appendix B, attention counted whole, recomputation not counted.
+    `predicted` positions a row go through the output matrix; 0: all.
     """
     D, N, H = cfg.embed_dim, cfg.num_heads, cfg.head_dim
     ways = 3 if cfg.activation.endswith("glu") or "glu_" in cfg.activation else 2
@@ -25,7 +29,9 @@ def train_flops(cfg: ConfigDict, batch: int, length: int, source_length: int = 0
     kinds = cfg.attention.split(",")
 
     def scores(T, S):
-        return sum(attention.get(k).flops(T, S, N, H) for k in kinds) / len(kinds)
+        found = [attention.get(k) for k in kinds]
+        cost = [v.flops(T, S, N, H, **{key: cfg[key] for key in v.reads}) for v in found]
+        return sum(cost) / len(cost)
 
     forward = 0.0
     if cfg.kind != "decoder":
@@ -37,5 +43,9 @@ def train_flops(cfg: ConfigDict, batch: int, length: int, source_length: int = 0
         S = source_length or length
         cross = 2 * D * N * H * length + 2 * D * cfg.num_kv_heads * H * S
         forward += cfg.num_decoder_layers * (2 * cross + attention.get("dense").flops(length, S, N, H))
-    forward += 2 * length * D * cfg.vocab_size
-    return 3 * batch * forward
+    if cfg.head in ("lm", "mlm"):
+        forward += 2 * (predicted or length) * cfg.embedding_dim * cfg.vocab_size
+    forward *= 3 * batch
+    if cfg.generator_fraction:
+        forward += train_flops(generator_config(cfg), batch, length, predicted=predicted)
+    return forward

@@ -44,6 +44,11 @@ def residual_scale(cfg: FrozenConfigDict) -> float:
     return (2 * cfg.num_layers) ** -0.5 if cfg.scale_residual_init else 1.0
 
 
+def both_streams(cfg: FrozenConfigDict) -> bool:
+    """Whether a reversible stack's two streams reach the output matrix as one wide vector."""
+    return cfg.reversible and cfg.head == "lm" and not cfg.tie_embeddings
+
+
 class Dense(nn.Module):
     """Contracts the last `len(inputs)` axes of x with a kernel of shape inputs + outputs.
 
@@ -55,6 +60,7 @@ class Dense(nn.Module):
     outputs: Sequence[int]
     axes: Sequence[str]
     init_scale: float = 1.0
+    use_bias: bool | None = None  # None: as the config says
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,7 +76,7 @@ class Dense(nn.Module):
             kernel.astype(dtype),
             ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
         )
-        if self.cfg.use_bias:
+        if self.cfg.use_bias if self.use_bias is None else self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
             y += self.param("bias", zeros, tuple(self.outputs)).astype(dtype)
         return y
@@ -95,13 +101,29 @@ class Norm(nn.Module):
 class Mlp(nn.Module):
     """act(x up) down, or (act(x gate) * (x up)) down for the gated kinds (Shazeer 2020).
 
-    x [B, T, D] -> [B, T, D]
+    x [B, T, D] -> [B, T, D], mlp_chunk positions at a time (Kitaev 2020, section 3.1).
     """
 
     cfg: FrozenConfigDict
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        size, (B, T, D) = self.cfg.mlp_chunk, x.shape
+        if not 0 < size < T:
+            return self._positions(x)
+        count = -(-T // size)
+        x = jnp.pad(x, ((0, 0), (0, count * size - T), (0, 0))).reshape(B, count, size, D)
+        one = nn.remat(lambda self, x: self._positions(x), prevent_cse=False)
+        each = nn.scan(
+            lambda self, _, x: (None, one(self, x)),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=1,
+            out_axes=1,
+        )
+        return each(self, None, x)[1].reshape(B, count * size, D)[:, :T]
+
+    def _positions(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
         D, F = (cfg.embed_dim,), (cfg.mlp_dim,)
         h = Dense(cfg, D, F, ("embed", "mlp"), name="up")(x)
@@ -140,19 +162,20 @@ class Table(nn.Module):
     cfg: FrozenConfigDict
     size: int
     axis: str
+    dim: int = 0  # 0: embedding_dim
 
     @nn.compact
     def __call__(self, indices: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(normal(self.cfg, 1), (self.axis, "embed"))
-        table = self.param("embedding", init, (self.size, self.cfg.embedding_dim))
+        table = self.param("embedding", init, (self.size, self.dim or self.cfg.embedding_dim))
         return jnp.take(table, indices, axis=0).astype(self.cfg.dtype)
 
 
 class Embeddings(nn.Module):
     """What enters the first block: tokens, positions and types [B, T] -> [B, T, D].
 
-    The sum of token, learned or sinusoidal position, and type vectors; then norm, dropout and
-    the projection to embed_dim where the config asks for them.
+    The sum of token, position (learned, axial or sinusoidal) and type vectors; then norm,
+    dropout and the projection to embed_dim where the config asks for them.
     """
 
     cfg: FrozenConfigDict
@@ -175,6 +198,8 @@ class Embeddings(nn.Module):
         if cfg.positions == "learned":
             size = cfg.max_length + cfg.position_offset
             x += Table(cfg, size, "positions", name="positions")(positions + cfg.position_offset)
+        elif cfg.positions == "axial":
+            x += self._axial(positions)
         elif cfg.positions == "sinusoidal":
             x += sinusoids(positions, cfg.embedding_dim).astype(x.dtype)
         if cfg.embed_norm:
@@ -184,6 +209,13 @@ class Embeddings(nn.Module):
             E, D = (cfg.embedding_dim,), (cfg.embed_dim,)
             x = Dense(cfg, E, D, ("norm", "embed"), name="projection")(x)
         return annotate(x, "batch", "length", "activation_embed")
+
+    def _axial(self, positions: jax.Array) -> jax.Array:
+        """Position i columns + j as the vectors of row i and column j, one behind the other."""
+        (rows, columns), cfg = self.cfg.axial_shape, self.cfg
+        sizes = zip(("rows", "columns"), (rows, columns), cfg.axial_dims, strict=True)
+        row, column = (Table(cfg, n, "positions", dim, name=name) for name, n, dim in sizes)
+        return jnp.concatenate([row(positions // columns), column(positions % columns)], axis=-1)
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:

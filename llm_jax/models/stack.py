@@ -1,13 +1,16 @@
 """Blocks and their repetition: one compiled layer, looped, whatever the depth."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
+from llm_jax.models import reversible
 from llm_jax.models.attention import Attention
 from llm_jax.models.layers import Mlp, Norm, annotate
 
@@ -33,29 +36,48 @@ class Block(nn.Module):
     cache_length: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x: Any, context: Context, only: int | None = None) -> Any:
+        """x [B, T, D] -> [B, T, D], or both streams of a reversible stack, see `reversible`.
+
+        `only` gives what sub-layer `only` adds, by itself.
+        """
         cfg = self.cfg
         flags = {"deterministic": self.deterministic, "cache_length": self.cache_length}
         attend = Attention(cfg, self.kind, **flags, name="attention")
-        x = self.residual(
-            "attention_norm",
-            x,
-            lambda y: attend(y, context.mask, bias=context.bias, positions=context.positions),
-        )
+        sublayers = [
+            (
+                "attention_norm",
+                lambda y: attend(y, context.mask, bias=context.bias, positions=context.positions),
+            )
+        ]
         if self.cross:
             look = Attention(cfg, "dense", cross=True, **flags, name="cross_attention")
-            x = self.residual(
-                "cross_norm", x, lambda y: look(y, context.cross_mask, source=context.encoded)
+            sublayers.append(
+                ("cross_norm", lambda y: look(y, context.cross_mask, source=context.encoded))
             )
-        return self.residual("mlp_norm", x, Mlp(cfg, name="mlp"))
+        sublayers.append(("mlp_norm", Mlp(cfg, name="mlp")))
+        if only is not None:
+            return self.branch(x, *sublayers[only])
+        for name, sublayer in sublayers:
+            if cfg.reversible:
+                x = x[1], x[0] + self.branch(x[1], name, sublayer)
+            elif cfg.norm_place == "pre":
+                x = x + self.branch(x, name, sublayer)
+            else:
+                x = Norm(cfg, name=name)(x + self.branch(x, None, sublayer))
+            x = jax.tree.map(lambda x: annotate(x, "batch", "length", "activation_embed"), x)
+        return x
 
-    def residual(self, name: str, x: jax.Array, sublayer: Any) -> jax.Array:
-        """Pre: x + f(norm(x)); post: norm(x + f(x)) (Xiong 2020, figure 1)."""
-        norm = Norm(self.cfg, name=name)
-        y = sublayer(norm(x) if self.cfg.norm_place == "pre" else x)
-        y = nn.Dropout(self.cfg.dropout, deterministic=self.deterministic)(y)
-        x = x + y if self.cfg.norm_place == "pre" else norm(x + y)
-        return annotate(x, "batch", "length", "activation_embed")
+    def branch(self, x: jax.Array, norm: str | None, sublayer: Any) -> jax.Array:
+        """dropout(f(norm(x))); post-norm has its norm after the sum (Xiong 2020, figure 1)."""
+        y = sublayer(x if norm is None else Norm(self.cfg, name=norm)(x))
+        return nn.Dropout(self.cfg.dropout, deterministic=self.deterministic)(y)
+
+
+def _blocks(cfg):
+    """Name and kind of attention of each block in one period of the pattern."""
+    kinds = cfg.attention.split(",")
+    return [("block" if len(kinds) == 1 else f"block_{i}", kind) for i, kind in enumerate(kinds)]
 
 
 class _Group(nn.Module):
@@ -66,9 +88,7 @@ class _Group(nn.Module):
 
     @nn.compact
     def __call__(self, x, context):
-        kinds = self.cfg.attention.split(",")
-        for i, kind in enumerate(kinds):
-            name = "block" if len(kinds) == 1 else f"block_{i}"
+        for name, kind in _blocks(self.cfg):
             x = Block(self.cfg, kind, **self.flags, name=name)(x, context)
         return x, None
 
@@ -80,11 +100,16 @@ REMAT = {
 
 
 class Stack(nn.Module):
-    """num_layers blocks over x [B, T, D], parameters stacked along a leading 'layers' axis."""
+    """num_layers blocks over x [B, T, D], parameters stacked along a leading 'layers' axis.
+
+    A reversible stack starts both streams from x and returns their mean, or with both_streams
+    one behind the other [B, T, 2 D].
+    """
 
     cfg: FrozenConfigDict
     num_layers: int
     cross: bool = False
+    both_streams: bool = False
     deterministic: bool = True
     cache_length: int = 0
 
@@ -92,6 +117,16 @@ class Stack(nn.Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         cfg, body = self.cfg, _Group
         length = self.num_layers // len(cfg.attention.split(","))
+        flags = {
+            "cross": self.cross,
+            "deterministic": self.deterministic,
+            "cache_length": self.cache_length,
+        }
+        if cfg.reversible:
+            # In bfloat16 what the way back recomputes would drift from what there was.
+            x = x.astype(jnp.float32), x.astype(jnp.float32)
+            if not (self.is_initializing() or self.cache_length):
+                return self._merge(self._reversible(x, context, length, flags))
         if cfg.remat != "none":
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
         stacked = {"cache": 0} if cfg.share_layers else {"params": 0, "cache": 0}
@@ -105,10 +140,29 @@ class Stack(nn.Module):
             unroll=1 if cfg.scan else length,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        flags = {
-            "cross": self.cross,
-            "deterministic": self.deterministic,
-            "cache_length": self.cache_length,
-        }
         x, _ = scanned(cfg, flags, name="layers")(x, context)
-        return x
+        return self._merge(x) if cfg.reversible else x
+
+    def _reversible(self, streams, context, length, flags):
+        params = nn.unbox(self.variables["params"]["layers"])
+        if self.cfg.share_layers:
+            params = jax.tree.map(lambda p: jnp.broadcast_to(p, (length, *p.shape)), params)
+        key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
+        sublayers = []
+        for name, kind in _blocks(self.cfg):
+            block = Block(self.cfg, kind, **flags, parent=None)
+            for i in range(3 if self.cross else 2):
+                sublayers.append(partial(_sublayer, block, name, i))
+        return reversible.run(sublayers, params, streams, context, jax.random.split(key, length))
+
+    def _merge(self, streams):
+        a, b = (x.astype(self.cfg.dtype) for x in streams)
+        return jnp.concatenate([a, b], axis=-1) if self.both_streams else (a + b) / 2
+
+
+def _sublayer(block, name, only, params, x, context, key, kept):
+    """One sub-layer of a block as a pure function, see `reversible.SubLayer`."""
+    y, plan = block.apply(
+        {"params": params[name], **kept}, x, context, only, rngs={"dropout": key}, mutable=["plan"]
+    )
+    return y.astype(x.dtype), plan

@@ -1,0 +1,151 @@
+"""Attention to what is alike, found by locality-sensitive hashing (Kitaev 2020, section 2).
+
+Queries serve as keys. Each round of hashing sorts the tokens by bucket and cuts them into
+chunks; a query sees its own chunk and the one before. As in the authors' published models, a
+chunk's tokens see each other whatever their buckets, and a key met twice counts twice.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.attention.dense import HIDDEN
+from llm_jax.attention.mask import Mask
+
+ITSELF = -1e5  # above HIDDEN: a token sees itself only where it sees nothing else
+
+
+def attend(
+    query: Array,
+    key: Array | None,
+    value: Array,
+    mask: Mask,
+    *,
+    plan: Array | None = None,
+    lsh_chunk: int = 64,
+    lsh_hashes: int = 1,
+    lsh_buckets: tuple[int, ...] = (),
+    bias: Array | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """Returns [B, T, N, H]: sum over rounds r of softmax_r(z_r) o_r (section 2, appendix A).
+
+    o_r is attention within the chunks of round r and z_r the log of its normaliser. Sequences
+    of at most one chunk are attended to in full, which is also what one bucket would give.
+
+    Args:
+      query: [B, T, N, H]; scaled to length sqrt(H), they are the keys.
+      key: not read.
+      value: [B, T, K, H], K divides N.
+      mask: segment 0 goes into a bucket of its own, behind all others.
+      plan: [B, N, R, T], the bucket of each token in each round; None: drawn here.
+      lsh_chunk, lsh_hashes, lsh_buckets: see `assign`.
+      scale, dropout_rate, dropout_key: as in `dense.attend`; it has no bias, prefix or cache.
+    """
+    if bias is not None or mask.prefix is not None or mask.query_offset is not None:
+        raise ValueError("attention 'lsh' has no bias, prefix or cache: set model.attention=dense")
+    B, T, N, H = query.shape
+    scale = H**-0.5 if scale is None else scale
+    if plan is None:
+        plan = assign(query, jax.random.key(0), lsh_chunk, lsh_hashes, lsh_buckets)
+    size = min(lsh_chunk, T)
+    L = -(-T // size) * size
+    segments = mask.query_segments
+    if L > T and segments is None:
+        segments = jnp.ones((1, T), jnp.int32)
+
+    rank = jnp.pad(plan.astype(jnp.int32), [(0, 0)] * 3 + [(0, L - T)])
+    if segments is not None:
+        segments = jnp.pad(segments, [(0, 0), (0, L - T)])
+        last = jnp.iinfo(jnp.int32).max
+        rank = jnp.where((segments == 0)[:, None, None], last, rank)
+    order = jnp.argsort(rank, axis=-1, stable=True)  # [B, N, R, L]
+    undo = jnp.argsort(order, axis=-1)
+    R = order.shape[2]
+
+    def pick(x, index):  # x [B, N or 1, R or 1, L, ...] by index [B, N, R, L]
+        return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 4)), axis=3)
+
+    def chunks(x):  # [B, N, R, L, ...] -> [B, N, C, size, ...]
+        return x.reshape(*x.shape[:2], R * L // size, size, *x.shape[4:])
+
+    def near(x):  # [B, N, C, size, ...] -> [B, N, C, 2 size, ...]; the first chunk follows the last
+        return x if x.shape[2] == 1 else jnp.concatenate([jnp.roll(x, 1, axis=2), x], axis=3)
+
+    def heads(x):  # [B, T, N, H] -> sorted chunks [B, N, C, size, H]
+        x = jnp.pad(x, [(0, 0), (0, L - T), (0, 0), (0, 0)]).swapaxes(1, 2)
+        return chunks(pick(x[:, :, None], order))
+
+    q, v = heads(query), heads(jnp.repeat(value, N // value.shape[2], axis=2))
+    k = q.astype(jnp.float32)
+    k = k * jax.lax.rsqrt(jnp.square(k).mean(-1, keepdims=True) + 1e-6) * scale
+    scores = jnp.einsum(
+        "bncih,bncjh->bncij", q, near(k.astype(q.dtype)), preferred_element_type=jnp.float32
+    )
+    ours, theirs = chunks(order)[..., :, None], near(chunks(order))[..., None, :]
+    visible = mask.near(ours, theirs)
+    if segments is not None:
+        segment = chunks(pick(segments[:, None, None], order))
+        visible = visible & (segment[..., :, None] == near(segment)[..., None, :])
+    scores = jnp.where(visible, scores, HIDDEN)
+    scores = jnp.where(ours == theirs, ITSELF, scores)
+    total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - total)
+    if dropout_key is not None and dropout_rate > 0:
+        kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout_rate), 0)
+    y = jnp.einsum("bncij,bncjh->bncih", weights.astype(v.dtype), near(v))
+
+    y, total = (pick(x.reshape(B, N, R, L, -1), undo) for x in (y, total))
+    # Not jax.nn.softmax: near ITSELF, whose float32 neighbours are 1/128 apart, it would round
+    # otherwise than the published models do.
+    share = jnp.exp(total - jax.nn.logsumexp(total, axis=2, keepdims=True))
+    y = jnp.sum(y * share.astype(y.dtype), axis=2)
+    return y[:, :, :T].swapaxes(1, 2)
+
+
+def assign(
+    query: Array,
+    random: Array,
+    lsh_chunk: int = 64,
+    lsh_hashes: int = 1,
+    lsh_buckets: tuple[int, ...] = (),
+) -> Array:
+    """Returns [B, N, R, T] uint16, the bucket of each query [B, T, N, H] in each round.
+
+    Bucket: argmax of [x R; -x R], R random of shape [H, buckets / 2] (section 2, "Locality
+    sensitive hashing"); of several factors, each has its own R, and the products are the buckets.
+
+    Args:
+      random: a key, or the rotations themselves [N, H, rounds, sum of factors / 2].
+      lsh_chunk: length of a chunk; up to that length there is one round and one bucket.
+      lsh_hashes: rounds.
+      lsh_buckets: even factors of the number of buckets; (): by length, see `factors`.
+    """
+    B, T, N, H = query.shape
+    if T <= lsh_chunk:
+        return jnp.zeros((B, N, 1, T), jnp.uint16)
+    parts = tuple(lsh_buckets) or factors(T, lsh_chunk)
+    if jnp.issubdtype(random.dtype, jax.dtypes.prng_key):
+        random = jax.random.normal(random, (N, H, lsh_hashes, sum(parts) // 2))
+    query = jax.lax.stop_gradient(query).astype(jnp.float32)
+    rotated = jnp.einsum("btnh,nhrf->bnrtf", query, random)
+    bucket, start, stride = 0, 0, 1
+    for part in parts:
+        x = rotated[..., start : start + part // 2]
+        bucket += stride * jnp.argmax(jnp.concatenate([x, -x], axis=-1), axis=-1)
+        start, stride = start + part // 2, stride * part
+    return bucket.astype(jnp.uint16)
+
+
+def factors(length: int, chunk: int) -> tuple[int, ...]:
+    """The power of two at or below 2 length / chunk, in two factors where it exceeds 2 chunk.
+
+    About two buckets a chunk; two factors, because rotations cost the sum of factors a token.
+    """
+    bits = (2 * -(-length // chunk)).bit_length() - 1
+    if 2**bits <= 2 * chunk:
+        return (2**bits,)
+    return 2 ** (bits // 2), 2 ** (bits - bits // 2)

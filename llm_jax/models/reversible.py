@@ -1,0 +1,105 @@
+"""Residual layers that are undone instead of remembered (Kitaev 2020, section 3; Gomez 2017).
+
+A sub-layer f maps two streams (a, b) to (b, a + f(b)), so that two of them are the paper's
+y1 = x1 + f(x2), y2 = x2 + g(y1). The way back starts from the outputs alone: it subtracts what
+f gives once more, hence needs memory for one sub-layer, whatever the depth.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# (parameters of a layer, x, context, key, kept) -> (f(x), kept). `kept` is what f decides by
+# rounding (the buckets of LSH attention): {} at first, and on the way back what it was then.
+SubLayer = Callable[[Any, jax.Array, Any, jax.Array, dict], tuple[jax.Array, dict]]
+Streams = tuple[jax.Array, jax.Array]
+
+
+def run(
+    sublayers: Sequence[SubLayer], params: Any, streams: Streams, context: Any, keys: jax.Array
+) -> Streams:
+    """Returns the two streams [B, T, D] after all layers, with a gradient by recomputation.
+
+    Args:
+      sublayers: what a layer consists of.
+      params: of the layers, stacked along axis 0.
+      streams: their inputs; float32, or what is recomputed drifts.
+      context: a pytree all layers see; its floating-point arrays have a gradient too.
+      keys: [layers] random keys; each sub-layer gets the same one both ways.
+    """
+    smooth, rest, join = _split(context)
+    return _run((tuple(sublayers), join), params, streams, smooth, rest, keys)
+
+
+def forward(
+    sublayers: Sequence[SubLayer], params: Any, streams: Streams, context: Any, keys: jax.Array
+) -> tuple[Streams, list[dict]]:
+    """Returns the streams, and what each layer's sub-layers kept, stacked along axis 0."""
+
+    def layer(streams, inputs):
+        layer_params, key = inputs
+        kept = []
+        for i, f in enumerate(sublayers):
+            a, b = streams
+            y, keep = f(layer_params, b, context, jax.random.fold_in(key, i), {})
+            streams = b, a + y
+            kept.append(keep)
+        return streams, kept
+
+    return jax.lax.scan(layer, streams, (params, keys))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(how, params, streams, smooth, rest, keys):
+    sublayers, join = how
+    return forward(sublayers, params, streams, join(smooth, rest), keys)[0]
+
+
+def _forward(how, params, streams, smooth, rest, keys):
+    sublayers, join = how
+    streams, kept = forward(sublayers, params, streams, join(smooth, rest), keys)
+    return streams, (params, streams, smooth, rest, keys, kept)
+
+
+def _backward(how, saved, grads):
+    sublayers, join = how
+    params, streams, smooth, rest, keys, kept = saved
+
+    def layer(carry, inputs):
+        streams, grads, d_smooth = carry
+        layer_params, key, kept = inputs
+        d_params = jax.tree.map(jnp.zeros_like, layer_params)
+        for i, f in reversed(list(enumerate(sublayers))):
+            b, c = streams
+            d_b, d_c = grads
+            random = jax.random.fold_in(key, i)
+            again = lambda p, x, s: f(p, x, join(s, rest), random, kept[i])[0]  # noqa: B023
+            y, pull = jax.vjp(again, layer_params, b, smooth)
+            d_f = pull(d_c)
+            streams, grads = (c - y, b), (d_c, d_b + d_f[1])
+            d_params = jax.tree.map(jnp.add, d_params, d_f[0])
+            d_smooth = jax.tree.map(jnp.add, d_smooth, d_f[2])
+        return (streams, grads, d_smooth), d_params
+
+    carry = streams, grads, jax.tree.map(jnp.zeros_like, smooth)
+    (_, grads, d_smooth), d_params = jax.lax.scan(layer, carry, (params, keys, kept), reverse=True)
+    return d_params, grads, d_smooth, None, None
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _split(tree):
+    """Floating-point leaves, the others, and the function that puts them together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+
+    def join(ours, others):
+        ours, others = iter(ours), iter(others)
+        return jax.tree.unflatten(structure, [next(ours if s else others) for s in smooth])
+
+    pick = lambda which: [x for x, s in zip(leaves, smooth, strict=True) if s == which]
+    return pick(True), pick(False), join

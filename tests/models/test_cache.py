@@ -1,0 +1,98 @@
+"""A decoder that continues from its cache gives what it gives on the whole sequence."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import models
+from llm_jax.decode.cache import Reader
+from tests.tiny_models import tiny_model
+
+LENGTH, STEPS = 12, 6
+PROMPTS = np.array([5, 1, 3])
+TOKENS = np.random.default_rng(0).integers(0, 11, (len(PROMPTS), LENGTH))
+POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "alibi", "none")
+
+build = partial(tiny_model, max_length=LENGTH)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def stepwise(model, params, source=None, prefix=False, size=LENGTH):
+    """[B, STEPS + 1, V]: the logits behind each prompt, and STEPS tokens on."""
+    reader, tokens, T = Reader(model, params, source, size, prefix=prefix), TOKENS, PROMPTS.max()
+    # What stands behind a prompt must not matter.
+    prompts = np.where(np.arange(T) < PROMPTS[:, None], tokens[:, :T], 7)
+    first, cache = reader.start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
+
+    def step(cache, at):
+        token = jnp.take_along_axis(jnp.asarray(tokens), at[:, None], axis=1)[:, 0]
+        return reader.advance(cache, token, at)[::-1]
+
+    _, rest = jax.lax.scan(step, cache, PROMPTS + jnp.arange(STEPS)[:, None])
+    return jnp.concatenate([first[None], rest]).swapaxes(0, 1)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def whole(model, params, source=None, prefix=False):
+    """The same, from the model as it is trained."""
+    batch = {"tokens": jnp.asarray(TOKENS), **(source or {})}
+    if prefix:
+        batch["prefix"] = jnp.asarray(PROMPTS)
+    logits = models.logits(model.apply({"params": params}, batch))
+    at = PROMPTS[:, None] - 1 + jnp.arange(STEPS + 1)
+    return jnp.take_along_axis(logits, at[..., None], axis=1)
+
+
+close = partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_position_scheme(positions):
+    model, params = build(positions=positions, attention="dense,local", window=3)
+    close(stepwise(model, params), whole(model, params))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_kv_heads": 4, "attention": "flash"},
+        {"num_kv_heads": 1, "norm_place": "post", "share_layers": True, "scan": False},
+        {"rotary_scaling": "linear", "attention": "local", "window": 1},
+        {"reversible": True, "tie_embeddings": False, "attention": "dense,chunked", "window": 4},
+        {"positions": "axial", "axial_shape": (3, 4), "axial_dims": (6, 10)},
+    ],
+)
+def test_other_shapes(changes):
+    model, params = build(**changes)
+    close(stepwise(model, params), whole(model, params))
+
+
+def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed():
+    model, params = build(positions="relative")
+    right = whole(model, params, None, True)
+    close(stepwise(model, params, None, True, 2 * LENGTH), right)
+    assert np.abs(right - whole(model, params)).max() > 1e-2
+
+
+def test_ragged_sources():
+    model, params = build(kind="encoder_decoder", positions="relative")
+    tokens = np.random.default_rng(1).integers(1, 11, (3, 6))
+    real = np.arange(6) < np.array([[6], [2], [4]])
+    source = {"encoder_tokens": tokens, "encoder_segment_ids": real.astype(np.int32)}
+    right = whole(model, params, source)
+    close(stepwise(model, params, source), right)
+    source["encoder_tokens"] = np.where(real, tokens, 0)
+    close(stepwise(model, params, source), right)  # padding is not looked at
+    source["encoder_tokens"] = np.where(real & (np.arange(6) != 1), tokens, 0)
+    assert np.abs(stepwise(model, params, source) - right).max(axis=(1, 2)).min() > 1e-3
+
+
+def test_bfloat16():
+    model, params = build(positions="relative", dtype="bfloat16")
+    found, right = stepwise(model, params), whole(*build(positions="relative"))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, whole(model, params), atol=0.05 * np.abs(right).max())
+    np.testing.assert_allclose(found, right, atol=0.1 * np.abs(right).max())

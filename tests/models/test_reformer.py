@@ -1,0 +1,338 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import attention, config, decode, models
+from llm_jax.attention import lsh
+from llm_jax.models import reversible
+from llm_jax.models.flops import count_params
+from llm_jax.models.layers import Embeddings, TokenEmbed
+
+TINY = {
+    "num_layers": 4, "embed_dim": 16, "num_heads": 2, "head_dim": 6, "mlp_dim": 24,
+    "max_length": 32, "attention": "chunked,lsh", "window": 4, "lsh_chunk": 4, "lsh_hashes": 2,
+    "lsh_buckets": (4,), "positions": "axial", "axial_shape": (4, 8), "axial_dims": (4, 12),
+    "reversible": True, "tie_embeddings": False, "output_bias": True, "attention_bias": False,
+    "activation": "relu", "norm_epsilon": 1e-12, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def tiny(vocab_size=13, **changes):
+    cfg = config.base().model
+    cfg.update(TINY | changes)
+    model = models.build(config.resolve(cfg, vocab_size))
+    params = jax.jit(lambda: nn.unbox(models.init_params(model, jax.random.key(0))))()
+    return model, params
+
+
+def batch(T=30, B=2, vocab_size=13):
+    return {"tokens": jax.random.randint(jax.random.key(1), (B, T), 0, vocab_size)}
+
+
+def gradients(model, params, batch, key=None):
+    """Outputs, and gradients of a loss that treats them unevenly."""
+
+    @jax.jit
+    def run(params):
+        rngs = None if key is None else {"dropout": key}
+
+        def loss(params):
+            out = model.apply({"params": params}, batch, deterministic=key is None, rngs=rngs)
+            scores = models.logits(out)
+            return jnp.sum(jnp.sin(scores)), scores
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, scores = run(params)
+    return scores, grads
+
+
+def assert_near(ours, theirs, tolerance):
+    """Every leaf, relative to its largest entry."""
+
+    def one(path, a, b):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(one, ours, theirs)
+
+
+ENCODER_DECODER = {
+    "kind": "encoder_decoder", "attention": "dense", "positions": "relative", "head_dim": 0,
+    "reversible": True, "num_kv_heads": 1, "norm": "rmsnorm", "tie_embeddings": True,
+    "output_bias": False, "num_layers": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dropout": 0.2, "attention_dropout": 0.2, "mlp_chunk": 7},
+        {"share_layers": True, "attention": "dense", "positions": "alibi"},
+        ENCODER_DECODER | {"dropout": 0.1},
+    ],
+    ids=["reformer", "dropout, chunked feed-forward", "shared layers", "encoder-decoder"],
+)
+def test_gradients_by_recomputation_equal_stored_ones(changes, monkeypatch):
+    model, params = tiny(**changes)
+    key = jax.random.key(5) if "dropout" in changes else None
+    data = batch()
+    data["encoder_tokens"] = data["tokens"][:, ::2]
+    data["encoder_segment_ids"] = jnp.ones((2, 15), int).at[1, 9:].set(0)
+    data["segment_ids"] = jnp.ones((2, 30), int).at[0, 20:].set(2)
+    ours = gradients(model, params, data, key)
+    monkeypatch.setattr(reversible, "run", lambda *x: reversible.forward(*x)[0])
+    assert_near(ours, gradients(model, params, data, key), 1e-5)
+
+
+def test_bfloat16_gradients_by_recomputation_stay_near(monkeypatch):
+    model, params = tiny(dtype="bfloat16", attention="dense", num_layers=8)
+    _, ours = gradients(model, params, batch())
+    monkeypatch.setattr(reversible, "run", lambda *x: reversible.forward(*x)[0])
+    _, stored = gradients(model, params, batch())
+    assert_near(ours, stored, 0.03)
+
+
+def test_temporary_memory_does_not_grow_with_depth():
+    def temporaries(num_layers, **changes):
+        model, _ = tiny(num_layers=2, max_length=256, axial_shape=(16, 16))
+        cfg = dict(model.cfg) | {"num_layers": num_layers, "num_decoder_layers": num_layers}
+        model = models.build(config.ConfigDict(cfg | changes))
+        key = jax.random.key(0)
+        params = nn.unbox(jax.eval_shape(lambda: models.init_params(model, key)))
+        loss = lambda p: jnp.sum(models.logits(model.apply({"params": p}, batch(256))) ** 2)
+        program = jax.jit(jax.grad(loss)).lower(params).compile()
+        weights = sum(x.size * 4 for x in jax.tree.leaves(params))
+        return program.memory_analysis().temp_size_in_bytes, weights
+
+    few, few_weights = temporaries(2, attention="chunked")
+    many, many_weights = temporaries(10, attention="chunked")
+    assert many - few <= 2 * (many_weights - few_weights)
+    stored, _ = temporaries(10, attention="chunked", reversible=False, tie_embeddings=True)
+    assert stored > 3 * many
+
+
+def test_chunked_feed_forward_changes_nothing():
+    simple = {"reversible": False, "attention": "dense", "num_layers": 1}
+    model, params = tiny(mlp_chunk=7, **simple)
+    chunked = gradients(model, params, batch())
+    whole, _ = tiny(**simple)
+    assert_near(chunked, gradients(whole, params, batch()), 1e-5)
+
+
+def test_axial_positions_are_rows_and_columns():
+    model, params = tiny(num_layers=2, attention="chunked")
+    tables = params["decoder"]["embeddings"]
+
+    cfg = model.cfg
+    embed = Embeddings(cfg, TokenEmbed(cfg))
+    zeros = {"tokens": {"embedding": jnp.zeros((13, 16))}}
+    at = jnp.array([[0, 9, 31]])
+    x = embed.apply({"params": tables | zeros}, jnp.zeros_like(at), at)
+    rows, columns = tables["rows"]["embedding"], tables["columns"]["embedding"]
+    for place, (i, j) in zip(x[0], [(0, 0), (1, 1), (3, 7)], strict=True):
+        np.testing.assert_array_equal(place, np.concatenate([rows[i], columns[j]]))
+
+
+def test_decoder_is_causal_and_blind_to_padding():
+    model, params = tiny(attention="chunked", num_layers=2)
+    tokens = batch()["tokens"]
+
+    @jax.jit
+    def apply(tokens, segments):
+        data = {"tokens": tokens, "segment_ids": segments}
+        return models.logits(model.apply({"params": params}, data))
+
+    real = jnp.ones((2, 30), int).at[:, 22:].set(0)
+    first = apply(tokens, real)
+    without = apply(tokens.at[:, 22:].set(0), real)
+    np.testing.assert_allclose(first[:, :22], without[:, :22], atol=1e-5)
+    later = apply(tokens.at[:, 15:].set(0), real)
+    np.testing.assert_allclose(first[:, :15], later[:, :15], atol=1e-5)
+
+
+def test_dropout_changes_with_its_key_alone():
+    model, params = tiny(dropout=0.2, lsh_hashes=1)
+    apply = partial(model.apply, {"params": params}, batch(), deterministic=False)
+    run = jax.jit(lambda key: apply(rngs={"dropout": key}).hidden)
+    a, b, c = (run(jax.random.key(i)) for i in (1, 1, 2))
+    assert (a == b).all() and (a != c).any()
+
+
+@pytest.mark.parametrize("kind", ["chunked", "lsh"])
+def test_generates(kind):
+    """By a cache where there can be one, by reading again where not; either way the same."""
+    model, params = tiny(attention=kind, num_layers=2)
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [3]]
+    how = {"max_new_tokens": 6, "temperature": 0}
+    found = decode.generate(model, params, prompts, **how)
+    assert found == decode.generate(model, params, prompts, cached=False, **how)
+    if kind == "lsh":
+        with pytest.raises(ValueError, match="'lsh' cannot continue from a cache"):
+            decode.generate(model, params, prompts, cached=True, **how)
+
+
+@pytest.mark.parametrize("changes, key", [
+    ({"axial_dims": (4, 4)}, "axial_dims"),
+    ({"axial_shape": (2, 4)}, "axial_shape"),
+    ({"norm_place": "post"}, "norm_place"),
+    ({"remat": "full"}, "remat"),
+    ({"lsh_buckets": (3,)}, "lsh_buckets"),
+    ({"positions": "alibi"}, "positions"),
+])  # fmt: skip
+def test_what_cannot_run_is_refused(changes, key):
+    c = config.base()
+    c.model.update(TINY | changes)
+    with pytest.raises(config.ConfigError, match=key):
+        config.check(c)
+
+
+def reference_config(cfg, **more):
+    """Their config of one of ours."""
+    transformers = pytest.importorskip("transformers")
+    kinds = [{"chunked": "local", "lsh": "lsh"}[k] for k in cfg.attention.split(",")]
+    return transformers.ReformerConfig(
+        vocab_size=cfg.vocab_size,
+        attn_layers=kinds * (cfg.num_layers // len(kinds)),
+        hidden_size=cfg.embed_dim,
+        num_attention_heads=cfg.num_heads,
+        attention_head_size=cfg.head_dim,
+        feed_forward_size=cfg.mlp_dim,
+        hidden_act=cfg.activation,
+        axial_pos_shape=tuple(cfg.axial_shape),
+        axial_pos_embds_dim=tuple(cfg.axial_dims),
+        max_position_embeddings=cfg.max_length,
+        local_attn_chunk_length=cfg.window,
+        lsh_attn_chunk_length=cfg.lsh_chunk,
+        num_hashes=cfg.lsh_hashes,
+        num_buckets=list(cfg.lsh_buckets) or None,
+        is_decoder=True,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("variant", ["enwik8", "enwik8-3", "crime-and-punishment"])
+def test_published_sizes_have_the_reference_count(variant):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    cfg = config.resolve(config.load(f"configs/reformer.py:{variant}").model, 0)
+    with torch.device("meta"):
+        theirs = transformers.ReformerModelWithLMHead(reference_config(cfg))
+    assert count_params(cfg) == sum(p.numel() for p in theirs.parameters())
+
+
+# What the reference calls the modules of one layer.
+NAMES = {
+    "attention_norm": "attention.layer_norm",
+    "attention/query": "attention.self_attention.query",
+    "attention/key": "attention.self_attention.key",
+    "attention/value": "attention.self_attention.value",
+    "attention/out": "attention.output.dense",
+    "mlp_norm": "feed_forward.layer_norm",
+    "mlp/up": "feed_forward.dense.dense",
+    "mlp/down": "feed_forward.output.dense",
+}
+
+
+def from_reference(model, params, tensors):
+    """Our parameters with the values of theirs, by NAMES."""
+    kinds = model.cfg.attention.split(",")
+    tensors = {k.removeprefix("reformer."): v for k, v in tensors.items()}
+
+    def layer(theirs, path, shape):
+        leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[path[-1]]
+        x = tensors[f"{theirs}.{leaf}"]
+        return (x.T if path[-1] == "kernel" else x).reshape(shape)
+
+    def find(path, x):
+        path = [p.key for p in path]
+        if path[0] == "embed":
+            return tensors["embeddings.word_embeddings.weight"]
+        if path[0] in ("output", "output_bias"):
+            return tensors["lm_head.bias" if path[0] == "output_bias" else "lm_head.decoder.weight"]
+        if path[1] == "embeddings":
+            which = {"rows": 0, "columns": 1}[path[2]]
+            return tensors[f"embeddings.position_embeddings.weights.{which}"].reshape(x.shape)
+        if path[1] == "final_norm":
+            return layer("encoder.layer_norm", path, x.shape)
+        i = 0 if path[3] == "block" else int(path[3].removeprefix("block_"))
+        theirs = NAMES["/".join(path[4:-1])]
+        if kinds[i] == "lsh":
+            theirs = theirs.replace("self_attention.query", "self_attention.query_key")
+        layers = range(i, model.cfg.num_layers, len(kinds))
+        return np.stack([layer(f"encoder.layers.{n}.{theirs}", path, x.shape[1:]) for n in layers])
+
+    return jax.tree_util.tree_map_with_path(find, params)
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Returns (ours, its parameters, theirs), their hash rotations fed into ours."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    def make(**changes):
+        model, params = tiny(**changes)
+        torch.manual_seed(0)
+        theirs = transformers.ReformerModelWithLMHead(
+            reference_config(
+                model.cfg,
+                chunk_size_feed_forward=2 if model.cfg.mlp_chunk else 0,
+                hash_seed=11,
+                hidden_dropout_prob=0.0,
+                local_attention_probs_dropout_prob=0.0,
+                lsh_attention_probs_dropout_prob=0.0,
+            )
+        )
+        for name, p in theirs.named_parameters():  # biases and scales too
+            if name != "lm_head.bias":  # which their forward leaves out
+                torch.nn.init.normal_(p, 1.0 if "norm.weight" in name else 0.0, 0.3)
+
+        def assign(query, random, *sizes, **options):
+            """With torch's numbers, which their seed makes the same in each layer."""
+            options |= dict(zip(("lsh_chunk", "lsh_hashes", "lsh_buckets"), sizes, strict=False))
+            parts = options["lsh_buckets"] or lsh.factors(query.shape[1], options["lsh_chunk"])
+            torch.manual_seed(11)
+            shape = (*query.shape[2:], options["lsh_hashes"], sum(parts) // 2)
+            return lsh.assign(query, jnp.asarray(torch.randn(shape).numpy()), **options)
+
+        variant = attention.VARIANTS["lsh"]
+        fed = {f: getattr(variant, f) for f in variant.__dataclass_fields__} | {"plan": assign}
+        monkeypatch.setitem(attention.VARIANTS, "lsh", attention.Variant(**fed))
+        tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+        return model, from_reference(model, params, tensors), theirs
+
+    return make
+
+
+@pytest.mark.parametrize("changes, T", [
+    ({"attention": "chunked", "window": 5, "num_layers": 2}, 30),
+    ({"attention": "chunked", "window": 8, "num_layers": 2}, 19),
+    ({"attention": "chunked", "num_layers": 2}, 3),
+    ({"attention": "lsh", "num_layers": 2}, 32),
+    ({"attention": "lsh", "num_layers": 2, "lsh_hashes": 3, "lsh_buckets": (2, 4)}, 27),
+    ({"lsh_buckets": ()}, 32),
+    ({"mlp_chunk": 3}, 28),
+    ({}, 21),
+    ({"lsh_chunk": 32, "window": 32}, 23),
+])  # fmt: skip
+def test_logits_and_gradients_equal_transformers(reference, changes, T):
+    torch = pytest.importorskip("torch")
+    model, params, theirs = reference(**changes)
+    data = batch(T)
+    scores, grads = gradients(model, params, data)
+    # Their layers have a gradient in training mode alone, in which the whole takes no odd lengths.
+    theirs.eval().reformer.encoder.train()
+    expected = theirs(torch.tensor(np.array(data["tokens"])), use_cache=False).logits
+    limit = 1e-4 * expected.abs().max().item()
+    np.testing.assert_allclose(scores, expected.detach(), atol=limit, rtol=0)
+    torch.sin(expected).sum().backward()
+    tensors = {k: v.grad for k, v in theirs.named_parameters() if v.grad is not None}
+    tensors["lm_head.bias"] = grads["output_bias"]  # which their forward leaves out
+    tensors = {k: np.asarray(v) for k, v in tensors.items()}
+    assert_near(grads, from_reference(model, params, tensors), 1e-3)
