@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.data import sources, tokenizers
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.data.transforms import objective
-from llm_jax.data.windows import Windows, cut, stream, streams
+from llm_jax.data.transforms import Transform, objective
+from llm_jax.data.windows import Windows, cut, excerpt, stream, streams
 
 Batch = dict[str, np.ndarray]
 
@@ -38,6 +39,12 @@ def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
         )
 
 
+def build_tokenizer(config: ConfigDict, docs: Sequence) -> Tokenizer:
+    """Trains or opens the tokenizer that the config describes, with what its objective needs."""
+    needed = objective(config).specials(config)
+    return tokenizers.build(config.tokenizer, sources.texts(docs), needed)
+
+
 def train_iterator(
     config: ConfigDict,
     tokenizer: Tokenizer,
@@ -53,8 +60,10 @@ def train_iterator(
     rows = _rows(config, process_count)
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     share = slice(process_index, None, process_count)
-    examples = _examples(config, tokenizer, docs, "data.train", seed, share)
-    return _Prefetch(iter(_pack(examples, config, tokenizer, seed).batch(rows)), PREFETCH)
+    what = _transform(config, tokenizer)
+    examples = _examples(what, docs, "data.train", seed, share)
+    packed = _pack(examples, what, seed, process_index)
+    return _Prefetch(iter(packed.batch(rows)), PREFETCH)
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
@@ -91,7 +100,7 @@ class EvalBatches:
             yield {name: self._fill(name, rows)[self._share] for name, rows in batch.items()}
 
     def _fill(self, name: str, rows: np.ndarray) -> np.ndarray:
-        missing = ((0, self._size - len(rows)), (0, 0))
+        missing = [(0, self._size - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
         return np.pad(rows, missing, constant_values=_padding(name, self._pad_id))
 
 
@@ -107,9 +116,9 @@ def eval_batches(
     Every process sees equally many batches; the last is filled up with rows of weight 0.
     """
     rows = _rows(config, process_count)
-    examples = _examples(config, tokenizer, docs, "data.validation")
+    what = _transform(config, tokenizer)
     share = slice(process_index * rows, (process_index + 1) * rows)
-    packed = _pack(examples, config, tokenizer)
+    packed = _pack(_examples(what, docs, "data.validation"), what)
     return EvalBatches(packed, config.data.batch_size, share, tokenizer.pad_id)
 
 
@@ -120,41 +129,61 @@ def _rows(config: ConfigDict, process_count: int) -> int:
     return config.data.batch_size // process_count
 
 
-def _examples(config, tokenizer, docs, key, seed=None, share=None) -> grain.IterDataset:
-    """Examples of `docs`: once, in order, or with a seed shuffled and without end."""
+def _transform(config: ConfigDict, tokenizer: Tokenizer) -> Transform:
     check_vocab(config, tokenizer)
+    return objective(config)(tokenizer, config)
+
+
+def _examples(what: Transform, docs, key, seed=None, share=None) -> grain.IterDataset:
+    """Examples of `docs`: once, in order, or with a seed shuffled and without end."""
     if not len(docs):
         raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
                           "data.validation_fraction")
-    what = objective(config)
-    stride, overlap = what.stride(config), what.overlap
+    tokenizer, stride, overlap = what.tokenizer, what.stride, what.overlap
 
-    def make(window, rng):
-        return what.make(window, rng, tokenizer, config)
+    def make_pair(pair, rng):
+        return what.example(pair, rng, None)
+
+    def make(found, rng):
+        index, window = found
+        return what.example(window, rng, lambda n: windows.elsewhere(index, n, rng))
 
     def make_all(text, rng):
-        windows = cut(stream(tokenizer, text), stride, overlap, rng if share else None)
-        return [make(window, rng) for window in windows]
+        def elsewhere(n):
+            other = stream(tokenizer, docs[int(rng.integers(len(docs)))], what.framed)
+            return excerpt(other, int(rng.integers(max(1, len(other)))), n)
 
-    if in_memory := isinstance(docs, list):
-        windows = Windows(streams(tokenizer, docs), stride, overlap, seed)
+        tokens = stream(tokenizer, text, what.framed)
+        pieces = cut(tokens, stride, overlap, rng if share else None)
+        made = (what.example(window, rng, elsewhere) for window in pieces)
+        return [example for example in made if example is not None]
+
+    def window_at(index, _):
+        window = windows[index]
+        return None if window is None else (index, window)
+
+    in_memory = isinstance(docs, list)
+    if what.pairs:
+        examples = grain.MapDataset.source(docs).random_map(make_pair, seed=seed or 0)
+    elif in_memory:
+        windows = Windows(streams(tokenizer, docs, what.framed), stride, overlap, seed)
         if share and len(windows.tokens) < stride * share.step:
             raise ConfigError(f"{key}: {len(windows.tokens)} tokens do not fill one row of "
-                              f"model.max_length = {config.model.max_length} a process; use more "
-                              "text or shorter rows")
-        examples = grain.MapDataset.range(len(windows)).map_with_index(lambda i, _: windows[i])
+                              f"model.max_length = {what.config.model.max_length} a process; use "
+                              "more text or shorter rows")
+        examples = grain.MapDataset.range(len(windows)).map_with_index(window_at)
         examples = examples.random_map(make, seed=seed or 0)
-        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     else:
         examples = grain.MapDataset.source(docs).random_map(make_all, seed=seed or 0)
-        read = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+    threads, ahead = (0, 0) if in_memory else (4, 64)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     if share:
         examples = examples.shuffle(seed)[share].repeat()
         if not len(examples):
             raise ConfigError(f"{key}: {len(docs)} documents are fewer than the "
                               f"{share.step} processes")
     examples = examples.to_iter_dataset(read)
-    if not in_memory:
+    if not (in_memory or what.pairs):
         examples = grain.experimental.FlatMapIterDataset(examples, _Flatten())
         if share:
             shuffle = grain.experimental.WindowShuffleIterDataset
@@ -167,22 +196,35 @@ class _Flatten(grain.experimental.FlatMapTransform):
         return element
 
 
-def _pack(examples, config, tokenizer, seed=None) -> grain.IterDataset:
-    """Rows of max_length, each of several examples (or one) under segment ids 1, 2, ...; 0 pads."""
-    if config.data.packing not in ("first_fit", "none"):
-        raise ConfigError(f"data.packing: {config.data.packing!r} must be first_fit or none")
-    lengths = objective(config).lengths(config)
+def _pack(examples, what: Transform, seed=None, process=0) -> grain.IterDataset:
+    """Rows of fixed length, each of several examples (or one) under segment ids 1, 2, ...; 0 pads.
+
+    What the objective draws for a whole row is decided by seed, process and the row's number.
+    """
+    packing, pad_id = what.config.data.packing, what.tokenizer.pad_id
+    if packing not in ("first_fit", "none"):
+        raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
+    lengths = what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
     packed = grain.experimental.FirstFitPackIterDataset(
         examples,
         length_struct=lengths,
-        padding_struct={name: _padding(name, tokenizer.pad_id) for name in lengths},
+        padding_struct={name: _padding(name, pad_id) for name in lengths},
         meta_features=[name for name in lengths if f"{name}_positions" not in _PACKER_NAMES],
         num_packing_bins=BINS,
         shuffle_bins=seed is not None,
         seed=seed or 0,
-        max_sequences_per_bin=1 if config.data.packing == "none" else None,
+        max_sequences_per_bin=1 if packing == "none" else None,
     )
-    return packed.map(lambda row: {_PACKER_NAMES.get(name, name): row[name] for name in row})
+
+    def rename(row):
+        row = {_PACKER_NAMES.get(name, name): values for name, values in row.items()}
+        return row | {name: row[name][0] for name in what.scalars}
+
+    packed = packed.map(rename)
+    if what.row is None:
+        return packed
+    draws = 0 if seed is None else np.random.SeedSequence((seed, process)).generate_state(1)[0]
+    return packed.random_map(what.row, seed=int(draws))
 
 
 def _padding(name: str, pad_id: int) -> int:

@@ -1,4 +1,7 @@
-"""Where documents come from: the built-in corpus, local text and JSONL, prepared TFDS sets."""
+"""Where documents come from: the built-in corpus, local text and JSONL, prepared TFDS sets.
+
+A document is a text, or for some objectives a pair of texts (source, target).
+"""
 
 import glob
 import gzip
@@ -13,7 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import corpus
+from llm_jax.data import corpus, transforms
+
+Document = str | tuple[str, ...]
+Columns = dict[str, str]  # the config's key: the column it names
 
 log = logging.getLogger(__name__)
 
@@ -24,32 +30,64 @@ IN_MEMORY_BYTES = 2**31
 class Lazy(Sequence):
     """Documents read one by one from a random-access source, in the order of `index` if given."""
 
-    def __init__(self, source, column: str, index: np.ndarray | None = None):
-        self.source, self.column, self.index = source, column, index
+    def __init__(self, source, columns: Columns, index: np.ndarray | None = None):
+        self.source, self.columns, self.index = source, columns, index
 
     def __len__(self) -> int:
         return len(self.source if self.index is None else self.index)
 
-    def __getitem__(self, i: int) -> str:
+    def __getitem__(self, i: int) -> Document:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         i = i % len(self) if self.index is None else int(self.index[i])
-        return _text_of(self.source[i], self.column)
+        return _document_of(self.source[i], self.columns)
 
     def take(self, positions: np.ndarray) -> "Lazy":
         """Returns the documents at `positions`."""
         index = positions if self.index is None else self.index[positions]
-        return Lazy(self.source, self.column, index)
+        return Lazy(self.source, self.columns, index)
 
 
-def documents(spec: str, data: ConfigDict) -> Sequence[str]:
+class _Halves(Sequence):
+    """Both texts of every pair, one after the other."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, i: int) -> str:
+        return self.pairs[i // 2][i % 2]
+
+
+def texts(docs: Sequence[Document]) -> Sequence[str]:
+    """Returns the documents as texts; of a pair, both."""
+    if not len(docs) or isinstance(docs[0], str):
+        return docs
+    return [text for pair in docs for text in pair] if isinstance(docs, list) else _Halves(docs)
+
+
+def documents(spec: str, data: ConfigDict, pairs: bool = False) -> Sequence[Document]:
     """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
 
     `builtin:python`, `tfds:name/config:version@split`, a .txt or .jsonl file (or .gz of one) or a
-    glob of them, or several of these separated by commas.
+    glob of them, or several of these separated by commas. Pairs come from two columns of JSONL and
+    TFDS records, or line by line from text files that follow each other: "a.en,a.de.gz".
     """
     specs = [spec] if Path(spec).is_file() else [s.strip() for s in spec.split(",") if s.strip()]
-    parts = [_read(s, data) for s in specs]
+    if pairs:
+        records = [s for s in specs if s.startswith("tfds:") or _is_json(s)]
+        lines = [s for s in specs if s not in records]
+        if len(lines) % 2 or not specs:
+            raise ConfigError(f"data: {spec!r} must name text files by twos, source and target, as "
+                              "in \"train.en,train.de\"; or .jsonl or TFDS sets with the columns "
+                              "data.source_column and data.target_column")
+        parts = [_parallel(*both) for both in zip(lines[::2], lines[1::2], strict=True)]
+        columns = {f"data.{name}": data[name] for name in ("source_column", "target_column")}
+        parts += [_read(s, data, columns) for s in records]
+    else:
+        parts = [_read(s, data, {"data.text_column": data.text_column}) for s in specs]
     if len(parts) == 1:
         return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
@@ -65,12 +103,13 @@ def splits(config: ConfigDict) -> dict[str, Sequence[str]]:
     content; a corpus of one document is cut in that order instead.
     """
     data = config.data
+    pairs = transforms.objective(config).pairs
     named = {name: _spec_of(name, data) for name in ("validation", "test")}
     shares = [0.0 if spec else data.get(f"{name}_fraction", 0.0) for name, spec in named.items()]
-    train = documents(data.train, data)
+    train = documents(data.train, data, pairs)
     train, *held = _hold_out(train, shares) if any(shares) else (train, [], [])
     validation, test = (
-        documents(spec, data) if spec else part
+        documents(spec, data, pairs) if spec else part
         for spec, part in zip(named.values(), held, strict=True)
     )
     validation = _without(validation, [test], "data.validation", "data.test")
@@ -97,7 +136,7 @@ def _hold_out(docs: Sequence[str], shares: list[float]) -> list[Sequence[str]]:
         return [docs.take(part) for part in _shares_of(order, shares)]
     digests = [_digest(doc) for doc in docs]
     unique = sorted(set(digests))
-    if len(unique) == 1:
+    if len(unique) == 1 and isinstance(docs[0], str):
         text = docs[0]
         train_end, validation_end = (int(len(text) * (1 - s)) for s in (sum(shares), shares[1]))
         parts = text[:train_end], text[train_end:validation_end], text[validation_end:]
@@ -137,19 +176,20 @@ def _without(docs, others, key: str, other_keys: str):
     return kept
 
 
-def _digest(text: str) -> bytes:
+def _digest(doc: Document) -> bytes:
+    text = doc if isinstance(doc, str) else "\0".join(doc)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _read(spec: str, data: ConfigDict) -> Sequence[str]:
+def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Document]:
     if spec.startswith("builtin:"):
         if spec != "builtin:python":
             raise ConfigError(f"data: {spec!r} is unknown; the one built-in corpus is "
                               "'builtin:python'")
         return corpus.python_documents()
     if spec.startswith("tfds:"):
-        return _read_tfds(spec.removeprefix("tfds:"), data)
-    docs = list(stream(spec, data))
+        return _read_tfds(spec.removeprefix("tfds:"), data, columns)
+    docs = [doc for file in _files(spec) for doc in _read_file(file, columns)]
     if not docs:
         raise ConfigError(f"data: {spec!r} is empty; it must hold text")
     return docs
@@ -157,60 +197,97 @@ def _read(spec: str, data: ConfigDict) -> Sequence[str]:
 
 def stream(spec: str, data: ConfigDict) -> Iterator[str]:
     """Yields the documents of a local file or glob, with one file in memory at a time."""
+    files, columns = _files(spec), {"data.text_column": data.text_column}
+    return (doc for file in files for doc in _read_file(file, columns))
+
+
+def _files(spec: str) -> list[Path]:
     paths = [spec] if Path(spec).exists() else sorted(glob.glob(spec, recursive=True))
     files = [Path(path) for path in paths if Path(path).is_file()]
     if not files:
         wrong = "is a folder" if Path(spec).is_dir() else f"matches no file in {Path.cwd()}"
         raise ConfigError(f"data: {spec!r} {wrong}; name a file, or a glob such as "
                           "'texts/**/*.txt'")
-    return (doc for file in files for doc in _read_file(file, data.text_column))
+    return files
 
 
-def _read_file(path: Path, column: str) -> list[str]:
+def _is_json(name: str) -> bool:
+    return name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
+def _text(path: Path) -> str:
     raw = path.read_bytes()
-    name = path.name
-    if name.endswith(".gz"):
-        name = name.removesuffix(".gz")
+    if path.name.endswith(".gz"):
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"data: {path} is not a whole gzip file ({error})") from error
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"data: {path} is not UTF-8: byte {error.object[error.start]:#04x} at "
                           f"offset {error.start}; convert it, e.g. with iconv -t UTF-8") from error
-    if name.endswith((".jsonl", ".ndjson")):
+
+
+def _read_file(path: Path, columns: Columns) -> list[Document]:
+    text = _text(path)
+    if _is_json(path.name):
         # Not splitlines(): a JSON string may hold U+2028, which that would split at.
         lines = enumerate(text.split("\n"), start=1)
-        records = (_record(line, f"{path}:{i}", column) for i, line in lines if line.strip())
-        return [record for record in records if record.strip()]
+        docs = (_record(line, f"{path}:{i}", columns) for i, line in lines if line.strip())
+        return [doc for doc in docs if _full(doc)]
     if not text.strip():
         log.warning("data: %s is empty", path)
         return []
     return [text]
 
 
-def _record(line: str, where: str, column: str) -> str:
+def _parallel(source: str, target: str) -> list[tuple[str, str]]:
+    """The pairs of line i here and line i there, where neither is empty."""
+    sides = [[line for file in _files(spec) for line in _lines(file)] for spec in (source, target)]
+    if len(sides[0]) != len(sides[1]):
+        raise ConfigError(f"data: {source} has {len(sides[0])} lines and {target} has "
+                          f"{len(sides[1])}; line i of one must belong to line i of the other")
+    docs = [pair for pair in zip(*sides, strict=True) if _full(pair)]
+    if not docs:
+        raise ConfigError(f"data: {source}, {target} are empty; they must hold text")
+    return docs
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in _text(path).split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _full(doc: Document) -> bool:
+    return all(text.strip() for text in ((doc,) if isinstance(doc, str) else doc))
+
+
+def _record(line: str, where: str, columns: Columns) -> Document:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ConfigError(f"data: {where} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"data: {where} must be a JSON object, not {type(record).__name__}")
-    return _text_of(record, column, where)
+    return _document_of(record, columns, where)
 
 
-def _text_of(record: dict, column: str, where: str = "the data") -> str:
+def _document_of(record: dict, columns: Columns, where: str = "the data") -> Document:
+    found = tuple(_text_of(record, key, column, where) for key, column in columns.items())
+    return found if len(found) > 1 else found[0]
+
+
+def _text_of(record: dict, key: str, column: str, where: str) -> str:
     if column not in record:
-        raise ConfigError(f"data.text_column: {column!r} is not in {where}, which has "
-                          f"{sorted(record)}")
+        raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}")
     text = record[column]
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        text = " ".join(text)  # sentences
     if not isinstance(text, str):
-        raise ConfigError(f"data.text_column: {column!r} of {where} must be text, not "
-                          f"{type(text).__name__}")
+        raise ConfigError(f"{key}: {column!r} of {where} must be text, not {type(text).__name__}")
     return text
 
 
@@ -237,14 +314,15 @@ def _builder(name: str, data: ConfigDict):
     return builder
 
 
-def _read_tfds(spec: str, data: ConfigDict) -> Sequence[str]:
+def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Document]:
     name, _, split = spec.partition("@")
     split = split or "train"
     builder = _builder(name, data)
     info = builder.info
-    if data.text_column not in info.features:
-        raise ConfigError(f"data.text_column: {data.text_column!r} is not a feature of tfds:{name}"
-                          f", which has {sorted(info.features)}")
+    for key, column in columns.items():
+        if column not in info.features:
+            raise ConfigError(f"{key}: {column!r} is not a feature of tfds:{name}, which has "
+                              f"{sorted(info.features)}")
     try:
         source = builder.as_data_source(split=split)
     except NotImplementedError as error:
@@ -253,11 +331,11 @@ def _read_tfds(spec: str, data: ConfigDict) -> Sequence[str]:
     except (ValueError, KeyError) as error:
         raise ConfigError(f"data: tfds:{name} has no split {split!r}; it has "
                           f"{sorted(info.splits)}") from error
-    docs = Lazy(source, data.text_column)
+    docs = Lazy(source, columns)
     if not len(docs):
         raise ConfigError(f"data: tfds:{name}@{split} is empty; it must hold text")
     if info.splits.total_num_examples and info.dataset_size:
         size = info.dataset_size * len(docs) / info.splits.total_num_examples
     else:
         size = np.inf
-    return [text for text in docs if text.strip()] if size <= IN_MEMORY_BYTES else docs
+    return [doc for doc in docs if _full(doc)] if size <= IN_MEMORY_BYTES else docs

@@ -43,6 +43,10 @@ class Tokenizer(ABC):
         """Returns the text of `ids` without specials; what is not text becomes U+FFFD."""
 
     @abstractmethod
+    def pieces(self) -> list[str]:
+        """Returns what each id stands for, as the vocabulary has it ('##ing'); '' for none."""
+
+    @abstractmethod
     def _write(self, folder: Path) -> dict:
         """Writes the files of this kind into `folder` and returns what `_open` needs besides."""
 
@@ -81,12 +85,17 @@ def load(folder: str | Path) -> Tokenizer:
                           "it must be a folder that Tokenizer.save wrote") from error
 
 
-def build(config: ConfigDict, train_documents: Sequence[str]) -> Tokenizer:
+def build(
+    config: ConfigDict, train_documents: Sequence[str], needed: Sequence[str] = ()
+) -> Tokenizer:
     """Trains or opens the tokenizer that config.tokenizer describes; the same text gives the same.
 
-    Only the training documents are seen: evenly spaced ones when there are very many.
+    Only the training documents are seen: evenly spaced ones when there are very many. What the
+    objective needs is added to the specials, except to a published tokenizer.json: it is as it is.
     """
     specials = list(config.get("specials", ()))
+    if config.name != "file":
+        specials += [name for name in needed if name not in specials]
     match config.name:
         case "bytes":
             return Bytes(specials)
@@ -124,6 +133,9 @@ class Bytes(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
 
+    def pieces(self) -> list[str]:
+        return [*map(chr, range(256)), *self.specials]
+
     def _write(self, folder: Path) -> dict:
         return {"specials": list(self.specials)[3:]}
 
@@ -160,6 +172,9 @@ class Chars(Tokenizer):
             self.characters[i] if 0 <= i < n else unknown.get(i, "") for i in map(int, ids)
         )
 
+    def pieces(self) -> list[str]:
+        return [*self.characters, *self.specials]
+
     def _write(self, folder: Path) -> dict:
         return {"characters": "".join(self.characters), "specials": list(self.specials)[4:]}
 
@@ -195,6 +210,12 @@ class HuggingFace(Tokenizer):
         ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def pieces(self) -> list[str]:
+        found = [""] * self.vocab_size
+        for piece, i in self._tokenizer.get_vocab().items():
+            found[i] = piece
+        return found
+
     def _write(self, folder: Path) -> dict:
         _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
         return {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id")}
@@ -218,11 +239,10 @@ class SentencePiece(Tokenizer):
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"tokenizer.path: {path} is not a sentencepiece .model") from error
         self._path = Path(path)
-        self._more = list(specials)
         n = self._model.vocab_size()
-        self.specials = {
-            self._model.id_to_piece(i): i for i in range(n) if self._model.is_control(i)
-        } | {name: n + i for i, name in enumerate(self._more)}
+        own = {self._model.id_to_piece(i): i for i in range(n) if self._model.is_control(i)}
+        self._more = [name for name in specials if name not in own]
+        self.specials = own | {name: n + i for i, name in enumerate(self._more)}
         self.vocab_size = n + len(self._more)
         self.eos_id = self._model.eos_id()
         if self.eos_id < 0:
@@ -241,6 +261,10 @@ class SentencePiece(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         n, skip = self._model.vocab_size(), set(self.specials.values())
         return self._model.decode([i for i in map(int, ids) if 0 <= i < n and i not in skip])
+
+    def pieces(self) -> list[str]:
+        n = self._model.vocab_size()
+        return [self._model.id_to_piece(i) for i in range(n)] + self._more
 
     def _write(self, folder: Path) -> dict:
         target = folder / "tokenizer.model"
@@ -364,8 +388,10 @@ def _open_file(path: Path, specials: list[str]) -> HuggingFace:
     if eos is None:
         raise ConfigError(f"tokenizer.path: {path} names no end-of-text token; put one in a "
                           "special_tokens_map.json beside it, as in {\"eos_token\": \"</s>\"}")
-    bos, pad = find("bos", "cls"), find("pad")
-    return HuggingFace(tokenizer, eos if bos is None else bos, eos, eos if pad is None else pad)
+    pad = find("pad")
+    pad = eos if pad is None else pad
+    bos = find("bos", "cls")  # T5's have none and start from pad, GPT-2's end starts the next text
+    return HuggingFace(tokenizer, pad if bos is None else bos, eos, pad)
 
 
 def _parse(path: Path):

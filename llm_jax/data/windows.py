@@ -8,18 +8,23 @@ import numpy as np
 from llm_jax.data.tokenizers import Tokenizer
 
 
-def stream(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Returns [bos] + tokens + [eos], int32 [n + 2]."""
-    return _framed(tokenizer, tokenizer.encode(text))
+def stream(tokenizer: Tokenizer, text: str, framed: bool = True) -> np.ndarray:
+    """Returns [bos] + tokens + [eos], int32 [n + 2], or the tokens alone if not `framed`."""
+    tokens = tokenizer.encode(text)
+    return _framed(tokenizer, tokens) if framed else tokens
 
 
-def streams(tokenizer: Tokenizer, docs: Sequence[str], chunk: int = 1024) -> list[np.ndarray]:
+def streams(
+    tokenizer: Tokenizer, docs: Sequence[str], framed: bool = True, chunk: int = 1024
+) -> list[np.ndarray]:
     """Returns `stream` of every document, in the smallest integers that hold the vocabulary."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     found = []
     for i in range(0, len(docs), chunk):
         encoded = tokenizer.encode_batch(docs[i : i + chunk])
-        found += [_framed(tokenizer, tokens).astype(dtype) for tokens in encoded]
+        if framed:
+            encoded = (_framed(tokenizer, tokens) for tokens in encoded)
+        found += [tokens.astype(dtype) for tokens in encoded]
     return found
 
 
@@ -35,7 +40,13 @@ def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndar
     new = len(tokens) - overlap
     phase = int(rng.integers(stride)) if rng is not None and new > stride else 0
     edges = [0, *range(stride - phase, new, stride), new]
-    return [tokens[a : b + overlap] for a, b in zip(edges, edges[1:], strict=False)]
+    return [tokens[a : b + overlap] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def excerpt(tokens: np.ndarray, place: int, n: int) -> np.ndarray:
+    """Returns n tokens from `place`, or from as far before it as it takes to have so many."""
+    start = max(0, min(place, len(tokens) - n))
+    return tokens[start : start + n]
 
 
 class Windows:
@@ -51,7 +62,7 @@ class Windows:
         lengths = np.array([len(tokens) for tokens in documents], np.int64)
         self.tokens = np.concatenate(documents)
         self._stride, self._overlap, self._seed = stride, overlap, seed
-        self._starts = np.cumsum(lengths) - lengths
+        self._starts, self._lengths = np.cumsum(lengths) - lengths, lengths
         self._new = lengths - overlap
         # As many slots as the worst phase needs; another phase leaves a document's last one empty.
         slots = np.where(self._new > stride, (self._new + stride - 2) // stride + 1, 1)
@@ -65,12 +76,32 @@ class Windows:
     def __getitem__(self, index: int) -> np.ndarray | None:
         """Returns window `index`, as `cut` would; None where the slot is empty."""
         epoch, slot = divmod(index, len(self))
-        document = np.searchsorted(self._slot_ends, slot, side="right")
+        document = self._document(slot)
         start, new = int(self._starts[document]), int(self._new[document])
         nth = slot - int(self._slot_starts[document])
         edge = nth * self._stride - self._phases(epoch)[document]
         first, last = max(edge, 0), min(edge + self._stride, new)
         return self.tokens[start + first : start + last + self._overlap] if first < last else None
+
+    def elsewhere(self, index: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns up to n tokens from a random place outside the document of window `index`.
+
+        Every token outside is as likely the place; where all is one document, any in it.
+        """
+        own = self._document(index % len(self))
+        start, end = int(self._starts[own]), int(self._starts[own] + self._lengths[own])
+        outside = len(self.tokens) - (end - start)
+        if outside:
+            place = int(rng.integers(outside))
+            place += (end - start) * (place >= start)
+        else:
+            place = int(rng.integers(len(self.tokens)))
+        other = np.searchsorted(self._starts, place, side="right") - 1
+        first = int(self._starts[other])
+        return excerpt(self.tokens[first : first + int(self._lengths[other])], place - first, n)
+
+    def _document(self, slot: int) -> int:
+        return int(np.searchsorted(self._slot_ends, slot, side="right"))
 
     def _draw_phases(self, epoch: int) -> list[int]:
         if self._seed is None:

@@ -9,9 +9,9 @@ can be normalised as a whole, and gradient accumulation equals the large batch.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llm_jax.objectives import causal_lm
+from llm_jax.objectives import causal_lm, masked_lm, replaced_token_detection, sentence_pair
 
-__all__ = ["OBJECTIVES", "Objective", "get"]
+__all__ = ["OBJECTIVES", "Objective", "get", "tokens"]
 
 
 class Objective(NamedTuple):
@@ -27,8 +27,20 @@ class Objective(NamedTuple):
     losses: Callable[[Any, dict, Any], tuple[dict, dict]]
 
 
+_NEXT = Objective(causal_lm.weights, causal_lm.losses)
+_PAIR = Objective(sentence_pair.weights, sentence_pair.losses)
+
 OBJECTIVES = {
-    "causal_lm": Objective(causal_lm.weights, causal_lm.losses),
+    "causal_lm": _NEXT,
+    "prefix_lm": _NEXT,
+    "span_corruption": _NEXT,
+    "seq2seq": _NEXT,
+    "masked_lm": Objective(masked_lm.weights, masked_lm.losses),
+    "bert": _PAIR,
+    "albert": _PAIR,
+    "replaced_token_detection": Objective(
+        replaced_token_detection.weights, replaced_token_detection.losses
+    ),
 }
 
 
@@ -37,3 +49,9 @@ def get(name: str) -> Objective:
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r}: allowed are {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
+
+
+def tokens(batch: dict) -> Any:
+    """How many tokens a model reads in a batch, padding not counted; the source side's too."""
+    sides = [name for name in ("segment_ids", "encoder_segment_ids") if name in batch]
+    return sum((batch[name] > 0).sum() for name in sides) if sides else batch["tokens"].size

@@ -121,7 +121,8 @@ def test_processes_share_an_epoch(config, processes):
     found = Counter()
     for process in range(processes):
         share = slice(process, None, processes)
-        iterator = iter(pipeline._examples(config, TOKENIZER, docs, "data.train", seed, share))
+        what = pipeline._transform(config, TOKENIZER)
+        iterator = iter(pipeline._examples(what, docs, "data.train", seed, share))
         while True:
             example = next(iterator)
             if iterator.get_state()["next_index"] > len(range(len(slots))[share]):

@@ -1,0 +1,237 @@
+"""Masked language models: BERT and what followed it (RoBERTa, ALBERT, ELECTRA)."""
+
+import math
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.transforms.base import Arrays, Transform
+
+ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: a newline in GPT-2's
+
+
+class Masking:
+    """Chooses mask_rate of a row's ordinary tokens, hides them, and keeps them as targets.
+
+    tokens, segment_ids [T] -> tokens [T] with some changed, and masked_positions, masked_targets
+    (int32), masked_weights (float32) [P], P = ceil(mask_rate T), in order, 0 where there is none.
+    What is chosen are n-grams, n in 1 to `longest` with p(n) ~ 1/n (Lan 2020, 3.1), of tokens or
+    of whole words. `shares`: how much of it becomes [MASK], a random token, or stays (Devlin
+    2019, 3.1). Specials are neither chosen nor drawn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ConfigDict,
+        whole_word: bool = False,
+        longest: int = 1,
+        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    ):
+        self.rate, self.shares, self.longest = config.objective.mask_rate, shares, longest
+        self.size = math.ceil(self.rate * config.model.max_length)
+        self.mask_id = mask_id(tokenizer)
+        special = list(tokenizer.specials.values())
+        special += [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+        self.special = np.isin(np.arange(tokenizer.vocab_size), special)
+        self.ordinary = np.flatnonzero(~self.special)
+        self.starts = word_starts(tokenizer) if whole_word else None
+
+    def __call__(self, row: Arrays, rng: np.random.Generator) -> Arrays:
+        tokens = row["tokens"]
+        chosen = np.sort(self.choose(tokens, row["segment_ids"], rng))
+        n, missing = len(chosen), (0, self.size - len(chosen))
+        corrupt = tokens.copy()
+        draw = rng.random(n)
+        as_mask, as_random = draw < self.shares[0], draw >= 1 - self.shares[1]
+        corrupt[chosen[as_mask]] = self.mask_id
+        corrupt[chosen[as_random]] = rng.choice(self.ordinary, as_random.sum())
+        return row | {
+            "tokens": corrupt,
+            "masked_positions": np.pad(chosen, missing).astype(np.int32),
+            "masked_targets": np.pad(tokens[chosen], missing),
+            "masked_weights": np.pad(np.ones(n, np.float32), missing),
+        }
+
+    def choose(self, tokens: np.ndarray, segments: np.ndarray, rng) -> np.ndarray:
+        """Returns the positions to predict: round(mask_rate n) of the n ordinary tokens."""
+        free = ~self.special[tokens] & (segments > 0)
+        where = np.flatnonzero(free)
+        if not len(where):
+            return where
+        budget = min(max(1, round(self.rate * len(where))), self.size)
+        if self.starts is None and self.longest == 1:
+            return rng.choice(where, budget, replace=False, shuffle=False)
+        # Units (tokens or words) by the index in `where` at which each starts.
+        first = np.ones(len(where), bool)
+        if self.starts is not None:
+            apart = np.diff(where, prepend=-2) > 1
+            first = self.starts[tokens[where]] | apart | (np.diff(segments[where], prepend=0) != 0)
+        edges = np.append(np.flatnonzero(first), len(where))
+        found: list[np.ndarray] = []
+        for begin, end in self._ngrams(len(edges) - 1, budget, rng):
+            span = where[edges[begin] : edges[end]]
+            if len(span) <= budget:
+                found.append(span)
+                budget -= len(span)
+            if not budget:
+                break
+        return np.concatenate(found) if found else where[:0]
+
+    def _ngrams(self, units: int, budget: int, rng) -> list[tuple[int, int]]:
+        """Disjoint (begin, end) of random n-grams of units, anywhere, in random order."""
+        n = np.arange(1, self.longest + 1)
+        lengths = rng.choice(n, budget, p=1 / n / (1 / n).sum())
+        # Enough for the budget were every unit one token, and no more than there is room for.
+        ends = np.cumsum(lengths)
+        count = min(np.searchsorted(ends, budget) + 1, np.searchsorted(ends, units, "right"))
+        count = max(int(count), 1)
+        lengths = np.minimum(lengths[:count], units)
+        # Spans without overlap are the choice of `count` among the units and spans that remain.
+        slots = units - lengths.sum() + count
+        begins = np.sort(rng.choice(slots, count, replace=False))
+        begins += np.cumsum(lengths) - lengths - np.arange(count)
+        order = rng.permutation(count)
+        return list(zip(begins[order], (begins + lengths)[order], strict=True))
+
+
+class MaskedLM(Transform):
+    """[CLS] tokens [SEP], masked afresh each epoch (RoBERTa: Liu 2019, 4.1 and 4.2).
+
+    tokens [T], masked_positions, masked_targets, masked_weights [P]; see Masking.
+    """
+
+    needs = {"model.kind": ("encoder",), "model.head": ("mlm",)}
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        self.row = self.masking()
+
+    def masking(self) -> Masking:
+        """The objective's way to mask."""
+        return Masking(self.tokenizer, self.config, self.config.objective.whole_word)
+
+    @classmethod
+    def specials(cls, config):
+        return ("[MASK]",)
+
+    @classmethod
+    def predicted(cls, config):
+        return math.ceil(config.objective.mask_rate * config.model.max_length)
+
+    @property
+    def stride(self):
+        return self.config.model.max_length - 2
+
+    def example(self, window, rng, elsewhere):
+        ends = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
+        return {"tokens": np.concatenate([ends[0], window, ends[1]]).astype(np.int32)}
+
+
+class ReplacedTokenDetection(MaskedLM):
+    """As MaskedLM, but all that is chosen becomes [MASK]; the model samples the replacements
+    (Clark 2020, section 2).
+    """
+
+    needs = {"model.kind": ("encoder",), "model.head": ("detection",)}
+
+    @classmethod
+    def check(cls, config):
+        super().check(config)
+        if not config.model.generator_fraction:
+            raise ConfigError("model.generator_fraction=0: objective.name="
+                              "'replaced_token_detection' needs a generator; set a share of the "
+                              "model's width, such as 0.25")
+
+    def masking(self):
+        return Masking(
+            self.tokenizer, self.config, self.config.objective.whole_word, shares=(1.0, 0.0, 0.0)
+        )
+
+
+class Bert(MaskedLM):
+    """[CLS] A [SEP] B [SEP], half of the B drawn from another document (Devlin 2019, A.2).
+
+    tokens, types [T] (0 up to the first [SEP], 1 after it), next_sentence: 0 where B follows A,
+    1 where it does not; and what masking adds. A and B are the two parts of a window, which is cut
+    at a random end of a sentence, or anywhere if it has none.
+    """
+
+    scalars = ("next_sentence",)
+    needs = {
+        "model.kind": ("encoder",),
+        "model.head": ("mlm",),
+        "model.pooler": (True,),
+        "model.num_classes": (2,),
+        "model.type_vocab_size": (2,),
+        "data.packing": ("none",),
+    }
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        ends = [bool(piece) and piece.endswith(ENDS) for piece in tokenizer.pieces()]
+        self.ends = np.array(ends) & ~self.row.special
+
+    @classmethod
+    def lengths(cls, config):
+        return dict.fromkeys(("tokens", "types"), config.model.max_length)
+
+    @property
+    def stride(self):
+        return self.config.model.max_length - 3
+
+    def example(self, window, rng, elsewhere):
+        if len(window) < 2:
+            return None
+        places = np.flatnonzero(self.ends[window[:-1]]) + 1
+        cut = int(rng.choice(places) if len(places) else rng.integers(1, len(window)))
+        a, b, label = self.second(window[:cut], window[cut:], rng, elsewhere)
+        start, end = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
+        tokens = np.concatenate([start, a, end, b, end]).astype(np.int32)
+        types = np.repeat(np.array([0, 1], np.int32), [len(a) + 2, len(b) + 1])
+        label = np.array([label], np.int32)
+        return {"tokens": tokens, "types": types, "next_sentence": label}
+
+    def second(self, a, b, rng, elsewhere):
+        """Returns (A, B, label) of two parts that follow each other."""
+        n = len(b)
+        if rng.random() < 0.5 and len(other := elsewhere(n + self.stride)):
+            if self.ends[a[-1]]:  # as B starts a sentence, so must what takes its place
+                places = np.flatnonzero(self.ends[other[: max(1, len(other) - n)]]) + 1
+                other = other[rng.choice(places) :] if len(places) else other
+            if len(other):
+                return a, other[:n], 1
+        return a, b, 0
+
+
+class Albert(Bert):
+    """As Bert, but half of the pairs are swapped, and n-grams of up to three whole words are
+    masked (Lan 2020, 3.1).
+    """
+
+    def masking(self):
+        return Masking(self.tokenizer, self.config, whole_word=True, longest=3)
+
+    def second(self, a, b, rng, elsewhere):
+        return (b, a, 1) if rng.random() < 0.5 else (a, b, 0)
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """Returns the id of the mask token, by either of its usual names."""
+    name = next((n for n in ("[MASK]", "<mask>") if n in tokenizer.specials), "[MASK]")
+    return tokenizer.special(name)
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns bool [V]: whether a token starts a word, as the vocabulary marks it.
+
+    WordPiece marks what does not ('##ing'); the others write the space before a word into its
+    first token (sentencepiece U+2581, byte-level BPE U+0120 or a control's stand-in, or itself).
+    """
+    pieces = tokenizer.pieces()
+    if any(piece.startswith("##") and len(piece) > 2 for piece in pieces):
+        return np.array([not piece.startswith("##") for piece in pieces])
+    marks = ("\u2581", "\u0120", "\u010a", "\u0109", " ", "\n", "\t")
+    return np.array([piece.startswith(marks) for piece in pieces])

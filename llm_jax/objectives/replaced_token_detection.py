@@ -1,0 +1,29 @@
+"""Tell the tokens that a small masked model put in from the real ones: ELECTRA (Clark 2020, 2)."""
+
+import jax.numpy as jnp
+import optax
+
+from llm_jax.objectives import masked_lm
+
+
+def weights(batch):
+    """The numbers of masked positions and of tokens."""
+    return masked_lm.weights(batch) | {"tokens": (batch["segment_ids"] > 0).sum()}
+
+
+def losses(outputs, batch, cfg):
+    """The generator's masked cross-entropy + detection_weight x binary cross-entropy.
+
+    The second is of outputs.scores [B, T] against outputs.replaced [B, T], over all real tokens.
+    """
+    terms, of_generator = masked_lm.losses(outputs, batch, cfg)
+    metrics = {f"generator_{name}": value for name, value in of_generator.items()}
+    replaced, real = outputs.replaced, batch["segment_ids"] > 0
+    nll = optax.sigmoid_binary_cross_entropy(outputs.scores, replaced.astype(jnp.float32))
+    nll = jnp.where(real, nll, 0).sum()
+    right = ((outputs.scores > 0) == replaced) & real
+    terms["tokens"] = cfg.detection_weight * nll
+    metrics["loss"] = (nll, "tokens")
+    metrics["accuracy"] = (right.sum().astype(jnp.float32), "tokens")
+    metrics["replaced"] = ((replaced & real).sum().astype(jnp.float32), "tokens")
+    return terms, metrics
