@@ -1,5 +1,8 @@
-"""Text from a model: sampling with a key/value cache."""
+"""Text from a model: sampling and beam search with a key/value cache, and filling of gaps."""
 
+from llm_jax.decode.beam import Hypothesis, beam_search
+from llm_jax.decode.fill import fill
 from llm_jax.decode.sample import generate
+from llm_jax.decode.text import complete
 
-__all__ = ["generate"]
+__all__ = ["Hypothesis", "beam_search", "complete", "fill", "generate"]

@@ -1,0 +1,140 @@
+"""Beam search with a length penalty, jitted, for decoders and encoder-decoders."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.decode.cache import Reader, cacheable, check, encoder_batch, pad, round_up
+from llm_jax.models import Model
+
+
+class Hypothesis(NamedTuple):
+    """One way to go on; score = log-probability / length penalty."""
+
+    tokens: list[int]
+    score: float
+
+
+def beam_search(
+    model: Model,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sources: Sequence[Sequence[int]] | None = None,
+    eos_id: int = -1,
+    beams: int = 4,
+    length_penalty: float = 0.6,
+    prefix: bool = False,
+    cached: bool | None = None,
+) -> list[list[Hypothesis]]:
+    """The `beams` best continuations found for each prompt, best first.
+
+    A continuation ends with eos_id or has max_new_tokens. Its log-probability is divided by
+    ((5 + tokens) / 6)^length_penalty, eos_id counted (Wu 2016, equation 14, without coverage;
+    Vaswani 2017, 6.1 takes 4 beams and 0.6). `transformers` divides by tokens^length_penalty:
+    the two agree at 0. Arguments as in `sample.generate`.
+
+    Raises:
+      ValueError: as `generate`, or more tokens than model.max_length holds.
+    """
+    check(model, prompts, sources, max_new_tokens)
+    if beams < 1 or length_penalty < 0:
+        raise ValueError(
+            f"beams={beams}, length_penalty={length_penalty}: need beams >= 1, length_penalty >= 0"
+        )
+    length, longest = model.cfg.max_length, max(map(len, prompts))
+    if longest + max_new_tokens - 1 > length:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
+            f"model.max_length={length} leaves room for {length - longest + 1}"
+        )
+    tokens, lengths = pad(prompts, length)
+    cached = cacheable(model) if cached is None else cached
+    found, scores = _search(
+        model, round_up(max_new_tokens, length), beams, cached, prefix, params,
+        encoder_batch(model, sources), tokens, lengths, max_new_tokens, eos_id, length_penalty,
+    )  # fmt: skip
+    some = [np.isfinite(row) for row in np.asarray(scores)]
+    found = [rows[i].tolist() for rows, i in zip(np.asarray(found), some, strict=True)]
+    scores = [row[i].tolist() for row, i in zip(np.asarray(scores), some, strict=True)]
+    return [
+        [Hypothesis([t for t in row if t >= 0], s) for row, s in zip(*both, strict=True)]
+        for both in zip(found, scores, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _search(
+    model, room, beams, cached, prefix, params, source, tokens, lengths, steps, eos_id, alpha
+):
+    """Prompts [B, T] -> ids [B, beams, room], -1 behind each end, and scores [B, beams]."""
+    B, T = tokens.shape
+    reader = Reader(model, params, source, min(T + room, model.cfg.max_length), cached, prefix)
+    penalty = lambda n: ((5 + n) / 6) ** alpha
+    ahead = jnp.arange(2 * beams) < beams
+
+    def expand(index, logits, live, scores, done, best):
+        """Each live beam's continuations: the best go on, those that end are kept.
+
+        logits [B, beams, V]; live and done [B, beams, room]; scores and best [B, beams].
+        """
+        total = scores[..., None] + jax.nn.log_softmax(logits, axis=-1)
+        # At most one in each beam ends, so that of twice as many enough go on.
+        total, choice = jax.lax.top_k(total.reshape(B, -1), 2 * beams)
+        parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
+        ended = token == eos_id
+        rows = _rows(live, parent).at[:, :, index].set(token)
+        # Behind the first `beams`, a continuation is there only to replace one that ended.
+        final = jnp.where(ended & ahead, total / penalty(index + 1), -jnp.inf)
+        best, keep = jax.lax.top_k(jnp.concatenate([best, final], axis=1), beams)
+        done = _rows(jnp.concatenate([done, rows], axis=1), keep)
+        scores, keep = jax.lax.top_k(jnp.where(ended, -jnp.inf, total), beams)
+        return _rows(rows, keep), scores, done, best, _rows(parent, keep)
+
+    def going(carry):
+        index, _, _, scores, _, best, _ = carry
+        # No live beam can gain: log-probabilities fall, and the largest penalty is the last.
+        return (index < steps) & (scores[:, 0] / penalty(steps) > best[:, -1]).any()
+
+    def step(carry):
+        index, cache, live, scores, done, best, parent = carry
+        cache = _follow(cache, parent)
+        at = jnp.repeat(lengths + index - 1, beams)
+        logits, cache = wide.advance(cache, live[:, :, index - 1].reshape(-1), at)
+        logits = logits.reshape(B, beams, -1)
+        return index + 1, cache, *expand(index, logits, live, scores, done, best)
+
+    logits, cache = reader.start(tokens, lengths)
+    wide, cache = reader.widen(cache, beams)
+    none = jnp.full((B, beams), -jnp.inf)
+    blank = jnp.full((B, beams, room), -1, jnp.int32)
+    first = expand(
+        0, jnp.repeat(logits[:, None], beams, axis=1), blank, none.at[:, 0].set(0.0), blank, none
+    )
+    carry = jax.lax.while_loop(going, step, (1, cache, *first))
+    _, _, live, scores, done, best, _ = carry
+    # What is still going at the end is as long as it may be, or cannot win.
+    best, keep = jax.lax.top_k(jnp.concatenate([best, scores / penalty(steps)], axis=1), beams)
+    return _rows(jnp.concatenate([done, live], axis=1), keep), best
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [B, n, ...] at index [B, m] -> [B, m, ...]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def _follow(cache: Any, parent: jax.Array) -> Any:
+    """The cache of each beam's parent [B, beams]; a prompt's beams share what they look at."""
+    B, beams = parent.shape
+    rows = (jnp.arange(B)[:, None] * beams + parent).reshape(-1)
+
+    def take(path, x):
+        shared = any("cross_attention" in str(part) for part in path)
+        return x if shared else jnp.take(x, rows, axis=1)
+
+    return jax.tree_util.tree_map_with_path(take, cache)

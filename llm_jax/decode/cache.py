@@ -1,0 +1,135 @@
+"""How a decoder reads prompts and goes on, one token at a time, with a key/value cache."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import attention, models
+from llm_jax.models import Model
+
+
+def cacheable(model: Model) -> bool:
+    """Whether each of the model's kinds of attention can continue from stored keys and values."""
+    return all("cache" in attention.get(k).supports for k in model.cfg.attention.split(","))
+
+
+class Reader(NamedTuple):
+    """A decoder, what it looks at, and how much it may come to hold; lives inside a jit.
+
+    Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1. Without `cached` the
+    cache is the tokens so far, and each step reads all of them again.
+    """
+
+    model: Model
+    params: Any
+    source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
+    size: int  # tokens a row comes to hold at most
+    cached: bool = True
+    prefix: bool = False  # the whole prompt sees itself (a prefix language model)
+
+    def start(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Any]:
+        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache."""
+        B, T = tokens.shape
+        if not self.cached:
+            cache = {"tokens": jnp.pad(tokens, ((0, 0), (0, self.size - T)))[None]}
+            if self.prefix:
+                cache["prefix"] = lengths[None]
+            return self._recompute(cache, lengths - 1), cache
+        more = {"prefix": lengths} if self.prefix else {}
+        if self.source:
+            more["encoded"] = self.model.apply(
+                {"params": self.params}, self.source, method="encode"
+            )
+        # Rows shorter than T leave padding in the cache behind them; each later token overwrites
+        # one such slot before any query can see it.
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        outputs, cache = self._step({}, tokens, positions, **more)
+        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - 1, axis=1)
+        return models.logits(outputs._replace(hidden=last))[:, 0], cache
+
+    def advance(
+        self, cache: Any, tokens: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """One more token a row [B], at positions [B] -> logits [B, V] after it, and the cache."""
+        if not self.cached:
+            rows = jnp.arange(len(tokens))
+            cache = cache | {"tokens": cache["tokens"].at[0, rows, positions].set(tokens)}
+            return self._recompute(cache, positions), cache
+        outputs, cache = self._step(cache, tokens[:, None], positions[:, None])
+        return models.logits(outputs)[:, 0], cache
+
+    def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
+        """Each row n times over, neighbours equal."""
+        source = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), self.source)
+        return self._replace(source=source), jax.tree.map(lambda x: jnp.repeat(x, n, axis=1), cache)
+
+    def _step(self, cache, tokens, positions, **more):
+        if self.source:
+            more["encoded_segments"] = self.source["encoder_segment_ids"]
+        variables = {"params": self.params, **cache}
+        return self.model.apply(
+            variables, tokens, positions, cache_length=self.size, method="step", mutable=["cache"],
+            **more,
+        )  # fmt: skip
+
+    def _recompute(self, cache, last):
+        tokens = cache["tokens"][0]
+        batch = {"tokens": tokens, **(self.source or {})}
+        batch["segment_ids"] = (jnp.arange(self.size) <= last[:, None]).astype(jnp.int32)
+        if self.prefix:
+            batch["prefix"] = cache["prefix"][0]
+        outputs = self.model.apply({"params": self.params}, batch)
+        hidden = jnp.take_along_axis(outputs.hidden, last[:, None, None], axis=1)
+        return models.logits(outputs._replace(hidden=hidden))[:, 0]
+
+
+def round_up(n: int, most: int) -> int:
+    """The next power of two: sizes come in few, so that few programs are compiled."""
+    return min(1 << (n - 1).bit_length(), most)
+
+
+def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> int32 tokens [B, T], zeros behind each, and their lengths [B]."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), round_up(int(lengths.max()), most)), np.int32)
+    for to, row in zip(tokens, rows, strict=True):
+        to[: len(row)] = row
+    return tokens, lengths
+
+
+def check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
+    """Raises ValueError where the model cannot continue these prompts."""
+    cfg = model.cfg
+    if cfg.kind == "encoder" or cfg.head not in ("lm", "mlm"):
+        raise ValueError(
+            f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a decoder "
+            "with an output matrix does"
+        )
+    if (sources is not None) != (cfg.kind == "encoder_decoder"):
+        raise ValueError(
+            f"sources: model.kind={cfg.kind!r} "
+            + ("takes none" if sources is not None else "needs one for each prompt")
+        )
+    if sources is not None and len(sources) != len(prompts):
+        raise ValueError(f"sources: {len(sources)} of them for {len(prompts)} prompts")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    for what, rows in (("prompt", prompts), ("source", sources or ())):
+        for row in rows:
+            if not 0 < len(row) <= cfg.max_length:
+                raise ValueError(
+                    f"a {what} of {len(row)} tokens; there must be at least 1 (such as the "
+                    f"tokenizer's bos_id) and at most model.max_length={cfg.max_length}"
+                )
+
+
+def encoder_batch(model: Model, sources: Sequence[Sequence[int]] | None) -> dict | None:
+    """Sources -> encoder_tokens and encoder_segment_ids [B, S]; segment 0 is padding."""
+    if sources is None:
+        return None
+    tokens, lengths = pad(sources, model.cfg.max_length)
+    real = np.arange(tokens.shape[1]) < lengths[:, None]
+    return {"encoder_tokens": tokens, "encoder_segment_ids": real.astype(np.int32)}

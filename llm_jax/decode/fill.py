@@ -1,0 +1,56 @@
+"""What a masked model puts in the gaps."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import models
+from llm_jax.decode.cache import pad, round_up
+from llm_jax.models import Model
+
+
+def fill(
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], mask_id: int, *, top_k: int = 5
+) -> list[list[list[tuple[int, float]]]]:
+    """For each prompt and each mask_id in it, the top_k (id, probability), likeliest first.
+
+    Each gap is filled as if the others stayed open (Devlin 2019, 3.1).
+
+    Raises:
+      ValueError: a prompt without mask_id or too long, top_k out of range, or another model.
+    """
+    cfg = model.cfg
+    if cfg.kind != "encoder" or cfg.head not in ("lm", "mlm"):
+        raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} fills no gaps")
+    if not 1 <= top_k <= cfg.vocab_size:
+        raise ValueError(f"top_k={top_k}: must be in 1 … model.vocab_size={cfg.vocab_size}")
+    gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
+    for prompt, places in zip(prompts, gaps, strict=True):
+        if not places:
+            raise ValueError("a prompt has no mask token: there is nothing to fill in")
+        if len(prompt) > cfg.max_length:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens; model.max_length={cfg.max_length} is the most"
+            )
+    tokens, lengths = pad(prompts, cfg.max_length)
+    places, counts = pad(gaps, cfg.max_length)
+    found = _fill(model, round_up(top_k, cfg.vocab_size), params, tokens, lengths, places)
+    ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in found)
+    return [
+        [list(zip(*pair, strict=True)) for pair in zip(i[:n], p[:n], strict=True)]
+        for i, p, n in zip(ids, probabilities, counts, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _fill(model, top_k, params, tokens, lengths, places):
+    """Tokens [B, T] with gaps at places [B, P] -> ids and probabilities [B, P, top_k]."""
+    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    batch = {"tokens": tokens, "segment_ids": real.astype(jnp.int32), "masked_positions": places}
+    probability = jax.nn.softmax(models.logits(model.apply({"params": params}, batch)), axis=-1)
+    values, ids = jax.lax.top_k(probability, top_k)
+    return ids, values

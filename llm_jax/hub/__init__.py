@@ -1,0 +1,171 @@
+"""Hugging Face folders, read and written without PyTorch: safetensors, config.json, tokenizer.
+
+    model, params, tokenizer = hub.load("folder")
+    outputs = models.build(model).apply({"params": params}, {"tokens": ids})
+    hub.save(model, params, tokenizer, "other folder")
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.hub import families, files, text
+from llm_jax.hub.families import FAMILIES
+from llm_jax.hub.family import (
+    Family,
+    Plan,
+    differences,
+    from_tensors,
+    plan,
+    shape_of,
+    to_hf,
+    to_model,
+    to_tensors,
+)
+
+__all__ = ["FAMILIES", "family_of", "load", "save"]
+
+
+def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
+    """Returns (config.model, resolved; parameters, float32 NumPy; tokenizer or None) of a folder.
+
+    Raises:
+      ConfigError: no such folder, an unknown family, an entry of config.json that we cannot
+        express, pickled weights, or tensors missing, unexpected or of another shape.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    hf = files.read_json(folder / files.CONFIG)
+    family = families.get(hf.get("model_type"))
+    tensors = files.Tensors(folder)
+    _add_prefix(family, tensors)
+    for name in family.if_zero:
+        if name in tensors and not np.any(tensors.get(name)):
+            tensors.drop(name)
+    model = to_model(family, hf, tensors)
+    wanted = plan(family, model)
+    stand_ins = _check(family, wanted, tensors, folder)
+    params = from_tensors(wanted, lambda name: tensors.get(stand_ins.get(name, name)))
+    return model, params, text.load(folder, hf, family)
+
+
+def _add_prefix(family: Family, tensors: files.Tensors) -> None:
+    """A headless model's file names its tensors without the prefix."""
+    if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
+        return
+    whole = tuple(family.copies) + tuple(s for starts in family.heads.values() for s in starts)
+    whole += tuple(v for v in family.modules.values() if not v.startswith(family.prefix))
+    tensors.rename(
+        lambda name: name if name.startswith(whole) else family.prefix + name
+    )
+
+
+def _check(family: Family, wanted: Plan, tensors: files.Tensors, folder: Path) -> dict[str, str]:
+    """Compares names and shapes; returns the copies to be read where the original is left out."""
+    stand_ins: dict[str, str] = {}
+    for copy, original in family.copies.items():
+        if copy in tensors and copy not in wanted and original not in tensors:
+            stand_ins.setdefault(original, copy)
+    wrong = [f"missing: {n}" for n in wanted if n not in tensors and n not in stand_ins]
+    for name in tensors:
+        original = family.copies.get(name)
+        stands_for = name if name in wanted else original
+        if name in wanted or (original in wanted and stand_ins.get(original) == name):
+            ours, there = shape_of(wanted[stands_for]), tensors.shape(name)
+            if there != ours:
+                wrong.append(f"of another shape: {name} is {there}, config.json makes it {ours}")
+            elif tensors.dtype(name) not in files.FLOATS:
+                wrong.append(f"not floating-point: {name} is {tensors.dtype(name)}")
+        elif original in wanted:
+            source = stand_ins.get(original, original)
+            if not np.array_equal(tensors.get(name), tensors.get(source)):
+                wrong.append(f"not tied: {name} differs from {source}")
+        elif not any(re.fullmatch(pattern, name) for pattern in family.dropped):
+            wrong.append(f"unexpected: {name}")
+    if wrong:
+        raise ConfigError(
+            f"{folder} does not hold the {family.name} model of its config.json; of its tensors "
+            f"{len(wrong)} are wrong:\n  " + "\n  ".join(wrong)
+        )
+    return stand_ins
+
+
+def family_of(model: ConfigDict) -> str:
+    """Returns the name of the first family that can express config.model.
+
+    Raises:
+      ConfigError: none can; says what stands against the nearest.
+    """
+    model = configs.resolve(model, 0)
+    wrong = {name: differences(family, model) for name, family in FAMILIES.items()}
+    nearest = min(wrong, key=lambda name: len(wrong[name]))
+    if wrong[nearest]:
+        raise ConfigError(
+            f"no Hugging Face family is this model; the nearest is {nearest}, but "
+            f"{'; '.join(wrong[nearest])}"
+        )
+    return nearest
+
+
+def save(
+    model: ConfigDict,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    folder: str | Path,
+    family: str | None = None,
+    *,
+    dtype: str = "float32",
+    shard_bytes: float = 5e9,
+) -> str:
+    """Writes a folder that transformers opens; returns the family's name.
+
+    Args:
+      model: config.model with vocab_size filled in.
+      params: the parameter tree, NumPy or JAX arrays.
+      folder: new or empty.
+      family: one of FAMILIES; None: the first that can express the model.
+      dtype: float32, bfloat16 or float16.
+
+    Raises:
+      ConfigError: no family can express the model, or not the one named; folder not empty.
+    """
+    folder = check_new(folder)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16")
+    model = configs.resolve(model, 0)
+    table = families.get(family or family_of(model))
+    hf = text.ids(table, tokenizer) | to_hf(table, model)
+    wanted = plan(table, model)
+    if table.prefix and all(name.startswith(table.prefix) for name in wanted) and _headless(model):
+        names = {name: name.removeprefix(table.prefix) for name in wanted}
+        wanted = {names[name]: pieces for name, pieces in wanted.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    width = np.dtype(dtype).itemsize
+    sizes = {name: width * int(np.prod(shape_of(pieces))) for name, pieces in wanted.items()}
+    files.write(
+        folder, sizes, lambda names: to_tensors(wanted, params, names, np.dtype(dtype)), shard_bytes
+    )
+    if tokenizer is not None:
+        text.save(tokenizer, folder, model.max_length)
+    # Last: a folder with a config.json is complete.
+    files.write_json(folder / files.CONFIG, hf | {"dtype": dtype})
+    return table.name
+
+
+def check_new(folder: str | Path) -> Path:
+    """Returns the path; ConfigError where it is something else than an empty folder or nothing."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is not empty; name a new folder")
+    return folder
+
+
+def _headless(model: ConfigDict) -> bool:
+    return model.head == "none" and not model.num_classes

@@ -1,0 +1,584 @@
+"""The tables, one a family; llm_jax/hub/family.py says how they are read.
+
+A new family is one table here: the config keys that make it, how config.json calls the
+others, and the name of each module.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from llm_jax.config import ConfigError
+from llm_jax.hub.family import TOKEN_IDS, Family, Key
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_new": "geglu_tanh",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "relu": "reglu",
+}
+
+
+def block(stack: str, theirs: str, modules: Mapping[str, str]) -> dict[str, str]:
+    """Entries of one repeated block: a name in our block -> a name in theirs."""
+    return {f"{stack}/stack/layers/block/{k}": f"{theirs}.{v}" for k, v in modules.items()}
+
+
+GPT2 = Family(
+    name="gpt2",
+    model={"activation": "gelu_tanh"},
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("n_positions", "max_length", 1024),
+        Key("n_embd", "embed_dim"),
+        Key("n_layer", "num_layers"),
+        Key("n_head", "num_heads"),
+        Key("n_inner", "mlp_dim"),
+        Key("activation_function", "activation", "gelu_new", ACTIVATIONS),
+        Key("layer_norm_epsilon", "norm_epsilon", 1e-5),
+        Key("resid_pdrop", "dropout", 0.1),
+        Key("embd_pdrop", "dropout", 0.1),
+        Key("attn_pdrop", "attention_dropout", 0.1),
+        Key("initializer_range", "initializer_range", 0.02),
+        Key("tie_word_embeddings", "tie_embeddings", True),
+    ),
+    fixed={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+    },
+    linear=False,
+    prefix="transformer.",
+    modules={
+        "embed": "transformer.wte",
+        "decoder/embeddings/positions": "transformer.wpe",
+        "decoder/final_norm": "transformer.ln_f",
+        "output": "lm_head.weight",
+    } | block("decoder", "transformer.h.{}", {
+        "attention_norm": "ln_1",
+        "attention/query": "attn.c_attn",
+        "attention/key": "attn.c_attn",
+        "attention/value": "attn.c_attn",
+        "attention/out": "attn.c_proj",
+        "mlp_norm": "ln_2",
+        "mlp/up": "mlp.c_fc",
+        "mlp/down": "mlp.c_proj",
+    }),
+    classes={("lm", 0): "GPT2LMHeadModel"},
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    dropped=(r".*\.attn\.(masked_)?bias",),
+)  # fmt: skip
+
+
+def _read_rope(hf: dict, names: Collection[str]) -> dict:
+    """Both spellings: rope_parameters, and rope_theta beside rope_scaling before it."""
+    rope = dict(hf.pop("rope_scaling", None) or {}) | dict(hf.pop("rope_parameters", None) or {})
+    rope = {"rope_theta": hf.pop("rope_theta", 10_000.0), **rope}
+    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
+    if rope["rope_type"] == "llama3":
+        rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings", 2048))
+    elif rope["rope_type"] == "linear":
+        rope.pop("original_max_position_embeddings", None)
+    return hf | {f"rope_parameters.{k}": v for k, v in rope.items()}
+
+
+def _write_rope(hf: dict) -> dict:
+    start = "rope_parameters."
+    rope = {k.removeprefix(start): v for k, v in hf.items() if k.startswith(start)}
+    used = {
+        "default": ("rope_theta", "rope_type"),
+        "linear": ("rope_theta", "rope_type", "factor"),
+        "llama3": tuple(rope),
+    }[rope["rope_type"]]
+    rest = {k: v for k, v in hf.items() if not k.startswith(start)}
+    return rest | {"rope_parameters": {k: rope[k] for k in used}}
+
+
+LLAMA = Family(
+    name="llama",
+    model={"norm": "rmsnorm", "positions": "rotary"},
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("max_position_embeddings", "max_length", 2048),
+        Key("hidden_size", "embed_dim"),
+        Key("num_hidden_layers", "num_layers"),
+        Key("num_attention_heads", "num_heads"),
+        Key("num_key_value_heads", "num_kv_heads"),
+        Key("head_dim", "head_dim"),
+        Key("intermediate_size", "mlp_dim"),
+        Key("hidden_act", "activation", "silu", GATED),
+        Key("rms_norm_eps", "norm_epsilon", 1e-6),
+        Key("attention_bias", "use_bias", False),
+        Key("mlp_bias", "use_bias", False),
+        Key("attention_dropout", "attention_dropout", 0.0),
+        Key("initializer_range", "initializer_range", 0.02),
+        Key("tie_word_embeddings", "tie_embeddings", False),
+        Key("rope_parameters.rope_theta", "rotary_base"),
+        Key("rope_parameters.rope_type", "rotary_scaling", "default", {
+            "default": "none", "linear": "linear", "llama3": "llama3",
+        }),
+        Key("rope_parameters.factor", "rotary_factor"),
+        Key("rope_parameters.original_max_position_embeddings", "rotary_original_length"),
+    ),
+    fixed={
+        "rope_parameters.low_freq_factor": (1.0,),
+        "rope_parameters.high_freq_factor": (4.0,),
+        "rope_parameters.partial_rotary_factor": (None, 1.0),
+    },
+    prefix="model.",
+    modules={
+        "embed": "model.embed_tokens",
+        "decoder/final_norm": "model.norm",
+        "output": "lm_head.weight",
+    } | block("decoder", "model.layers.{}", {
+        "attention_norm": "input_layernorm",
+        "attention/query": "self_attn.q_proj",
+        "attention/key": "self_attn.k_proj",
+        "attention/value": "self_attn.v_proj",
+        "attention/out": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp/gate": "mlp.gate_proj",
+        "mlp/up": "mlp.up_proj",
+        "mlp/down": "mlp.down_proj",
+    }),
+    classes={("lm", 0): "LlamaForCausalLM"},
+    copies={"lm_head.weight": "model.embed_tokens.weight"},
+    dropped=(r".*\.rotary_emb\.inv_freq",),
+    read=_read_rope,
+    write=_write_rope,
+)  # fmt: skip
+
+# BERT and those that follow from it.
+POST_NORM = {
+    "kind": "encoder",
+    "norm_place": "post",
+    "norm_epsilon": 1e-12,
+    "embed_norm": True,
+    "head": "none",
+}
+BERT_KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("max_position_embeddings", "max_length", 512),
+    Key("type_vocab_size", "type_vocab_size", 2),
+    Key("hidden_size", "embed_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("hidden_act", "activation", "gelu", ACTIVATIONS),
+    Key("layer_norm_eps", "norm_epsilon", 1e-12),
+    Key("hidden_dropout_prob", "dropout", 0.1),
+    Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
+    Key("initializer_range", "initializer_range", 0.02),
+)
+BERT_FIXED = {
+    "tie_word_embeddings": (True,),
+    "position_embedding_type": (None, "absolute"),
+}
+
+
+def _write_types(hf: dict) -> dict:
+    if not hf["type_vocab_size"]:
+        raise ConfigError("model.type_vocab_size=0: this family needs 1 or more")
+    return hf
+
+
+def _bert_modules(name: str) -> dict[str, str]:
+    return {
+        "embed": f"{name}.embeddings.word_embeddings",
+        "encoder/embeddings/positions": f"{name}.embeddings.position_embeddings",
+        "encoder/embeddings/types": f"{name}.embeddings.token_type_embeddings",
+        "encoder/embeddings/norm": f"{name}.embeddings.LayerNorm",
+    } | block("encoder", name + ".encoder.layer.{}", {
+        "attention/query": "attention.self.query",
+        "attention/key": "attention.self.key",
+        "attention/value": "attention.self.value",
+        "attention/out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "mlp/up": "intermediate.dense",
+        "mlp/down": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+    })  # fmt: skip
+
+
+BERT = Family(
+    name="bert",
+    model=POST_NORM,
+    keys=BERT_KEYS,
+    fixed=BERT_FIXED,
+    prefix="bert.",
+    modules=_bert_modules("bert") | {
+        "pooler/dense": "bert.pooler.dense",
+        "transform/dense": "cls.predictions.transform.dense",
+        "transform/norm": "cls.predictions.transform.LayerNorm",
+        "output_bias": "cls.predictions.bias",
+        "classifier": "cls.seq_relationship",
+    },
+    heads={
+        "head": {"cls.predictions.": "mlm"},
+        "pooler": {"bert.pooler.": True, "cls.seq_relationship.": True},
+        "num_classes": {"cls.seq_relationship.": 2},
+    },
+    classes={
+        ("mlm", 2): "BertForPreTraining",
+        ("mlm", 0): "BertForMaskedLM",
+        ("none", 2): "BertForNextSentencePrediction",
+        ("none", 0): "BertModel",
+    },
+    copies={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    dropped=(r"bert\.embeddings\.position_ids",),
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_offset(hf: dict, names: Collection[str]) -> dict:
+    """RoBERTa counts positions from behind the padding id, in a table longer by as many."""
+    offset = hf.get("pad_token_id", 1) + 1
+    return hf | {
+        "position_offset": offset,
+        "max_position_embeddings": hf.get("max_position_embeddings", 512) - offset,
+    }
+
+
+def _write_offset(hf: dict) -> dict:
+    offset = hf.pop("position_offset")
+    if offset < 1:
+        raise ConfigError(f"model.position_offset={offset}: roberta needs 1 or more (published: 2)")
+    length = hf["max_position_embeddings"] + offset
+    return _write_types(hf | {"pad_token_id": offset - 1, "max_position_embeddings": length})
+
+
+ROBERTA = Family(
+    name="roberta",
+    model=POST_NORM,
+    keys=(*BERT_KEYS, Key("position_offset", "position_offset")),
+    fixed=BERT_FIXED,
+    prefix="roberta.",
+    modules=_bert_modules("roberta") | {
+        "pooler/dense": "roberta.pooler.dense",
+        "transform/dense": "lm_head.dense",
+        "transform/norm": "lm_head.layer_norm",
+        "output_bias": "lm_head.bias",
+    },
+    heads={"head": {"lm_head.": "mlm"}, "pooler": {"roberta.pooler.": True}},
+    head_activation="gelu",
+    classes={("mlm", 0): "RobertaForMaskedLM", ("none", 0): "RobertaModel"},
+    copies={
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
+    dropped=(r"roberta\.embeddings\.position_ids",),
+    read=_read_offset,
+    write=_write_offset,
+)  # fmt: skip
+
+DISTILBERT = Family(
+    name="distilbert",
+    model=POST_NORM,
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("max_position_embeddings", "max_length", 512),
+        Key("dim", "embed_dim"),
+        Key("n_layers", "num_layers"),
+        Key("n_heads", "num_heads"),
+        Key("hidden_dim", "mlp_dim"),
+        Key("activation", "activation", "gelu", ACTIVATIONS),
+        Key("dropout", "dropout", 0.1),
+        Key("attention_dropout", "attention_dropout", 0.1),
+        Key("initializer_range", "initializer_range", 0.02),
+    ),
+    fixed={"tie_word_embeddings": (True,)},
+    prefix="distilbert.",
+    modules={
+        "embed": "distilbert.embeddings.word_embeddings",
+        "encoder/embeddings/positions": "distilbert.embeddings.position_embeddings",
+        "encoder/embeddings/norm": "distilbert.embeddings.LayerNorm",
+        "transform/dense": "vocab_transform",
+        "transform/norm": "vocab_layer_norm",
+        "output_bias": "vocab_projector.bias",
+    } | block("encoder", "distilbert.transformer.layer.{}", {
+        "attention/query": "attention.q_lin",
+        "attention/key": "attention.k_lin",
+        "attention/value": "attention.v_lin",
+        "attention/out": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "mlp/up": "ffn.lin1",
+        "mlp/down": "ffn.lin2",
+        "mlp_norm": "output_layer_norm",
+    }),
+    heads={"head": {"vocab_": "mlm"}},
+    classes={("mlm", 0): "DistilBertForMaskedLM", ("none", 0): "DistilBertModel"},
+    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    dropped=(r"distilbert\.embeddings\.position_ids",),
+)  # fmt: skip
+
+ELECTRA = Family(
+    name="electra",
+    model=POST_NORM,
+    keys=(*BERT_KEYS, Key("embedding_size", "embedding_dim", 128)),
+    fixed=BERT_FIXED,
+    prefix="electra.",
+    modules=_bert_modules("electra") | {
+        "encoder/embeddings/projection": "electra.embeddings_project",
+        "transform/dense": "generator_predictions.dense",
+        "transform/norm": "generator_predictions.LayerNorm",
+        "output_bias": "generator_lm_head.bias",
+        "detection/dense": "discriminator_predictions.dense",
+        "detection/score": "discriminator_predictions.dense_prediction",
+    },
+    heads={"head": {"generator_": "mlm", "discriminator_predictions.": "detection"}},
+    head_activation="gelu",
+    classes={
+        ("mlm", 0): "ElectraForMaskedLM",
+        ("detection", 0): "ElectraForPreTraining",
+        ("none", 0): "ElectraModel",
+    },
+    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+    dropped=(r"electra\.embeddings\.position_ids",),
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_albert(hf: dict, names: Collection[str]) -> dict:
+    if hf.get("embedding_size", 128) == hf.get("hidden_size", 4096):
+        raise ConfigError(
+            f"config.json: embedding_size={hf.get('embedding_size', 128)} equals hidden_size; "
+            "llm_jax has no projection between embeddings of the model's own width"
+        )
+    return hf
+
+
+ALBERT = Family(
+    name="albert",
+    model=POST_NORM | {"share_layers": True},
+    keys=(
+        *(k for k in BERT_KEYS if k.theirs not in ("hidden_act", "intermediate_size")),
+        Key("intermediate_size", "mlp_dim", 16384),
+        Key("embedding_size", "embedding_dim", 128),
+        Key("hidden_act", "activation", "gelu_new", ACTIVATIONS),
+    ),
+    fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
+    prefix="albert.",
+    modules={
+        "embed": "albert.embeddings.word_embeddings",
+        "encoder/embeddings/positions": "albert.embeddings.position_embeddings",
+        "encoder/embeddings/types": "albert.embeddings.token_type_embeddings",
+        "encoder/embeddings/norm": "albert.embeddings.LayerNorm",
+        "encoder/embeddings/projection": "albert.encoder.embedding_hidden_mapping_in",
+        "pooler/dense": "albert.pooler",
+        "transform/dense": "predictions.dense",
+        "transform/norm": "predictions.LayerNorm",
+        "output_bias": "predictions.bias",
+        "classifier": "sop_classifier.classifier",
+    } | block("encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0", {
+        "attention/query": "attention.query",
+        "attention/key": "attention.key",
+        "attention/value": "attention.value",
+        "attention/out": "attention.dense",
+        "attention_norm": "attention.LayerNorm",
+        "mlp/up": "ffn",
+        "mlp/down": "ffn_output",
+        "mlp_norm": "full_layer_layer_norm",
+    }),
+    heads={
+        "head": {"predictions.": "mlm"},
+        "pooler": {"albert.pooler.": True, "sop_classifier.": True},
+        "num_classes": {"sop_classifier.": 2},
+    },
+    classes={
+        ("mlm", 2): "AlbertForPreTraining",
+        ("mlm", 0): "AlbertForMaskedLM",
+        ("none", 0): "AlbertModel",
+    },
+    copies={
+        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+        "predictions.decoder.bias": "predictions.bias",
+    },
+    dropped=(r"albert\.embeddings\.position_ids",),
+    read=_read_albert,
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_t5(hf: dict, names: Collection[str]) -> dict:
+    """Before scale_decoder_outputs, untied meant unscaled; since, tied is said of every model."""
+    tied = hf.get("tie_word_embeddings", True)
+    scaled = hf.get("scale_decoder_outputs", tied)
+    if not scaled and "lm_head.weight" in names:
+        tied = False
+    return hf | {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
+
+
+_T5_GATED = {"mlp/gate": "wi_0", "mlp/up": "wi_1"}
+T5 = Family(
+    name="t5",
+    model={
+        "kind": "encoder_decoder",
+        "norm": "rmsnorm",
+        "use_bias": False,
+        "positions": "relative",
+        "attention_scale": 1.0,
+        "init": "fan_in",
+    },
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("n_positions", "max_length", 512),
+        Key("d_model", "embed_dim"),
+        Key("d_kv", "head_dim"),
+        Key("d_ff", "mlp_dim"),
+        Key("num_layers", "num_layers"),
+        Key("num_decoder_layers", "num_decoder_layers"),
+        Key("num_heads", "num_heads"),
+        Key("relative_attention_num_buckets", "relative_buckets", 32),
+        Key("relative_attention_max_distance", "relative_max_distance", 128),
+        Key("feed_forward_proj", "activation", "relu", {
+            "relu": "relu",
+            "gelu": "gelu",
+            "gelu_new": "gelu_tanh",
+            "silu": "silu",
+            "gated-gelu": "geglu_tanh",
+            "gated-silu": "swiglu",
+            "gated-relu": "reglu",
+        }),
+        Key("layer_norm_epsilon", "norm_epsilon", 1e-6),
+        Key("dropout_rate", "dropout", 0.1),
+        Key("dropout_rate", "attention_dropout", 0.1),
+        Key("tie_word_embeddings", "tie_embeddings"),
+        Key("scale_decoder_outputs", "scale_output"),
+    ),
+    fixed={"is_encoder_decoder": (True,)},
+    modules={
+        "embed": "shared",
+        "encoder/relative_bias":
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "decoder/relative_bias":
+            "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "encoder/final_norm": "encoder.final_layer_norm",
+        "decoder/final_norm": "decoder.final_layer_norm",
+        "output": "lm_head.weight",
+    } | block("encoder", "encoder.block.{}", {
+        "attention_norm": "layer.0.layer_norm",
+        "attention/query": "layer.0.SelfAttention.q",
+        "attention/key": "layer.0.SelfAttention.k",
+        "attention/value": "layer.0.SelfAttention.v",
+        "attention/out": "layer.0.SelfAttention.o",
+        "mlp_norm": "layer.1.layer_norm",
+        "mlp/up": "layer.1.DenseReluDense.wi",
+        "mlp/down": "layer.1.DenseReluDense.wo",
+    }) | block("decoder", "decoder.block.{}", {
+        "attention_norm": "layer.0.layer_norm",
+        "attention/query": "layer.0.SelfAttention.q",
+        "attention/key": "layer.0.SelfAttention.k",
+        "attention/value": "layer.0.SelfAttention.v",
+        "attention/out": "layer.0.SelfAttention.o",
+        "cross_norm": "layer.1.layer_norm",
+        "cross_attention/query": "layer.1.EncDecAttention.q",
+        "cross_attention/key": "layer.1.EncDecAttention.k",
+        "cross_attention/value": "layer.1.EncDecAttention.v",
+        "cross_attention/out": "layer.1.EncDecAttention.o",
+        "mlp_norm": "layer.2.layer_norm",
+        "mlp/up": "layer.2.DenseReluDense.wi",
+        "mlp/down": "layer.2.DenseReluDense.wo",
+    }),
+    gated_modules=block("encoder", "encoder.block.{}.layer.1.DenseReluDense", _T5_GATED)
+    | block("decoder", "decoder.block.{}.layer.2.DenseReluDense", _T5_GATED),
+    classes={("lm", 0): "T5ForConditionalGeneration"},
+    copies={
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+        "lm_head.weight": "shared.weight",
+    },
+    dropped=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},
+    specials=tuple(f"<extra_id_{i}>" for i in reversed(range(100))),
+    read=_read_t5,
+)  # fmt: skip
+
+_MARIAN_LAYER = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "mlp/up": "fc1",
+    "mlp/down": "fc2",
+    "mlp_norm": "final_layer_norm",
+}
+MARIAN = Family(
+    name="marian",
+    model={"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal"},
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("decoder_vocab_size", "vocab_size"),
+        Key("max_position_embeddings", "max_length", 1024),
+        Key("d_model", "embed_dim"),
+        Key("encoder_layers", "num_layers"),
+        Key("decoder_layers", "num_decoder_layers"),
+        Key("encoder_attention_heads", "num_heads"),
+        Key("decoder_attention_heads", "num_heads"),
+        Key("encoder_ffn_dim", "mlp_dim"),
+        Key("decoder_ffn_dim", "mlp_dim"),
+        Key("activation_function", "activation", "gelu", ACTIVATIONS),
+        Key("scale_embedding", "scale_embeddings", False),
+        Key("dropout", "dropout", 0.1),
+        Key("attention_dropout", "attention_dropout", 0.0),
+        Key("init_std", "initializer_range", 0.02),
+    ),
+    fixed={
+        "is_encoder_decoder": (True,),
+        "tie_word_embeddings": (True,),
+        "share_encoder_decoder_embeddings": (True,),
+        "normalize_before": (None, False),
+        "normalize_embedding": (None, False),
+        "add_final_layer_norm": (None, False),
+        "static_position_embeddings": (None, True),
+    },
+    prefix="model.",
+    modules={"embed": "model.shared", "output_bias": "final_logits_bias"}
+    | block("encoder", "model.encoder.layers.{}", _MARIAN_LAYER)
+    | block("decoder", "model.decoder.layers.{}", _MARIAN_LAYER | {
+        "cross_attention/query": "encoder_attn.q_proj",
+        "cross_attention/key": "encoder_attn.k_proj",
+        "cross_attention/value": "encoder_attn.v_proj",
+        "cross_attention/out": "encoder_attn.out_proj",
+        "cross_norm": "encoder_attn_layer_norm",
+    }),
+    classes={("lm", 0): "MarianMTModel"},
+    copies={
+        "lm_head.weight": "model.shared.weight",
+        "model.encoder.embed_tokens.weight": "model.shared.weight",
+        "model.decoder.embed_tokens.weight": "model.shared.weight",
+    },
+    dropped=(r"model\.(en|de)coder\.embed_positions\.weight",),
+    heads={"output_bias": {"final_logits_bias": True}},
+    if_zero=("final_logits_bias",),
+    rows=("final_logits_bias",),
+    ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id", "forced_eos_token_id": "eos_id"},
+)  # fmt: skip
+
+# In the order in which a config is tried; the first that expresses it is its family.
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (GPT2, LLAMA, BERT, ROBERTA, DISTILBERT, ELECTRA, ALBERT, T5, MARIAN)
+}
+
+
+def get(name: Any) -> Family:
+    """Returns the family of that name; ConfigError lists those there are."""
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"config.json: model_type={name!r} is not in llm_jax; there are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]

@@ -1,0 +1,356 @@
+"""What a table of hub/families.py says, and the two things read from it: configs and tensors.
+
+A family names, for each module of ours, the module of Hugging Face's that holds the same
+parameters. Everything else follows from our parameter tree: the last part of a path gives
+the layout (a kernel is a matrix, the rest is as it is), '{}' in a name stands for the layer,
+and several modules of ours under one name lie in it side by side.
+"""
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from llm_jax import config as configs
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.models.layers import GATED
+
+log = logging.getLogger(__name__)
+
+
+class Key(NamedTuple):
+    """One entry of config.json that is one of config.model."""
+
+    theirs: str
+    ours: str
+    default: Any = None  # theirs, where config.json leaves it out; None: ours
+    values: Mapping[str, str] | None = None  # theirs -> ours; of several names the first is written
+
+
+@dataclass(frozen=True)
+class Family:
+    """One table: all that hub knows of a family.
+
+    Attributes:
+      name: `model_type` in config.json.
+      model: the keys of config.model that make the family.
+      keys: what config.json says in other words.
+      fixed: entries of config.json with the values that we can express, the first written.
+      modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
+      gated_modules: the entries that a gated feed-forward has instead.
+      prefix: before the names of the headless model; a file may leave it out.
+      heads: key of config.model -> {start of a tensor's name: value where there is such a one}.
+      classes: (model.head, model.num_classes) -> their class.
+      copies: their tensor -> the one that it must equal; read where the other is left out.
+      dropped: patterns of tensors that carry nothing.
+      if_zero: tensors that are left out where they are zero.
+      rows: tensors of theirs that are [1, n] where ours is [n].
+      linear: their matrices are [out, in]; GPT-2's are [in, out].
+      head_activation: model.activation that the masked-LM head of theirs always has.
+      ids: entries of config.json that are ids of the tokenizer.
+      specials: what a sentencepiece .model lacks.
+      read: (config.json, names of tensors) -> config.json in the words of `keys`.
+      write: the other way.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    keys: tuple[Key, ...]
+    modules: Mapping[str, str]
+    classes: Mapping[tuple[str, int], str]
+    fixed: Mapping[str, tuple] = field(default_factory=dict)
+    gated_modules: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    if_zero: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    linear: bool = True
+    head_activation: str = ""
+    ids: Mapping[str, str] = field(default_factory=lambda: TOKEN_IDS)
+    specials: tuple[str, ...] = ()
+    read: Callable[[dict, Collection[str]], dict] = lambda hf, names: hf
+    write: Callable[[dict], dict] = lambda hf: hf
+
+
+TOKEN_IDS = {"bos_token_id": "bos_id", "eos_token_id": "eos_id", "pad_token_id": "pad_id"}
+
+# Of every family: what would make another model of it.
+FIXED = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+}
+# What config.json says that does not bear on the function computed.
+SILENT = re.compile(
+    r"model_type|architectures|_.*|transformers_version|torch_dtype|dtype|use_cache|torchscript"
+    r"|output_.*|return_dict|id2label|label2id|problem_type|.*_token_id|task_specific_params"
+    r"|gradient_checkpointing|summary_.*|classifier_dropout.*|(qa|seq_classif)_dropout|n_ctx"
+    r"|finetuning_task|tokenizer_class|chunk_size_feed_forward|is_encoder_decoder|pretraining_tp"
+    r"|directionality|pooler_.*|initializer_factor|dense_act_fn|is_gated_act|use_bfloat16"
+    r"|reorder_and_upcast_attn|sinusoidal_pos_embds|tie_weights_|num_beams|bad_words_ids"
+    r"|max_length|normalize_embedding|num_hidden_layers|static_position_embeddings|down_scale_factor"
+    r"|gap_size|num_memory_blocks|net_structure_type|layers_to_use"
+)
+# Keys of config.model that may differ without making another function of the parameters.
+FREE = {
+    "dtype", "scan", "remat", "mlp_chunk", "init", "initializer_range", "scale_residual_init",
+    "dropout", "attention_dropout",
+}  # fmt: skip
+SAME = {"dense", "flash"}  # attention that computes the same numbers
+ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}
+
+
+def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
+    """Returns config.model, resolved, of a config.json and the names of the tensors beside it.
+
+    Raises:
+      ConfigError: an entry of config.json that our model cannot express, with its value.
+    """
+    hf = family.read({k: v for k, v in hf.items() if v is not None}, names)
+    for name, allowed in (FIXED | family.fixed).items():
+        if name in hf and hf[name] not in allowed:
+            raise ConfigError(
+                f"config.json: {name}={hf[name]!r} is a model that llm_jax does not have; "
+                f"of the family {family.name} it has {' or '.join(map(repr, allowed))}"
+            )
+    known = {key.theirs for key in family.keys} | set(FIXED) | set(family.fixed)
+    for name, value in hf.items():
+        if value and name not in known and not SILENT.fullmatch(name):
+            log.warning("config.json: %s=%r is not known of %s; not used", name, value, family.name)
+    model = configs.base().model
+    model.update(family.model)
+    came_from: dict[str, Key] = {}
+    for key in family.keys:
+        value = hf.get(key.theirs, key.default)
+        if value is None:
+            continue
+        value = _translated(family, key, value)
+        first = came_from.setdefault(key.ours, key)
+        if first is not key and model[key.ours] != value:
+            if key.ours in FREE:
+                continue
+            raise ConfigError(
+                f"config.json: {first.theirs}={hf.get(first.theirs, first.default)!r} and "
+                f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax has one key "
+                f"for both, model.{key.ours}"
+            )
+        model[key.ours] = configs._typed(f"config.json: {key.theirs}", model[key.ours], value)
+    for ours, starts in family.heads.items():
+        for start, value in starts.items():
+            if any(name.startswith(start) for name in names):
+                model[ours] = value
+    if family.head_activation and model.head == "mlm":
+        if model.activation != family.head_activation:
+            key = came_from["activation"].theirs
+            raise ConfigError(
+                f"config.json: {key}={hf[key]!r}, but the output head of {family.name} always has "
+                f"{family.head_activation!r}; llm_jax has one activation for both"
+            )
+    model = configs.resolve(model, 0)
+    whole = configs.base()
+    whole.model = model
+    configs.check(whole)
+    return model
+
+
+def _translated(family: Family, key: Key, value: Any) -> Any:
+    if key.values is None:
+        return value
+    if value not in key.values:
+        raise ConfigError(
+            f"config.json: {key.theirs}={value!r} is not in llm_jax; for {family.name} there are "
+            f"{', '.join(key.values)}"
+        )
+    return key.values[value]
+
+
+def to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
+    """Returns config.json of a resolved config.model.
+
+    Raises:
+      ConfigError: the family cannot express the model; names the keys that stand against it.
+    """
+    wrong = differences(family, model)
+    if wrong:
+        raise ConfigError(f"not a {family.name} model: {'; '.join(wrong)}")
+    return _to_hf(family, model)
+
+
+def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
+    hf = {"model_type": family.name}
+    head = family.classes.get((model.head, model.num_classes))
+    if head is None:
+        raise ConfigError(
+            f"model.head={model.head!r} with model.num_classes={model.num_classes}: {family.name} "
+            f"has (head, num_classes) {', '.join(map(str, family.classes))}"
+        )
+    hf["architectures"] = [head]
+    hf |= {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
+    for key in family.keys:
+        value = model[key.ours]
+        if key.values is not None:
+            names = [theirs for theirs, ours in key.values.items() if ours == value]
+            if not names:
+                raise ConfigError(
+                    f"model.{key.ours}={value!r}: {family.name} has "
+                    f"{', '.join(dict.fromkeys(map(str, key.values.values())))}"
+                )
+            value = names[0]
+        hf[key.theirs] = value
+    return family.write(hf)
+
+
+def differences(family: Family, model: ConfigDict) -> list[str]:
+    """Returns what keeps the family from expressing the model: nothing if it can.
+
+    The config is written and read again; whatever has then changed was not expressed.
+    """
+    wrong, names = [], ()
+    try:
+        names = tuple(plan(family, model))
+    except ConfigError as error:
+        wrong = [str(error)]
+    try:
+        back = to_model(family, _to_hf(family, model), names)
+    except ConfigError as error:
+        return [str(error), *wrong]
+    unknown = family.heads if wrong else ()  # told by the names
+    return [
+        f"model.{key}={model[key]!r}, it can only have {back[key]!r}"
+        for key in back
+        if back[key] != model[key] and key not in unknown and not _free(key, model)
+    ] + wrong
+
+
+def _free(key: str, model: ConfigDict) -> bool:
+    plain = set(model.attention.split(",")) <= SAME
+    if key == "attention":
+        return plain
+    unused = [start for kind, start in ONLY_WITH.items() if model.positions != kind]
+    unused += ["window", "lsh_"] if plain else []
+    return key in FREE or key.startswith(tuple(unused))
+
+
+class Piece(NamedTuple):
+    """One parameter, or one layer of it, as a part of a tensor of theirs."""
+
+    path: tuple[str, ...]
+    layer: int | None
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+    transposed: bool
+
+
+Plan = dict[str, list[Piece]]  # their tensor -> what lies in it, side by side on the last axis
+
+
+def shapes_of(model: ConfigDict) -> dict:
+    """Returns the parameter tree of a resolved config.model as shapes; computes nothing."""
+    return _shapes(FrozenConfigDict(model))
+
+
+@functools.lru_cache(maxsize=8)  # a model without a named family is tried with every one
+def _shapes(model: FrozenConfigDict) -> dict:
+    init = lambda: models.init_params(models.build(model), jax.random.key(0))
+    return nn.unbox(jax.eval_shape(init))
+
+
+def plan(family: Family, model: ConfigDict) -> Plan:
+    """Returns which of our parameters lie in which of their tensors, in the table's order.
+
+    Raises:
+      ConfigError: parameters that the table has no place for.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
+    paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
+    by_module: dict[str, list[tuple[str, ...]]] = {}
+    for path in paths:
+        by_module.setdefault("/".join(path[:-1]), []).append(path)
+        by_module.setdefault("/".join(path), []).append(path)
+    out: Plan = {}
+    gated = family.gated_modules if model.activation in GATED else {}
+    for ours, theirs in (family.modules | gated).items():
+        for path in by_module.get(ours, ()):
+            shape = paths.pop(path)
+            name = theirs
+            if "/".join(path) != ours:
+                name += ".bias" if path[-1] == "bias" else ".weight"
+            layers = range(shape[0]) if "{}" in theirs else (None,)
+            shape = shape[1:] if "{}" in theirs else shape
+            for layer in layers:
+                piece = _piece(family, path, layer, shape)
+                if name in family.rows:
+                    piece = piece._replace(theirs=(1, *shape))
+                out.setdefault(name.format(layer), []).append(piece)
+    if paths:
+        some = ", ".join("/".join(path) for path in list(paths)[:3])
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise ConfigError(f"{family.name} has no place for the parameters {some}{more}")
+    return out
+
+
+def _piece(family: Family, path: tuple[str, ...], layer: int | None, shape: tuple) -> Piece:
+    if path[-1] != "kernel":
+        flat = (math.prod(shape),) if path[-1] == "bias" else shape
+        return Piece(path, layer, shape, flat, False)
+    inputs = 2 if path[-2] == "out" else 1  # attention's output contracts heads and head_dim
+    matrix = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
+    return Piece(path, layer, shape, matrix[:: -1 if family.linear else 1], family.linear)
+
+
+def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
+    """Returns the shape of a tensor of theirs."""
+    return (*pieces[0].theirs[:-1], sum(piece.theirs[-1] for piece in pieces))
+
+
+def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
+    """Returns our parameters in float32, reading one tensor of theirs at a time."""
+    params: dict = {}
+    count: dict[tuple, int] = {}
+    for pieces in plan.values():
+        for piece in pieces:
+            count[piece.path] = count.get(piece.path, 0) + 1
+    for name, pieces in plan.items():
+        tensor, start = get(name), 0
+        for piece in pieces:
+            node = params
+            for part in piece.path[:-1]:
+                node = node.setdefault(part, {})
+            if piece.path[-1] not in node:
+                stack = () if piece.layer is None else (count[piece.path],)
+                node[piece.path[-1]] = np.empty(stack + piece.ours, np.float32)
+            part = tensor[..., start : start + piece.theirs[-1]]
+            start += piece.theirs[-1]
+            target = node[piece.path[-1]]
+            part = (part.T if piece.transposed else part).reshape(piece.ours)
+            target[... if piece.layer is None else piece.layer] = part
+    return params
+
+
+def to_tensors(
+    plan: Plan, params: Mapping, names: Iterable[str], dtype: Any
+) -> dict[str, np.ndarray]:
+    """Returns those tensors of theirs, copied out of our parameters."""
+    out = {}
+    for name in names:
+        parts = []
+        for piece in plan[name]:
+            x = functools.reduce(lambda node, part: node[part], piece.path, params)
+            x = np.asarray(x if piece.layer is None else x[piece.layer])
+            x = x.reshape(piece.theirs[::-1]).T if piece.transposed else x.reshape(piece.theirs)
+            parts.append(x)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+        out[name] = np.ascontiguousarray(whole, dtype=dtype)
+    return out

@@ -1,0 +1,141 @@
+"""The files of a Hugging Face folder: safetensors, whole or in shards, and config.json."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  gives NumPy bfloat16, which safetensors then reads and writes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llm_jax.config import ConfigError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in the file; ConfigError where it is absent or broken."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent}: no {path.name} there") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds a {type(found).__name__}, not an object")
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an indented file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+class Tensors:
+    """The tensors of a folder by name, read one at a time.
+
+    Raises:
+      ConfigError: no safetensors (pickles are refused), a shard absent, a file broken.
+    """
+
+    def __init__(self, folder: Path):
+        self._files, self._where = {}, {}
+        for name in _shards(folder):
+            path = folder / name
+            try:
+                self._files[name] = safe_open(path, framework="numpy")
+                names = self._files[name].keys()
+            except (OSError, SafetensorError) as error:
+                raise ConfigError(f"{path}: not a readable safetensors file ({error})") from error
+            self._where |= dict.fromkeys(names, name)
+        # As the first converted TensorFlow checkpoints call them.
+        old = {".gamma": ".weight", ".beta": ".bias"}
+        self._names = {}
+        for name in self._where:
+            stem, dot, last = name.rpartition(".")
+            self._names[stem + old.get(dot + last, dot + last)] = name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def rename(self, function: Callable[[str], str]) -> None:
+        """Calls each tensor function(name) from now on."""
+        self._names = {function(name): there for name, there in self._names.items()}
+
+    def drop(self, name: str) -> None:
+        """Goes on as if the tensor were not there."""
+        del self._names[name]
+
+    def _slice(self, name: str):
+        return self._files[self._where[self._names[name]]].get_slice(self._names[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Reads no more than the header."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As safetensors calls it: F32, BF16, ..."""
+        return self._slice(name).get_dtype()
+
+    def get(self, name: str) -> np.ndarray:
+        """Reads one tensor; a number comes as one of shape [1]."""
+        there = self._names[name]
+        return np.atleast_1d(self._files[self._where[there]].get_tensor(there))
+
+
+def _shards(folder: Path) -> list[str]:
+    if (folder / INDEX).is_file():
+        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        absent = [s for s in shards if Path(s).name != s or not (folder / s).is_file()]
+        if absent or not shards:
+            raise ConfigError(f"{folder / INDEX}: no such files beside it: {', '.join(absent)}")
+        return shards
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    if pickles:
+        raise ConfigError(
+            f"{folder}: has {', '.join(pickles[:3])} but no {WEIGHTS}. llm_jax reads safetensors "
+            "only: unpickling a file runs whatever code its author put there. Where you trust it, "
+            "convert it once, with PyTorch and transformers: "
+            f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)"
+            " (with the model's own class in the place of AutoModel, to keep its heads)"
+        )
+    raise ConfigError(f"{folder}: no {WEIGHTS} and no {INDEX} there")
+
+
+def write(
+    folder: Path,
+    sizes: Mapping[str, int],
+    tensors: Callable[[list[str]], dict[str, np.ndarray]],
+    limit: float,
+) -> None:
+    """Writes tensors(names) in files of at most `limit` bytes, or one tensor each where larger.
+
+    `sizes` are the tensors' bytes in order; only one file's tensors exist at a time.
+    """
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name, size in sizes.items():
+        if groups[-1] and total + size > limit:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += size
+    if len(groups) == 1:
+        save_file(tensors(groups[0]), folder / WEIGHTS, {"format": "pt"})
+        return
+    where = {}
+    for i, names in enumerate(groups):
+        file = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
+        save_file(tensors(names), folder / file, {"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    write_json(folder / INDEX, index)

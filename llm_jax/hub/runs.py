@@ -1,0 +1,111 @@
+"""A run folder from a Hugging Face folder, and a Hugging Face folder from a run.
+
+The one part of hub that knows of training: an imported run is a run at step 0.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax import hub, sharding
+from llm_jax.config import ConfigError
+from llm_jax.data import pipeline
+from llm_jax.hub import files
+from llm_jax.hub.family import shapes_of
+from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.run import Folder, Setup, describe, load_params
+from llm_jax.train.state import init_state
+
+IMPORTED = "imported.json"  # where a run came from
+# Keys of config.model that a folder does not decide.
+CHANGEABLE = ("attention", "dropout", "attention_dropout", "dtype", "max_length", "remat", "scan")
+OBJECTIVES = {
+    ("decoder", "lm"): "causal_lm",
+    ("encoder_decoder", "lm"): "seq2seq",
+    ("encoder", "mlm"): "masked_lm",
+}
+
+
+def import_run(
+    source: str | Path, workdir: str | Path, config: ConfigDict, overrides: Sequence[str] = ()
+) -> dict:
+    """Makes a run folder whose step 0 has the parameters of a Hugging Face folder.
+
+    `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last.
+
+    Raises:
+      ConfigError: see hub.load; no tokenizer; the run folder is not empty; an override of what
+        the folder decides.
+    """
+    workdir = hub.check_new(workdir)
+    model, params, tokenizer = hub.load(source)
+    if tokenizer is None:
+        raise ConfigError(
+            f"--from={source}: has neither tokenizer.json nor a sentencepiece .model; transformers "
+            "writes it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    config.model = model
+    config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
+    config.tokenizer.path = str(source)
+    if not any(text.startswith("objective.name=") for text in overrides):
+        config.objective.name = OBJECTIVES.get((model.kind, model.head), config.objective.name)
+    for key, _, _ in (text.partition("=") for text in overrides):
+        first, _, last = key.partition(".")
+        if first == "tokenizer" or (first == "model" and last not in CHANGEABLE):
+            raise ConfigError(
+                f"--config.{key}: comes from {source}; of model, import can change "
+                f"{', '.join(CHANGEABLE)}"
+            )
+    configs.change(config, overrides)
+    pipeline.check_vocab(config, tokenizer)
+    _same_shapes(config.model, params)
+
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check(config, mesh)
+    setup = Setup(config, mesh)
+    place = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
+    begin = lambda params: init_state(setup.model, setup.tx, config, params)
+    with sharding.activate(mesh):
+        state = jax.jit(begin, out_shardings=place)(params)
+    family = files.read_json(Path(source) / files.CONFIG)["model_type"]
+    Folder(workdir).commit(config, tokenizer)
+    files.write_json(workdir / IMPORTED, {"from": str(source), "family": family})
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    checkpoints.save(0, state, describe(workdir, config, None))
+    checkpoints.wait()
+    checkpoints.close()
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return {"family": family, "parameters": count, "vocab_size": config.model.vocab_size}
+
+
+def _same_shapes(model: ConfigDict, params: dict) -> None:
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    if shapes(params) != shapes(shapes_of(model)):
+        raise ConfigError(
+            f"model.max_length={model.max_length}: the imported table of positions is of another "
+            "length"
+        )
+
+
+def export_run(
+    workdir: str | Path,
+    target: str | Path,
+    step: int | None = None,
+    family: str | None = None,
+    dtype: str = "float32",
+) -> dict:
+    """Writes a checkpoint of a run as a Hugging Face folder.
+
+    Raises:
+      ConfigError: no run or checkpoint there, a model that no family has, a folder not empty.
+    """
+    hub.check_new(target)
+    about = Path(workdir) / IMPORTED
+    if family is None and about.is_file():  # several families may express the same model
+        family = files.read_json(about)["family"]
+    setup, tokenizer, params, step = load_params(workdir, step)
+    name = hub.save(setup.config.model, params, tokenizer, target, family, dtype=dtype)
+    return {"family": name, "step": step, "folder": str(target)}

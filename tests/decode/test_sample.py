@@ -1,0 +1,189 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import models
+from llm_jax.decode import generate, sample
+from llm_jax.decode.cache import pad
+from tests.tiny_models import tiny_model
+
+PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
+LENGTH = 16
+
+
+def greedy_by_hand(model, params, prompt, n, source=None):
+    """Greedy decoding as its definition has it: the whole model, one row, one token at a time."""
+    whole = jax.jit(lambda batch: models.logits(model.apply({"params": params}, batch)))
+    row, context = [], list(prompt)
+    for _ in range(n):
+        if len(context) > LENGTH:
+            context = context[LENGTH // 2 :]
+        batch = {"tokens": np.array([context + [0] * (LENGTH - len(context))])}
+        if source:
+            batch["encoder_tokens"] = np.array([source])
+        row.append(int(whole(batch)[0, len(context) - 1].argmax()))
+        context.append(row[-1])
+    return row
+
+
+def test_greedy_beyond_max_length_equals_the_definition_row_by_row():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    right = [greedy_by_hand(model, params, prompt, 24) for prompt in PROMPTS]
+    assert len({tuple(row) for row in right}) == 3 and len(set(right[0])) > 2
+    for cached in (True, False):
+        found = generate(
+            model, params, PROMPTS, max_new_tokens=24, temperature=0, cached=cached
+        )
+        assert found == right
+    alone = generate(model, params, PROMPTS[2:], max_new_tokens=24, temperature=0)
+    assert alone == right[2:]
+    # The longest prompt that fits, whose very next token is the last without a cut.
+    prompt = (PROMPTS[0] * 4)[:LENGTH]
+    found = generate(model, params, [prompt], max_new_tokens=1, temperature=0)
+    assert found == [greedy_by_hand(model, params, prompt, 1)]
+
+
+def test_eos_stops_a_row_while_others_go_on():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(
+        generate, model, params, PROMPTS, max_new_tokens=24, temperature=0
+    )
+    free = run()
+    eos = next(t for t in free[0] if 0 < free[0].index(t) < 12 and t not in free[1])
+    cut = run(eos_id=eos)
+    assert cut == [row[: row.index(eos) + 1] if eos in row else row for row in free]
+    assert len(cut[0]) < 13 and len(cut[1]) == 24
+
+
+def test_an_encoder_decoder_reads_ragged_sources():
+    model, params = tiny_model(kind="encoder_decoder", max_length=LENGTH, positions="relative")
+    sources = [[4, 5, 6, 7, 8, 9], [3, 1], [2]]
+    starts = [[0], [0], [0]]
+    run = functools.partial(generate, model, params, max_new_tokens=8, temperature=0)
+    found = run(starts, sources=sources)
+    assert len({tuple(row) for row in found}) > 1
+    by_hand = functools.partial(greedy_by_hand, model, params, [0], 8)
+    assert found == [by_hand(source) for source in sources]
+    assert found == run(starts, sources=sources, cached=False)
+
+
+def test_hashing_attention_goes_on_without_a_cache():
+    model, params = tiny_model(max_length=LENGTH, attention="dense,lsh", num_kv_heads=4)
+    found = generate(model, params, PROMPTS, max_new_tokens=4, temperature=0)
+    assert found == [greedy_by_hand(model, params, prompt, 4) for prompt in PROMPTS]
+
+
+def test_samples_hang_on_seed_and_row_alone():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(
+        generate, model, params, max_new_tokens=20, temperature=1.5, top_p=0.95
+    )
+    found = run(PROMPTS, seed=3)
+    assert found == run(PROMPTS, seed=3)
+    assert found != run(PROMPTS, seed=4)
+    others = run([PROMPTS[0], [9, 9], PROMPTS[2]], seed=3)
+    assert others[0] == found[0] and others[2] == found[2] and others[1] != found[1]
+    # Equal prompts are continued each in its own way.
+    twice = run([[5]] * 3)
+    assert twice[0] != twice[1]
+    assert all(0 <= t < 11 for row in found for t in row)
+
+
+def test_one_program_for_all_prompts_of_a_size_and_all_settings():
+    model, params = tiny_model(max_length=64)
+    run = functools.partial(generate, model, params, top_k=2)
+    run([[1, 2, 3], [4]], max_new_tokens=8)
+    before = sample._continue._cache_size()
+    run([[5], [6, 7, 8, 9]], max_new_tokens=8, seed=1)
+    run([[5, 1, 2], [6]], max_new_tokens=5, temperature=0.5, eos_id=3, top_k=7)
+    assert sample._continue._cache_size() == before
+
+
+def test_bfloat16():
+    model, params = tiny_model(max_length=LENGTH, dtype="bfloat16", positions="learned")
+    found = generate(model, params, PROMPTS, max_new_tokens=20, top_k=3, top_p=0.9)
+    assert all(len(row) == 20 and all(0 <= t < 11 for t in row) for row in found)
+
+
+def test_what_is_refused():
+    model, params = tiny_model(max_length=LENGTH)
+    run = functools.partial(generate, model, params)
+    for prompts, settings, message in [
+        ([[1], []], {}, "a prompt of 0 tokens"),
+        ([[1] * 17], {}, "max_length=16"),
+        ([[1]], {"sources": [[1]]}, "takes none"),
+        ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
+        ([[1]], {"top_p": 0.0}, "top_p=0.0"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(prompts, **{"max_new_tokens": 4} | settings)
+    for changes, message in [
+        ({"kind": "encoder_decoder"}, "needs one for each"),
+        ({"kind": "encoder"}, "writes no text"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            generate(*tiny_model(**changes), [[1]], max_new_tokens=4)
+    with pytest.raises(ValueError, match="1 of them for 2 prompts"):
+        both = tiny_model(kind="encoder_decoder")
+        generate(*both, [[1], [1]], sources=[[1]], max_new_tokens=4)
+
+
+def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """[V] -> [V]: by sorting, as the papers describe it."""
+    p = np.exp(logits / temperature - np.max(logits / temperature))
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    if top_k:
+        p[order[top_k:]] = 0
+        p /= p.sum()
+    p[order[np.searchsorted(np.cumsum(p[order]), top_p) + 1 :]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0, "top_k": 5},
+        {"top_k": 1},
+        {"top_k": 99},
+        {"top_p": 0.7},
+        {"top_p": 1e-6},
+        {"temperature": 1.3, "top_k": 7, "top_p": 0.8},
+    ],
+)
+def test_draws_follow_the_definition(settings):
+    logits = np.random.default_rng(0).normal(size=12).astype(np.float32) * 1.5
+    right, n = distribution(logits.astype(np.float64), **settings), 20_000
+    settings = {"temperature": 1.0} | settings
+    draw = jax.jit(lambda logits, keys: sample.choose(logits, keys, **settings))
+    found = draw(jnp.tile(logits, (n, 1)), jax.random.split(jax.random.key(0), n))
+    counts = np.bincount(found, minlength=12)
+    assert set(np.flatnonzero(counts)) == set(np.flatnonzero(right))
+    # Five standard deviations, for each token.
+    assert np.all(np.abs(counts / n - right) <= 5 * np.sqrt(right * (1 - right) / n) + 1e-12)
+
+
+def test_equals_stay_together():
+    logits = jnp.zeros((4000, 4)).at[:, 3].set(-1.0)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for settings in ({"top_k": 1}, {"top_p": 0.1}):
+        found = sample.choose(logits, keys, 1.0, **settings)
+        assert set(np.unique(found)) == {0, 1, 2}
+
+
+def test_no_temperature_is_the_first_of_the_likeliest():
+    found = sample.choose(jnp.array([[0.0, 2, 2], [-1, -3, -2]]), None)
+    assert found.tolist() == [1, 0] and found.dtype == jnp.int32
+
+
+def test_rows_are_padded_to_few_sizes():
+    tokens, lengths = pad([[1, 2, 3, 4, 5], [6]], most=6)
+    assert tokens.tolist() == [[1, 2, 3, 4, 5, 0], [6, 0, 0, 0, 0, 0]]
+    assert lengths.tolist() == [5, 1]
+    assert pad([[1, 2, 3]], most=100)[0].shape == (1, 4)

@@ -1,0 +1,182 @@
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from llm_jax import config as configs
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.data import tokenizers
+from llm_jax.data.tokenizers import Bytes
+from llm_jax.decode import beam_search, complete, fill, generate, text
+from tests.tiny_models import tiny_model
+
+TOKENIZER = Bytes(["[MASK]"])
+V, MASK = TOKENIZER.vocab_size, TOKENIZER.specials["[MASK]"]
+BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
+WORDS = ["the cat sat on the mat", "a dog and a cat", "the dog ran"] * 4
+
+
+def masked(**changes):
+    return tiny_model(V, **{"kind": "encoder", "head": "mlm", "norm_place": "post"} | changes)
+
+
+def test_gaps_get_the_likeliest_tokens_of_the_whole_model():
+    model, params = masked()
+    prompts = [[BOS, 5, MASK, 7, MASK, EOS], [BOS, MASK, EOS]]
+    found = fill(model, params, prompts, MASK, top_k=3)
+    assert [len(gaps) for gaps in found] == [2, 1]
+    for prompt, gaps in zip(prompts, found, strict=True):
+        logits = models.logits(model.apply({"params": params}, {"tokens": np.array([prompt])}))
+        probability = np.asarray(jax.nn.softmax(logits, axis=-1))[0]
+        for gap, at in zip(gaps, np.flatnonzero(np.array(prompt) == MASK), strict=True):
+            assert [i for i, _ in gap] == np.argsort(-probability[at])[:3].tolist()
+            best = np.sort(probability[at])[:-4:-1]
+            np.testing.assert_allclose([p for _, p in gap], best, rtol=1e-4)
+
+
+def test_fill_refuses():
+    model, params = masked()
+    for prompt, top_k, message in [
+        ([BOS, 5, EOS], 5, "no mask token"),
+        ([MASK] * 17, 5, "max_length=16"),
+        ([MASK], 0, "top_k=0"),
+        ([MASK], V + 1, f"vocab_size={V}"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fill(model, params, [prompt], MASK, top_k=top_k)
+    for changes in ({"kind": "decoder"}, {"head": "none"}, {"head": "detection"}):
+        with pytest.raises(ValueError, match="fills no gaps"):
+            fill(*masked(**changes), [[MASK]], MASK)
+
+
+def test_a_decoder_continues_behind_bos():
+    model, params = tiny_model(V)
+    found = complete(model, params, TOKENIZER, ["", "ab"], max_new_tokens=5, seed=2)
+    right = generate(
+        model, params, [[BOS], [BOS, 97, 98]], max_new_tokens=5, eos_id=EOS, seed=2
+    )
+    assert [list(sample) for sample in found] == [["prompt", "completion", "tokens"]] * 2
+    assert [sample["tokens"] for sample in found] == right
+    assert [sample["completion"] for sample in found] == [*map(TOKENIZER.decode, right)]
+    assert [sample["prompt"] for sample in found] == ["", "ab"]
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_is_greedy():
+    model, params = tiny_model(V, kind="encoder_decoder")
+    found = complete(model, params, TOKENIZER, ["", "abc"], max_new_tokens=5)
+    where = {"max_new_tokens": 5, "eos_id": EOS, "sources": [[EOS], [97, 98, 99, EOS]]}
+    right = generate(model, params, [[BOS]] * 2, temperature=0, **where)
+    assert [sample["tokens"] for sample in found] == right
+    options = {"max_new_tokens": 5, "beams": 3}
+    found = complete(model, params, TOKENIZER, ["", "abc"], **options)
+    for alpha, extra in ((0.6, {}), (2.0, {"length_penalty": 2.0})):
+        found = complete(model, params, TOKENIZER, ["", "abc"], **options, **extra)
+        best = beam_search(model, params, [[BOS]] * 2, beams=3, length_penalty=alpha, **where)
+        assert [(s["tokens"], s["score"]) for s in found] == [rows[0] for rows in best]
+
+
+def test_prompts_are_laid_out_as_the_objective_has_it():
+    objective = configs.base().objective
+    model, params = tiny_model(V, positions="relative")
+    objective.name = "prefix_lm"
+    found = complete(model, params, TOKENIZER, ["abcd"], objective=objective, max_new_tokens=6)
+    prompt = [BOS, 97, 98, 99, 100]
+    runs = [
+        generate(model, params, [prompt], max_new_tokens=6, eos_id=EOS, prefix=prefix)[0]
+        for prefix in (True, False)
+    ]
+    assert runs[0] == found[0]["tokens"] != runs[1]
+
+    model, params = tiny_model(V, kind="encoder_decoder")
+    objective.name, objective.prefix = "seq2seq", "up: "
+    found = complete(model, params, TOKENIZER, ["ab"], objective=objective, max_new_tokens=5)
+    plain = complete(model, params, TOKENIZER, ["up: ab"], max_new_tokens=5)
+    assert found[0]["tokens"] == plain[0]["tokens"] and found[0]["prompt"] == "ab"
+
+
+def test_sentinels_are_read_and_shown():
+    names = ["<extra_id_0>", "<extra_id_1>"]
+    tokenizer = Bytes(names)
+    zero, one = (tokenizer.specials[name] for name in names)
+    specials = dict(zip(names, (zero, one), strict=True))
+    assert text._encode(tokenizer, "a<extra_id_0>b<extra_id_1>", specials) == [97, zero, 98, one]
+    assert text._encode(tokenizer, "a<extra_id_0>", {}) == [*b"a<extra_id_0>"]
+    found = text._decode(tokenizer, [zero, 97, 98, one, EOS], specials)
+    assert found == "<extra_id_0> ab <extra_id_1>"
+    assert text._decode(tokenizer, [97, zero, 98], {}) == "ab"
+
+
+@pytest.mark.parametrize("name", ["bytes", "wordpiece", "bpe"])
+def test_a_masked_model_fills_in(name):
+    config = types.SimpleNamespace(name=name, vocab_size=300, get=lambda *_: ["[MASK]"])
+    tokenizer = tokenizers.build(config, WORDS)
+    size, mask_id = tokenizer.vocab_size, tokenizer.special("[MASK]")
+    model, params = tiny_model(size, kind="encoder", head="mlm", max_length=32)
+    prompts = ["the [MASK] sat", "<mask> dog [MASK]"]
+    found = complete(model, params, tokenizer, prompts, top_k=2)
+    # BPE's words bring their own blank, bytes do not; WordPiece knows none.
+    the = "the" if name == "bpe" else "the "
+    row = [tokenizer.bos_id, *tokenizer.encode(the), mask_id, *tokenizer.encode(" sat")]
+    right = fill(model, params, [[*row, tokenizer.eos_id]], mask_id, top_k=2)[0][0]
+    (gap,) = found[0]["candidates"]
+    assert [c["token"] for c in gap] == [i for i, _ in right]
+    np.testing.assert_allclose([c["probability"] for c in gap], [p for _, p in right], rtol=1e-4)
+    assert gap[0]["text"] == tokenizer.decode([gap[0]["token"]])
+    assert found[0]["tokens"] == [gap[0]["token"] if t == mask_id else t for t in row[1:]]
+    assert found[0]["completion"] == tokenizer.decode(found[0]["tokens"])
+    assert [len(gap) for gap in found[1]["candidates"]] == [2, 2]
+    assert len(complete(model, params, tokenizer, prompts)[0]["candidates"][0]) == 5
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        ({}, {"beams": 2, "temperature": 0.5}, "beams=2: beam search draws nothing"),
+        ({}, {"beams": 2, "top_p": 0.5}, "beams=2"),
+        ({}, {"beams": 0}, "beams=0"),
+        ({}, {"length_penalty": 1.0}, "length_penalty=1.0: only beam search"),
+        ({}, {"temperature": -1.0}, "temperature=-1.0"),
+        ({}, {"prompts": ["x" * 16]}, "17 tokens.*max_length=16"),
+        ({}, {"beams": 2, "max_new_tokens": 17}, "leaves room for 14"),
+        ({"kind": "encoder_decoder"}, {"prompts": ["x" * 16]}, "a source of 17 tokens"),
+        ({"kind": "encoder", "head": "mlm"}, {}, "put \\[MASK\\] where"),
+        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "beams": 2}, "only lists"),
+        ({"kind": "encoder", "head": "none"}, {"prompts": ["[MASK]"]}, "fills no gaps"),
+    ],
+)
+def test_what_is_refused(model, options, message):
+    options = {"prompts": ["ab"]} | options
+    with pytest.raises(ConfigError, match=message):
+        complete(*tiny_model(V, **model), TOKENIZER, **options)
+
+
+def test_a_masked_model_needs_a_mask():
+    with pytest.raises(ConfigError, match=r"tokenizer.specials.*\[MASK\]"):
+        complete(*masked(), Bytes(), ["[MASK]"])
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder", "encoder"])
+def test_the_command(kind, monkeypatch, capsys):
+    head = "mlm" if kind == "encoder" else "lm"
+    model, params = tiny_model(V, kind=kind, head=head)
+    run = types.SimpleNamespace(model=model, config=configs.base())
+    opened = lambda *_: (run, TOKENIZER, params, 7)
+    monkeypatch.setattr("llm_jax.train.run.load_params", opened)
+    command = ["generate", "--workdir=x", "--json", "--prompt=a[MASK]", "--max_new_tokens=4"]
+    assert launch.main(command) == 0
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    (sample,) = result["samples"]
+    assert result["step"] == 7
+    assert {"prompt", "completion", "tokens"} <= set(sample)
+    assert ("candidates" in sample) == (kind == "encoder")
+    if kind != "encoder":
+        assert launch.main([*command, "--beams=2", "--length_penalty=1"]) == 0
+        assert "score" in json.loads(capsys.readouterr().out.splitlines()[-1])["samples"][0]
+    assert launch.main([*command, "--beams=2", "--temperature=1"]) == 2
+    assert "beams" in capsys.readouterr().err

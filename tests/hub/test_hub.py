@@ -1,0 +1,357 @@
+"""Hugging Face folders written and read back, whole, in shards, and wrong in every way."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llm_jax import config as configs
+from llm_jax import hub
+from llm_jax.config import ConfigError
+from llm_jax.data import tokenizers
+from llm_jax.hub.families import FAMILIES
+from llm_jax.hub.family import plan, shapes_of, to_hf
+
+ENCODER = {
+    "kind": "encoder", "norm_place": "post", "norm_epsilon": 1e-12, "embed_norm": True,
+    "activation": "gelu",
+}  # fmt: skip
+MASKED = ENCODER | {"head": "mlm"}
+PAIRS = {"pooler": True, "num_classes": 2, "type_vocab_size": 2}
+RELATIVE = {"positions": "relative", "norm": "rmsnorm", "use_bias": False, "attention_scale": 1.0}
+MODELS = {
+    "gpt2": {},
+    "llama": {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activation": "swiglu",
+              "num_kv_heads": 2, "head_dim": 6, "tie_embeddings": False},
+    "bert": MASKED | PAIRS,
+    "roberta": MASKED | {"position_offset": 2, "type_vocab_size": 1},
+    "distilbert": MASKED,
+    "electra": ENCODER | {"head": "detection", "embedding_dim": 10, "type_vocab_size": 2},
+    "albert": MASKED | PAIRS | {"embedding_dim": 10, "share_layers": True},
+    "t5": RELATIVE | {"kind": "encoder_decoder", "activation": "geglu_tanh",
+                      "num_decoder_layers": 1, "tie_embeddings": False, "max_length": 512},
+    "marian": {"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal",
+               "activation": "relu", "scale_embeddings": True},
+}  # fmt: skip
+
+
+def make(changes, vocab_size=19):
+    """A config and random parameters for it."""
+    model = configs.base().model
+    sizes = {"num_layers": 3, "embed_dim": 16, "num_heads": 4, "max_length": 12, "mlp_dim": 20}
+    model.update(sizes | changes)
+    model = configs.resolve(model, vocab_size)
+    rng = np.random.default_rng(0)
+    draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    return model, jax.tree.map(draw, shapes_of(model))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "hf"
+    model, params = make(MODELS[request.param])
+    hub.save(model, params, None, folder, shard_bytes=5_000)
+    return request.param, model, params, folder
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    """A folder, and a function to write its tensors anew."""
+    model, params = make({})
+    hub.save(model, params, None, tmp_path / "hf")
+    folder = tmp_path / "hf"
+
+    def rewrite(change):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return rewrite
+
+
+def about(folder, **changes):
+    """Changes entries of config.json."""
+    found = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(found))
+    return folder
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_round_trip(saved):
+    name, model, params, folder = saved
+    assert (folder / "model.safetensors.index.json").exists()
+    found, again, tokenizer = hub.load(folder)
+    assert tokenizer is None
+    same(again, params)
+    assert hub.family_of(model) == name
+    free = ("init", "scan")
+    assert {k: v for k, v in found.items() if k not in free} == {
+        k: v for k, v in model.items() if k not in free
+    }
+
+
+def test_every_parameter_has_one_place(saved):
+    name, model, params, _ = saved
+    pieces = [piece for part in plan(FAMILIES[name], model).values() for piece in part]
+    assert len({(p.path, p.layer) for p in pieces}) == len(pieces)
+    size = sum(int(np.prod(p.ours)) for p in pieces)
+    assert size == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_one_file_when_small(tmp_path):
+    model, params = make({})
+    hub.save(model, params, None, tmp_path / "hf")
+    assert {p.name for p in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors"}
+    same(hub.load(tmp_path / "hf")[1], params)
+
+
+def test_bfloat16(tmp_path):
+    import ml_dtypes
+
+    model, params = make({})
+    hub.save(model, params, None, tmp_path / "hf", dtype="bfloat16")
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
+    same(hub.load(tmp_path / "hf")[1], rounded)
+
+
+def test_wrong_tensors_are_all_named_at_once(gpt2):
+    def change(tensors):
+        tensors["transformer.h.1.ln_1.scale"] = tensors.pop("transformer.h.1.ln_1.weight")
+        tensors["transformer.wpe.weight"] = np.zeros((11, 16), np.float32)
+        tensors["transformer.ln_f.bias"] = np.zeros(16, np.int32)
+
+    with pytest.raises(ConfigError) as error:
+        hub.load(gpt2(change))
+    text = str(error.value)
+    assert "missing: transformer.h.1.ln_1.weight" in text
+    assert "unexpected: transformer.h.1.ln_1.scale" in text
+    assert "transformer.wpe.weight is (11, 16), config.json makes it (12, 16)" in text
+    assert "not floating-point: transformer.ln_f.bias is I32" in text
+
+
+def test_harmless_extras_and_true_copies(gpt2):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+        tensors["transformer.h.0.attn.bias"] = np.ones((1, 1, 12, 12), np.uint8)
+        tensors["transformer.h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
+
+    same(hub.load(gpt2(change))[1], make({})[1])
+
+
+def test_a_copy_that_differs(gpt2):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
+
+    with pytest.raises(ConfigError, match="not tied: lm_head.weight differs from transformer.wte"):
+        hub.load(gpt2(change))
+
+
+def test_a_copy_stands_in_for_the_original(gpt2):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+
+    same(hub.load(gpt2(change))[1], make({})[1])
+
+
+def test_without_prefix_and_with_old_names(gpt2):
+    def change(tensors):
+        for name in list(tensors):
+            new = name.removeprefix("transformer.")
+            if ".ln_1." in new:
+                new = new.replace(".weight", ".gamma").replace(".bias", ".beta")
+            tensors[new] = tensors.pop(name)
+        tensors["lm_head.weight"] = tensors["wte.weight"].copy()
+
+    same(hub.load(gpt2(change))[1], make({})[1])
+
+
+@pytest.mark.parametrize(
+    "changes, head, pooler, classes",
+    [
+        (PAIRS | {"head": "mlm"}, "mlm", True, 2),
+        ({"head": "mlm", "type_vocab_size": 2}, "mlm", False, 0),
+        ({"head": "none", "type_vocab_size": 2, "pooler": True}, "none", True, 0),
+        ({"head": "none", "type_vocab_size": 2}, "none", False, 0),
+    ],
+)
+def test_heads_are_those_in_the_file(changes, head, pooler, classes, tmp_path):
+    model, params = make(ENCODER | changes)
+    hub.save(model, params, None, tmp_path / "hf")
+    found, again, _ = hub.load(tmp_path / "hf")
+    assert (found.head, found.pooler, found.num_classes) == (head, pooler, classes)
+    same(again, params)
+    bare = not any("bert." in name for name in load_file(tmp_path / "hf" / "model.safetensors"))
+    assert bare == (head == "none")
+
+
+def test_marian_has_an_output_bias_where_it_is_not_zero(tmp_path):
+    model, params = make(MODELS["marian"] | {"output_bias": True})
+    hub.save(model, params, None, tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(file)
+    assert tensors["final_logits_bias"].shape == (1, 19)
+    found, again, _ = hub.load(tmp_path / "hf")
+    assert found.output_bias
+    same(again, params)
+    save_file(tensors | {"final_logits_bias": np.zeros((1, 19), np.float32)}, file)
+    assert not hub.load(tmp_path / "hf")[0].output_bias
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"activation_function": "mish"}),
+        ("gpt2", {"add_cross_attention": True}),
+        ("bert", {"position_embedding_type": "relative_key"}),
+        ("bert", {"hidden_act": "quick_gelu"}),
+        ("bert", {"is_decoder": True}),
+        ("roberta", {"hidden_act": "relu"}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"quantization_config": {"bits": 4}}),
+        ("albert", {"num_hidden_groups": 2}),
+        ("albert", {"embedding_size": 16}),
+        ("marian", {"decoder_ffn_dim": 24}),
+        ("marian", {"normalize_before": True}),
+        ("t5", {"feed_forward_proj": "gated-mish"}),
+        ("gpt2", {"model_type": "gptj"}),
+        ("gpt2", {"n_layer": "three"}),
+    ],
+)
+def test_configs_that_cannot_be_expressed(name, changes, tmp_path):
+    model, params = make(MODELS[name])
+    hub.save(model, params, None, tmp_path / "hf")
+    with pytest.raises(ConfigError) as error:
+        hub.load(about(tmp_path / "hf", **changes))
+    text = str(error.value)
+    key, value = next(iter(changes.items()))
+    if isinstance(value, dict) and "rope" in key:
+        key, value = "rope_type", value.get("type", value.get("rope_type"))
+    assert key in text and str(value) in text
+
+
+def test_llama3_frequencies_other_than_published(tmp_path):
+    model, params = make(MODELS["llama"] | {"rotary_scaling": "llama3"})
+    hub.save(model, params, None, tmp_path / "hf")
+    rope = json.loads((tmp_path / "hf" / "config.json").read_text())["rope_parameters"]
+    assert (rope["low_freq_factor"], rope["high_freq_factor"]) == (1.0, 4.0)
+    with pytest.raises(ConfigError, match="high_freq_factor=8"):
+        hub.load(about(tmp_path / "hf", rope_parameters=rope | {"high_freq_factor": 8.0}))
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"positions": "alibi"}, "positions"),
+        ({"attention": "local"}, "attention"),
+        ({"use_bias": False}, "no place|use_bias"),
+        ({"num_kv_heads": 2}, "num_kv_heads"),
+        ({"kind": "encoder"}, "kind"),
+    ],
+)
+def test_models_that_no_family_has(changes, key, tmp_path):
+    model, params = make(changes)
+    with pytest.raises(ConfigError, match=key):
+        hub.save(model, params, None, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_family_by_name(tmp_path):
+    model, params = make(MASKED | {"type_vocab_size": 2})
+    assert hub.family_of(model) == "bert"
+    assert hub.save(model, params, None, tmp_path / "a", "electra") == "electra"
+    same(hub.load(tmp_path / "a")[1], params)
+    with pytest.raises(ConfigError, match="not a albert model|albert"):
+        hub.save(model, params, None, tmp_path / "b", "albert")
+
+
+def test_routes_to_the_same_numbers_are_no_difference():
+    model, _ = make({"remat": "full", "scan": False, "dtype": "bfloat16", "dropout": 0.3})
+    assert hub.family_of(model) == "gpt2"
+    assert to_hf(FAMILIES["gpt2"], model)["resid_pdrop"] == 0.3
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.ckpt"])
+def test_pickles_are_refused(name, tmp_path):
+    model, params = make({})
+    hub.save(model, params, None, tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / name)
+    with pytest.raises(ConfigError, match="safetensors only.*save_pretrained"):
+        hub.load(tmp_path / "hf")
+
+
+def test_broken_folders(saved, tmp_path):
+    _, _, _, folder = saved
+    with pytest.raises(ConfigError, match="no such folder"):
+        hub.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no config.json"):
+        hub.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not readable as JSON"):
+        hub.load(tmp_path)
+    for file in folder.iterdir():
+        if "00001-of" not in file.name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ConfigError, match="model-00001-of"):
+        hub.load(tmp_path)
+    first = next(folder.glob("model-00001-of*"))
+    (tmp_path / first.name).write_bytes(first.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="not a readable safetensors"):
+        hub.load(tmp_path)
+
+
+def test_an_index_may_not_point_elsewhere(saved, tmp_path):
+    _, _, _, folder = saved
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../" + folder.name + "/x.safetensors"}}))
+    with pytest.raises(ConfigError, match="no such files beside it"):
+        hub.load(tmp_path)
+
+
+def test_a_full_folder_is_left_alone(tmp_path):
+    model, params = make({})
+    (tmp_path / "precious").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        hub.save(model, params, None, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes", "sentencepiece"])
+def test_tokenizers_come_back(kind, tmp_path):
+    text = ["the cat sat on the mat and the dog sat on the cat " * 3] * 20
+    path = ""
+    if kind == "sentencepiece":
+        import io
+
+        import sentencepiece
+
+        buffer = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text), model_writer=buffer, vocab_size=17, minloglevel=2
+        )
+        (tmp_path / "x.model").write_bytes(buffer.getvalue())
+        path = str(tmp_path / "x.model")
+    c = configs.ConfigDict({"name": kind, "vocab_size": 60, "specials": (), "path": path})
+    tokenizer = tokenizers.build(c, text)
+    model, params = make({}, tokenizer.vocab_size)
+    hub.save(model, params, tokenizer, tmp_path / "hf")
+    again = hub.load(tmp_path / "hf")[2]
+    for name in ("vocab_size", "bos_id", "eos_id", "pad_id"):
+        assert getattr(again, name) == getattr(tokenizer, name)
+    assert again.encode("the mat").tolist() == tokenizer.encode("the mat").tolist()
+    found = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert found["eos_token_id"] == tokenizer.eos_id
+    if kind == "sentencepiece":
+        assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == buffer.getvalue()
+        (tmp_path / "hf" / "tokenizer_kind.json").unlink()
+        again = hub.load(tmp_path / "hf")[2]
+        assert again.encode("the mat").tolist() == tokenizer.encode("the mat").tolist()

@@ -1,0 +1,111 @@
+"""launch.py import and export: a run of a folder, a folder of a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from llm_jax import config as configs
+from llm_jax import hub
+from llm_jax.data import tokenizers
+from llm_jax.train.run import load_params
+from tests.hub.test_hub import ENCODER, make, same
+
+
+def call(capsys, *args):
+    """Runs one command; returns its JSON."""
+    assert launch.main([*map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def refused(capsys, *args):
+    """Runs a command that must fail; returns the error."""
+    assert launch.main([*map(str, args)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, text_file):
+    """A GPT-2 of random weights with a tokenizer."""
+    path = tmp_path_factory.mktemp("gpt2") / "hf"
+    tokenizer = tokenizers.build(
+        configs.ConfigDict({"name": "bpe", "vocab_size": 300, "specials": ()}),
+        [json.loads(line)["text"] for line in text_file.read_text().splitlines()],
+    )
+    model, params = make({}, tokenizer.vocab_size)
+    hub.save(model, jax.tree.map(lambda x: 0.1 * x, params), tokenizer, path)
+    return path
+
+
+@pytest.fixture
+def keys(text_file):
+    """Overrides that make a run tiny."""
+    small = {"data.train": text_file, "data.batch_size": 8, "data.validation_fraction": 0.1}
+    small |= {"train.steps": 2, "eval.max_batches": 1, "optimizer.warmup_steps": 0}
+    return [f"--config.{k}={v}" for k, v in small.items()]
+
+
+def test_import_eval_generate_train_export(folder, keys, tmp_path, capsys):
+    run = f"--workdir={tmp_path / 'run'}"
+    found = call(capsys, "import", f"--from={folder}", run, *keys)
+    assert found["family"] == "gpt2"
+    _, params, tokenizer = hub.load(folder)
+    setup, kept, imported, step = load_params(tmp_path / "run")
+    assert step == 0 and setup.config.objective.name == "causal_lm"
+    assert kept.encode("abc").tolist() == tokenizer.encode("abc").tolist()
+    same(imported, params)
+
+    before = call(capsys, "eval", run)["loss"]
+    assert call(capsys, "generate", run, "--prompt=ab", "--max_new_tokens=3")["samples"]
+
+    # The same folder again, before any step: all parameters bitwise the same.
+    call(capsys, "export", run, f"--to={tmp_path / 'same'}")
+    same(hub.load(tmp_path / "same")[1], params)
+
+    # Training goes on from there; what the import has not decided may still change.
+    found = call(capsys, "train", run, "--config.optimizer.learning_rate=1e-3")
+    assert found["step"] == 2 and found["finished"]
+    assert found["eval_loss"] < before
+    call(capsys, "export", run, f"--to={tmp_path / 'trained'}", "--dtype=bfloat16")
+    after = hub.load(tmp_path / "trained")[1]
+    assert (after["embed"]["embedding"] != params["embed"]["embedding"]).any()
+    np.testing.assert_allclose(after["embed"]["embedding"], params["embed"]["embedding"], atol=2e-2)
+
+    error = refused(capsys, "train", run, "--config.optimizer.learning_rate=1e-2")
+    assert "optimizer.learning_rate" in error
+
+
+def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
+    tokenizer = tokenizers.build(
+        configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
+        [text_file.read_text()],
+    )
+    changes = ENCODER | {"head": "mlm", "type_vocab_size": 2}
+    model, params = make(changes, tokenizer.vocab_size)
+    hub.save(model, params, tokenizer, tmp_path / "hf")
+    run = f"--workdir={tmp_path / 'run'}"
+    call(capsys, "import", f"--from={tmp_path / 'hf'}", run, *keys, "--config.model.dropout=0.0")
+    assert load_params(tmp_path / "run")[0].config.objective.name == "masked_lm"
+    samples = call(capsys, "generate", run, "--prompt=ab [MASK] cd")["samples"]
+    assert len(samples[0]["candidates"][0]) == 5
+
+
+def test_refusals(folder, tmp_path, capsys):
+    run = f"--workdir={tmp_path / 'run'}"
+    assert "no such folder" in refused(capsys, "import", f"--from={tmp_path / 'x'}", run)
+    error = refused(capsys, "import", f"--from={folder}", run, "--config.model.num_layers=1")
+    assert "num_layers: comes from" in error
+    error = refused(capsys, "import", f"--from={folder}", run, "--config.model.max_length=8")
+    assert "max_length=8" in error
+    assert not (tmp_path / "run").exists()
+    error = refused(capsys, "import", f"--from={folder}", f"--workdir={folder}")
+    assert "not empty" in error
+    error = refused(capsys, "export", run, f"--to={tmp_path / 'hf'}")
+    assert "no config.json" in error
+    error = refused(capsys, "export", run, f"--to={folder}")
+    assert "not empty" in error
+    model, params = make({})
+    hub.save(model, params, None, tmp_path / "mute")
+    assert "tokenizer" in refused(capsys, "import", f"--from={tmp_path / 'mute'}", run)
