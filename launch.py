@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import math
+import shlex
 import sys
 import time
 from pathlib import Path
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
+from llm_jax.train import Diverged
 
 EXAMPLES = """examples:
   python launch.py                       # train, evaluate and sample a small GPT, in minutes
@@ -16,6 +19,8 @@ EXAMPLES = """examples:
   python launch.py train --config=configs/quickstart.py --workdir=runs/a --config.train.steps=100
   python launch.py eval --workdir=runs/quickstart
   python launch.py generate --workdir=runs/quickstart --prompt="def main(" --temperature=0.8
+  python launch.py import --from=HF_FOLDER --workdir=runs/bert --config.data.train=text.txt
+  python launch.py export --workdir=runs/quickstart --to=HF_FOLDER
 
 Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.
 Run the same train command again to resume. Add --json for one JSON object on stdout.
@@ -36,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(function, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            function.__name__,
+            function.__name__.rstrip("_"),  # import_: the word is Python's
             help=text,
             description=text,
             epilog=EXAMPLES,
@@ -48,26 +53,38 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command(train, "train, or resume, the run of a config")
-    sub.add_argument("--config", default="", help="FILE.py[:variant]; see configs/")
+    sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
 
     sub = command(eval, "mean loss of a run's checkpoint on held-out text")
     sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), default="validation")
 
-    sub = command(generate, "continue prompts with a run's checkpoint")
+    sub = command(generate, "continue prompts, answer them, or fill in their [MASK]s")
     sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--max_new_tokens", type=int, default=64)
-    sub.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
-    sub.add_argument("--top_k", type=int, default=0, help="0: all")
+    sub.add_argument("--temperature", type=float, help="0: greedy; default 1, encoder-decoders 0")
+    sub.add_argument("--top_k", type=int, default=0, help="0: all; of a masked model, 5")
     sub.add_argument("--top_p", type=float, default=1.0)
+    sub.add_argument("--beams", type=int, default=1, help="more than 1: beam search")
+    sub.add_argument("--length_penalty", type=float, help="of beam search, default 0.6")
     sub.add_argument("--seed", type=int, default=0)
+
+    sub = command(import_, "make a run of a Hugging Face folder (safetensors)")
+    sub.add_argument("--from", dest="source", required=True, help="the Hugging Face folder")
+    sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
+
+    sub = command(export, "write a run's checkpoint as a Hugging Face folder")
+    sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
+    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    sub.add_argument("--family", help="of those that can express the model; found if not given")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     return top
 
 
 def train(args, overrides) -> dict:
     """Trains to the end of config.train.steps and samples; the quickstart too."""
-    config = configs.load(args.config, overrides)
+    config = _config(args, overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.
     from llm_jax.console import Reporter
     from llm_jax.train.loop import Trainer
@@ -76,34 +93,50 @@ def train(args, overrides) -> dict:
     trainer = Trainer(config, args.workdir, reporter)
     summary = trainer.run()
     if summary["finished"] and config.sample.prompts:
-        options = {"temperature": 0.8, "top_k": 40, "seed": config.seed}
-        texts = _sample(
+        from llm_jax.decode import complete
+
+        options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
+        texts = complete(
             trainer.setup.model,
             trainer.params(),
             trainer.tokenizer,
             config.sample.prompts,
+            objective=config.objective,
             max_new_tokens=config.sample.max_new_tokens,
+            seed=config.seed,
             **options,
         )
-        _write_samples(args.workdir, texts)
-        _show_samples(texts)
+        _write_samples(args.workdir, texts, config.model.kind)
+        _show_samples(texts, config.model.kind)
         summary["samples"] = texts
-    loss = summary.get("eval_loss", summary.get("loss"))
+    loss = summary.get("eval_loss") or summary.get("loss") or math.nan
     what = "finished" if summary["finished"] else "stopped; the same command resumes"
     print(f"{what} at step {summary['step']}, loss {loss:.3f}; everything is in {args.workdir}")
     if summary["finished"]:
         print("\nnext:")
-        print(f"  python launch.py generate --workdir={args.workdir} --prompt='The '")
+        prompt = shlex.quote((*config.sample.prompts, "The ")[0])
+        print(f"  python launch.py generate --workdir={args.workdir} --prompt={prompt}")
         print(f"  python launch.py eval --workdir={args.workdir}")
         print(f"  tensorboard --logdir={args.workdir}/tensorboard   # loss.png has the same curves")
     return summary
 
 
+def _config(args, overrides) -> configs.ConfigDict:
+    """The config that is named, else that of the run folder, else the defaults."""
+    file = Path(args.workdir) / "config.json"
+    if args.config or not file.is_file():
+        return configs.load(args.config, overrides)
+    try:
+        config = configs.from_json(file.read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    configs.change(config, overrides)
+    return config
+
+
 def eval(args, overrides) -> dict:
     """Prints the loss of a checkpoint."""
     _no(overrides)
-    import math
-
     import jax
 
     from llm_jax import sharding
@@ -127,54 +160,65 @@ def eval(args, overrides) -> dict:
 
 
 def generate(args, overrides) -> dict:
-    """Prints each prompt with its continuation."""
+    """Prints each prompt with what the model makes of it."""
     _no(overrides)
+    from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    texts = _sample(
-        setup.model,
-        params,
-        tokenizer,
-        args.prompt or [""],
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-    )
-    _show_samples(texts)
+    keys = "max_new_tokens temperature top_k top_p seed beams length_penalty".split()
+    options = {key: getattr(args, key) for key in keys} | {"objective": setup.config.objective}
+    texts = complete(setup.model, params, tokenizer, args.prompt or [""], **options)
+    _show_samples(texts, setup.model.cfg.kind)
     return {"step": step, "samples": texts}
 
 
-def _sample(model, params, tokenizer, prompts, **options) -> list[dict]:
-    from llm_jax.decode import generate
+def import_(args, overrides) -> dict:
+    """Makes a run folder at step 0 of a Hugging Face folder."""
+    config = configs.load(args.config)
+    from llm_jax.hub.runs import import_run
 
-    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
-    try:
-        found = generate(model, params, ids, eos_id=tokenizer.eos_id, **options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return [
-        {"prompt": prompt, "completion": tokenizer.decode(tokens), "tokens": tokens}
-        for prompt, tokens in zip(prompts, found, strict=True)
-    ]
+    found = import_run(args.source, args.workdir, config, overrides)
+    print(
+        f"imported {found['family']}, {found['parameters']:,} parameters, into {args.workdir}\n\n"
+        f"next:\n  python launch.py generate --workdir={args.workdir} --prompt='The '\n"
+        f"  python launch.py train --workdir={args.workdir} --config.data.train=FILE"
+    )
+    return found
 
 
-def _write_samples(workdir, texts: list[dict]) -> None:
-    body = "\n\n".join(f">>> {t['prompt']}\n{t['prompt']}{t['completion']}" for t in texts)
+def export(args, overrides) -> dict:
+    """Writes a checkpoint as a Hugging Face folder."""
+    _no(overrides)
+    from llm_jax.hub.runs import export_run
+
+    found = export_run(args.workdir, args.target, args.step, args.family, args.dtype)
+    print(f"wrote step {found['step']} as {found['family']} to {found['folder']}")
+    return found
+
+
+def _write_samples(workdir, texts: list[dict], kind: str) -> None:
+    body = "\n\n".join(f">>> {t['prompt']}\n{_laid_out(t, kind)}" for t in texts)
     (Path(workdir) / "samples.txt").write_text(body + "\n")
 
 
-def _show_samples(texts: list[dict]) -> None:
+def _show_samples(texts: list[dict], kind: str) -> None:
     for text in texts:
-        print(f"\033[1m{text['prompt']}\033[0m{text['completion']}\n" if sys.stdout.isatty()
-              else f"{text['prompt']}{text['completion']}\n")
+        print(_laid_out(text, kind, "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}") + "\n")
+
+
+def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
+    """A continuation follows its prompt; an answer, or a text filled in, stands below it."""
+    lines = [prompt.format(text["prompt"]) + ("" if kind == "decoder" else "\n")]
+    lines[0] += text["completion"]
+    for gap in text.get("candidates", ()):
+        lines += ["  " + ", ".join(f"{c['text']!r} {c['probability']:.3f}" for c in gap)]
+    return "\n".join(lines)
 
 
 def _no(overrides: list[str]) -> None:
     if overrides:
-        raise ConfigError(f"--config.{overrides[0]}: only train takes config keys")
+        raise ConfigError(f"--config.{overrides[0]}: only train and import take config keys")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,6 +237,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     if args.json:

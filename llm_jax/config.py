@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -39,7 +40,10 @@ def base() -> ConfigDict:
     m.norm_epsilon = 1e-5
     m.activation = "gelu_tanh"  # gelu | gelu_tanh | relu | silu | swiglu | geglu | geglu_tanh | reglu
     m.use_bias = True  # in dense layers and LayerNorm
-    m.positions = "learned"  # learned | sinusoidal | rotary | relative | alibi | none
+    m.attention_bias = True  # in attention's dense layers, given use_bias
+    m.positions = "learned"  # learned | axial | sinusoidal | rotary | relative | alibi | none
+    m.axial_shape = ()  # axial: rows and columns that positions fill row by row
+    m.axial_dims = ()  # axial: widths of a row's and of a column's vector
     m.rotary_base = 10_000.0
     m.rotary_scaling = "none"  # none | linear | llama3
     m.rotary_factor = 8.0
@@ -48,8 +52,14 @@ def base() -> ConfigDict:
     m.relative_buckets = 32
     m.relative_max_distance = 128
     m.attention = "dense"  # name in llm_jax.attention.VARIANTS; "a,b": layers alternate
-    m.window = 128  # of the kind "local": keys a query sees back, itself included
+    m.window = 128  # local: keys a query sees back, itself included | chunked: length of a chunk
+    m.lsh_chunk = 64  # lsh: tokens a chunk
+    m.lsh_hashes = 1  # lsh: rounds of hashing
+    m.lsh_buckets = ()  # lsh: even factors of the number of buckets; (): about two a chunk
     m.attention_scale = 0.0  # of the scores; 0: head_dim^-0.5 (T5: 1)
+    m.mlp_chunk = 0  # positions that the feed-forward layer takes at a time; 0: all
+    m.reversible = False  # two residual streams, recomputed on the way back instead of stored;
+    # an untied "lm" head sees both, any other their mean
     m.share_layers = False  # ALBERT: one layer's parameters for all
     m.tie_embeddings = True
     m.scale_embeddings = False  # multiply token embeddings by sqrt(embed_dim)
@@ -61,9 +71,11 @@ def base() -> ConfigDict:
     m.embed_norm = False  # BERT: a norm after the sum of embeddings
     m.type_vocab_size = 0  # BERT: kinds of segments, each with an embedding
     m.head = "lm"  # lm | mlm: dense, activation, norm, bias | detection: ELECTRA's | none
+    m.output_bias = False  # added to the logits (mlm: always)
     m.scale_output = False  # T5: hidden / sqrt(embed_dim) before the tied output matrix
     m.pooler = False  # BERT: tanh dense over the first token
     m.num_classes = 0  # of a classifier over the pooled vector (next sentence: 2)
+    m.generator_fraction = 0.0  # ELECTRA: a generator of this share of the width; 0: none
     m.dtype = "float32"  # of activations and matrix products; parameters are float32
     m.scan = True  # one compiled layer, looped: compile time does not grow with depth
     m.remat = "none"  # none | full | dots
@@ -72,6 +84,11 @@ def base() -> ConfigDict:
     o.name = "causal_lm"
     o.label_smoothing = 0.0
     o.z_loss = 0.0
+    o.mask_rate = 0.15  # of the tokens: masked models, span_corruption
+    o.whole_word = False  # masked models: words are masked whole (albert: always)
+    o.span_length = 3.0  # span_corruption: mean of the spans
+    o.prefix = ""  # seq2seq: put before each source ("translate English to German: ")
+    o.detection_weight = 50.0  # replaced_token_detection: of the discriminator's loss
 
     t = c.tokenizer = ConfigDict()
     t.name = "bpe"  # bytes | chars | bpe | wordpiece | file | sentencepiece
@@ -87,6 +104,9 @@ def base() -> ConfigDict:
     d.test_fraction = 0.0
     d.text_column = "text"  # of JSONL and TFDS records
     d.label_column = "label"
+    d.source_column = "source"  # of pairs (seq2seq), in JSONL and TFDS records; parallel text
+    d.target_column = "target"  # files go without: data.train="train.en,train.de"
+    d.target_length = 0  # seq2seq: of the decoder's rows; 0: model.max_length
     d.tfds_dir = ""  # empty: TFDS's own default
     d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
     d.batch_size = 16  # sequences a step, over all chips
@@ -139,7 +159,9 @@ CHOICES = {
     "model.activation": (
         "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
     ),
-    "model.positions": ("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
+    "model.positions": (
+        "learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none"
+    ),
     "model.rotary_scaling": ("none", "linear", "llama3"),
     "model.init": ("normal", "fan_in"),
     "model.head": ("lm", "mlm", "detection", "none"),
@@ -147,13 +169,17 @@ CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "tokenizer.name": ("bytes", "chars", "bpe", "wordpiece", "file", "sentencepiece"),
     "data.packing": ("first_fit", "none"),
-    "objective.name": ("causal_lm",),
+    "objective.name": (
+        "causal_lm", "prefix_lm", "masked_lm", "bert", "albert", "replaced_token_detection",
+        "span_corruption", "seq2seq",
+    ),
     "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
     "optimizer.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
 }
 
 POSITIVE = (
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads",
+    "model.window", "model.lsh_chunk", "model.lsh_hashes",
     "tokenizer.vocab_size", "data.batch_size", "train.steps", "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
     "eval.every",
@@ -161,7 +187,8 @@ POSITIVE = (
 
 FRACTION = (
     "model.dropout", "model.attention_dropout", "objective.label_smoothing", "train.ema_decay",
-    "data.validation_fraction", "data.test_fraction",
+    "data.validation_fraction", "data.test_fraction", "objective.mask_rate",
+    "model.generator_fraction",
 )
 
 
@@ -182,13 +209,18 @@ def load(spec: str = "", overrides: list[str] | tuple[str, ...] = ()) -> ConfigD
       ConfigError: naming the file or key, its value, and what is allowed.
     """
     config = _from_file(spec) if spec else base()
+    change(config, overrides)
+    return config
+
+
+def change(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
+    """Applies `key=value` overrides and checks the whole, as `load` does."""
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
             raise ConfigError(f"--config.{override}: expected --config.{key}=VALUE")
         set_key(config, key, text)
     check(config)
-    return config
 
 
 def _from_file(spec: str) -> ConfigDict:
@@ -316,7 +348,32 @@ def _check_model(m: ConfigDict) -> None:
             f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
             f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False"
         )
+    if m.positions == "axial":
+        if len(m.axial_shape) != 2 or math.prod(m.axial_shape) < m.max_length:
+            raise ConfigError(
+                f"model.axial_shape={m.axial_shape}: needs rows and columns for at least "
+                f"model.max_length={m.max_length} positions"
+            )
+        width = m.embedding_dim or m.embed_dim
+        if len(m.axial_dims) != 2 or sum(m.axial_dims) != width:
+            raise ConfigError(
+                f"model.axial_dims={m.axial_dims}: needs two widths that add up to {width}"
+            )
+    if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
+        raise ConfigError(
+            f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
+            f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat"
+        )
+    if any(part < 2 or part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
+        raise ConfigError(
+            f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
+        )
     pattern = m.attention.split(",")
+    if "lsh" in pattern and m.positions in ("relative", "alibi"):
+        raise ConfigError(
+            f"model.positions={m.positions!r}: model.attention={m.attention!r} has no bias on its "
+            "scores; use learned, axial, sinusoidal or rotary"
+        )
     if m.num_layers % len(pattern):
         raise ConfigError(
             f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "

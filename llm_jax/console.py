@@ -24,8 +24,9 @@ class Reporter:
     def __init__(self):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         handler = RichHandler(console=self.console, show_time=False, show_path=False)
-        logging.getLogger("llm_jax").handlers = [handler]
-        logging.getLogger("llm_jax").setLevel(logging.INFO)
+        log = logging.getLogger("llm_jax")
+        log.handlers, log.propagate = [handler], False  # libraries give the root handlers too
+        log.setLevel(logging.INFO)
         self.seen: dict[str, str] = {}
         self.bar = None
 

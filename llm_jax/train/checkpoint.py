@@ -1,10 +1,19 @@
 """Checkpoints by Orbax: asynchronous, the newest and the best kept, every byte checked.
 
 A checkpoint holds the state, the data iterator, the config and the tokenizer, so that it is
-enough by itself.
+enough by itself. It has two items: `state`, the arrays; and `meta`, JSON with a digest of its
+own, which says what the arrays must be down to their bits.
 """
 
+import gc
+import hashlib
+import json
 import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +21,39 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from llm_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
 
 
-@jax.jit
-def fingerprint(tree: Any) -> jax.Array:
-    """[leaves] uint32: each array's bits summed, the same on whatever mesh it lies."""
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
-    def bits(x):
-        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
 
-    return jnp.stack([bits(x) for x in jax.tree.leaves(tree)])
+# What Orbax finds wrong reaches the user as our own message, or as an exception.
+logging.getLogger("absl").addFilter(_not_orbax)
 
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder; read_only: of a run that another process may be writing.
 
-    def __init__(self, workdir: str | Path, config: ConfigDict):
+    Attributes:
+      losses: {step: validation loss} of the checkpoints whose loss is known.
+    """
+
+    def __init__(self, workdir: str | Path, config: ConfigDict, read_only: bool = False):
         self.folder = Path(workdir).absolute() / "checkpoints"
-        policies = [keep.LatestN(config.keep_last)]
-        if config.keep_best:
-            policies.append(
-                keep.BestN(
-                    get_metric_fn=lambda metrics: -metrics["loss"],
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self.config, self.read_only = config, read_only
+        self.losses: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
-            # An older "newest" may follow a damaged one that was set aside.
+            preservation_policy=self,
+            # Another process's unfinished checkpoint is not ours to clean up.
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
             save_decision_policy=_Always(),
+            lightweight_initialize=True,  # a damaged checkpoint must not keep us from the others
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -56,15 +61,34 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(self.manager.all_steps())
 
+    def is_best(self, loss: float) -> bool:
+        """Whether a checkpoint of this validation loss would be kept as one of the best."""
+        better = sum(other <= loss for other in self.losses.values())
+        return math.isfinite(loss) and better < self.config.keep_best
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax asks which checkpoints to keep: the newest, and the best of known loss."""
+        steps = [info.step for info in checkpoints]
+        known = sorted((s for s in steps if s in self.losses), key=self.losses.get)
+        kept = {*steps[-self.config.keep_last :], *known[: self.config.keep_best]}
+        self.losses = {s: loss for s, loss in self.losses.items() if s in kept}
+        return [step in kept for step in steps]
+
     def save(self, step: int, state: Any, meta: dict, loss: float | None = None) -> None:
         """Starts saving; returns once the state is copied off the device."""
+        if loss is not None and math.isfinite(loss):
+            self.losses[step] = loss
+        arrays = {
+            name: {**_kind(x), "bits": bits}
+            for (name, x), bits in zip(_named(state), _fingerprint(state), strict=True)
+        }
+        text = json.dumps(meta | {"losses": self.losses, "arrays": arrays})
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave({"state": state, "bits": fingerprint(state)}),
-                meta=ocp.args.JsonSave(meta),
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave({"digest": _digest(text), "json": text}),
             ),
-            metrics=None if loss is None else {"loss": loss},
         )
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
@@ -74,48 +98,64 @@ class Checkpoints:
         reported and moved to checkpoints-damaged/, and the one before is used.
 
         Raises:
-          ConfigError: a step that is not there, or a state of another shape than `like`.
+          ConfigError: a step that is not there or is damaged, or a state of other shapes than
+            `like`.
         """
         if step is not None and step not in self.steps():
             raise ConfigError(f"--step={step}: {self.folder} holds steps {self.steps()}")
-        for candidate in [step] if step is not None else reversed(self.steps()):
-            try:
-                state, meta = self._read(candidate, like)
-                return candidate, state, meta
-            except ConfigError:
-                raise
-            except Exception as error:  # whatever Orbax, TensorStore or JSON say of broken files
-                self._set_aside(candidate, error)
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            found = self._try_to_read(candidate, like)
+            if isinstance(found, str):
+                self._damaged(candidate, found)
+                continue
+            state, meta = found
+            self.losses = {int(s): loss for s, loss in meta.pop("losses").items()}
+            return candidate, state, meta
+        if step is not None:
+            raise ConfigError(f"--step={step}: {self.folder}/{step} is damaged; try another step")
         return None
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        saved = self.manager.item_metadata(step)["state"]
-        if saved is None:
-            raise ValueError("its state is missing")
-        _same_shapes(saved.tree["state"], like, f"{self.folder}/{step}")
-        bits = jax.ShapeDtypeStruct((len(jax.tree.leaves(like)),), jnp.uint32)
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore({"state": like, "bits": bits}),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        state = restored["state"]["state"]
-        if (fingerprint(state) != restored["state"]["bits"]).any():
-            raise ValueError("the arrays are not those that were saved")
-        return state, restored["meta"]
+    def _try_to_read(self, step: int, like: Any) -> tuple[Any, dict] | str:
+        """(state, meta) of a sound checkpoint, or what is wrong with a damaged one."""
+        with _hushed():
+            try:
+                return self._read(step, like)
+            # Too little memory or too few rights say nothing against the checkpoint.
+            except (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:  # whatever Orbax, TensorStore or JSON say of broken files
+                reason = (str(error).strip().splitlines() or [repr(error)])[0][:150]
+            gc.collect()  # what went wrong in other threads is told when their futures go,
+            time.sleep(0.1)  # or when they end
+        return reason
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        target = self.folder.parent / "checkpoints-damaged"
-        target.mkdir(exist_ok=True)
-        to = target / str(step)
-        while to.exists():
-            to = to.with_name(to.name + "x")
-        (self.folder / str(step)).rename(to)
+    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+        found = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        text = found["meta"]["json"]
+        if _digest(text) != found["meta"]["digest"]:
+            raise ValueError("its JSON is not what was saved")
+        meta = json.loads(text)
+        arrays = meta.pop("arrays")
+        bits = [array.pop("bits") for array in arrays.values()]
+        _check_same(arrays, {name: _kind(x) for name, x in _named(like)}, f"{self.folder}/{step}")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        state = self.manager.restore(step, args=args)["state"]
+        if _fingerprint(state) != bits:
+            raise ValueError("its arrays are not those that were saved")
+        return state, meta
+
+    def _damaged(self, step: int, reason: str) -> None:
+        if self.read_only:
+            log.warning("checkpoint %d is damaged (%s)", step, reason)
+            return
+        target = self.folder.parent / "checkpoints-damaged" / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
         self.manager.reload()
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-        log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, to)
+        log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, target)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -127,20 +167,64 @@ class Checkpoints:
 
 
 class _Always:
-    """Save whenever asked; Orbax's default refuses a step older than the newest."""
+    """Save whenever asked: the loop has decided."""
 
     def should_save(self, step, previous_steps, *, context):
         return True
 
 
-def _same_shapes(saved: Any, like: Any, where: str) -> None:
-    named = lambda tree: {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-    a, b = named(saved), named(like)
-    wrong = [f"{k}: {a.get(k, 'absent')} there, {b.get(k, 'absent')} here" for k in a | b
-             if a.get(k) != b.get(k)]
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps off the terminal what Orbax's other threads say when one read of many fails.
+
+    They print hundreds of lines of tracebacks; the exception that reaches us says it all.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    silence = lambda *_: None
+    sys.excepthook = sys.unraisablehook = silence
+    logging.getLogger("asyncio").addFilter(silence)  # None is false: the record is dropped
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        logging.getLogger("asyncio").removeFilter(silence)
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+
+
+def _kind(x: Any) -> dict:
+    return {"dtype": str(x.dtype), "shape": list(x.shape)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _fingerprint(state: Any) -> list[int]:
+    return jax.device_get(_sum_bits(state)).tolist()
+
+
+@jax.jit
+def _sum_bits(tree: Any) -> jax.Array:
+    """[leaves] uint32: each array's bits summed, the same on whatever mesh it lies."""
+
+    def bits(x):
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jnp.stack([bits(x) for x in jax.tree.leaves(tree)])
+
+
+def _check_same(there: dict, here: dict, where: str) -> None:
+    text = lambda array: "{dtype}{shape}".format(**array) if array else "absent"
+    wrong = [
+        f"{name}: {text(there.get(name))} there, {text(here.get(name))} here"
+        for name in there | here
+        if there.get(name) != here.get(name)
+    ]
     if wrong:
         raise ConfigError(
             f"{where} holds a state of another shape ({len(wrong)} differ): {'; '.join(wrong[:3])}"

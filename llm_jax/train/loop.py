@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from llm_jax import sharding
-from llm_jax.data import pipeline, sources
+import llm_jax
+from llm_jax import objectives, sharding
+from llm_jax.data import pipeline, sources, transforms
 from llm_jax.models.flops import train_flops
 from llm_jax.sharding.hardware import peak_flops
+from llm_jax.train import Diverged
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.evaluate import evaluate
-from llm_jax.train.metrics import Metrics, plot, read
-from llm_jax.train.run import Setup, prepare
-from llm_jax.train.state import make_eval_step, make_train_step
-
-
-class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+from llm_jax.train.metrics import Meter, Metrics, plot
+from llm_jax.train.run import Folder, Setup, describe
+from llm_jax.train.state import TrainState, make_eval_step, make_train_step
 
 
 class Reporter(Protocol):
@@ -34,16 +31,28 @@ class Reporter(Protocol):
 
 
 class Trainer:
-    """One run: loaded and checked by the constructor, trained by `run`."""
+    """One run: loaded and checked by the constructor, trained by `run`; all devices if not given.
 
-    def __init__(self, config: ConfigDict, workdir: str | Path, reporter: Reporter):
-        self.began = time.perf_counter()
+    Raises:
+      ConfigError: anything that cannot run, before the first compilation, with nothing changed.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | Path,
+        reporter: Reporter,
+        devices: list[jax.Device] | None = None,
+    ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
-        sharding.check(config, sharding.make_mesh(config.mesh))
+        self.stopping = False
+        self.compiling = True  # until the first step is done
+        self.mesh = sharding.make_mesh(config.mesh, devices)
+        sharding.check(config, self.mesh)
+        folder = Folder(workdir)
         splits = sources.splits(config)
-        self.tokenizer = prepare(config, workdir, splits["train"])
-        self.setup = Setup(config)
-        self.mesh = self.setup.mesh
+        self.tokenizer = folder.tokenizer(config, splits["train"])
+        self.setup = Setup(config, self.mesh)
         share = (jax.process_index(), jax.process_count())
         self.batches = pipeline.train_iterator(config, self.tokenizer, splits["train"], *share)
         self.held_out = None
@@ -51,36 +60,40 @@ class Trainer:
             self.held_out = pipeline.eval_batches(
                 config, self.tokenizer, splits["validation"], *share
             )
+        folder.commit(config, self.tokenizer)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)
-        self.stopping = False
-        self._start()
-
-    def _start(self) -> None:
-        """Restores the newest checkpoint, or draws the first state."""
-        config, setup = self.config, self.setup
-        like = setup.abstract_state()
+        like = self.setup.abstract_state()
         place = jax.tree.map(lambda x: x.sharding, like)
-        found = self.checkpoints.restore(like)
-        if found:
-            self.step, self.state, meta = found
-            self.batches.set_state(meta["data"])
-            self.reporter.note(f"resuming from step {self.step}")
-        else:
-            with sharding.activate(self.mesh):
-                self.step, self.state = 0, jax.jit(setup.init, out_shardings=place)()
+        self.step, self.state = self._restore(like) or (0, self.setup.draw_state(place))
         self.train_step = jax.jit(
-            make_train_step(setup.model, setup.objective, setup.tx, config),
+            make_train_step(self.setup.model, self.setup.objective, self.setup.tx, config),
             donate_argnums=0,
             out_shardings=(place, None),
         )
-        self.eval_step = jax.jit(make_eval_step(setup.model, setup.objective, config))
-        tokens = config.data.batch_size * config.model.max_length
-        flops = train_flops(config.model, config.data.batch_size, config.model.max_length)
+        self.eval_step = jax.jit(make_eval_step(self.setup.model, self.setup.objective, config))
+        self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
+        what = transforms.objective(config)
+        lengths = what.lengths(config)
+        sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
         peak = peak_flops(self.mesh.devices.flat[0])
-        self.mfu_per_rate = flops / tokens / (peak * self.mesh.size) if peak else None
-        self.metrics = Metrics(self.workdir, self.step)
-        evaluated = [row["eval_loss"] for row in read(self.workdir) if row.get("eval_loss")]
-        self.best = min(evaluated, default=float("inf"))
+        self.meter = Meter(
+            train_flops(config.model, 1, *sides, what.predicted(config)) / sum(sides),
+            peak and peak * self.mesh.size,
+        )
+
+    def _restore(self, like: TrainState) -> tuple[int, TrainState] | None:
+        """The newest sound checkpoint's state, the data iterator set behind its last batch."""
+        any_saved = self.checkpoints.steps()
+        found = self.checkpoints.restore(like)
+        if found is None:
+            if any_saved:
+                self.reporter.note("no checkpoint is sound: starting again from step 0")
+            return None
+        step, state, meta = found
+        if meta["data"]:  # imported parameters have seen none
+            self.batches.set_state(meta["data"])
+        self.reporter.note(f"resuming from step {step}")
+        return step, state
 
     def facts(self) -> dict[str, Any]:
         """What a user wants to see before the first step."""
@@ -106,12 +119,10 @@ class Trainer:
         """
         handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
         self.reporter.start(self.facts(), self.step, self.config.train.steps)
-        self.mark, self.tokens, self.pending, self.unmeasured = time.perf_counter(), 0, None, True
         try:
             with sharding.activate(self.mesh):
                 while self.step < self.config.train.steps and not self.stopping:
                     self._step()
-                self._flush()
                 if self.step not in self.checkpoints.steps():
                     self.save()
             self.checkpoints.wait()
@@ -123,8 +134,8 @@ class Trainer:
             self.metrics.close()
         if jax.process_index() == 0:
             plot(self.workdir)
-        last = {k: v for row in read(self.workdir) for k, v in row.items()}
-        return last | {"step": self.step, "finished": self.step >= self.config.train.steps}
+        finished = self.step >= self.config.train.steps
+        return self.metrics.last | {"step": self.step, "finished": finished}
 
     def _stop(self, number, _frame):
         if self.stopping:  # asked twice: at once
@@ -133,76 +144,60 @@ class Trainer:
         self.reporter.note(f"{signal.Signals(number).name}: saving and stopping")
 
     def _step(self) -> None:
-        config, first = self.config, self.unmeasured
+        """One step; nothing here waits for the device except the first time and to log."""
         batch = next(self.batches)
         self.state, metrics = self.train_step(self.state, sharding.put(batch, self.mesh))
         self.step += 1
-        # The numbers of a step are fetched only once the next one is under way.
-        self._flush()
-        self.tokens += int(np.count_nonzero(batch["weights"])) * jax.process_count()
-        if first or self._due(config.train.log_every):
-            self.pending = (self.step, metrics)
-        if first:
-            self._flush()
-        evaluated = None
-        if self.held_out is not None and self._due(config.eval.every):
-            self._flush()
-            evaluated = self.evaluate()["loss"]
-            self.mark, self.tokens = time.perf_counter(), 0
-        best = evaluated is not None and evaluated < self.best
-        if best:
-            self.best = evaluated
-        if self._due(config.checkpoint.every) or (best and config.checkpoint.keep_best):
-            self.save(evaluated)
+        if self.compiling:
+            self._first_step(metrics)
+        else:
+            self.meter.tokens += int(objectives.tokens(batch)) * jax.process_count()
+        evaluating = self.held_out is not None and self._due(self.config.eval.every)
+        loss = None
+        if evaluating or self.step == 1 or self._due(self.config.train.log_every):
+            loss = self._log(metrics, evaluating)
+        # The log comes first: a checkpoint's step and all before it are in the metrics.
+        if self._due(self.config.checkpoint.every) or (
+            loss is not None and self.checkpoints.is_best(loss)
+        ):
+            self.save(loss)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.train.steps
 
-    def _flush(self) -> None:
-        """Logs the step whose numbers are pending."""
-        if self.pending is None:
-            return
-        (step, metrics), self.pending = self.pending, None
-        values = {k: v.item() for k, v in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        if self.unmeasured:
-            values["seconds_to_first_step"] = now - self.began
-            self.unmeasured = False
-        else:
-            rate = self.tokens / (now - self.mark)
-            values["tokens_per_second"] = rate
-            values["mfu"] = rate * self.mfu_per_rate if self.mfu_per_rate else None
-        self.mark, self.tokens = now, 0
-        self.metrics.write(step, **values)
-        self.reporter.progress(step, values)
+    def _first_step(self, metrics: dict) -> None:
+        jax.block_until_ready(metrics)
+        self.compiling = False
+        self.reporter.note(f"first step done after {time.perf_counter() - llm_jax.BEGAN:.1f} s")
+        self.meter.restart()
+
+    def _log(self, metrics: dict, evaluating: bool) -> float | None:
+        """Writes the step's numbers, with those of the validation set; returns its loss."""
+        values = {k: v.item() for k, v in jax.device_get(metrics).items()} | self.meter.read()
+        if evaluating:
+            values |= {f"eval_{k}": v for k, v in self.evaluate().items()}
+        self.metrics.write(self.step, values)
+        self.reporter.progress(self.step, values)
         if values["skipped_in_a_row"] >= self.config.train.max_nonfinite:
             raise Diverged(
-                f"step {step}: loss or gradient not finite for {values['skipped_in_a_row']} steps "
-                f"in a row (train.max_nonfinite={self.config.train.max_nonfinite}); the newest "
-                f"checkpoint, step {max(self.checkpoints.steps(), default=0)}, is from before or "
-                "holds the last finite parameters. Try a lower optimizer.learning_rate or a longer "
-                "optimizer.warmup_steps"
+                f"step {self.step}: loss or gradient not finite for {values['skipped_in_a_row']} "
+                f"steps in a row (train.max_nonfinite={self.config.train.max_nonfinite}). "
+                f"The checkpoints, steps {self.checkpoints.steps()}, hold finite parameters. Try a "
+                "lower optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
             )
+        self.meter.restart()
+        return values.get("eval_loss")
 
     def params(self) -> Any:
         """The parameters to evaluate and sample with: the average where one is kept."""
         return self.state.params if self.state.ema is None else self.state.ema
 
     def evaluate(self) -> dict[str, float]:
-        """Means over the validation set, written to the metrics as eval_…."""
-        values = evaluate(
-            self.eval_step, self.params(), self.held_out, self.mesh, self.config.eval.max_batches
-        )
-        self.metrics.write(self.step, **{f"eval_{k}": v for k, v in values.items()})
-        self.reporter.progress(self.step, {f"eval_{k}": v for k, v in values.items()})
-        return values
+        """Means over the validation set."""
+        limit = self.config.eval.max_batches
+        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit)
 
     def save(self, loss: float | None = None) -> None:
-        """Starts writing a checkpoint of this step."""
-        folder = self.workdir / "tokenizer"
-        meta = {
-            "data": self.batches.get_state(),
-            "config": self.config.to_dict(),
-            "tokenizer": {f.name: f.read_bytes().decode("latin-1") for f in folder.iterdir()},
-        }
+        """Starts writing a checkpoint of this step; `loss` is the validation loss there."""
+        meta = describe(self.workdir, self.config, self.batches.get_state())
         self.checkpoints.save(self.step, self.state, meta, loss)

@@ -1,37 +1,54 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and loss.png."""
 
 import json
+import math
 import os
+import time
 from pathlib import Path
-
-from tensorboardX import SummaryWriter
 
 
 class Metrics:
-    """Appends one JSON object a logged step; a resumed run first forgets what lies ahead of it."""
+    """Appends one JSON object a logged step; a resumed run first forgets what lies ahead of it.
 
-    def __init__(self, workdir: str | Path, start: int):
-        self.workdir = Path(workdir)
-        self.path = self.workdir / "metrics.jsonl"
-        kept = [row for row in read(self.workdir) if row["step"] <= start]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.path)
-        self.file = self.path.open("a", buffering=1)
-        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start + 1)
+    Attributes:
+      last: the newest value of every metric, with its step under 'step'.
+    """
 
-    def write(self, step: int, **values: float | None) -> None:
-        """Logs values at a step; None and non-finite ones are written as null."""
-        row = {k: v if v is not None and abs(v) < float("inf") else None for k, v in values.items()}
-        self.file.write(json.dumps({"step": step} | row) + "\n")
-        for name, value in row.items():
+    def __init__(self, workdir: str | Path, start: int, writes: bool = True):
+        self.workdir, self.start, self.writes = Path(workdir), start, writes
+        self.board = self.file = None
+        rows = [row for row in read(workdir) if row["step"] <= start]
+        self.last = {name: value for row in rows for name, value in row.items()}
+        if writes:
+            path = self.workdir / "metrics.jsonl"
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(partial, path)
+            self.file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: dict[str, float | None]) -> None:
+        """Logs values at a step; non-finite ones become null."""
+        finite = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        row = {"step": step} | finite
+        self.last |= row
+        if not self.writes:
+            return
+        self.file.write(json.dumps(row) + "\n")
+        if self.board is None:
+            # Only now: it imports PyTorch where there is one, and the first step has waited enough.
+            from tensorboardX import SummaryWriter
+
+            folder = str(self.workdir / "tensorboard")
+            self.board = SummaryWriter(folder, purge_step=self.start + 1)
+        for name, value in finite.items():
             if value is not None:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Writes everything out."""
-        self.file.close()
-        self.board.close()
+        for out in (self.file, self.board):
+            if out is not None:
+                out.close()
 
 
 def read(workdir: str | Path) -> list[dict]:
@@ -44,6 +61,26 @@ def read(workdir: str | Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+class Meter:
+    """Tokens a second between one reading and the next."""
+
+    def __init__(self, flops_per_token: float, peak: float | None):
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self.since, self.tokens = time.perf_counter(), 0
+
+    def restart(self) -> None:
+        """Leaves out what was done until now."""
+        self.since, self.tokens = time.perf_counter(), 0
+
+    def read(self) -> dict[str, float | None]:
+        """Returns tokens_per_second and mfu (of `peak` FLOP/s), null where not known; restarts."""
+        rate = self.tokens / (time.perf_counter() - self.since) if self.tokens else None
+        self.restart()
+        known = rate and self.peak
+        mfu = rate * self.flops_per_token / self.peak if known else None
+        return {"tokens_per_second": rate, "mfu": mfu}
 
 
 def plot(workdir: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
         after = optax.linear_schedule(peak, last, rest)
     elif o.schedule == "inverse_sqrt":
         start = max(warmup, 1)
-        after = lambda step: peak * (start / (step + start)) ** 0.5
+        after = lambda step: peak * (start / jnp.maximum(step + start, start)) ** 0.5
     else:
         decay = o.decay_steps or max(steps // 5, 1)
         after = optax.linear_schedule(peak, last, decay, transition_begin=max(rest - decay, 0))

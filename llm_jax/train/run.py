@@ -1,6 +1,8 @@
 """The run folder: config.json, tokenizer/, checkpoints/, metrics.jsonl, plots and samples."""
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +11,86 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from llm_jax import attention, models, objectives, sharding
 from llm_jax import config as configs
-from llm_jax import models, objectives, sharding
 from llm_jax.config import ConfigError
-from llm_jax.data import tokenizers
+from llm_jax.data import pipeline, tokenizers
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.train import optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.state import TrainState, init_state
 
+# What an imported run, not yet trained, has already: other keys may still change.
+IMPORTED = (
+    "model.", "tokenizer.", "optimizer.name", "optimizer.clip_norm", "optimizer.weight_decay",
+    "train.ema_decay",
+)  # fmt: skip
 
-def prepare(config: ConfigDict, workdir: str | Path, train_documents: Any) -> Tokenizer:
-    """Opens the run folder or makes it: tokenizer trained, sizes filled in, config.json written.
 
-    Fills config.model in place. The config is written last: a folder with one is complete.
+class Folder:
+    """A run folder, made where there is none. With a checkpoint in it, it holds a run.
 
     Raises:
-      ConfigError: the folder holds another run, naming the keys that differ.
+      ConfigError: it cannot be written, or its config.json is gone or unreadable.
     """
-    workdir = Path(workdir)
-    file = workdir / "config.json"
-    old = read_config(workdir) if file.exists() else None
-    if old is None:
-        tokenizer = tokenizers.build(config.tokenizer, train_documents)
-    else:
-        tokenizer = tokenizers.load(workdir / "tokenizer")
-    config.model = configs.resolve(config.model, tokenizer.vocab_size)
-    if old is not None:
-        different = configs.differences(old, config)
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir={path}: cannot be made ({error.strerror}); name a folder"
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise ConfigError(f"--workdir={path}: cannot be written; name another folder")
+        # A run that died before its first checkpoint has nothing to lose: it begins anew.
+        saved = any(p.name.isdigit() for p in self.path.glob("checkpoints/*"))
+        self.old = read_config(self.path) if saved else None
+        steps = [p.name for p in self.path.glob("checkpoints/*") if p.name.isdigit()]
+        self.imported = steps == ["0"] and (self.path / "imported.json").exists()
+
+    def tokenizer(self, config: ConfigDict, train_documents: Sequence[str]) -> Tokenizer:
+        """Opens the run's tokenizer or builds one, and fills in config.model's sizes with it.
+
+        Raises:
+          ConfigError: the folder holds another run, naming the keys that differ.
+        """
+        if self.old is None:
+            tokenizer = pipeline.build_tokenizer(config, train_documents)
+        else:
+            tokenizer = tokenizers.load(self.path / "tokenizer")
+        config.model = configs.resolve(config.model, tokenizer.vocab_size)
+        different = configs.differences(self.old, config) if self.old else []
+        if self.imported:
+            different = [text for text in different if text.startswith(IMPORTED)]
         if different:
             raise ConfigError(
-                f"--workdir={workdir} holds another run ({'; '.join(different)}); "
+                f"--workdir={self.path} holds another run ({'; '.join(different)}); "
                 "use its values, or another --workdir"
             )
-    else:
-        tokenizer.save(workdir / "tokenizer")
-    partial = file.with_suffix(".partial")
-    partial.write_text(configs.to_json(config) + "\n")
-    os.replace(partial, file)
-    return tokenizer
+        return tokenizer
+
+    def commit(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
+        """Writes down what the run is, once nothing about it can be refused any more."""
+        if jax.process_index() != 0:
+            return
+        if self.old is None:
+            tokenizer.save(self.path / "tokenizer")
+        partial = self.config_file.with_suffix(".partial")
+        partial.write_text(configs.to_json(config) + "\n")
+        os.replace(partial, self.config_file)
+
+
+def describe(workdir: str | Path, config: ConfigDict, data: Any) -> dict[str, Any]:
+    """Returns what a checkpoint holds beside its arrays; data: the iterator's state, or None."""
+    files = (Path(workdir) / "tokenizer").iterdir() if jax.process_index() == 0 else ()
+    return {
+        "data": data,
+        "config": config.to_dict(),
+        "tokenizer": {f.name: f.read_bytes().decode("latin-1") for f in files},
+    }
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -57,50 +100,86 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
     try:
         return configs.from_json(file.read_text())
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
 class Setup:
-    """All that a run's config determines: mesh, model, objective, optimizer, shardings."""
+    """All that a run's config determines: model, objective, optimizer, and where arrays lie.
 
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        self.mesh: Mesh = sharding.make_mesh(config.mesh)
-        sharding.check(config, self.mesh)
+    Raises:
+      ConfigError: no such attention or objective, or attention that cannot do what is asked.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        _check_attention(config.model)
         self.model = models.build(config.model)
         self.objective = objectives.get(config.objective.name)
         self.tx = optimizer.build(config)
 
-    def init(self, params: Any = None) -> TrainState:
-        """The state at step 0; trace or jit it."""
-        return init_state(self.model, self.tx, self.config, params)
-
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; computes nothing."""
-        state = jax.eval_shape(self.init)
-        boxed = jax.eval_shape(lambda: models.init_params(self.model, jax.random.key(0)))
-        params = sharding.param_shardings(boxed, self.mesh)
-        where = sharding.like_params(state, nn.unbox(boxed), params, self.mesh)
+
+        def both():
+            boxed = models.init_params(self.model, jax.random.key(0))
+            return boxed, init_state(self.model, self.tx, self.config, nn.unbox(boxed))
+
+        boxed, state = jax.eval_shape(both)
+        where = sharding.like_params(
+            state, nn.unbox(boxed), sharding.param_shardings(boxed, self.mesh), self.mesh
+        )
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where
         )
+
+    def draw_state(self, place: TrainState) -> TrainState:
+        """The state at step 0, drawn from config.seed, each array lying as `place` says."""
+        # It runs once: on a CPU, compiling it with all optimisations takes longer than they save.
+        quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        draw = lambda: init_state(self.model, self.tx, self.config)
+        with sharding.activate(self.mesh):
+            return jax.jit(draw, out_shardings=place, compiler_options=quick)()
+
+
+def _check_attention(cfg: ConfigDict) -> None:
+    needed = {
+        "dropout": (cfg.attention_dropout > 0, "model.attention_dropout > 0"),
+        "grouped": (cfg.num_kv_heads < cfg.num_heads, "model.num_kv_heads < model.num_heads"),
+        "bias": (cfg.positions in ("relative", "alibi"), f"model.positions={cfg.positions!r}"),
+    }
+    for kind in cfg.attention.split(","):
+        if kind not in attention.VARIANTS:
+            names = ", ".join(sorted(attention.VARIANTS))
+            raise ConfigError(f"model.attention={cfg.attention!r}: {kind!r} is not one of {names}")
+        for ability, (wanted, key) in needed.items():
+            able = [name for name, v in attention.VARIANTS.items() if ability in v.supports]
+            if wanted and kind not in able:
+                raise ConfigError(
+                    f"model.attention={cfg.attention!r}: {kind!r} cannot do {key}; "
+                    f"these can: {', '.join(able)}"
+                )
 
 
 def load_params(workdir: str | Path, step: int | None = None) -> tuple[Setup, Tokenizer, Any, int]:
     """Returns (setup, tokenizer, parameters, step) of a run: averaged parameters where it has them.
 
+    Wherever the run was trained, here it takes as many devices as divide its batch.
+
     Raises:
       ConfigError: no run, no checkpoint, or no such step.
     """
     config = read_config(workdir)
-    config.mesh = configs.base().mesh  # wherever it was trained, here it takes what there is
-    setup = Setup(config)
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    found = checkpoints.restore(setup.abstract_state(), step)
-    checkpoints.close()
+    config.mesh = configs.base().mesh
+    count = math.gcd(jax.device_count(), config.data.batch_size)
+    setup = Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:count]))
+    tokenizer = tokenizers.load(Path(workdir) / "tokenizer")
+    found = None
+    if (Path(workdir) / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir, config.checkpoint, read_only=True)
+        found = checkpoints.restore(setup.abstract_state(), step)
+        checkpoints.close()
     if found is None:
-        raise ConfigError(f"--workdir={workdir}: no checkpoint there yet")
+        raise ConfigError(f"--workdir={workdir}: no sound checkpoint there yet")
     step, state, _ = found
-    params = state.params if state.ema is None else state.ema
-    return setup, tokenizers.load(Path(workdir) / "tokenizer"), params, step
+    return setup, tokenizer, state.params if state.ema is None else state.ema, step

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the step itself: (state, batch) -> (state, metrics)."""
+"""What training carries from step to step, and the step: (state, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from llm_jax import objectives
 from llm_jax.models import Model, init_params
 from llm_jax.objectives import Objective
 from llm_jax.train.optimizer import schedule
@@ -66,7 +67,8 @@ def make_train_step(
 
         def add(total, part_and_index):
             part, i = part_and_index
-            return jax.tree.map(jnp.add, total, grad_of(params, part, jax.random.fold_in(key, i))), None
+            more = grad_of(params, part, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, total, more), None
 
         # Strided, so that each part is spread over the mesh as the batch is.
         parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -99,7 +101,7 @@ def make_train_step(
             "objective": total,
             "grad_norm": norm,
             "learning_rate": rate(state.step - state.skipped),
-            "tokens": (batch["weights"] > 0).sum(),
+            "tokens": objectives.tokens(batch),
             "skipped": new.skipped,
             "skipped_in_a_row": new.skipped_in_a_row,
         }
