@@ -128,7 +128,7 @@ def _config(args, overrides) -> configs.ConfigDict:
         return configs.load(args.config, overrides)
     try:
         config = configs.from_json(file.read_text())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}") from error
     configs.change(config, overrides)
     return config

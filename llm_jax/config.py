@@ -182,10 +182,19 @@ POSITIVE = (
     "model.window", "model.lsh_chunk", "model.lsh_hashes",
     "tokenizer.vocab_size", "data.batch_size", "train.steps", "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
-    "eval.every",
+    "eval.every", "sample.max_new_tokens",
+)
+
+NOT_NEGATIVE = (
+    "seed", "model.vocab_size", "model.num_decoder_layers", "model.num_kv_heads",
+    "model.head_dim", "model.mlp_dim", "objective.z_loss", "optimizer.learning_rate",
+    "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.final_fraction",
+    "optimizer.eps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.keep_best",
+    "eval.max_batches",
 )
 
 FRACTION = (
+    "optimizer.b1", "optimizer.b2", "optimizer.muon_momentum",
     "model.dropout", "model.attention_dropout", "objective.label_smoothing", "train.ema_decay",
     "data.validation_fraction", "data.test_fraction", "objective.mask_rate",
     "model.generator_fraction",
@@ -193,7 +202,7 @@ FRACTION = (
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """Returns {"model.num_layers": 4, ...} in the order of definition."""
+    """Returns {"model.num_layers": 4, ...} in alphabetical order of each level."""
     out = {}
     for key in config:
         value = config[key]
@@ -231,15 +240,21 @@ def _from_file(spec: str) -> ConfigDict:
         raise ConfigError(f"--config={spec}: no file {path!r}; there are: {', '.join(known)}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={spec}: {path} defines no get_config(variant)")
-    variants = getattr(module, "VARIANTS", None)
-    if variant and variants is not None and variant not in variants:
-        raise ConfigError(
-            f"--config={spec}: no variant {variant!r} in {path}; there are: {', '.join(variants)}"
-        )
-    return module.get_config(variant) if variant else module.get_config()
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config={spec}: {path} defines no get_config(variant)")
+        variants = getattr(module, "VARIANTS", ())
+        if variant and variant not in variants:
+            raise ConfigError(
+                f"--config={spec}: no variant {variant!r} in {path}; "
+                f"there are: {', '.join(variants) or 'none'}"
+            )
+        return module.get_config(variant) if variant else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={spec}: {path} fails: {error!r}") from error
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -264,10 +279,10 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     for parent in parents:
         config = config[parent]
     with config.unlocked():
-        config[last] = _typed(key, old, value)
+        config[last] = typed(key, old, value)
 
 
-def _typed(key: str, default, value):
+def typed(key: str, default, value):
     """Returns value as the type of default; an int may stand for a float, nothing else converts."""
     if isinstance(default, bool) or isinstance(value, bool):
         ok = isinstance(default, bool) and isinstance(value, bool)
@@ -307,7 +322,7 @@ def check(config: ConfigDict) -> None:
     for key, value in given.items():
         if key not in known:
             raise _unknown(key, known)
-        _typed(key, known[key], value)
+        typed(key, known[key], value)
     for key in known:
         if key not in given:
             raise ConfigError(f"config key {key!r} is missing; start from llm_jax.config.base()")
@@ -317,6 +332,9 @@ def check(config: ConfigDict) -> None:
     for key in POSITIVE:
         if given[key] < 1:
             raise ConfigError(f"{key}={given[key]}: must be at least 1")
+    for key in NOT_NEGATIVE:
+        if not given[key] >= 0:
+            raise ConfigError(f"{key}={given[key]}: must be at least 0")
     for key in FRACTION:
         if not 0 <= given[key] < 1:
             raise ConfigError(f"{key}={given[key]}: must be in [0, 1)")
@@ -411,7 +429,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as indented JSON, keys in the order of definition."""
+    """Returns the config as indented JSON, keys in alphabetical order."""
     return json.dumps(config.to_dict(), indent=2)
 
 

@@ -84,7 +84,7 @@ def tiny(overrides):
     return lambda changes=None: configs.load("", overrides(changes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch():
     """Returns random batches of a config's shape; rows differ in how much of them is padding."""
 

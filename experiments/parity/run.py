@@ -28,6 +28,7 @@ python experiments/parity/run.py
 
 Everything in float32 on a CPU; attention of the reference is its own `eager`. Each model is saved
 by `transformers`, read by `hub.load`, and run on a ragged batch; only real positions are compared.
+measure.py lists the cases.
 
 - *outputs*: max |ours - theirs| / max(|theirs|, 1) over logits, loss, last hidden states and,
   where the model has them, encoder output, pooled vector, sentence logits. Limit: 1e-4.
@@ -88,7 +89,7 @@ def write_readme() -> None:
         r = json.loads(path.read_text())
         outputs = max(r[key] for key in OUTPUTS if key in r)
         rows.append(
-            [r["family"], r["reference"], f"{sizes(r['config'])}, batch {r['batch'][0]} x "
+            [r["family"], r["case"], r["reference"], f"{sizes(r['config'])}, batch {r['batch'][0]} x "
              f"{r['batch'][1]}", f"{r.get('logits', r['features']):.1e}", f"{outputs:.1e}",
              f"{r['gradient']:.1e}", f"{r['training']:.1e}" if "training" in r else "",
              "bitwise" if r["round_trip"] else "**differs**"]
@@ -98,7 +99,7 @@ def write_readme() -> None:
             f"{r['hardware']}; Python {v['python']}, jax {v['jax']}, torch {v['torch']}, "
             f"transformers {v['transformers']}"
         )
-    header = ["family", "reference class", "sizes", "logits", "outputs", "gradient", "100 steps",
+    header = ["family", "case", "reference class", "sizes", "logits", "outputs", "gradient", "100 steps",
               "round trip"]  # fmt: skip
     about = "\n\n" + "\n".join(f"Measured on {line}." for line in sorted(seen)) + "\n"
     (HERE / "README.md").write_text(TEXT + record.table(header, rows) + about)

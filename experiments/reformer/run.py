@@ -58,9 +58,9 @@ max(b l d_ff, b n l n_r c) of a Reformer, n_l being the layers and l the length.
 ![memory by depth and by length](memory.png)
 
 ## By depth, {depth_length} tokens
-MiB of temporaries, and how many a layer adds (least squares). Of what reversible layers add,
-the parameters' own share is the gradients of {weights:.2f} MiB a layer before they are
-handed out; LSH keeps its buckets besides, {buckets:.3f} MiB a layer.
+MiB of temporaries, and how many bytes a layer adds (least squares). LSH attention keeps its
+buckets from forward to backward, as the authors' code does, lest rounding put a token elsewhere
+the second time: {buckets:,} bytes a layer, against {stream:,} of one stream's activations.
 
 {depth}
 
@@ -153,7 +153,6 @@ def write() -> None:
     figure.savefig(HERE / "memory.png", dpi=110)
 
     s = r["sizes"]
-    weights = (4 * s["embed_dim"] ** 2 + 2 * s["embed_dim"] * s["mlp_dim"]) * 4
     buckets = s["num_heads"] * s["lsh_hashes"] * depth["length"] * 2
     rows = lambda ys: [f"{mib(y):.1f}" for y in ys]
     text = TEXT.format(
@@ -162,11 +161,11 @@ def write() -> None:
         "attention, dropout 0.1, float32.",
         depth_length=f"{depth['length']:,}",
         length_depth=length["layers"],
-        weights=mib(weights),
-        buckets=mib(buckets),
+        buckets=buckets,
+        stream=depth["length"] * s["embed_dim"] * 4,
         depth=record.table(
-            ["", *map(str, depth["layers"]), "a layer"],
-            [[name, *rows(ys), f"{mib(r['bytes_a_layer'][name]):.2f}"]
+            ["", *map(str, depth["layers"]), "bytes a layer"],
+            [[name, *rows(ys), f"{r['bytes_a_layer'][name]:,.0f}"]
              for name, ys in depth["bytes"].items()],
         ),
         length=record.table(

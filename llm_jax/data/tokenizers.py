@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # A tokenizer learns little from more text than this, and training takes memory for all of it.
 TRAINING_CHARACTERS = 2**26
-_ABOUT = "tokenizer_kind.json"
+ABOUT = "tokenizer_kind.json"
 
 
 class Tokenizer(ABC):
@@ -71,14 +71,14 @@ class Tokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": self.kind, **self._write(folder)}
-        _replace(folder / _ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
+        _replace(folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
 
 
 def load(folder: str | Path) -> Tokenizer:
     """Opens what `Tokenizer.save` wrote; raises ConfigError when it is not there."""
     folder = Path(folder)
     try:
-        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
         return _KINDS[about["kind"]]._open(folder, about)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder} holds no readable tokenizer ({error}); "

@@ -146,7 +146,7 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
                 f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax has one key "
                 f"for both, model.{key.ours}"
             )
-        model[key.ours] = configs._typed(f"config.json: {key.theirs}", model[key.ours], value)
+        model[key.ours] = configs.typed(f"config.json: {key.theirs}", model[key.ours], value)
     for ours, starts in family.heads.items():
         for start, value in starts.items():
             if any(name.startswith(start) for name in names):

@@ -24,7 +24,7 @@ ROLES = {
 
 def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     """Returns the folder's tokenizer with the ids that config.json states; None if it has none."""
-    if (folder / tokenizers._ABOUT).is_file():  # written by `save`, ids and all
+    if (folder / tokenizers.ABOUT).is_file():  # written by `save`, ids and all
         return tokenizers.load(folder)
     if (folder / "tokenizer.json").is_file():
         kind, file, specials = "file", folder / "tokenizer.json", ()

@@ -1,30 +1,30 @@
 """ELECTRA (Clark 2020): a small generator fills in, a discriminator tells what is not original."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models import Model, Outputs
-from llm_jax.models.layers import TokenEmbed
 
 
-class Electra(nn.Module):
-    """Two encoders on one token table (section 3.2); the discriminator is the model to keep."""
+class Electra(Model):
+    """The discriminator, with a generator on the same token table (section 3.2).
 
-    cfg: FrozenConfigDict
+    Without its parameters in 'generator' it is a Model like any other: the one to keep.
+    """
 
     def setup(self):
-        self.embed = TokenEmbed(self.cfg)
+        super().setup()
         self.generator = Model(generator_config(self.cfg), self.embed)
-        self.discriminator = Model(self.cfg, self.embed)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
         """A masked batch -> the generator's Outputs with the discriminator's scores [B, T], and
-        replaced [B, T]: where the sampled token is not the original.
+        replaced [B, T]: where the token sampled is not the original. Else: the discriminator's.
 
         Sampling has the 'dropout' key in training and always the same key without it.
         """
+        if "masked_positions" not in batch:
+            return super().__call__(batch, deterministic=deterministic)
         found = self.generator(batch, deterministic=deterministic)
         scores = jnp.einsum("bpd,vd->bpv", found.hidden, found.matrix.astype(found.hidden.dtype))
         scores = jax.lax.stop_gradient(scores.astype(jnp.float32) + found.bias)
@@ -35,18 +35,12 @@ class Electra(nn.Module):
         rows = jnp.arange(len(tokens))[:, None]
         # An empty slot of masked_positions points at the row's first token, which it leaves alone.
         used = batch["masked_weights"] > 0
-        wrong = used & (sampled != batch["masked_targets"])
         filled = tokens.at[rows, places].set(jnp.where(used, sampled, tokens[rows, places]))
+        wrong = used & (sampled != batch["masked_targets"])
         replaced = jnp.zeros(tokens.shape, bool).at[rows, places].max(wrong)
         judged = {k: v for k, v in batch.items() if not k.startswith("masked_")}
-        judge = self.discriminator(judged | {"tokens": filled}, deterministic=deterministic)
-        return judge._replace(
-            hidden=found.hidden,
-            matrix=found.matrix,
-            bias=found.bias,
-            scores=judge.scores,
-            replaced=replaced,
-        )
+        judge = super().__call__(judged | {"tokens": filled}, deterministic=deterministic)
+        return found._replace(features=judge.features, scores=judge.scores, replaced=replaced)
 
 
 def generator_config(cfg: ConfigDict) -> FrozenConfigDict:

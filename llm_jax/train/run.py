@@ -100,7 +100,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
     try:
         return configs.from_json(file.read_text())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
@@ -127,7 +127,7 @@ class Setup:
 
         boxed, state = jax.eval_shape(both)
         where = sharding.like_params(
-            state, nn.unbox(boxed), sharding.param_shardings(boxed, self.mesh), self.mesh
+            state, state.params, sharding.param_shardings(boxed, self.mesh), self.mesh
         )
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from configs import albert, bert, distilbert, gpt2, gpt3, llama, roberta, t5, transformer
+from configs import albert, bert, distilbert, electra, gpt2, gpt3, llama, roberta, t5, transformer
 from llm_jax.config import ConfigError, base
 from llm_jax.data import pipeline, tokenizers, transforms
 from llm_jax.data.transforms import masked, spans
@@ -319,7 +319,7 @@ def test_sentences_are_cut_at_their_ends():
     rng = np.random.default_rng(0)
     for text in _docs(50):
         ids = tokenizer.encode(text)[:125]
-        other = tokenizer.encode(". or. but. no. yes. maybe." * 10)
+        other = tokenizer.encode(" or. but. no. yes. maybe." * 12)
         example = what.example(ids, rng, lambda n: other[:n])  # noqa: B023
         begin = int(np.argmax(example["types"]))  # of B; before it the last of A and [SEP]
         if "." in text[: len(ids) - 1]:
@@ -506,7 +506,7 @@ def test_a_mask_may_have_robertas_name():
 
 
 @pytest.mark.parametrize(
-    "family", [albert, bert, distilbert, gpt2, gpt3, llama, roberta, t5, transformer]
+    "family", [albert, bert, distilbert, electra, gpt2, gpt3, llama, roberta, t5, transformer]
 )
 def test_every_recipe_fits_its_objective(family):
     for variant in family.VARIANTS:

@@ -1,3 +1,4 @@
+import functools
 import json
 import types
 
@@ -29,9 +30,12 @@ def test_gaps_get_the_likeliest_tokens_of_the_whole_model():
     prompts = [[BOS, 5, MASK, 7, MASK, EOS], [BOS, MASK, EOS]]
     found = fill(model, params, prompts, MASK, top_k=3)
     assert [len(gaps) for gaps in found] == [2, 1]
+    whole = jax.jit(lambda batch: models.logits(model.apply({"params": params}, batch)))
     for prompt, gaps in zip(prompts, found, strict=True):
-        logits = models.logits(model.apply({"params": params}, {"tokens": np.array([prompt])}))
-        probability = np.asarray(jax.nn.softmax(logits, axis=-1))[0]
+        tokens = np.array([prompt + [0] * (6 - len(prompt))])
+        # What stands behind the prompt is not looked at.
+        batch = {"tokens": tokens, "segment_ids": np.arange(6)[None] < len(prompt)}
+        probability = np.asarray(jax.nn.softmax(whole(batch), axis=-1))[0]
         for gap, at in zip(gaps, np.flatnonzero(np.array(prompt) == MASK), strict=True):
             assert [i for i, _ in gap] == np.argsort(-probability[at])[:3].tolist()
             best = np.sort(probability[at])[:-4:-1]
@@ -72,7 +76,6 @@ def test_an_encoder_decoder_reads_the_prompt_and_is_greedy():
     right = generate(model, params, [[BOS]] * 2, temperature=0, **where)
     assert [sample["tokens"] for sample in found] == right
     options = {"max_new_tokens": 5, "beams": 3}
-    found = complete(model, params, TOKENIZER, ["", "abc"], **options)
     for alpha, extra in ((0.6, {}), (2.0, {"length_penalty": 2.0})):
         found = complete(model, params, TOKENIZER, ["", "abc"], **options, **extra)
         best = beam_search(model, params, [[BOS]] * 2, beams=3, length_penalty=alpha, **where)
@@ -92,10 +95,11 @@ def test_prompts_are_laid_out_as_the_objective_has_it():
     assert runs[0] == found[0]["tokens"] != runs[1]
 
     model, params = tiny_model(V, kind="encoder_decoder")
-    objective.name, objective.prefix = "seq2seq", "up: "
-    found = complete(model, params, TOKENIZER, ["ab"], objective=objective, max_new_tokens=5)
-    plain = complete(model, params, TOKENIZER, ["up: ab"], max_new_tokens=5)
-    assert found[0]["tokens"] == plain[0]["tokens"] and found[0]["prompt"] == "ab"
+    objective.name, objective.prefix = "seq2seq", "a"
+    run = functools.partial(complete, model, params, TOKENIZER, max_new_tokens=5)
+    found, plain = run(["", "bc"], objective=objective), run(["a", "abc"])
+    assert [sample["tokens"] for sample in found] == [sample["tokens"] for sample in plain]
+    assert [sample["prompt"] for sample in found] == ["", "bc"]
 
 
 def test_sentinels_are_read_and_shown():

@@ -160,10 +160,19 @@ def test_electra_judges_what_the_generator_sampled():
 
     zero = lambda tree: not any(np.any(x) for x in jax.tree.leaves(tree))
     judge, fill = of("tokens"), of("masked")
-    assert zero(judge["generator"]) and not zero(judge["discriminator"])
-    assert zero(fill["discriminator"]) and not zero(fill["generator"])
+    assert zero(judge["generator"]) and not zero(judge["encoder"])
+    assert zero(fill["encoder"]) and not zero(fill["generator"])
     assert not zero(judge["embed"]) and not zero(fill["embed"])  # one table for both
-    assert "embed" not in params["generator"] and "embed" not in params["discriminator"]
+    assert set(params) == {"embed", "encoder", "detection", "generator"}
+    assert set(params["generator"]) == {"encoder", "transform", "output_bias"}
+
+    # Without the generator's, these are the parameters of a Model that only judges.
+    cfg = c.model.copy_and_resolve_references()
+    cfg.generator_fraction = 0.0
+    alone = {k: v for k, v in params.items() if k != "generator"}
+    plain = {k: v for k, v in batch.items() if not k.startswith("masked_")}
+    scores = models.build(cfg).apply({"params": alone}, plain).scores
+    np.testing.assert_allclose(scores, model.apply({"params": params}, plain).scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,207 @@
+"""Eight simulated devices in any mix give what one gives, each holding only its part."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import config as configs
+from llm_jax import sharding
+from llm_jax.config import ConfigError
+from llm_jax.sharding.hardware import peak_flops
+from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.run import Setup
+from llm_jax.train.state import make_train_step
+
+STEPS = 4
+
+MODELS = {
+    # Every size divides; grouped queries, dropout, learned positions and biases besides.
+    "even": {
+        "model.vocab_size": 264,
+        "model.num_kv_heads": 2,
+        "model.positions": "learned",
+        "model.use_bias": True,
+        "model.dropout": 0.1,
+        "train.microbatches": 2,
+    },
+    # 259 rows of the vocabulary divide over nothing.
+    "odd": {"model.tie_embeddings": False, "model.activation": "swiglu"},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, batch):
+    """Returns (setup, losses, state) of a model on a mesh, after STEPS steps or those given."""
+
+    @functools.cache
+    def train(model, data, fsdp, tensor):
+        config = tiny(MODELS[model] | {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor})
+        config.model = configs.resolve(config.model, 259)
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[: data * fsdp * tensor])
+        sharding.check(config, mesh)
+        setup = Setup(config, mesh)
+        state = setup.draw_state(places(setup))
+        return setup, *advance(setup, state, range(STEPS))
+
+    def places(setup):
+        return jax.tree.map(lambda x: x.sharding, setup.abstract_state())
+
+    @functools.cache
+    def compiled(setup):
+        step = make_train_step(setup.model, setup.objective, setup.tx, setup.config)
+        return jax.jit(step, out_shardings=(places(setup), None))
+
+    def advance(setup, state, seeds):
+        losses = []
+        with sharding.activate(setup.mesh):
+            for seed in seeds:
+                rows = sharding.put(batch(setup.config, seed), setup.mesh)
+                state, metrics = compiled(setup)(state, rows)
+                losses.append(float(metrics["loss"]))
+        return losses, state
+
+    train.advance = advance
+    return train
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        ("odd", (8, 1, 1)),
+        ("odd", (1, 8, 1)),
+        ("even", (2, 2, 2)),
+        ("odd", (1, 2, 4)),
+        ("even", (4, 1, 2)),
+    ],
+    ids=str,
+)
+def test_the_same_losses_as_one_device(model, mesh, trained):
+    _, expected, _ = trained(model, 1, 1, 1)
+    _, losses, _ = trained(model, *mesh)
+    assert len(set(losses)) == STEPS
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+
+
+def layer(tree):
+    return tree["decoder"]["stack"]["layers"]["block"]
+
+
+def part(x) -> tuple:
+    """The shape that one device holds."""
+    return x.addressable_shards[0].data.shape
+
+
+def test_each_device_holds_its_part(trained):
+    _, _, state = trained("even", 2, 2, 2)
+    (adam,) = (s for s in state.opt_state if hasattr(s, "mu"))
+    for tree in (state.params, adam.mu, adam.nu):  # [2 layers, ...], 16 wide, 4 heads of 4
+        block = layer(tree)
+        assert part(block["attention"]["query"]["kernel"]) == (2, 8, 2, 4)
+        assert part(block["attention"]["key"]["kernel"]) == (2, 8, 1, 4)
+        assert part(block["attention"]["out"]["kernel"]) == (2, 2, 4, 8)
+        assert part(block["mlp"]["up"]["kernel"]) == (2, 8, 32)
+        assert part(block["mlp"]["up"]["bias"]) == (2, 32)
+        assert part(block["mlp"]["down"]["kernel"]) == (2, 32, 8)
+        assert part(tree["embed"]["embedding"]) == (132, 8)
+        assert part(block["mlp_norm"]["scale"]) == (2, 16)
+    assert state.step.sharding.is_fully_replicated
+
+    _, _, state = trained("odd", 1, 2, 4)
+    assert part(state.params["embed"]["embedding"]) == (259, 8)
+    assert part(state.params["output"]) == (259, 8)
+    assert part(layer(state.params)["mlp"]["gate"]["kernel"]) == (2, 8, 16)
+
+
+def test_a_checkpoint_goes_onto_another_mesh(trained, tmp_path):
+    _, expected, _ = trained("even", 1, 1, 1)
+    setup, _, state = trained("even", 2, 2, 2)
+    checkpoints = Checkpoints(tmp_path, setup.config.checkpoint)
+    checkpoints.save(STEPS, state, {"data": {}})
+    checkpoints.wait()
+    after = {}
+    for mesh in ((2, 2, 2), (4, 1, 2), (1, 1, 1)):
+        other, _, _ = trained("even", *mesh)
+        _, restored, _ = checkpoints.restore(other.abstract_state())
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        up = layer(restored.params)["mlp"]["up"]["kernel"]
+        assert part(up) == (2, 16 // mesh[1], 64 // mesh[2])
+        after[mesh], _ = trained.advance(other, restored, range(STEPS, STEPS + 2))
+        np.testing.assert_allclose(after[mesh], after[2, 2, 2], rtol=0, atol=1e-5)
+    checkpoints.close()
+
+
+def mesh_of(data=-1, fsdp=1, tensor=1):
+    config = configs.base()
+    config.mesh.update({"data": data, "fsdp": fsdp, "tensor": tensor})
+    return sharding.make_mesh(config.mesh), config
+
+
+def test_minus_one_is_the_rest():
+    assert dict(mesh_of()[0].shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(mesh_of(2, -1, 2)[0].shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((-1, 3, 1), "mesh.fsdp=3.*multiply to 3.*divide the 8 devices"),
+        ((2, 2, 1), "multiply to 4.*equal the 8 devices.*-1"),
+        ((-1, -1, 1), "at most one may be -1"),
+        ((0, 1, 1), "mesh.data=0.*must be positive"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        mesh_of(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.batch_size", 12, "data.batch_size=12.*mesh.data x mesh.fsdp = 4"),
+        ("model.num_heads", 3, "model.num_heads=3: must be a multiple of mesh.tensor=2"),
+        ("model.num_kv_heads", 1, "model.num_kv_heads=1: must be a multiple of mesh.tensor=2"),
+        ("train.microbatches", 8, "nearest batch sizes are - and 32"),
+    ],
+)
+def test_batch_and_heads_must_divide(key, value, message):
+    mesh, config = mesh_of(2, 2, 2)
+    sharding.check(config, mesh)
+    group, name = key.split(".")
+    config[group][name] = value
+    if key == "data.batch_size":
+        config.train.microbatches = 2
+    with pytest.raises(ConfigError, match=message):
+        sharding.check(config, mesh)
+
+
+def test_a_batch_is_split_over_data_and_fsdp():
+    mesh, _ = mesh_of(2, 2, 2)
+    rows = np.arange(32).reshape(8, 4)
+    (x,) = sharding.put({"tokens": rows}, mesh).values()
+    assert part(x) == (2, 4)
+    np.testing.assert_array_equal(x, rows)
+    assert sharding.batch_shards(mesh) == 4
+
+
+def test_only_a_leaf_that_mirrors_a_parameter_lies_like_it():
+    mesh, _ = mesh_of(1, -1, 1)
+    params = {"a": {"kernel": jnp.ones((8, 4))}, "b": {"kernel": jnp.ones((4, 8))}}
+    spec = jax.sharding.PartitionSpec
+    split = lambda *axes: jax.sharding.NamedSharding(mesh, spec(*axes))
+    where = {"a": {"kernel": split("fsdp", None)}, "b": {"kernel": split(None, "fsdp")}}
+    state = {"mu": params, "rows": {"a": {"kernel": jnp.ones(8)}}, "count": jnp.zeros(())}
+    found = sharding.like_params(state, params, where, mesh)
+    assert found["mu"] == where
+    assert found["rows"]["a"]["kernel"] == found["count"] == sharding.replicated(mesh)
+
+
+def test_peak_flops_is_known_by_part_of_the_name():
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    assert peak_flops(Device()) == 989e12
+    assert peak_flops(jax.devices()[0]) is None

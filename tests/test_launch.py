@@ -1,0 +1,215 @@
+"""The command line: what it prints, what it exits with, and how it says that input is bad."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+from llm_jax.train import loop
+from llm_jax.train.metrics import read
+
+SIX = {
+    "train.steps": 6,
+    "eval.max_batches": 0,
+    "sample.prompts": "('ab',)",
+    "sample.max_new_tokens": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def arguments(overrides):
+    """Returns --config.KEY=VALUE of a tiny run, changed by a dict of keys."""
+    return lambda changes=None: [f"--config.{o}" for o in overrides(changes)]
+
+
+@pytest.fixture(scope="module")
+def run(arguments, tmp_path_factory) -> Path:
+    """The folder of a run of six steps; tests that may change it take a copy."""
+    workdir = tmp_path_factory.mktemp("launch") / "run"
+    assert launch.main(["train", f"--workdir={workdir}", *arguments(SIX)]) == 0
+    return workdir
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    """Fails where anything is compiled, which bad input must never come to."""
+
+    def compiled(name, _seconds, **_):
+        assert name != "/jax/core/compile/backend_compile_duration", "compiled"
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    yield
+    jax.monitoring.clear_event_listeners()
+
+
+def last_json(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_train_leaves_a_whole_folder(run):
+    for name in ("config.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"):
+        assert (run / name).exists()
+    assert (run / "loss.png").stat().st_size > 10_000
+    assert (run / "samples.txt").read_text().startswith(">>> ab\nab")
+    assert [row["step"] for row in read(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_same_command_has_nothing_left_to_do(run, arguments, capsys):
+    rows = read(run)
+    assert launch.main(["train", f"--workdir={run}", "--json", *arguments(SIX)]) == 0
+    summary = last_json(capsys)
+    assert summary["finished"] and summary["step"] == 6
+    assert summary["samples"][0]["prompt"] == "ab"
+    assert read(run) == rows
+
+
+def test_eval_agrees_with_training(run, capsys):
+    assert launch.main(["eval", f"--workdir={run}", "--json"]) == 0
+    found = last_json(capsys)
+    assert found["loss"] == pytest.approx(read(run)[-1]["eval_loss"], abs=1e-5)
+    assert found["tokens"] == read(run)[-1]["eval_tokens"]
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+
+
+def test_generate(run, capsys):
+    options = ["--prompt=ab", "--prompt=c", "--max_new_tokens=3", "--temperature=0", "--json"]
+    assert launch.main(["generate", f"--workdir={run}", *options]) == 0
+    samples = last_json(capsys)["samples"]
+    assert [s["prompt"] for s in samples] == ["ab", "c"]
+    assert all(1 <= len(s["tokens"]) <= 3 for s in samples)
+
+
+def test_a_batch_need_not_divide_over_the_devices_to_be_read(run, tmp_path, capsys):
+    """Trained with 6 rows on one device, read where there are eight."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / "config.json").read_text()
+    assert text.count('"batch_size": 8') == 1
+    (copy / "config.json").write_text(text.replace('"batch_size": 8', '"batch_size": 6'))
+    assert launch.main(["eval", f"--workdir={copy}", "--json"]) == 0
+    assert last_json(capsys)["tokens"] > 0
+
+
+def test_a_run_that_diverges_says_so(arguments, tmp_path, monkeypatch, capsys):
+    put = loop.sharding.put
+    spoil = lambda batch: batch | {"weights": batch["weights"] * np.nan}
+    monkeypatch.setattr(loop.sharding, "put", lambda batch, mesh: put(spoil(batch), mesh))
+    changes = {"train.max_nonfinite": 2, "sample.prompts": "()"}
+    assert launch.main(["train", f"--workdir={tmp_path}", *arguments(changes)]) == 1
+    err = capsys.readouterr().err
+    assert "diverged: step 2: loss or gradient not finite for 2 steps in a row" in err
+    assert "Traceback" not in err
+
+
+def files(tmp_path) -> dict:
+    """Data files, one bad in each way."""
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("ab")
+    (tmp_path / "a file").write_text("not a folder")
+    return {"tmp": tmp_path}
+
+
+BAD_TRAIN = {
+    "unknown key": (["--config.model.nun_layers=3"], "did you mean model.num_layers"),
+    "wrong type": (["--config.model.num_layers=three"], "model.num_layers='three': expected int"),
+    "heads": (["--config.model.num_heads=3"], "model.num_heads=3: must divide model.embed_dim=16"),
+    "batch": (["--config.data.batch_size=12"], "batch_size=12.*nearest batch sizes.* 8 and 16"),
+    "mesh": (["--config.mesh.tensor=3"], "mesh.tensor=3: .*must divide the 8 devices"),
+    "mesh and heads": (["--config.mesh.tensor=8"], "model.num_heads=4: must be a multiple"),
+    "missing file": (["--config.data.train={tmp}/none.txt"], "none.txt.* matches no file"),
+    "empty file": (["--config.data.train={tmp}/empty.txt"], "empty.txt.* is empty"),
+    "latin-1": (["--config.data.train={tmp}/latin.txt"], "latin.txt is not UTF-8: byte 0xe9"),
+    "too short": (["--config.data.train={tmp}/short.txt"], "data.train.* tokens do not fill"),
+    "tfds": (["--config.data.train=tfds:nothing_here"], "tfds:nothing_here is not prepared"),
+    "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size: 100 is smaller .*259"),
+    "attention": (["--config.model.attention=hydra"], "model.attention='hydra': .*dense"),
+    "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
+    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; there are"),
+    "no such variant": (["--config=configs/quickstart.py:7b"], "no variant '7b'"),
+    "a file": (["--workdir={tmp}/a file"], "a file: cannot be made"),
+    "below a file": (["--workdir={tmp}/a file/run"], "run: cannot be made"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAIN)
+def test_bad_input_to_train(name, arguments, tmp_path, capsys, no_compiling):
+    options, message = BAD_TRAIN[name]
+    options = [option.format(**files(tmp_path)) for option in options]
+    workdir = tmp_path / "run"
+    given = [f"--workdir={workdir}", *arguments()]
+    code = launch.main(["train", *given, *options])
+    refused(code, message, capsys)
+    assert not (workdir / "config.json").exists()
+
+
+def refused(code, message, capsys):
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert "Traceback" not in err
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert re.search(message, line), line
+
+
+def test_after_bad_input_the_same_folder_takes_good_input(arguments, tmp_path, capsys):
+    """A vocabulary too small is only known with the tokenizer, late: still nothing is written."""
+    bad = ["train", f"--workdir={tmp_path}", *arguments({"model.vocab_size": 100})]
+    assert launch.main(bad) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_run_in_the_folder(run, arguments, capsys, no_compiling):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    code = launch.main(["train", f"--workdir={run}", *arguments(SIX | {"model.dropout": 0.5})])
+    refused(code, "holds another run .*model.dropout: 0.0 there, 0.5 here", capsys)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+BAD_READ = {
+    "eval without a run": (["eval", "--workdir={tmp}"], "{tmp}: no config.json there"),
+    "generate without a run": (["generate", "--workdir={tmp}"], "{tmp}: no config.json there"),
+    "eval of a file": (["eval", "--workdir={tmp}/a file"], "a file: no config.json there"),
+    "no such step": (["eval", "--workdir={run}", "--step=3"], "--step=3: .*holds steps"),
+    "no test set": (["eval", "--workdir={run}", "--split=test"], "no documents"),
+    "config keys": (["eval", "--workdir={run}", "--config.seed=1"], "--config.seed=1: only train"),
+    "temperature": (["generate", "--workdir={run}", "--temperature=-1"], "temperature"),
+    "top_p": (["generate", "--workdir={run}", "--top_p=0"], "top_p"),
+    "top_k": (["generate", "--workdir={run}", "--top_k=-2"], "top_k"),
+    "no tokens": (["generate", "--workdir={run}", "--max_new_tokens=0"], "max_new_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_READ)
+def test_bad_input_to_eval_and_generate(name, run, tmp_path, capsys):
+    argv, message = BAD_READ[name]
+    places = files(tmp_path) | {"run": run}
+    code = launch.main([a.format(**places) for a in argv])
+    refused(code, message.format(**places), capsys)
+
+
+def test_without_a_command_it_shows_help_or_runs_the_quickstart(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        launch.main(["--help"])
+    assert stop.value.code == 0
+    assert "python launch.py generate" in capsys.readouterr().out
+    seen = {}
+
+    def train(args, overrides):
+        seen.update(vars(args))
+        return {}
+
+    monkeypatch.setattr(launch, "train", train)
+    assert launch.main(["--config.train.steps=5"]) == 0
+    assert seen["config"] == "configs/quickstart.py" and seen["workdir"] == "runs/quickstart"
+
+
+@pytest.mark.parametrize("argv", [["fly"], ["train"], ["eval", "--workdir=x", "--split=dev"]])
+def test_wrong_usage_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        launch.main(argv)
+    assert stop.value.code == 2
+    assert "usage: launch.py" in capsys.readouterr().err

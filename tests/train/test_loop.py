@@ -1,0 +1,198 @@
+"""The loop: what it writes, what it never does twice, and how it fails."""
+
+import itertools
+import json
+import math
+import os
+import signal
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from llm_jax.train import Diverged, loop
+from llm_jax.train.loop import Trainer
+from llm_jax.train.metrics import Meter, Metrics, plot, read
+
+
+def start(config, workdir, reporter) -> Trainer:
+    return Trainer(config, workdir, reporter, jax.devices()[:1])
+
+
+def bits(state) -> bytes:
+    return b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))
+
+
+def saved(workdir) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def after_step(monkeypatch):
+    """Has a function called with the trainer after each of its steps."""
+
+    def install(call):
+        step = Trainer._step
+        monkeypatch.setattr(Trainer, "_step", lambda self: (step(self), call(self)))
+
+    return install
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss of given steps (counted from 1, over all trainers) not a number."""
+
+    def install(steps):
+        put, count = loop.sharding.put, itertools.count(1)
+
+        def put_poisoned(batch, mesh):
+            if "weights" in batch and next(count) in steps:
+                batch = batch | {"weights": batch["weights"] * np.nan}
+            return put(batch, mesh)
+
+        monkeypatch.setattr(loop.sharding, "put", put_poisoned)
+
+    return install
+
+
+def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path, after_step):
+    compiled, counts = [], []
+
+    def heard(name, _seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    after_step(lambda trainer: counts.append(len(compiled)))
+    every = {"train.log_every": 2, "eval.every": 4, "checkpoint.every": 4}
+    start(tiny(every), tmp_path, silent).run()
+    jax.monitoring.clear_event_listeners()
+    assert counts[0] > 0
+    assert counts[:3] == counts[:1] * 3  # steps, and a log at 2
+    assert counts[3:] == counts[3:4] * 9  # all behind the first evaluation and save
+
+
+def test_metrics_of_a_run(tiny, silent, tmp_path):
+    config = tiny({"train.log_every": 3})
+    summary = start(config, tmp_path, silent).run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 3, 5, 6, 9, 10, 12]
+    for row in rows:
+        assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu"} <= set(row)
+        assert ("eval_loss" in row) == (row["step"] in (5, 10, 12))
+        assert 0 < row["loss"] < 6 and row["grad_norm"] > 0
+        assert row["tokens_per_second"] is None or row["tokens_per_second"] > 0
+    assert [row["step"] for row in rows if row["tokens_per_second"] is None] == [1]
+    assert rows[0]["learning_rate"] == pytest.approx(1e-2 / 4)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
+    assert rows[-1]["eval_loss"] == summary["eval_loss"] < rows[2]["eval_loss"]
+    assert summary["finished"] and summary["step"] == 12
+    assert silent.values[12]["loss"] == rows[-1]["loss"]
+
+    picture = matplotlib.image.imread(tmp_path / "loss.png")
+    assert picture.shape[0] > 300 and len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.stat().st_size > 1000
+
+    again = start(config, tmp_path, silent).run()  # has nothing left to do
+    assert again == summary
+    assert [row["step"] for row in read(tmp_path)] == [row["step"] for row in rows]
+
+
+def test_the_meter_counts_since_its_last_reading(monkeypatch):
+    clock = iter([0.0, 10.0, 12.0, 12.0, 20.0, 21.0, 21.0])
+    monkeypatch.setattr("llm_jax.train.metrics.time.perf_counter", lambda: next(clock))
+    meter = Meter(flops_per_token=6.0, peak=1000.0)
+    meter.restart()  # at 10
+    meter.tokens += 100
+    assert meter.read() == {"tokens_per_second": 50.0, "mfu": 0.3}  # at 12
+    meter.restart()  # at 20: an evaluation lies between
+    meter.tokens += 7
+    assert meter.read()["tokens_per_second"] == 7.0  # at 21
+
+
+def test_rows_ahead_of_a_checkpoint_and_half_lines_are_forgotten(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for step in (1, 2, 3):
+        metrics.write(step, {"loss": 1.0 / step, "bad": float("inf")})
+    metrics.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    assert [row["step"] for row in read(tmp_path)] == [1, 2, 3]
+    metrics = Metrics(tmp_path, 2)
+    assert metrics.last == {"step": 2, "loss": 0.5, "bad": None}
+    metrics.close()
+    assert [row["step"] for row in read(tmp_path)] == [1, 2]
+    Metrics(tmp_path, 0, writes=False).write(9, {"loss": 1.0})
+    assert [row["step"] for row in read(tmp_path)] == [1, 2]
+    assert plot(tmp_path).stat().st_size > 5000
+
+
+def test_a_bad_step_is_skipped_and_many_in_a_row_stop_the_run(tiny, silent, tmp_path, poison):
+    config = tiny({"train.max_nonfinite": 3, "eval.every": 100})
+    poison({3, 4, *range(7, 20)})
+    trainer = start(config, tmp_path, silent)
+    with pytest.raises(Diverged, match=r"step 9: .* 3 steps in a row .*steps \[4, 8\]"):
+        trainer.run()
+    rows = read(tmp_path)
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 2, 2, 2, 3, 4, 5]
+    assert [row["loss"] is None for row in rows] == [s in (3, 4, 7, 8, 9) for s in range(1, 10)]
+    assert saved(tmp_path) == [4, 8]
+    resumed = start(config, tmp_path, silent)
+    assert resumed.step == 8
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(resumed.state.params))
+    assert bits(resumed.state.params) == bits(trainer.state.params)  # of step 6, the last good one
+    resumed.checkpoints.close()
+
+
+def test_a_damaged_newest_checkpoint_costs_no_bit(tiny, silent, tmp_path, caplog):
+    first = start(tiny(), tmp_path, silent)
+    summary = first.run()
+    (tmp_path / "checkpoints" / "12" / "meta" / "metadata").unlink()
+    second = start(tiny(), tmp_path, silent)
+    assert second.step == 10  # evaluated at 10, and best there
+    assert "checkpoint 12 is damaged" in caplog.text and "moved to" in caplog.text
+    again = second.run()
+    assert again["loss"] == summary["loss"] and again["eval_loss"] == summary["eval_loss"]
+    assert bits(second.state) == bits(first.state)
+    assert [row["step"] for row in read(tmp_path)] == list(range(1, 13))
+
+    for step in saved(tmp_path):
+        (tmp_path / "checkpoints" / str(step) / "meta" / "metadata").unlink()
+    third = start(tiny(), tmp_path, silent)
+    assert third.step == 0
+    assert silent.notes[-1] == "no checkpoint is sound: starting again from step 0"
+    assert len(list((tmp_path / "checkpoints-damaged").iterdir())) >= 3
+    third.checkpoints.close()
+
+
+def test_the_best_by_validation_is_kept(tiny, silent, tmp_path, monkeypatch, after_step):
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: math.nan, 10: 0.9, 12: 1.5}
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": losses[self.step]})
+    config = tiny({"eval.every": 2, "checkpoint.every": 3, "checkpoint.keep_last": 1})
+    seen = {}
+
+    def look(trainer):
+        trainer.checkpoints.wait()
+        seen[trainer.step] = saved(tmp_path)
+        if trainer.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    after_step(look)
+    start(config, tmp_path, silent).run()
+    start(config, tmp_path, silent).run()
+    assert [seen[s] for s in range(2, 8)] == [[2], [2, 3], [4], [4], [4, 6], [4, 6]]
+    assert [seen[s] for s in range(8, 13)] == [[4, 7], [4, 9], [10], [10], [10, 12]]
+
+
+def test_asked_twice_it_stops_at_once(tiny, silent, tmp_path, after_step):
+    def twice(trainer):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    after_step(twice)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny(), tmp_path, silent).run()
+    assert saved(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,122 @@
+"""The run folder: what is refused, and what a crash leaves behind that may be begun again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_jax.config import ConfigError
+from llm_jax.train import run
+from llm_jax.train.run import Folder, Setup, load_params, read_config
+
+DOCUMENTS = ["one document", "another"]
+
+
+def opened(config, workdir):
+    """Opens the folder as a run does, and says that it is one."""
+    folder = Folder(workdir)
+    tokenizer = folder.tokenizer(config, DOCUMENTS)
+    folder.commit(config, tokenizer)
+    return tokenizer
+
+
+@pytest.fixture
+def workdir(tiny, tmp_path):
+    """A folder that holds a run with a checkpoint."""
+    opened(tiny(), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_opening_fills_in_sizes_and_writes_them_down(tiny, tmp_path):
+    config = tiny()
+    assert opened(config, tmp_path).vocab_size == 259
+    assert config.model.vocab_size == 259
+    assert read_config(tmp_path).to_dict() == config.to_dict()
+
+
+def test_the_same_config_may_go_on_elsewhere_and_longer(tiny, workdir):
+    changed = tiny({"train.steps": 99, "mesh.fsdp": 2, "model.remat": "full", "eval.every": 1})
+    opened(changed, workdir)
+    assert read_config(workdir).train.steps == 99
+
+
+def test_another_run_is_refused_and_not_touched(tiny, workdir):
+    before = contents(workdir)
+    changed = tiny({"model.num_layers": 3, "optimizer.learning_rate": 0.5})
+    with pytest.raises(ConfigError) as error:
+        opened(changed, workdir)
+    for text in (str(workdir), "model.num_layers: 2 there, 3 here", "learning_rate: 0.01 there"):
+        assert text in str(error.value)
+    assert contents(workdir) == before
+
+
+def test_a_run_that_never_saved_may_begin_again_otherwise(tiny, workdir):
+    (workdir / "checkpoints" / "4").rename(workdir / "checkpoints" / "4.orbax-checkpoint-tmp")
+    opened(tiny({"model.num_layers": 3}), workdir)
+    assert read_config(workdir).model.num_layers == 3
+
+
+def test_a_half_made_folder_recovers(tiny, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer_kind.json.tmp").write_text('{"ki')
+    (tmp_path / "config.partial").write_text("{")
+    (tmp_path / "checkpoints").mkdir()
+    opened(tiny(), tmp_path)
+    assert read_config(tmp_path).model.vocab_size == 259
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"seed": 0, "mod'), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+        (lambda folder: (folder / "tokenizer" / "tokenizer_kind.json").unlink(), "tokenizer"),
+    ],
+    ids=["config gone", "config cut", "config odd", "tokenizer gone"],
+)
+def test_a_run_that_lost_a_file_says_which(harm, message, tiny, workdir):
+    harm(workdir)
+    with pytest.raises(ConfigError, match=message):
+        opened(tiny(), workdir)
+
+
+def test_a_file_is_no_folder(tiny, tmp_path):
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=f"--workdir={path}: cannot be made"):
+            Folder(path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Folder(tmp_path)
+
+
+def test_only_the_first_process_writes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.jax, "process_index", lambda: 1)
+    opened(tiny(), tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_attention_that_is_not_there_or_cannot(tiny, workdir):
+    config = read_config(workdir)
+    config.model.attention = "dense,densest"
+    with pytest.raises(ConfigError, match="'densest' is not one of .*dense"):
+        Setup(config, None)
+
+
+def test_reading_needs_a_run_with_a_checkpoint(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="no config.json there; it is not a run folder"):
+        load_params(tmp_path)
+    opened(tiny(), tmp_path)
+    with pytest.raises(ConfigError, match="no sound checkpoint there yet"):
+        load_params(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["vocab_size"] == 259
