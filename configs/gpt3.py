@@ -40,6 +40,9 @@ def get_config(variant="125m"):
     c.tokenizer.vocab_size = 50257
     c.data.train = "tfds:c4/en"
     c.data.batch_size = round(tokens / 2048 / 32) * 32
+    # From 32k tokens to all, linearly over the first 4 to 12 billion (appendix B): here 8.
+    c.data.ramp_start = 16
+    c.data.ramp_steps = round(8e9 / ((c.data.batch_size + 16) / 2 * 2048))
     c.optimizer.learning_rate = rate
     c.optimizer.weight_decay = 0.1
     c.train.steps = round(300e9 / (c.data.batch_size * 2048))

@@ -110,6 +110,8 @@ def base() -> ConfigDict:
     d.tfds_dir = ""  # empty: TFDS's own default
     d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
     d.batch_size = 16  # sequences a step, over all chips
+    d.ramp_steps = 0  # steps in which the batch grows from ramp_start to batch_size (GPT-3)
+    d.ramp_start = 16
 
     p = c.optimizer = ConfigDict()
     p.name = "adamw"  # adamw | adafactor | lion | muon
@@ -339,6 +341,11 @@ def check(config: ConfigDict) -> None:
         if not 0 <= given[key] < 1:
             raise ConfigError(f"{key}={given[key]}: must be in [0, 1)")
     _check_model(config.model)
+    d = config.data
+    if d.ramp_steps and (d.ramp_start < 1 or d.batch_size % d.ramp_start):
+        raise ConfigError(
+            f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
+        )
     if config.data.batch_size % config.train.microbatches:
         raise ConfigError(
             f"train.microbatches={config.train.microbatches}: must divide "

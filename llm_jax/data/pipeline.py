@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
+from llm_jax.data.ramp import Ramp, batch_size
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.transforms import Transform, objective
 from llm_jax.data.windows import Windows, cut, excerpt, stream, streams
@@ -51,7 +52,7 @@ def train_iterator(
     docs: Sequence[str],
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator | Ramp:
     """Returns this process's endless batches, [batch_size / process_count, max_length] a field.
 
     Each epoch has a fresh order and fresh cuts, all decided by config.seed. `get_state()` is what
@@ -63,6 +64,9 @@ def train_iterator(
     what = _transform(config, tokenizer)
     examples = _examples(what, docs, "data.train", seed, share)
     packed = _pack(examples, what, seed, process_index)
+    if config.data.ramp_steps:
+        buffered = _Prefetch(iter(packed), PREFETCH * rows)
+        return Ramp(buffered, lambda step: batch_size(config.data, step) // process_count)
     return _Prefetch(iter(packed.batch(rows)), PREFETCH)
 
 

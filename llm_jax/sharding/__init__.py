@@ -64,15 +64,16 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a batch or heads that do not divide over the mesh, before anything compiles."""
-    rows, parts = config.data.batch_size // config.train.microbatches, batch_shards(mesh)
-    if rows % parts:
-        raise ConfigError(
-            f"data.batch_size={config.data.batch_size} in train.microbatches="
-            f"{config.train.microbatches}: {rows} sequences do not divide over mesh.data x "
-            f"mesh.fsdp = {parts}; the nearest batch sizes are "
-            f"{rows // parts * parts * config.train.microbatches or '-'} and "
-            f"{(rows // parts + 1) * parts * config.train.microbatches}"
-        )
+    parts, pieces = batch_shards(mesh), config.train.microbatches
+    for key in ("batch_size", "ramp_start") if config.data.ramp_steps else ("batch_size",):
+        size = config.data[key]
+        if size % (parts * pieces):
+            near = size // (parts * pieces) * parts * pieces
+            raise ConfigError(
+                f"data.{key}={size}: must divide over mesh.data x mesh.fsdp = {parts} in "
+                f"train.microbatches={pieces}; the nearest are "
+                f"{f'{near} and ' if near else ''}{near + parts * pieces}"
+            )
     model, tensor = config.model, mesh.shape["tensor"]
     for key in ("num_heads", "num_kv_heads"):
         heads = model[key] or model.num_heads

@@ -327,6 +327,20 @@ def test_sentences_are_cut_at_their_ends():
             assert example["tokens"][begin] == ord(" ") or example["next_sentence"][0] == 0
 
 
+def test_alberts_segments_are_whole_sentences():
+    config, docs = _config("albert", 128), _docs(60)
+    tokenizer = pipeline.build_tokenizer(config, docs)
+    starts = set()
+    for tokens, types, _ in _pairs_of(pipeline.eval_batches(config, tokenizer, docs), tokenizer):
+        a, b = tokens[types == 0][1:-1], tokens[types == 1][:-1]
+        text = [tokenizer.decode(part) for part in (a, b)]
+        if (text[0] + text[1]).count(".") >= 3:  # else there were no two whole sentences
+            assert all(part.endswith(".") for part in text)
+            assert all(part.lstrip().split()[0].strip(".") in WORDS for part in text)
+        starts.update(part for part in text if not part.startswith(" "))
+    assert starts & {doc[: len(part)] for doc in docs for part in starts}  # their first, too
+
+
 def test_one_document_gives_random_seconds_from_itself():
     config = _config("bert")
     tokenizer = pipeline.build_tokenizer(config, [])

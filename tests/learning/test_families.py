@@ -49,7 +49,7 @@ def _t5(text):
         text, kind="encoder_decoder", norm="rmsnorm", positions="relative", use_bias=False,
         activation="relu", attention_scale=1.0, init="fan_in", scale_output=True,
     )  # fmt: skip
-    c.objective.name = "span_corruption"
+    c.objective.name, c.train.steps = "span_corruption", 400
     return c
 
 
@@ -68,11 +68,26 @@ LLAMA = {
     "num_kv_heads": 2,
     "mlp_dim": 160,
 }
+REFORMER = {
+    "attention": "chunked,lsh",
+    "window": 16,
+    "lsh_chunk": 16,
+    "lsh_hashes": 2,
+    "reversible": True,
+    "positions": "axial",
+    "axial_shape": (8, 8),
+    "axial_dims": (16, 48),
+    "activation": "relu",
+    "attention_bias": False,
+    "output_bias": True,
+    "tie_embeddings": False,
+}
 # Share of the entropy that a few hundred steps get below.
-BELOW = {"gpt2": 0.75, "llama": 0.75, "bert": 0.88, "albert": 0.88, "t5": 0.7}
+BELOW = {"gpt2": 0.75, "llama": 0.65, "reformer": 0.75, "bert": 0.85, "albert": 0.9, "t5": 0.95}
 FAMILIES = {
     "gpt2": _config,
     "llama": lambda text: _config(text, **LLAMA),
+    "reformer": lambda text: _config(text, **REFORMER),
     "bert": _bert,
     "albert": lambda text: _bert(text, "albert", share_layers=True, embedding_dim=32),
     "electra": _electra,
@@ -81,13 +96,15 @@ FAMILIES = {
 
 
 def _entropy(trainer):
-    """Entropy, in nats, of the tokens that the evaluation asks for, by their counts."""
+    """Nats a target by the counts of the evaluation's targets, specials known for nothing."""
     counts = np.zeros(trainer.tokenizer.vocab_size)
     for batch in trainer.held_out:
         kind = "masked_" if "masked_targets" in batch else ""
         np.add.at(counts, batch[f"{kind}targets"], batch[f"{kind}weights"])
-    p = counts[counts > 0] / counts.sum()
-    return -(p * np.log(p)).sum()
+    ordinary = counts.copy()
+    ordinary[list(trainer.tokenizer.specials.values())] = 0
+    p = ordinary[ordinary > 0] / ordinary.sum()
+    return -(p * np.log(p)).sum() * ordinary.sum() / counts.sum()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,21 +116,6 @@ def test_learns_shakespeare(family, shared_data, tmp_path):
     if family == "electra":
         assert last["eval_generator_loss"] < 0.9 * entropy
         p = last["eval_replaced"]
-        assert last["eval_loss"] < 0.95 * -(p * np.log(p) + (1 - p) * np.log(1 - p))
+        assert last["eval_loss"] < 0.985 * -(p * np.log(p) + (1 - p) * np.log(1 - p))
     else:
         assert last["eval_loss"] < BELOW[family] * entropy
-
-
-if __name__ == "__main__":
-    import sys, time, tempfile
-    name = sys.argv[1]
-    c = FAMILIES[name]("/work/shared/data/tiny_shakespeare/input.txt")
-    for kv in sys.argv[2:]:
-        k, v = kv.split("="); from llm_jax.config import set_key; set_key(c, k, v)
-    c.eval.every = c.train.steps // 4
-    class P(Silent):
-        def progress(self, step, values): print(round(time.time()-t,1), step, {k: round(v,3) for k,v in values.items() if v is not None and k in ("loss","accuracy","eval_loss","eval_accuracy","eval_sentence_accuracy","eval_generator_loss","eval_generator_accuracy","eval_replaced","tokens_per_second")}, flush=True)
-    t=time.time()
-    with tempfile.TemporaryDirectory() as d:
-        trainer = Trainer(c, d, P(), devices=jax.devices()[:1])
-        print("H", _entropy(trainer)); trainer.run()

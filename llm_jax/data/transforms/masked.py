@@ -183,9 +183,9 @@ class Bert(MaskedLM):
         return self.config.model.max_length - 3
 
     def example(self, window, rng, elsewhere):
+        window, places = self.sentences(window)
         if len(window) < 2:
             return None
-        places = np.flatnonzero(self.ends[window[:-1]]) + 1
         cut = int(rng.choice(places) if len(places) else rng.integers(1, len(window)))
         a, b, label = self.second(window[:cut], window[cut:], rng, elsewhere)
         start, end = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
@@ -193,6 +193,10 @@ class Bert(MaskedLM):
         types = np.repeat(np.array([0, 1], np.int32), [len(a) + 2, len(b) + 1])
         label = np.array([label], np.int32)
         return {"tokens": tokens, "types": types, "next_sentence": label}
+
+    def sentences(self, window):
+        """Returns the window, and where in it a sentence starts after another."""
+        return window, np.flatnonzero(self.ends[window[:-1]]) + 1
 
     def second(self, a, b, rng, elsewhere):
         """Returns (A, B, label) of two parts that follow each other."""
@@ -208,11 +212,25 @@ class Bert(MaskedLM):
 
 class Albert(Bert):
     """As Bert, but half of the pairs are swapped, and n-grams of up to three whole words are
-    masked (Lan 2020, 3.1).
+    masked (Lan 2020, 3.1). A and B are whole sentences wherever the window has two.
     """
+
+    framed = True  # to know where a document, and with it a sentence, starts and ends
 
     def masking(self):
         return Masking(self.tokenizer, self.config, whole_word=True, longest=3)
+
+    def sentences(self, window):
+        # Half a sentence at either end would give the order away.
+        first, last = window[0] == self.tokenizer.bos_id, window[-1] == self.tokenizer.eos_id
+        window = window[int(first) : len(window) - int(last)]
+        edge = np.zeros(len(window) + 1, bool)
+        edge[1:] = self.ends[window]
+        edge[0], edge[-1] = edge[0] | first, edge[-1] | last
+        places = np.flatnonzero(edge)
+        if len(places) < 3:
+            return window, places[:0]
+        return window[places[0] : places[-1]], places[1:-1] - places[0]
 
     def second(self, a, b, rng, elsewhere):
         return (b, a, 1) if rng.random() < 0.5 else (a, b, 0)
