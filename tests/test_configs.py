@@ -27,6 +27,8 @@ COUNTS = {
     ("llama", "8b"): 8_030_261_248,
     ("llama", "70b"): 70_553_706_496,
     ("llama", "405b"): 405_853_388_800,
+    ("reformer", "enwik8"): 149_182_722,
+    ("reformer", "crime-and-punishment"): 2_748_224,
     ("t5", "small"): 60_506_624,
     ("t5", "base"): 222_903_552,
     ("t5", "large"): 737_668_096,
@@ -57,7 +59,10 @@ PRINTED = {
     ("gpt3", "175b"): (174600, 0.01),
 }
 
-FAMILIES = ("albert", "bert", "distilbert", "gpt2", "gpt3", "llama", "roberta", "t5", "transformer")
+FAMILIES = (
+    "albert", "bert", "distilbert", "gpt2", "gpt3", "llama", "reformer", "roberta", "t5",
+    "transformer",
+)  # fmt: skip
 
 
 def variants():

@@ -88,19 +88,20 @@ def write_readme() -> None:
     for path in sorted((HERE / "results").glob("*.json")):
         r = json.loads(path.read_text())
         outputs = max(r[key] for key in OUTPUTS if key in r)
+        batch = " x ".join(map(str, r["batch"]))
+        training = f"{r['training']:.1e}" if "training" in r else ""
         rows.append(
-            [r["family"], r["case"], r["reference"], f"{sizes(r['config'])}, batch {r['batch'][0]} x "
-             f"{r['batch'][1]}", f"{r.get('logits', r['features']):.1e}", f"{outputs:.1e}",
-             f"{r['gradient']:.1e}", f"{r['training']:.1e}" if "training" in r else "",
-             "bitwise" if r["round_trip"] else "**differs**"]
+            [r["family"], r["case"], r["reference"], f"{sizes(r['config'])}, batch {batch}",
+             f"{r.get('logits', r['features']):.1e}", f"{outputs:.1e}", f"{r['gradient']:.1e}",
+             training, "bitwise" if r["round_trip"] else "**differs**"]
         )  # fmt: skip
         v = r["versions"]
         seen.add(
             f"{r['hardware']}; Python {v['python']}, jax {v['jax']}, torch {v['torch']}, "
             f"transformers {v['transformers']}"
         )
-    header = ["family", "case", "reference class", "sizes", "logits", "outputs", "gradient", "100 steps",
-              "round trip"]  # fmt: skip
+    header = ["family", "case", "reference class", "sizes", "logits", "outputs", "gradient",
+              "100 steps", "round trip"]  # fmt: skip
     about = "\n\n" + "\n".join(f"Measured on {line}." for line in sorted(seen)) + "\n"
     (HERE / "README.md").write_text(TEXT + record.table(header, rows) + about)
 

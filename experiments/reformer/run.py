@@ -46,20 +46,22 @@ BY_LENGTH = {
 
 TEXT = """# Reformer: memory by depth and by length
 
-**Claim** (Kitaev 2020, table 1 and section 3): with reversible layers the activations of a
+**Claim** (Kitaev 2020, sections 2 and 3): with reversible layers the activations of a
 training step take the memory of one layer whatever the depth; with LSH attention memory grows
 with length L as L log L instead of L^2.
 
-**Published**: the complexities of table 1: memory max(b l d_ff, b n l^2) n_l of a Transformer,
-max(b l d_ff, b n l n_r c) of a Reformer, n_l being the layers and l the length.
+**Published** (table 3): memory of the order of max(b l d_ff, b n l^2) n_l for a Transformer,
+max(b l d, b n l n_r c) for a Reformer; n_l layers, l tokens, n heads, n_r rounds of hashing.
 
-**Ours**: temporary bytes of the compiled gradient of one sequence's loss. {depth_sizes}
+**Ours**: temporary bytes of the compiled gradient of one sequence's loss. Width {embed_dim},
+{num_heads} heads, feed-forward {mlp_dim} in chunks of {mlp_chunk} positions, chunks of {lsh_chunk}
+in local and LSH attention, dropout {dropout}, float32.
 
 ![memory by depth and by length](memory.png)
 
 ## By depth, {depth_length} tokens
 MiB of temporaries, and how many bytes a layer adds (least squares). LSH attention keeps its
-buckets from forward to backward, as the authors' code does, lest rounding put a token elsewhere
+buckets from forward to backward, as transformers' code does, lest rounding put a token elsewhere
 the second time: {buckets:,} bytes a layer, against {stream:,} of one stream's activations.
 
 {depth}
@@ -71,11 +73,10 @@ MiB of temporaries, and the exponent of length that fits best over the upper hal
 
 ## How
 ```
-python experiments/reformer/run.py
+{command}
 ```
-{command}; commit {commit}; {time}; {hardware}; jax {jax}. Bytes are XLA's for the CPU; other
-devices pad and fuse differently, the growth is the same. This file is written by run.py from
-results/memory.json.
+Commit {commit}, {time}, jax {jax}, {hardware}. Bytes are XLA's for the CPU; other devices pad
+and fuse otherwise. This file is written by run.py from results/memory.json.
 """
 
 
@@ -139,12 +140,14 @@ def write() -> None:
         left.plot(depth["layers"], [mib(y) for y in ys], "o-", label=name)
     left.set(xlabel="layers", ylabel="MiB of temporaries", xscale="log", yscale="log",
              title=f"by depth, {depth['length']:,} tokens")  # fmt: skip
+    left.set_yticks([25, 50, 100, 200, 400], ["25", "50", "100", "200", "400"])
     left.set_xticks(depth["layers"], map(str, depth["layers"]))
     for name, ys in length["bytes"].items():
         label = f"{name}: length^{r['exponents'][name]:.2f}"
         right.plot(length["lengths"], [mib(y) for y in ys], "o-", label=label)
     right.set(xlabel="tokens", xscale="log", yscale="log",
               title=f"by length, {length['layers']} reversible layers")  # fmt: skip
+    right.set_yticks([10, 100, 1000], ["10", "100", "1,000"])
     right.set_xticks(length["lengths"], [f"{n:,}" for n in length["lengths"]])
     for axes in (left, right):
         axes.minorticks_off()
@@ -156,9 +159,6 @@ def write() -> None:
     buckets = s["num_heads"] * s["lsh_hashes"] * depth["length"] * 2
     rows = lambda ys: [f"{mib(y):.1f}" for y in ys]
     text = TEXT.format(
-        depth_sizes=f"Width {s['embed_dim']}, {s['num_heads']} heads, feed-forward {s['mlp_dim']} "
-        f"in chunks of {s['mlp_chunk']}\npositions, chunks of {s['lsh_chunk']} in local and LSH "
-        "attention, dropout 0.1, float32.",
         depth_length=f"{depth['length']:,}",
         length_depth=length["layers"],
         buckets=buckets,
@@ -175,6 +175,8 @@ def write() -> None:
         ),
         jax=r["versions"]["jax"],
         **{k: r[k] for k in ("command", "commit", "time", "hardware")},
+        **{k: s[k] for k in ("embed_dim", "num_heads", "mlp_dim", "mlp_chunk", "dropout")},
+        lsh_chunk=s["lsh_chunk"],
     )  # fmt: skip
     (HERE / "README.md").write_text(text)
 

@@ -1,6 +1,6 @@
 """One training step of the 6-layer, 384-wide GPT, this project's and PyTorch's, side by side.
 
-    python experiments/speed/run.py [--rounds=15] [--minutes=10] [--one_core]
+    python experiments/speed/run.py [--rounds=15] [--minutes=10]
 
 Writes results.json and README.md beside this file; needs what requirements-dev.txt installs.
 """
@@ -103,34 +103,30 @@ def tokens_of_a_batch() -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH), dtype=np.int32)
 
 
-def measure(rounds: int, minutes: float, one_core: bool) -> dict:
+def measure(rounds: int, minutes: float) -> dict:
     """Takes turns, a step a side; returns seconds a step of each and the ratio of speeds.
 
     PyTorch's threads wait for one another far more often than XLA's, so that other programs
     on the machine slow it down more: only rounds that had the machine to themselves count.
-    Where the minutes give fewer than `rounds` of them, the least disturbed stand in. On one
-    core it is processor time that counts, which other programs hardly change.
+    Where the minutes give fewer than `rounds` of them, the least disturbed stand in, and the
+    README says that it is no result.
     """
-    if one_core:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-        torch.set_num_threads(1)
-    clock = time.process_time if one_core else time.perf_counter
     sides = {"llm_jax": ours(), "pytorch": theirs()}
     for step in sides.values():
         step(), step()  # compiles; fills caches
     taken, end = [], time.monotonic() + 60 * minutes
-    while sum(one_core or x["others"] < QUIET for x in taken) < rounds:
+    while sum(x["others"] < QUIET for x in taken) < rounds:
         if time.monotonic() > end and len(taken) >= rounds:
             break
         seconds, start, before = {}, time.perf_counter(), busy()
         # Who goes first changes, so that neither always follows the other.
         for name in sorted(sides, reverse=len(taken) % 2 == 1):
-            begin = clock()
+            begin = time.perf_counter()
             sides[name]()
-            seconds[name] = clock() - begin
+            seconds[name] = time.perf_counter() - begin
         others = (busy() - before) / ((time.perf_counter() - start) * os.cpu_count())
         taken.append(seconds | {"others": others})
-    used = taken if one_core else sorted(taken, key=lambda x: x["others"])[:rounds]
+    used = sorted(taken, key=lambda x: x["others"])[:rounds]
     ratios = sorted(x["pytorch"] / x["llm_jax"] for x in used)
     seconds = {name: statistics.median(x[name] for x in used) for name in sides}
     return {
@@ -138,7 +134,6 @@ def measure(rounds: int, minutes: float, one_core: bool) -> dict:
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
         "seconds": seconds,
         "tokens_per_second": {name: BATCH * LENGTH / s for name, s in seconds.items()},
-        "one_core": one_core,
         "others_at_most": max(x["others"] for x in used),
         "rounds_used": used,
         "rounds_taken": len(taken),
@@ -160,9 +155,7 @@ def readme(result: dict) -> str:
     low, high = result["ratio_quartiles"]
     others, used, taken = result["others_at_most"], result["rounds_used"], result["rounds_taken"]
     how = f"The sides took turns; the quietest {len(used)} of {taken} rounds count."
-    if result["one_core"]:
-        how = f"The sides took turns, {taken} rounds; processor time on one core."
-    elif others > QUIET:
+    if others > QUIET:
         how += (
             f"\n**Not a result**: other programs had up to {100 * others:.0f} % of the "
             "processors,\nwhich slows PyTorch down more. Run it again on a quiet machine."
@@ -201,9 +194,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=10, help="to wait for quiet rounds")
-    parser.add_argument("--one_core", action="store_true", help="for a machine that is not quiet")
     args = parser.parse_args()
-    write(HERE / "results.json", **measure(args.rounds, args.minutes, args.one_core))
+    write(HERE / "results.json", **measure(args.rounds, args.minutes))
     result = json.loads((HERE / "results.json").read_text())
     text = readme(result)
     (HERE / "README.md").write_text(text)

@@ -53,7 +53,8 @@ class Family:
       copies: their tensor -> the one that it must equal; read where the other is left out.
       dropped: patterns of tensors that carry nothing.
       if_zero: tensors that are left out where they are zero.
-      rows: tensors of theirs that are [1, n] where ours is [n].
+      units: tensors of theirs -> the axis of length 1 that they have and ours have not.
+      by_kind: kind of attention -> entries that its layers have instead.
       linear: their matrices are [out, in]; GPT-2's are [in, out].
       head_activation: model.activation that the masked-LM head of theirs always has.
       ids: entries of config.json that are ids of the tokenizer.
@@ -74,7 +75,8 @@ class Family:
     copies: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     if_zero: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
+    units: Mapping[str, int] = field(default_factory=dict)
+    by_kind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     linear: bool = True
     head_activation: str = ""
     ids: Mapping[str, str] = field(default_factory=lambda: TOKEN_IDS)
@@ -102,6 +104,7 @@ SILENT = re.compile(
     r"|reorder_and_upcast_attn|sinusoidal_pos_embds|tie_weights_|num_beams|bad_words_ids"
     r"|max_length|normalize_embedding|num_hidden_layers|static_position_embeddings|down_scale_factor"
     r"|gap_size|num_memory_blocks|net_structure_type|layers_to_use"
+    r"|axial_norm_std|chunk_size_lm_head|hash_seed|lsh_attention_probs_dropout_prob"
 )
 # Keys of config.model that may differ without making another function of the parameters.
 FREE = {
@@ -243,6 +246,9 @@ def _free(key: str, model: ConfigDict) -> bool:
     return key in FREE or key.startswith(tuple(unused))
 
 
+BLOCK = re.compile(r"block_(\d+)")
+
+
 class Piece(NamedTuple):
     """One parameter, or one layer of it, as a part of a tensor of theirs."""
 
@@ -275,25 +281,32 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     """
     leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
     paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
-    by_module: dict[str, list[tuple[str, ...]]] = {}
+    kinds = model.attention.split(",")
+    # Where kinds of attention alternate, block_i of our layer n is their layer n * kinds + i.
+    by_module: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     for path in paths:
-        by_module.setdefault("/".join(path[:-1]), []).append(path)
-        by_module.setdefault("/".join(path), []).append(path)
+        found = [BLOCK.fullmatch(part) for part in path]
+        i = sum(int(match[1]) for match in found if match)
+        name = "/".join("block" if m else part for part, m in zip(path, found, strict=True))
+        by_module.setdefault(name.rpartition("/")[0], []).append((i, path))
+        by_module.setdefault(name, []).append((i, path))
     out: Plan = {}
     gated = family.gated_modules if model.activation in GATED else {}
     for ours, theirs in (family.modules | gated).items():
-        for path in by_module.get(ours, ()):
+        for i, path in by_module.get(ours, ()):
             shape = paths.pop(path)
-            name = theirs
-            if "/".join(path) != ours:
+            name = family.by_kind.get(kinds[i], {}).get(ours, theirs)
+            if path[-1] != ours.rpartition("/")[2]:
                 name += ".bias" if path[-1] == "bias" else ".weight"
             layers = range(shape[0]) if "{}" in theirs else (None,)
             shape = shape[1:] if "{}" in theirs else shape
             for layer in layers:
                 piece = _piece(family, path, layer, shape)
-                if name in family.rows:
-                    piece = piece._replace(theirs=(1, *shape))
-                out.setdefault(name.format(layer), []).append(piece)
+                if name in family.units:
+                    at = family.units[name]
+                    piece = piece._replace(theirs=(*shape[:at], 1, *shape[at:]))
+                place = None if layer is None else layer * len(kinds) + i
+                out.setdefault(name.format(place), []).append(piece)
     if paths:
         some = ", ".join("/".join(path) for path in list(paths)[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""

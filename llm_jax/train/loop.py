@@ -83,10 +83,11 @@ class Trainer:
 
     def _restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The newest sound checkpoint's state, the data iterator set behind its last batch."""
-        any_saved = self.checkpoints.steps()
-        found = self.checkpoints.restore(like)
+        saved = self.checkpoints.steps()
+        with sharding.activate(self.mesh):  # as a save is, which then compiles nothing new
+            found = self.checkpoints.restore(like)
         if found is None:
-            if any_saved:
+            if saved:
                 self.reporter.note("no checkpoint is sound: starting again from step 0")
             return None
         step, state, meta = found

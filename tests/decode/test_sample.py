@@ -14,17 +14,23 @@ PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
 LENGTH = 16
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def whole(model, params, batch):
+    return models.logits(model.apply({"params": params}, batch))
+
+
 def greedy_by_hand(model, params, prompt, n, source=None):
     """Greedy decoding as its definition has it: the whole model, one row, one token at a time."""
-    whole = jax.jit(lambda batch: models.logits(model.apply({"params": params}, batch)))
     row, context = [], list(prompt)
     for _ in range(n):
         if len(context) > LENGTH:
             context = context[LENGTH // 2 :]
         batch = {"tokens": np.array([context + [0] * (LENGTH - len(context))])}
         if source:
-            batch["encoder_tokens"] = np.array([source])
-        row.append(int(whole(batch)[0, len(context) - 1].argmax()))
+            batch["encoder_tokens"] = np.array([source + [7] * (6 - len(source))])
+            batch["encoder_segment_ids"] = np.arange(6)[None] < len(source)
+            batch["segment_ids"] = np.ones_like(batch["tokens"])
+        row.append(int(whole(model, params, batch)[0, len(context) - 1].argmax()))
         context.append(row[-1])
     return row
 

@@ -34,6 +34,9 @@ MODELS = {
                       "num_decoder_layers": 1, "tie_embeddings": False, "max_length": 512},
     "marian": {"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal",
                "activation": "relu", "scale_embeddings": True},
+    "reformer": {"reversible": True, "attention_bias": False, "output_bias": True,
+                 "tie_embeddings": False, "attention": "lsh,chunked,chunked", "lsh_buckets": (4,),
+                 "positions": "axial", "axial_shape": (3, 4), "axial_dims": (6, 10)},
 }  # fmt: skip
 
 

@@ -24,7 +24,11 @@ def test_same_model_as_the_reference(name, tmp_path):
     assert found["round_trip"]
 
 
-@pytest.mark.parametrize("name", measure.TRAINED)
+# One of each family; experiments/parity/run.py trains them all.
+TRAINED = [name for name in measure.TRAINED if name not in ("electra-generator-a", "t5-v1.0-a")]
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_same_losses_over_100_steps(name, tmp_path):
     ours, theirs = measure.train(name, tmp_path)
     assert theirs[-10:].mean() < theirs[:10].mean()

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax import attention, config, decode, models
+from llm_jax import attention, config, decode, hub, models
 from llm_jax.attention import lsh
+from llm_jax.hub.families import REFORMER
+from llm_jax.hub.family import from_tensors, plan, to_hf
 from llm_jax.models import reversible
 from llm_jax.models.flops import count_params
 from llm_jax.models.layers import Embeddings, TokenEmbed
@@ -195,25 +197,13 @@ def test_what_cannot_run_is_refused(changes, key):
 def reference_config(cfg, **more):
     """Their config of one of ours."""
     transformers = pytest.importorskip("transformers")
-    kinds = [{"chunked": "local", "lsh": "lsh"}[k] for k in cfg.attention.split(",")]
-    return transformers.ReformerConfig(
-        vocab_size=cfg.vocab_size,
-        attn_layers=kinds * (cfg.num_layers // len(kinds)),
-        hidden_size=cfg.embed_dim,
-        num_attention_heads=cfg.num_heads,
-        attention_head_size=cfg.head_dim,
-        feed_forward_size=cfg.mlp_dim,
-        hidden_act=cfg.activation,
-        axial_pos_shape=tuple(cfg.axial_shape),
-        axial_pos_embds_dim=tuple(cfg.axial_dims),
-        max_position_embeddings=cfg.max_length,
-        local_attn_chunk_length=cfg.window,
-        lsh_attn_chunk_length=cfg.lsh_chunk,
-        num_hashes=cfg.lsh_hashes,
-        num_buckets=list(cfg.lsh_buckets) or None,
-        is_decoder=True,
-        **more,
-    )
+    return transformers.ReformerConfig(**to_hf(REFORMER, config.ConfigDict(cfg)), **more)
+
+
+def from_reference(model, tensors):
+    """Our parameters with the values of theirs."""
+    wanted = plan(REFORMER, config.ConfigDict(model.cfg))
+    return from_tensors(wanted, lambda name: tensors[name])
 
 
 @pytest.mark.parametrize("variant", ["enwik8", "enwik8-3", "crime-and-punishment"])
@@ -226,50 +216,6 @@ def test_published_sizes_have_the_reference_count(variant):
     assert count_params(cfg) == sum(p.numel() for p in theirs.parameters())
 
 
-# What the reference calls the modules of one layer.
-NAMES = {
-    "attention_norm": "attention.layer_norm",
-    "attention/query": "attention.self_attention.query",
-    "attention/key": "attention.self_attention.key",
-    "attention/value": "attention.self_attention.value",
-    "attention/out": "attention.output.dense",
-    "mlp_norm": "feed_forward.layer_norm",
-    "mlp/up": "feed_forward.dense.dense",
-    "mlp/down": "feed_forward.output.dense",
-}
-
-
-def from_reference(model, params, tensors):
-    """Our parameters with the values of theirs, by NAMES."""
-    kinds = model.cfg.attention.split(",")
-    tensors = {k.removeprefix("reformer."): v for k, v in tensors.items()}
-
-    def layer(theirs, path, shape):
-        leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[path[-1]]
-        x = tensors[f"{theirs}.{leaf}"]
-        return (x.T if path[-1] == "kernel" else x).reshape(shape)
-
-    def find(path, x):
-        path = [p.key for p in path]
-        if path[0] == "embed":
-            return tensors["embeddings.word_embeddings.weight"]
-        if path[0] in ("output", "output_bias"):
-            return tensors["lm_head.bias" if path[0] == "output_bias" else "lm_head.decoder.weight"]
-        if path[1] == "embeddings":
-            which = {"rows": 0, "columns": 1}[path[2]]
-            return tensors[f"embeddings.position_embeddings.weights.{which}"].reshape(x.shape)
-        if path[1] == "final_norm":
-            return layer("encoder.layer_norm", path, x.shape)
-        i = 0 if path[3] == "block" else int(path[3].removeprefix("block_"))
-        theirs = NAMES["/".join(path[4:-1])]
-        if kinds[i] == "lsh":
-            theirs = theirs.replace("self_attention.query", "self_attention.query_key")
-        layers = range(i, model.cfg.num_layers, len(kinds))
-        return np.stack([layer(f"encoder.layers.{n}.{theirs}", path, x.shape[1:]) for n in layers])
-
-    return jax.tree_util.tree_map_with_path(find, params)
-
-
 @pytest.fixture
 def reference(monkeypatch):
     """Returns (ours, its parameters, theirs), their hash rotations fed into ours."""
@@ -277,15 +223,13 @@ def reference(monkeypatch):
     transformers = pytest.importorskip("transformers")
 
     def make(**changes):
-        model, params = tiny(**changes)
+        model, _ = tiny(**changes)
         torch.manual_seed(0)
         theirs = transformers.ReformerModelWithLMHead(
             reference_config(
                 model.cfg,
                 chunk_size_feed_forward=2 if model.cfg.mlp_chunk else 0,
                 hash_seed=11,
-                hidden_dropout_prob=0.0,
-                local_attention_probs_dropout_prob=0.0,
                 lsh_attention_probs_dropout_prob=0.0,
             )
         )
@@ -305,7 +249,7 @@ def reference(monkeypatch):
         fed = {f: getattr(variant, f) for f in variant.__dataclass_fields__} | {"plan": assign}
         monkeypatch.setitem(attention.VARIANTS, "lsh", attention.Variant(**fed))
         tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
-        return model, from_reference(model, params, tensors), theirs
+        return model, from_reference(model, tensors), theirs
 
     return make
 
@@ -314,10 +258,8 @@ def reference(monkeypatch):
     ({"attention": "chunked", "window": 5, "num_layers": 2}, 30),
     ({"attention": "chunked", "window": 8, "num_layers": 2}, 19),
     ({"attention": "chunked", "num_layers": 2}, 3),
-    ({"attention": "lsh", "num_layers": 2}, 32),
     ({"attention": "lsh", "num_layers": 2, "lsh_hashes": 3, "lsh_buckets": (2, 4)}, 27),
-    ({"lsh_buckets": ()}, 32),
-    ({"mlp_chunk": 3}, 28),
+    ({"mlp_chunk": 3, "lsh_buckets": ()}, 32),
     ({}, 21),
     ({"lsh_chunk": 32, "window": 32}, 23),
 ])  # fmt: skip
@@ -335,4 +277,16 @@ def test_logits_and_gradients_equal_transformers(reference, changes, T):
     tensors = {k: v.grad for k, v in theirs.named_parameters() if v.grad is not None}
     tensors["lm_head.bias"] = grads["output_bias"]  # which their forward leaves out
     tensors = {k: np.asarray(v) for k, v in tensors.items()}
-    assert_near(grads, from_reference(model, params, tensors), 1e-3)
+    assert_near(grads, from_reference(model, tensors), 1e-3)
+
+
+def test_exported_folder_opens_in_transformers(reference, tmp_path):
+    torch = pytest.importorskip("torch")
+    model, params, theirs = reference()
+    assert hub.save(model.cfg, params, None, tmp_path / "ours") == "reformer"
+    again = type(theirs).from_pretrained(tmp_path / "ours")
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in theirs.state_dict().items())
+    cfg, back, _ = hub.load(tmp_path / "ours")
+    free = ("initializer_range", "dropout", "attention_dropout")
+    assert {k: v for k, v in model.cfg.items() if v != cfg[k] and k not in free} == {}
+    jax.tree.map(np.testing.assert_array_equal, params, back)
