@@ -131,7 +131,7 @@ def test_characters(config):
 
 @pytest.mark.parametrize(
     ("beside", "expected"),
-    [({}, ("</s>", "</s>", "<pad>")), ({"bos_token": "<s>", "eos_token": {"content": "<e>"}},
+    [({}, ("<pad>", "</s>", "<pad>")), ({"bos_token": "<s>", "eos_token": {"content": "<e>"}},
                                        ("<s>", "<e>", "<pad>"))],
 )  # fmt: skip
 def test_specials_of_a_file_are_inferred(tmp_path, config, beside, expected):
