@@ -162,6 +162,9 @@ def eval(args, overrides) -> dict:
 def generate(args, overrides) -> dict:
     """Prints each prompt with what the model makes of it."""
     _no(overrides)
+    for prompt in args.prompt:
+        if any("\ud800" <= c <= "\udfff" for c in prompt):  # Python's stand-ins for such bytes
+            raise ConfigError(f"--prompt={prompt!r}: is not UTF-8 text")
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 

@@ -43,7 +43,7 @@ def generate(
       ValueError: an empty or too long prompt or source, or a setting out of range.
     """
     check(model, prompts, sources, max_new_tokens)
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: need temperature >= 0, "
             "top_k >= 0, 0 < top_p <= 1"

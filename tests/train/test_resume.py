@@ -25,6 +25,7 @@ EVERYTHING = {
     "train.ema_decay": 0.9,
     "train.log_every": 3,
 }
+GROWING = {"data.ramp_start": 4, "data.ramp_steps": 7, "data.packing": "none"}
 
 
 def train(config, workdir, reporter) -> tuple[dict, list, object]:
@@ -43,7 +44,9 @@ def same_bits(a, b) -> bool:
     return jax.tree.all(jax.tree.map(same, a, b))
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "changes", [{}, EVERYTHING, GROWING], ids=["plain", "everything", "growing"]
+)
 def test_sigterm_saves_and_the_same_command_resumes(changes, tiny, silent, tmp_path, monkeypatch):
     _, rows, state = train(tiny(changes), tmp_path / "whole", silent)
 
@@ -69,7 +72,11 @@ def test_killed_at_random_and_during_saves(overrides, tmp_path):
     args = [f"--config.{o}" for o in overrides({"train.steps": 40, "checkpoint.every": 3})]
     draw = random.Random(os.environ.get("LLM_JAX_SEED", 0))
     one_device = "--xla_force_host_platform_device_count=1"
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {one_device}"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {one_device}",
+        # Of its own: who is killed while writing to it leaves half a program behind.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    }
 
     def start(workdir):
         command = [sys.executable, "launch.py", "train", f"--workdir={workdir}", "--json", *args]
