@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     m.norm = "layernorm"  # layernorm | rmsnorm
     m.norm_place = "pre"  # pre | post
     m.norm_epsilon = 1e-5
-    m.activation = "gelu_tanh"  # gelu | gelu_tanh | relu | silu | swiglu | geglu | geglu_tanh | reglu
+    m.activation = "gelu_tanh"  # gelu | gelu_tanh | relu | silu | swiglu | geglu[_tanh] | reglu
     m.use_bias = True  # in dense layers and LayerNorm
     m.attention_bias = True  # in attention's dense layers, given use_bias
     m.positions = "learned"  # learned | axial | sinusoidal | rotary | relative | alibi | none

@@ -98,7 +98,7 @@ class Model(nn.Module):
         return self._outputs(features)._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        """encoder_tokens [B, S], optional encoder_positions and encoder_segment_ids -> [B, S, D]."""
+        """encoder_tokens [B, S], optional encoder_positions, encoder_segment_ids -> [B, S, D]."""
         tokens = batch["encoder_tokens"]
         return self.encoder(
             tokens,
@@ -145,7 +145,9 @@ class Model(nn.Module):
         pooled = self.pooler(features) if cfg.pooler else None
         classes = self.classifier(pooled).astype(jnp.float32) if cfg.num_classes else None
         scores = self.detection(features) if cfg.head == "detection" else None
-        return Outputs(hidden, matrix, bias, features, pooled=pooled, classes=classes, scores=scores)
+        return Outputs(
+            hidden, matrix, bias, features, pooled=pooled, classes=classes, scores=scores
+        )
 
 
 def default_positions(tokens: jax.Array) -> jax.Array:

@@ -42,7 +42,8 @@ def train_flops(
     if cfg.kind == "encoder_decoder":
         S = source_length or length
         cross = 2 * D * N * H * length + 2 * D * cfg.num_kv_heads * H * S
-        forward += cfg.num_decoder_layers * (2 * cross + attention.get("dense").flops(length, S, N, H))
+        across = attention.get("dense").flops(length, S, N, H)
+        forward += cfg.num_decoder_layers * (2 * cross + across)
     if cfg.head in ("lm", "mlm"):
         forward += 2 * (predicted or length) * cfg.embedding_dim * cfg.vocab_size
     forward *= 3 * batch

@@ -152,7 +152,9 @@ class TokenEmbed(nn.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.matrix, tokens, axis=0).astype(self.cfg.dtype)
+        # Gathered over 'embed' first: looking up in a table split both ways would move it all.
+        matrix = annotate(self.matrix, "vocab", "activation_embed")
+        x = jnp.take(matrix, tokens, axis=0).astype(self.cfg.dtype)
         return x * math.sqrt(self.cfg.embed_dim) if self.cfg.scale_embeddings else x
 
 
@@ -168,6 +170,7 @@ class Table(nn.Module):
     def __call__(self, indices: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(normal(self.cfg, 1), (self.axis, "embed"))
         table = self.param("embedding", init, (self.size, self.dim or self.cfg.embedding_dim))
+        table = annotate(table, self.axis, "activation_embed")
         return jnp.take(table, indices, axis=0).astype(self.cfg.dtype)
 
 
