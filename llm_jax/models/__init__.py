@@ -1,167 +1,18 @@
-"""Whole models: `build(cfg)` turns config.model into a Linen module.
+"""Whole models: `build(cfg)` turns config.model into a Linen module, batch -> Outputs."""
 
-Every model maps a batch to `Outputs`: hidden vectors and the matrix that turns them into
-logits, so that a loss need never hold the logits of all tokens at once.
-"""
-
-from typing import NamedTuple
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.decoder import Decoder
-from llm_jax.models.encoder import Encoder
-from llm_jax.models.heads import DetectionHead, MaskedLMHead, Pooler
-from llm_jax.models.layers import Dense, TokenEmbed, both_streams, normal
+from llm_jax.models.electra import Electra
+from llm_jax.models.model import Model, Outputs, logits
 
-__all__ = ["Outputs", "build", "logits", "init_params"]
+__all__ = ["Model", "Outputs", "build", "init_params", "logits"]
 
 
-class Outputs(NamedTuple):
-    """What a model returns; logits = hidden @ matrix.T + bias."""
-
-    hidden: jax.Array  # [B, T, D] (or [B, P, D] at masked_positions), as the output matrix takes it
-    matrix: jax.Array | None  # [V, D]
-    bias: jax.Array | None = None  # [V]
-    features: jax.Array | None = None  # [B, T, D], the last block's output
-    encoded: jax.Array | None = None  # [B, S, D] of an encoder-decoder
-    pooled: jax.Array | None = None  # [B, D]
-    classes: jax.Array | None = None  # [B, num_classes] float32
-    scores: jax.Array | None = None  # [B, T] float32, of the detection head
-    replaced: jax.Array | None = None  # [B, T] bool, what the detection head is to find
-
-
-def logits(outputs: Outputs) -> jax.Array:
-    """[B, T, V] float32, for decoding and tests; training goes through objectives/."""
-    hidden, matrix = outputs.hidden, outputs.matrix.astype(outputs.hidden.dtype)
-    scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    return scores if outputs.bias is None else scores + outputs.bias
-
-
-class Model(nn.Module):
-    """A decoder, an encoder or both, with the token table, the output matrix and the heads."""
-
-    cfg: FrozenConfigDict
-    tokens: TokenEmbed | None = None  # another model's, to share
-
-    def setup(self):
-        cfg = self.cfg
-        self.embed = TokenEmbed(cfg) if self.tokens is None else self.tokens
-        if cfg.kind != "decoder":
-            self.encoder = Encoder(cfg, self.embed)
-        if cfg.kind != "encoder":
-            self.decoder = Decoder(cfg, self.embed, cross=cfg.kind == "encoder_decoder")
-        vocab = lambda init, *axes: nn.with_logical_partitioning(init, ("vocab", *axes))
-        if cfg.head in ("lm", "mlm") and not cfg.tie_embeddings:
-            init = vocab(normal(cfg, cfg.embed_dim), "embed")
-            width = 2 * cfg.embed_dim if both_streams(cfg) else cfg.embedding_dim
-            self.output = self.param("output", init, (cfg.vocab_size, width))
-        if cfg.head == "mlm":
-            self.transform = MaskedLMHead(cfg)
-        if cfg.head == "mlm" or cfg.output_bias:
-            zeros = vocab(nn.initializers.zeros)
-            self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
-        if cfg.head == "detection":
-            self.detection = DetectionHead(cfg)
-        if cfg.pooler:
-            self.pooler = Pooler(cfg)
-        if cfg.num_classes:
-            D, C = (cfg.embed_dim,), (cfg.num_classes,)
-            self.classifier = Dense(cfg, D, C, ("embed", "norm"))
-
-    def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """batch: tokens [B, T]; optional positions, segment_ids, types [B, T], prefix [B],
-        masked_positions [B, P] (where alone a masked model is asked); encoder_* for the source.
-        """
-        tokens = batch["tokens"]
-        positions = batch.get("positions", default_positions(tokens))
-        segments = batch.get("segment_ids")
-        if self.cfg.kind == "encoder":
-            features = self.encoder(
-                tokens, positions, segments, batch.get("types"), deterministic=deterministic
-            )
-            return self._outputs(features, batch.get("masked_positions"))
-        encoded = None
-        if self.cfg.kind == "encoder_decoder":
-            encoded = self.encode(batch, deterministic=deterministic)
-        features = self.decoder(
-            tokens,
-            positions,
-            segments,
-            encoded=encoded,
-            encoded_segments=batch.get("encoder_segment_ids"),
-            prefix=batch.get("prefix"),
-            deterministic=deterministic,
-        )
-        return self._outputs(features)._replace(encoded=encoded)
-
-    def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        """encoder_tokens [B, S], optional encoder_positions, encoder_segment_ids -> [B, S, D]."""
-        tokens = batch["encoder_tokens"]
-        return self.encoder(
-            tokens,
-            batch.get("encoder_positions", default_positions(tokens)),
-            batch.get("encoder_segment_ids"),
-            deterministic=deterministic,
-        )
-
-    def step(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        *,
-        cache_length: int,
-        encoded: jax.Array | None = None,
-        encoded_segments: jax.Array | None = None,
-        prefix: jax.Array | None = None,
-    ) -> Outputs:
-        """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only."""
-        features = self.decoder(
-            tokens,
-            positions,
-            encoded=encoded,
-            encoded_segments=encoded_segments,
-            prefix=prefix,
-            cache_length=cache_length,
-        )
-        return self._outputs(features)
-
-    def _outputs(self, features: jax.Array, masked_positions: jax.Array | None = None) -> Outputs:
-        cfg, hidden = self.cfg, features
-        matrix = bias = None
-        if masked_positions is not None:
-            # Only these go through the output matrix, by far the largest product of a small model.
-            hidden = jnp.take_along_axis(hidden, masked_positions[..., None], axis=1)
-        if cfg.head in ("lm", "mlm"):
-            matrix = self.embed.matrix if cfg.tie_embeddings else self.output
-        if cfg.head == "mlm":
-            hidden = self.transform(hidden)
-        if cfg.head == "mlm" or cfg.output_bias:
-            bias = self.output_bias
-        if cfg.scale_output:
-            hidden *= cfg.embed_dim**-0.5
-        pooled = self.pooler(features) if cfg.pooler else None
-        classes = self.classifier(pooled).astype(jnp.float32) if cfg.num_classes else None
-        scores = self.detection(features) if cfg.head == "detection" else None
-        return Outputs(
-            hidden, matrix, bias, features, pooled=pooled, classes=classes, scores=scores
-        )
-
-
-def default_positions(tokens: jax.Array) -> jax.Array:
-    """[B, T] counting from 0 in every row."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-
-
-def build(cfg: ConfigDict) -> nn.Module:
+def build(cfg: ConfigDict) -> Model:
     """Returns the module for a resolved config.model (see llm_jax.config.resolve)."""
-    if cfg.generator_fraction:
-        from llm_jax.models.electra import Electra  # made of Model
-
-        return Electra(FrozenConfigDict(cfg))
-    return Model(FrozenConfigDict(cfg))
+    return (Electra if cfg.generator_fraction else Model)(FrozenConfigDict(cfg))
 
 
 def init_params(model: Model, key: jax.Array) -> dict:

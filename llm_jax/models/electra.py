@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models import Model, Outputs
+from llm_jax.models.model import Model, Outputs
 
 
 class Electra(Model):
