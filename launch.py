@@ -109,23 +109,31 @@ def train(args, overrides) -> dict:
         _write_samples(args.workdir, texts, config.model.kind)
         _show_samples(texts, config.model.kind)
         summary["samples"] = texts
-    loss = summary.get("eval_loss") or summary.get("loss") or math.nan
+    held_out = summary.get("eval_loss")
+    which, loss = ("validation", held_out) if held_out else ("training", summary.get("loss"))
     what = "finished" if summary["finished"] else "stopped; the same command resumes"
-    print(f"{what} at step {summary['step']}, loss {loss:.3f}; everything is in {args.workdir}")
+    reached = f", {which} loss {loss:.3f}" if loss else ""
+    print(f"{what} at step {summary['step']}{reached}; everything is in {args.workdir}")
     if summary["finished"]:
         print("\nnext:")
-        prompt = shlex.quote((*config.sample.prompts, "The ")[0])
+        usual = "The [MASK] is" if config.model.kind == "encoder" else "The "
+        prompt = shlex.quote((*config.sample.prompts, usual)[0])
         print(f"  python launch.py generate --workdir={args.workdir} --prompt={prompt}")
         print(f"  python launch.py eval --workdir={args.workdir}")
-        print(f"  tensorboard --logdir={args.workdir}/tensorboard   # loss.png has the same curves")
+        print(f"  open {args.workdir}/loss.png, or, with tensorboard installed:")
+        print(f"  tensorboard --logdir={args.workdir}/tensorboard")
     return summary
 
 
 def _config(args, overrides) -> configs.ConfigDict:
     """The config that is named, else that of the run folder, else the defaults."""
     file = Path(args.workdir) / "config.json"
-    if args.config or not file.is_file():
+    if args.config:
         return configs.load(args.config, overrides)
+    if not file.is_file():
+        config = configs.load("", overrides)
+        print("no --config given: a new run with the defaults of llm_jax/config.py", file=sys.stderr)
+        return config
     try:
         config = configs.from_json(file.read_text())
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -147,6 +155,11 @@ def eval(args, overrides) -> dict:
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     documents = sources.splits(setup.config)[args.split]
+    if not len(documents):
+        raise ConfigError(
+            f"--split={args.split}: the run has none; data.{args.split} or "
+            f"data.{args.split}_fraction of its config would make one"
+        )
     batches = pipeline.eval_batches(setup.config, tokenizer, documents)
     eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
     with sharding.activate(setup.mesh):

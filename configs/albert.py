@@ -1,6 +1,7 @@
 """ALBERT: A Lite BERT (Lan 2020), table 1: one layer's parameters for all, small token table.
 
-python launch.py train --config=configs/albert.py:base --workdir=runs/albert
+python launch.py train --config=configs/albert.py:base --workdir=runs/albert \\
+    --config.data.train=FILE
 
 Masked n-grams and sentence order (sections 3.1 and 4.1); batches of 4,096 for 125,000 steps.
 Published parameters: 12M, 18M, 60M, 235M. The paper trains with LAMB; AdamW here.

@@ -1,6 +1,7 @@
 """BERT (Devlin 2019, section 3) and its small sizes (Turc 2019, table 1).
 
-python launch.py train --config=configs/bert.py:base --workdir=runs/bert
+python launch.py train --config=configs/bert.py:base --workdir=runs/bert \\
+    --config.data.train=FILE
 
 Post-norm encoder with segment embeddings, pooler and two heads: masked LM and next sentence
 (appendix A.2: 256 sequences, a million steps, rate 1e-4, 10,000 steps of warm-up; nine in ten

@@ -1,6 +1,7 @@
 """DistilBERT (Sanh 2019), section 3: BERT with half the layers, no segments, no pooler.
 
-python launch.py train --config=configs/distilbert.py --workdir=runs/distilbert
+python launch.py train --config=configs/distilbert.py --workdir=runs/distilbert \\
+    --config.data.train=FILE
 
 Here trained by masked LM alone: the paper's distillation from a teacher is not in this config.
 """

@@ -1,6 +1,7 @@
 """ELECTRA: Pre-training Text Encoders as Discriminators (Clark 2020), table 6.
 
-python launch.py train --config=configs/electra.py:small --workdir=runs/electra
+python launch.py train --config=configs/electra.py:small --workdir=runs/electra \\
+    --config.data.train=FILE
 
 A BERT that tells replaced tokens from real ones, and the small masked model that replaces them
 (a quarter or a third of its width), on one token table. Published parameters, generator left

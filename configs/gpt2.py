@@ -1,6 +1,7 @@
 """GPT-2: Language Models are Unsupervised Multitask Learners (Radford 2019), table 2.
 
-python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2
+python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
+    --config.data.train=FILE
 
 124m, 355m, 774m, 1.5b: 12 to 48 layers, 768 to 1600 wide, length 1,024. The paper's WebText
 was not released; data.train takes any text. Rate and batch follow GPT-3's table 2.1, since

@@ -1,6 +1,7 @@
 """GPT-3: Language Models are Few-Shot Learners (Brown 2020), table 2.1.
 
-python launch.py train --config=configs/gpt3.py:125m --workdir=runs/gpt3
+python launch.py train --config=configs/gpt3.py:125m --workdir=runs/gpt3 \\
+    --config.data.train=FILE
 
 GPT-2's architecture, with dense and locally banded sparse attention alternating over the
 layers (section 2.1; the band's width is not published: 256 here), length 2,048, 300 billion

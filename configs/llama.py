@@ -1,6 +1,7 @@
 """LLaMA 1 (Touvron 2023a, table 2), 2 (Touvron 2023b) and 3 (Grattafiori 2024, table 3).
 
-python launch.py train --config=configs/llama.py:8b --workdir=runs/llama
+python launch.py train --config=configs/llama.py:8b --workdir=runs/llama \\
+    --config.data.train=FILE
 
 Pre-norm decoder: RMSNorm, rotary positions, SwiGLU, no biases; grouped queries in 2-70b and
 all of 3. Plain 8b, 70b and 405b are LLaMA 3, at the 8,192 tokens it was pretrained with; its

@@ -20,11 +20,11 @@ def get_config():
     c.data.validation_fraction = 0.03
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 50
-    c.train.steps = 600
+    c.train.steps = 500
     c.train.log_every = 10
-    c.eval.every = 200
+    c.eval.every = 250
     c.eval.max_batches = 20
-    c.checkpoint.every = 200
+    c.checkpoint.every = 250
     c.sample.prompts = ("The ", "def ", "class ")
     c.sample.max_new_tokens = 60
     return c

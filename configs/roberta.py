@@ -1,6 +1,7 @@
 """RoBERTa: A Robustly Optimized BERT (Liu 2019), sections 3 and 5, tables 9 and 10.
 
-python launch.py train --config=configs/roberta.py:base --workdir=runs/roberta
+python launch.py train --config=configs/roberta.py:base --workdir=runs/roberta \\
+    --config.data.train=FILE
 
 BERT without segments and next sentence, byte-level BPE of 50,265, dynamic masking, batches
 of 8,192 for 500,000 steps.

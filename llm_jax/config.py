@@ -238,7 +238,7 @@ def _from_file(spec: str) -> ConfigDict:
     path, _, variant = spec.partition(":")
     file = Path(path)
     if not file.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("**/*.py"))
+        known = sorted(str(p) for p in Path("configs").glob("**/*.py") if p.stem != "__init__")
         raise ConfigError(f"--config={spec}: no file {path!r}; there are: {', '.join(known)}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)

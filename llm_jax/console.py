@@ -59,6 +59,7 @@ class Reporter:
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Shows the newest numbers of a logged step."""
+        self.seen.pop("eval_loss", None)  # shown only with the step that it belongs to
         for key, (label, form) in SHOWN.items():
             if values.get(key):
                 self.seen[key] = f"{label} {form.format(values[key])}"

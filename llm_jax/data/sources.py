@@ -202,6 +202,7 @@ def stream(spec: str, data: ConfigDict) -> Iterator[str]:
 
 
 def _files(spec: str) -> list[Path]:
+    spec = str(Path(spec).expanduser())
     paths = [spec] if Path(spec).exists() else sorted(glob.glob(spec, recursive=True))
     files = [Path(path) for path in paths if Path(path).is_file()]
     if not files:
@@ -297,10 +298,11 @@ def _builder(name: str, data: ConfigDict):
 
     folder = data.tfds_dir or None
     how = (
-        f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}. Own "
-        "text: python -m llm_jax.data.prepare --name=NAME --train=GLOB. A catalogue set, on any "
-        f"machine (most need TensorFlow to prepare, none to read): tfds build {name} "
-        "--file_format=array_record, then set data.tfds_dir"
+        f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}; set "
+        "data.tfds_dir if it is elsewhere, or name text of your own: data.train=FILE. To prepare "
+        "your text: python -m llm_jax.data.prepare --name=NAME --train=GLOB; a catalogue set "
+        "(most need TensorFlow to prepare, none to read): "
+        f"tfds build {name} --file_format=array_record"
     )
     try:
         builder = tfds.builder(name, data_dir=folder)
