@@ -132,7 +132,7 @@ def _config(args, overrides) -> configs.ConfigDict:
         return configs.load(args.config, overrides)
     if not file.is_file():
         config = configs.load("", overrides)
-        print("no --config given: a new run with the defaults of llm_jax/config.py", file=sys.stderr)
+        print("no --config: a new run of llm_jax/config.py's defaults", file=sys.stderr)
         return config
     try:
         config = configs.from_json(file.read_text())

@@ -174,7 +174,7 @@ BAD_READ = {
     "generate without a run": (["generate", "--workdir={tmp}"], "{tmp}: no config.json there"),
     "eval of a file": (["eval", "--workdir={tmp}/a file"], "a file: no config.json there"),
     "no such step": (["eval", "--workdir={run}", "--step=3"], "--step=3: .*holds steps"),
-    "no test set": (["eval", "--workdir={run}", "--split=test"], "no documents"),
+    "no test set": (["eval", "--workdir={run}", "--split=test"], r"data\.test_fraction"),
     "config keys": (["eval", "--workdir={run}", "--config.seed=1"], "--config.seed=1: only train"),
     "prompt": (["generate", "--workdir={run}", "--prompt=a\udcff"], "udcff': is not UTF-8 text"),
     "temperature nan": (["generate", "--workdir={run}", "--temperature=nan"], "temperature"),
