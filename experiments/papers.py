@@ -1,0 +1,100 @@
+"""Counts every published size, here and in `transformers`, and writes a folder a paper.
+
+python experiments/papers.py
+
+Each experiments/PAPER/README.md holds the paper's claim as its config's docstring states it, the
+parameter counts recorded in its results/parameters.json, and its rows of experiments/parity.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from experiments import record  # noqa: E402
+from llm_jax import config, hub  # noqa: E402
+from llm_jax.hub.families import FAMILIES  # noqa: E402
+from llm_jax.hub.family import to_hf  # noqa: E402
+from llm_jax.models.flops import count_params  # noqa: E402
+
+# Papers, and the parity cases that are theirs. Reformer's folder has a script of its own.
+PAPERS = {
+    "transformer": "marian", "bert": "bert", "roberta": "roberta", "distilbert": "distilbert",
+    "albert": "albert", "electra": "electra", "gpt2": "gpt2", "gpt3": "", "t5": "t5",
+    "llama": "llama",
+}  # fmt: skip
+
+
+def reference_count(model) -> tuple[str, int] | None:
+    """Returns (class, parameters) of the same config in `transformers`; None if it has no such."""
+    try:
+        hf = to_hf(FAMILIES[hub.family_of(model)], model)
+    except (config.ConfigError, KeyError):
+        return None
+    name = hf["architectures"][0]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({"pad_token_id": 0} | hf))
+        built = transformers.AutoConfig.from_pretrained(folder)
+    # T5's config class takes all for tied, and leaves it to the weights to tell otherwise.
+    built.tie_word_embeddings = hf.get("tie_word_embeddings", built.tie_word_embeddings)
+    with torch.device("meta"):
+        reference = getattr(transformers, name)(built)
+    # Marian keeps its sinusoids as a parameter that is not learned.
+    return name, sum(p.numel() for p in reference.parameters() if p.requires_grad)
+
+
+def count(paper: str) -> None:
+    """Records the counts of all variants of one paper."""
+    rows = []
+    for variant in importlib.import_module(f"configs.{paper}").VARIANTS:
+        c = config.load(f"configs/{paper}.py:{variant}")
+        c.model.generator_fraction = 0.0  # what ELECTRA keeps is the discriminator
+        model = config.resolve(c.model, 0)
+        found = reference_count(model)
+        rows.append([variant, count_params(model), *(found or (None, None))])
+        print(paper, *rows[-1], file=sys.stderr)
+    record.write(HERE / paper / "results" / "parameters.json", counts=rows)
+
+
+def write(paper: str, cases: str) -> None:
+    """Writes experiments/PAPER/README.md from what is recorded."""
+    doc = importlib.import_module(f"configs.{paper}").__doc__.strip()
+    found = json.loads((HERE / paper / "results" / "parameters.json").read_text())
+    title, rest = doc.split("\n", 1)
+    link = f"[configs/{paper}.py](../../configs/{paper}.py)"
+    text = f"# {title}\n\n**The paper and its config** ({link})\n"
+    text += f"\n```\n{rest.strip()}\n```\n\n## Parameters, exactly\n\n"
+    rows = [
+        [v, f"{ours:,}", cls or "none", f"{theirs:,}" if theirs else "",
+         "" if not theirs else "same" if ours == theirs else "**differs**"]
+        for v, ours, cls, theirs in found["counts"]
+    ]  # fmt: skip
+    text += record.table(["size", "ours", "transformers' class", "its count", ""], rows)
+    parity = [p for p in sorted((HERE / "parity" / "results").glob("*.json"))
+              if cases and json.loads(p.read_text())["family"] == cases]  # fmt: skip
+    if parity:
+        text += "\n\n## The same model as `transformers`\n\n"
+        text += "Largest differences, float32, as [parity](../parity/README.md) defines them.\n\n"
+        results = [json.loads(p.read_text()) for p in parity]
+        text += record.table(
+            ["case", "reference", "logits", "gradient", "100 steps' losses"],
+            [[r["case"], r["reference"], f"{r.get('logits', r['features']):.1e}",
+              f"{r['gradient']:.1e}", f"{r['training']:.1e}" if "training" in r else ""]
+             for r in results],
+        )  # fmt: skip
+    text += "\n\n## Not measured\n\nThe paper's scores: no run of its size has been made here.\n"
+    text += f"\nCounted by `{found['command']}`, commit {found['commit']}, {found['time']}.\n"
+    (HERE / paper / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    for paper, cases in PAPERS.items():
+        count(paper)
+        write(paper, cases)
