@@ -42,12 +42,14 @@ def reference_count(model) -> tuple[str, int] | None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({"pad_token_id": 0} | hf))
         built = transformers.AutoConfig.from_pretrained(folder)
-    # T5's config class takes all for tied, and leaves it to the weights to tell otherwise.
-    built.tie_word_embeddings = hf.get("tie_word_embeddings", built.tie_word_embeddings)
     with torch.device("meta"):
         reference = getattr(transformers, name)(built)
     # Marian keeps its sinusoids as a parameter that is not learned.
-    return name, sum(p.numel() for p in reference.parameters() if p.requires_grad)
+    found = sum(p.numel() for p in reference.parameters() if p.requires_grad)
+    if built.tie_word_embeddings and not hf.get("tie_word_embeddings", True):
+        # T5's config class takes all for tied until weights are read that tell otherwise.
+        found += reference.get_output_embeddings().weight.numel()
+    return name, found
 
 
 def count(paper: str) -> None:
