@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -27,6 +28,7 @@ Run the same train command again to resume. Add --json for one JSON object on st
 """
 
 QUICKSTART = "configs/quickstart.py"
+INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -257,11 +259,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"diverged: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     if args.json:
         print(json.dumps(result | {"seconds": round(time.time() - began, 2)}))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    if code == INTERRUPTED:
+        # Threads may be inside C++ code; a run that was interrupted here has nothing to save.
+        sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code)

@@ -2,7 +2,8 @@
 
 python launch.py
 
-Pre-norm GPT (Radford 2019), BPE tokenizer of 2,048 trained on the same text.
+Pre-norm GPT (Radford 2019), BPE tokenizer of 2,048 trained on the same text. Validation loss
+about 4.1 (uniform: 7.6) after two and a half minutes on two CPU cores.
 """
 
 from llm_jax.config import base
