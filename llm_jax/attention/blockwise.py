@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llm_jax.attention import dense
+from llm_jax.attention import dense, platform
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.softmax import HIDDEN, PLAIN, Softmax
 from llm_jax.attention.variant import Variant, able
@@ -55,7 +55,7 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
 
 def _size(heads: int) -> int:
     """Queries, and keys, of a block: a power of two."""
-    scores, most = LARGEST.get(jax.default_backend(), ELSEWHERE)
+    scores, most = LARGEST.get(platform.name(), ELSEWHERE)
     side = 1 << (math.isqrt(scores // heads).bit_length() - 1)
     return min(max(side, SMALLEST), most)
 

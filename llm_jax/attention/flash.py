@@ -4,22 +4,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.attention import blockwise
+from llm_jax.attention import blockwise, platform, splash
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Variant, able
 
 
 def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax = PLAIN) -> Array:
-    """Returns [B, T, N, H] as `dense.attend` defines it: by cuDNN on a GPU, else `blockwise`.
+    """Returns [B, T, N, H] as `dense.attend`: cuDNN on a GPU, Pallas on a TPU, else `blockwise`.
 
-    cuDNN takes half precision, heads of a multiple of 8 up to 128, no cap, sinks or dropout.
+    cuDNN takes half precision, heads of a multiple of 8 up to 128, no cap, sinks or dropout; the
+    TPU's kernel rows of a multiple of 128, no bias or dropout.
     """
     H = query.shape[-1]
+    where = platform.name()
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
     plain = not softmax.asked - {"bias"} and value.shape[-1] == H
-    if jax.default_backend() == "gpu" and fits and plain:
+    if where == "gpu" and fits and plain:
         return fused(query, key, value, mask, softmax, "cudnn")
+    if where == "tpu" and platform.alone() and splash.fits(query, key, mask, softmax):
+        return splash.attend(query, key, value, mask, softmax)
     return blockwise.attend(query, key, value, mask, softmax)
 
 

@@ -1,16 +1,18 @@
-"""Attention where the mesh splits rows: each device its own queries, and all keys.
+"""Attention on a mesh: each device its own rows, queries and heads, and all of their keys.
 
-Everything else works on tokens one by one and needs no word; here a compiler left to itself
-would cut the blocks of queries across devices.
+Everything else works on tokens one by one and needs no word. Here a compiler left to itself would
+cut blocks of queries across devices, and cannot cut a kernel at all.
 """
 
 import dataclasses
 import math
+import operator
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.attention import Bias, Mask, Softmax, Variant
@@ -27,17 +29,19 @@ def attend(
 ) -> jax.Array:
     """Returns variant.attend(query [B, T, N, H], ...); keys are gathered where rows are split.
 
-    A kind with arrays of its own is left to the compiler.
+    A kind in which queries or heads do not each stand alone is left to the compiler; so is
+    dropout, unless rows are split, since the compiler's random numbers do not depend on the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axis = lambda name: nn.logical_to_mesh_axes((name,))[0]
     names = "batch", "length", "activation_heads", "activation_kv_heads"
     batch, length, heads, kv_heads = axes = list(map(axis, names))
-    own = key is None or any(isinstance(x, jax.Array) for x in options.values())
-    if mesh.empty or length is None or mesh.shape[length] == 1 or own:
-        return variant.attend(query, key, value, mask, softmax, **options)
-    sizes = *query.shape[:3], key.shape[2]
-    if any(size % _parts(mesh, axis) for size, axis in zip(sizes, axes, strict=True)):
+    parts = [_parts(mesh, axis) for axis in axes]
+    alone = "cache" in variant.supports and not variant.state
+    alone = alone and not any(isinstance(x, jax.Array) for x in options.values())
+    alone = alone and not (softmax.dropout and parts[1] == 1)
+    sizes = (*query.shape[:3], key.shape[2]) if alone else ()
+    if not alone or max(parts) == 1 or any(map(operator.mod, sizes, parts)):
         return variant.attend(query, key, value, mask, softmax, **options)
     keys = PartitionSpec(batch, None, kv_heads)
     present = lambda x, *spec: None if x is None else PartitionSpec(*spec)
@@ -45,7 +49,7 @@ def attend(
         mask,
         query_segments=present(mask.query_segments, batch, length),
         key_segments=present(mask.key_segments, batch),
-        query_offset=present(mask.query_offset),
+        query_offset=present(mask.query_offset, *[batch] * jnp.ndim(mask.query_offset)),
         prefix=present(mask.prefix, batch),
     )
     how = dataclasses.replace(
@@ -79,7 +83,8 @@ def _part(variant, options, length, query, key, value, mask, softmax):
         softmax = dataclasses.replace(
             softmax, dropout_key=jax.random.fold_in(softmax.dropout_key, device)
         )
-    start = jax.lax.axis_index(length) * query.shape[1]
-    if mask.causal or softmax.bias is not None:
-        mask = dataclasses.replace(mask, query_offset=start)
+    if length and mesh.shape[length] > 1 and (mask.causal or softmax.bias is not None):
+        start = jax.lax.axis_index(length) * query.shape[1]
+        before = 0 if mask.query_offset is None else mask.query_offset
+        mask = dataclasses.replace(mask, query_offset=before + start)
     return variant.attend(query, key, value, mask, softmax, **options)

@@ -6,7 +6,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 from ml_collections import ConfigDict
@@ -105,10 +104,7 @@ def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
         donate_argnums=0,
         out_shardings=(place, None),
     )
-    platform = setup.mesh.devices.flat[0].platform
-    # What is traced asks JAX where it will run; JAX answers with where it is running.
-    there = mock.patch.object(jax, "default_backend", lambda: platform)
-    with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh), there:
+    with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh):
         lowered = step.lower(state, batch)
         # The text is taken from a dump: jaxlib cannot parse all that a newer libtpu writes.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}

@@ -31,6 +31,10 @@ MODELS = {
     # 259 rows of the vocabulary divide over nothing.
     "odd": {"model.tie_embeddings": False, "model.activation": "swiglu"},
     "far": {"model.positions": "alibi", "model.attention": "blockwise,local", "model.window": 5},
+    # Kinds that are not a function of one query and its keys; dropout of weights.
+    "linked": {"model.attention": "bigbird,gated_linear", "model.positions": "learned",
+               "model.block": 4},
+    "dropped": {"model.attention_dropout": 0.2},
     "experts with room": {"model.num_experts": 4, "model.expert_capacity": 1.0},
     "experts for all": {"model.num_experts": 4, "model.activation": "swiglu"},
 }
@@ -82,6 +86,8 @@ def trained(tiny, batch):
         ("even", (4, 1, 2)),
         ("far", (2, 1, 1, 4)),
         ("far", (1, 2, 2, 2)),
+        ("linked", (2, 1, 2, 2)),
+        ("dropped", (2, 2, 2)),
         ("experts with room", (2, 1, 1, 1, 4)),
         ("experts with room", (1, 1, 2, 2, 2)),
         ("experts for all", (1, 2, 2, 1, 2)),

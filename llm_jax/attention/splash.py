@@ -1,0 +1,65 @@
+"""Exact attention on a TPU: JAX's Pallas kernel, with our masks and weights."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from llm_jax.attention.mask import Mask
+from llm_jax.attention.softmax import Softmax
+
+LANES = 128  # of a TPU's vector unit, the least side of a block
+LARGEST = 512
+
+
+def fits(query: Array, key: Array, mask: Mask, softmax: Softmax) -> bool:
+    """Whether the kernel can do it: whole blocks, nothing seen out of order, no bias."""
+    T, S = query.shape[1], key.shape[1]
+    structured = mask.whole and not (mask.chunk or mask.stride or mask.global_tokens)
+    plain = not softmax.asked & {"bias", "dropout"}
+    return structured and plain and T % LANES == S % LANES == 0 and (T == S or not mask.causal)
+
+
+def attend(
+    query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax, interpret: bool = False
+) -> Array:
+    """Returns [B, T, N, H] as `dense.attend`, of arrays for which `fits`.
+
+    interpret: run the kernel's steps one by one on any device, for tests.
+    """
+    scale = query.shape[-1] ** -0.5 if softmax.scale is None else softmax.scale
+    heads_first = lambda x: x.swapaxes(1, 2)
+    query, key, value = map(heads_first, (query * jnp.asarray(scale, query.dtype), key, value))
+    T, S, N = query.shape[2], key.shape[2], query.shape[1]
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([_visible(mask, T, S)] * N),
+        block_sizes=_blocks(T, S),
+        attn_logits_soft_cap=softmax.softcap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    segments = None
+    if mask.query_segments is not None:
+        segments = kernels.SegmentIds(mask.query_segments, mask.key_segments)
+    rows = jax.vmap(kernel, in_axes=(0, 0, 0, segments and 0, None))
+    return heads_first(rows(query, key, value, segments, softmax.sinks))
+
+
+def _visible(mask, T, S):
+    if mask.window:
+        ahead = 0 if mask.causal else mask.window - 1
+        return masks.LocalMask((T, S), (mask.window - 1, ahead), offset=0)
+    return masks.CausalMask((T, S)) if mask.causal else masks.FullMask((T, S))
+
+
+def _blocks(T, S):
+    """Tiles of as many queries and keys as divide the row."""
+    side = lambda n: next(b for b in (LARGEST, LARGEST // 2, LANES) if n % b == 0)
+    t, s = side(T), side(S)
+    return kernels.BlockSizes(
+        block_q=t, block_kv=s, block_q_dkv=t, block_kv_dkv=s, block_q_dq=t, block_kv_dq=s
+    )

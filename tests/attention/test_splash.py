@@ -1,0 +1,74 @@
+"""The TPU's kernel, run step by step, equals the dense reference; the choice of a kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.attention import Bias, Mask, Softmax, dense, platform, splash
+
+B, N, K, H = 2, 4, 2, 32
+SEGMENTS = jnp.array([[1] * 100 + [2] * 130 + [0] * 26, [1] * 256])
+CASES = {
+    "causal": (Mask(causal=True), Softmax(), 256, 256),
+    "all": (Mask(), Softmax(), 256, 256),
+    "cross": (Mask(SEGMENTS[:, :128], SEGMENTS), Softmax(), 128, 256),
+    "packed": (Mask(SEGMENTS, SEGMENTS, causal=True), Softmax(scale=0.3), 256, 256),
+    "window back": (Mask(causal=True, window=37), Softmax(), 256, 256),
+    "window around": (Mask(window=37), Softmax(), 256, 256),
+    "capped": (Mask(causal=True), Softmax(softcap=2.0), 256, 256),
+    "sinks": (Mask(causal=True), Softmax(sinks=jnp.arange(4.0)), 256, 256),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_equals_dense(name):
+    mask, softmax, T, S = CASES[name]
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+    arrays = draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H), softmax.sinks
+    assert splash.fits(*arrays[:2], mask, softmax)
+    away = draw(3, B, T, N, H)
+
+    def run(attend, **options):
+        def loss(query, key, value, sinks):
+            how = Softmax(sinks=sinks, scale=softmax.scale, softcap=softmax.softcap)
+            return jnp.sum(away * attend(query, key, value, mask, how, **options))
+
+        wanted = (0, 1, 2) if softmax.sinks is None else (0, 1, 2, 3)
+        return jax.jit(jax.value_and_grad(loss, wanted))(*arrays)
+
+    ours, expected = run(splash.attend, interpret=True), run(dense.attend)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "softmax", "T"),
+    [
+        (Mask(causal=True), Softmax(), 200),
+        (Mask(causal=True, query_offset=jnp.array(3)), Softmax(), 256),
+        (Mask(causal=True, chunk=16), Softmax(), 256),
+        (Mask(causal=True), Softmax(Bias(jnp.zeros((4, 511)))), 256),
+    ],
+)
+def test_what_the_kernel_cannot_do(mask, softmax, T):
+    query, key = jnp.zeros((B, T, N, H)), jnp.zeros((B, T, K, H))
+    assert not splash.fits(query, key, mask, softmax)
+
+
+def test_a_device_knows_that_it_is_alone():
+    assert platform.name() == "cpu" and platform.alone()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        found = {}
+
+        def inside(x):
+            found["inside"] = platform.alone()
+            return x
+
+        def outside(x):
+            found["outside"] = platform.alone()
+            return jax.shard_map(inside, out_specs=jax.P("data"), in_specs=jax.P("data"))(x)
+
+        jax.jit(outside).trace(jax.ShapeDtypeStruct((8,), jnp.float32))
+    assert found == {"outside": False, "inside": True}
