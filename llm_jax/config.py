@@ -98,6 +98,7 @@ def base() -> ConfigDict:
     m.generator_fraction = 0.0  # ELECTRA: a generator of this share of the width; 0: none
     m.dtype = "float32"  # of activations and matrix products; parameters are float32
     m.scan = True  # one compiled layer, looped: compile time does not grow with depth
+    m.pipeline_pieces = 0  # in which a batch goes through mesh.pipeline's stages; 0: as many
     m.remat = "none"  # none | full | dots
 
     o = c.objective = ConfigDict()
@@ -157,7 +158,8 @@ def base() -> ConfigDict:
 
     x = c.mesh = ConfigDict()
     x.data = -1  # -1: the rest of the devices
-    x.fsdp = 1
+    x.pipeline = 1  # layers, in stages; see model.pipeline_pieces
+    x.fsdp = 1  # the batch and each parameter
     x.tensor = 1  # heads, feed-forward and vocabulary
     x.context = 1  # positions of a row
     x.expert = 1  # experts; all else is split over it as over data
@@ -217,7 +219,7 @@ NOT_NEGATIVE = (
     "seed", "model.vocab_size", "model.num_decoder_layers", "model.num_kv_heads",
     "model.head_dim", "model.mlp_dim", "model.attention_softcap", "model.global_tokens",
     "model.random_blocks", "model.latent_query", "model.num_experts", "model.expert_capacity",
-    "model.router_balance", "model.router_z", "objective.z_loss",
+    "model.router_balance", "model.router_z", "model.pipeline_pieces", "objective.z_loss",
     "optimizer.learning_rate",
     "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.final_fraction",
     "optimizer.eps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.keep_best",

@@ -92,13 +92,19 @@ def batch():
         rng = np.random.default_rng(seed)
         shape = B, T = config.data.batch_size, config.model.max_length
         real = np.arange(T) < rng.integers(1, T + 1, (B, 1))
-        return {
+        rows = {
             "tokens": rng.integers(0, 256, shape, np.int32),
             "targets": rng.integers(0, 256, shape, np.int32),
             "weights": real.astype(np.float32),
             "segment_ids": real.astype(np.int32),
             "positions": np.broadcast_to(np.arange(T, dtype=np.int32), shape) * real,
         }
+        if config.model.kind != "encoder_decoder":
+            return rows
+        there = np.roll(real, 1, axis=0)
+        read = {"tokens": rng.integers(0, 256, shape, np.int32), "segment_ids": there.astype(int)}
+        read["positions"] = np.broadcast_to(np.arange(T, dtype=np.int32), shape) * there
+        return rows | {f"encoder_{name}": x for name, x in read.items()}
 
     return make
 

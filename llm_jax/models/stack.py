@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention import Bias, Mask
-from llm_jax.models import reversible
+from llm_jax.models import pipeline, reversible
 from llm_jax.models.attention import Attention
 from llm_jax.models.latent import attention_layer
 from llm_jax.models.layers import Mlp, Norm, annotate
@@ -140,6 +140,8 @@ class Stack(nn.Module):
             x = x.astype(jnp.float32), x.astype(jnp.float32)
             if not (self.is_initializing() or self.cache_length):
                 return self._merge(self._reversible(x, context, length, flags))
+        elif pipeline.stages() > 1 and not (self.is_initializing() or self.cache_length):
+            return self._pipeline(x, context, length, flags)
         if cfg.remat != "none":
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
         stacked = {"cache": 0, "losses": 0} | ({} if cfg.share_layers else {"params": 0})
@@ -156,17 +158,40 @@ class Stack(nn.Module):
         x, _ = scanned(cfg, flags, name="layers")(x, context)
         return self._merge(x) if cfg.reversible else x
 
-    def _reversible(self, streams, context, length, flags):
+    def _layers(self, length):
+        """Parameters and random keys of the layers, stacked."""
         params = nn.unbox(self.variables["params"]["layers"])
         if self.cfg.share_layers:
             params = jax.tree.map(lambda p: jnp.broadcast_to(p, (length, *p.shape)), params)
         key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
+        return params, jax.random.split(key, length)
+
+    def _pipeline(self, x, context, length, flags):
+        cfg = self.cfg
+        group = _Group(cfg, flags, parent=None)
+
+        def layer(params, key, x, rows):
+            inputs = {"params": params}, x, rows.replace(bias=context.bias)
+            (x, _), sown = group.apply(*inputs, rngs={"dropout": key}, mutable=["losses"])
+            return x, sown
+
+        if cfg.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[cfg.remat], prevent_cse=False)
+        pieces = cfg.pipeline_pieces or pipeline.stages()
+        rows = context.replace(bias=None)
+        x, sown = pipeline.run(layer, *self._layers(length), x, rows, pieces)
+        for name, value in sown.get("losses", {}).items():
+            self.put_variable("losses", name, value)
+        return x
+
+    def _reversible(self, streams, context, length, flags):
+        params, keys = self._layers(length)
         sublayers = []
         for name, kind, _ in _blocks(self.cfg):
             block = Block(self.cfg, kind, **flags, parent=None)
             for i in range(3 if self.cross else 2):
                 sublayers.append(partial(_sublayer, block, name, i))
-        return reversible.run(sublayers, params, streams, context, jax.random.split(key, length))
+        return reversible.run(sublayers, params, streams, context, keys)
 
     def _merge(self, streams):
         a, b = (x.astype(self.cfg.dtype) for x in streams)

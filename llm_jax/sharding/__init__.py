@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 
-AXES = ("data", "fsdp", "expert", "context", "tensor")
-BATCH = ("data", "fsdp", "expert")
+AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+BATCH = ("pipeline", "data", "fsdp", "expert")
 
 RULES = (
     ("batch", BATCH),
     ("expert_batch", ("data", "fsdp")),  # of what lies with its experts
     ("length", "context"),
-    ("layers", None),
+    ("layers", "pipeline"),
     # parameters
     ("vocab", "tensor"),
     ("embed", "fsdp"),
@@ -72,13 +72,16 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
 
 
 def _hybrid_mesh(shape: list[int], devices: list, slices: int) -> Mesh:
-    """A mesh over slices of TPUs: `data`, or else `fsdp`, goes over the slow network between."""
-    across = next((i for i, n in enumerate(shape[:2]) if n % slices == 0), None)
-    if across is None:
+    """A mesh over slices of TPUs, of which the first that divides goes over the slow network."""
+    outer = ("data", "pipeline", "fsdp")
+    sizes = {axis: shape[AXES.index(axis)] for axis in outer}
+    axis = next((axis for axis in outer if sizes[axis] % slices == 0), None)
+    if axis is None:
         raise ConfigError(
-            f"mesh.data={shape[0]}, mesh.fsdp={shape[1]}: one of them must be a multiple of the "
-            f"{slices} slices"
+            f"{', '.join(f'mesh.{a}={n}' for a, n in sizes.items())}: one of them must be a "
+            f"multiple of the {slices} slices"
         )
+    across = AXES.index(axis)
     between = [slices if i == across else 1 for i in range(len(shape))]
     within = [n // m for n, m in zip(shape, between, strict=True)]
     array = mesh_utils.create_hybrid_device_mesh(within, between, devices)
@@ -86,15 +89,17 @@ def _hybrid_mesh(shape: list[int], devices: list, slices: int) -> Mesh:
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a batch or heads that do not divide over the mesh, before anything compiles."""
-    parts, pieces = batch_shards(mesh), config.train.microbatches
+    """Refuses a batch, heads or layers that do not divide over the mesh, before compiling."""
+    _check_pipeline(config, mesh)
+    parts = batch_shards(mesh)
+    pieces = config.train.microbatches * _pieces(config, mesh) // mesh.shape["pipeline"]
     for key in ("batch_size", "ramp_start") if config.data.ramp_steps else ("batch_size",):
         size = config.data[key]
         if size % (parts * pieces):
             near = size // (parts * pieces) * parts * pieces
             raise ConfigError(
-                f"data.{key}={size}: must divide over mesh.data x mesh.fsdp x mesh.expert = "
-                f"{parts} in train.microbatches={pieces}; the nearest are "
+                f"data.{key}={size}: must divide over {' x '.join('mesh.' + a for a in BATCH)} = "
+                f"{parts} in {_named_pieces(config, mesh)}; the nearest are "
                 f"{f'{near} and ' if near else ''}{near + parts * pieces}"
             )
     for key, axis in (("max_length", "context"), ("num_experts", "expert")):
@@ -110,6 +115,42 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             raise ConfigError(
                 f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}"
             )
+
+
+def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses what cannot be cut in stages."""
+    model, stages = config.model, mesh.shape["pipeline"]
+    if stages == 1:
+        return
+    if model.reversible:
+        raise ConfigError(f"mesh.pipeline={stages}: reversible layers have no stages; set 1")
+    if model.pipeline_pieces % stages:
+        raise ConfigError(
+            f"model.pipeline_pieces={model.pipeline_pieces}: must be a multiple of "
+            f"mesh.pipeline={stages}, or 0"
+        )
+    group = math.lcm(
+        len(model.attention.split(",")), model.expert_every if model.num_experts else 1
+    )
+    depths = {"num_layers": "decoder", "num_decoder_layers": "encoder"}
+    for key in (key for key, without in depths.items() if model.kind != without):
+        if model[key] % (stages * group):
+            raise ConfigError(
+                f"model.{key}={model[key]}: must be a multiple of mesh.pipeline={stages}"
+                + (f" times {group}, the period of its blocks" if group > 1 else "")
+            )
+
+
+def _pieces(config, mesh):
+    """In how many pieces a batch goes through the stages."""
+    stages = mesh.shape["pipeline"]
+    return 1 if stages == 1 else config.model.pipeline_pieces or stages
+
+
+def _named_pieces(config, mesh):
+    named = f"train.microbatches={config.train.microbatches}"
+    pieces = _pieces(config, mesh)
+    return named if pieces == 1 else f"{named} of model.pipeline_pieces={pieces}"
 
 
 def batch_shards(mesh: Mesh) -> int:

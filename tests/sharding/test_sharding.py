@@ -30,13 +30,21 @@ MODELS = {
     },
     # 259 rows of the vocabulary divide over nothing.
     "odd": {"model.tie_embeddings": False, "model.activation": "swiglu"},
-    "far": {"model.positions": "alibi", "model.attention": "blockwise,local", "model.window": 5},
+    "far": {"model.num_layers": 4, "model.positions": "alibi", "model.window": 5,
+            "model.attention": "blockwise,local"},
     # Kinds that are not a function of one query and its keys; dropout of weights.
     "linked": {"model.attention": "bigbird,gated_linear", "model.positions": "learned",
                "model.block": 4},
     "dropped": {"model.attention_dropout": 0.2},
+    "deep": {"model.num_layers": 8, "model.attention": "dense,local", "model.window": 5,
+             "model.pipeline_pieces": 8, "model.remat": "full", "data.batch_size": 16},
+    "both": {"model.kind": "encoder_decoder", "model.positions": "relative",
+             "objective.name": "seq2seq"},
     "experts with room": {"model.num_experts": 4, "model.expert_capacity": 1.0},
     "experts for all": {"model.num_experts": 4, "model.activation": "swiglu"},
+    # A router's balance is of the tokens that it sees at a time, which stages change.
+    "experts unbalanced": {"model.num_experts": 4, "model.router_balance": 0.0,
+                           "model.router_z": 0.1},
 }
 
 
@@ -45,8 +53,9 @@ def trained(tiny, batch):
     """Returns (setup, losses, state) of a model on a mesh, after STEPS steps or those given."""
 
     @functools.cache
-    def train(model, data, fsdp, tensor, context=1, expert=1):
+    def train(model, data, fsdp, tensor, context=1, expert=1, pipeline=1):
         sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": context, "expert": expert}
+        sizes["pipeline"] = pipeline
         config = tiny(MODELS[model] | {f"mesh.{axis}": size for axis, size in sizes.items()})
         config.model = configs.resolve(config.model, 259)
         mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes.values())])
@@ -88,6 +97,11 @@ def trained(tiny, batch):
         ("far", (1, 2, 2, 2)),
         ("linked", (2, 1, 2, 2)),
         ("dropped", (2, 2, 2)),
+        ("odd", (2, 1, 1, 1, 1, 2)),
+        ("far", (1, 1, 2, 2, 1, 2)),
+        ("deep", (1, 2, 1, 1, 1, 4)),
+        ("both", (2, 1, 2, 1, 1, 2)),
+        ("experts unbalanced", (2, 1, 1, 1, 2, 2)),
         ("experts with room", (2, 1, 1, 1, 4)),
         ("experts with room", (1, 1, 2, 2, 2)),
         ("experts for all", (1, 2, 2, 1, 2)),
@@ -156,7 +170,7 @@ def mesh_of(data=-1, fsdp=1, tensor=1):
 
 
 def test_minus_one_is_the_rest():
-    others = {"expert": 1, "context": 1}
+    others = {"pipeline": 1, "expert": 1, "context": 1}
     assert dict(mesh_of()[0].shape) == {"data": 8, "fsdp": 1, "tensor": 1} | others
     assert dict(mesh_of(2, -1, 2)[0].shape) == {"data": 2, "fsdp": 2, "tensor": 2} | others
 
@@ -193,6 +207,23 @@ def test_batch_and_heads_must_divide(key, value, message):
         config.train.microbatches = 2
     with pytest.raises(ConfigError, match=message):
         sharding.check(config, mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.num_layers": 3}, "num_decoder_layers=3: must be a multiple of mesh.pipeline=2$"),
+        ({"model.attention": "dense,local"}, "multiple of mesh.pipeline=2 times 2, the period"),
+        ({"model.pipeline_pieces": 1}, "pipeline_pieces=1: must be a multiple of mesh.pipeline=2"),
+        ({"model.reversible": True}, "mesh.pipeline=2: reversible layers have no stages"),
+        ({"model.pipeline_pieces": 6}, "must divide over .* = 8 in .* of model.pipeline_pieces=6"),
+    ],
+)
+def test_layers_must_divide_into_stages(changes, message, tiny):
+    config = tiny({"mesh.data": 4, "mesh.pipeline": 2} | changes)
+    config.model = configs.resolve(config.model, 259)
+    with pytest.raises(ConfigError, match=message):
+        sharding.check(config, sharding.make_mesh(config.mesh))
 
 
 @pytest.mark.parametrize(

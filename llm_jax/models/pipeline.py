@@ -1,0 +1,111 @@
+"""Layers in stages on different devices, through which a batch goes in pieces (Huang 2018).
+
+All stages work at once, each on another piece: https://arxiv.org/abs/1811.06965, figure 2c. The
+stages are an axis of one array, so that the compiler sees a loop in which an array is shifted.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.models.layers import annotate
+
+# (parameters of a layer, random key, x [b, T, D], context of those rows) -> (x, what it sows).
+Layer = Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def stages() -> int:
+    """In how many parts the active mesh splits the axis 'layers'."""
+    mesh, axis = jax.sharding.get_abstract_mesh(), _axis()
+    return mesh.shape[axis] if axis and not mesh.empty else 1
+
+
+def run(
+    layer: Layer, params: Any, keys: jax.Array, x: jax.Array, context: Any, pieces: int
+) -> tuple[jax.Array, Any]:
+    """Returns x [B, T, D] after all layers, and each layer's mean of what it sows, stacked.
+
+    Args:
+      layer: one of them.
+      params: of the layers, stacked along axis 0.
+      keys: [layers] random keys; each piece has its own drawn from them.
+      x: input of the first layer.
+      context: a pytree of arrays whose axis 0 is that of x.
+      pieces: of the batch, a multiple of the number of stages; the share of time in which a stage
+        waits is (stages - 1) / (pieces + stages - 1).
+    """
+    S, axis = stages(), _axis()
+    share = pieces // S
+    # [S, share, b, ...], strided, so that each piece is spread over the mesh as the batch is. Each
+    # stage's devices keep their share of the pieces, before and after.
+    cut = lambda a: a.reshape(S, -1, share, *a.shape[1:]).swapaxes(1, 2)
+    params, keys = jax.tree.map(lambda p: p.reshape(S, -1, *p.shape[1:]), (params, keys))
+
+    def stage(params, keys, rows, piece):
+        """The layers of one stage, on the rows that it has."""
+        x, context = rows
+
+        def step(x, layer_and_key):
+            mine, key = layer_and_key
+            return layer(mine, jax.random.fold_in(key, piece), x, context)
+
+        x, sown = jax.lax.scan(step, x, (params, keys))
+        there = (piece >= 0) & (piece < pieces)
+        return (x, context), jax.tree.map(lambda s: jnp.where(there, s, 0), sown)
+
+    work = jax.vmap(stage, spmd_axis_name=axis)
+
+    def tick(carry, t):
+        waiting, rows = carry
+        column = t % share
+        next_up = jax.tree.map(lambda w: w[:, column], waiting)
+        # The first stage takes what waits there; all others what the one before has done.
+        rows = jax.tree.map(lambda r, n: _place(_first(n, jnp.roll(r, 1, axis=0))), rows, next_up)
+        rows, sown = work(params, keys, rows, t - jnp.arange(S))
+        # What waits moves up, and what the last stage has done takes the place that this frees.
+        freed = jax.tree.map(lambda n, r: _place(_last(r, jnp.roll(n, -1, axis=0))), next_up, rows)
+        waiting = jax.tree.map(lambda w, f: w.at[:, column].set(f), waiting, freed)
+        return (waiting, rows), sown
+
+    with nn.logical_axis_rules(_rules_within(axis)):
+        waiting = jax.tree.map(cut, (x, context))
+        start = waiting, jax.tree.map(lambda w: _place(w[:, 0]), waiting)
+        ticks = jnp.arange(pieces + S - 1)
+        ((done, _), _), sown = jax.lax.scan(tick, start, ticks)
+    # A piece ends in the row that it came from, S - 1 columns on.
+    y = jnp.roll(done, 1 - S, axis=1).swapaxes(1, 2).reshape(x.shape)
+    mean = lambda s: s.sum(0).reshape(-1, *s.shape[3:]) / pieces
+    return annotate(y, "batch", "length", "activation_embed"), jax.tree.map(mean, sown)
+
+
+def _axis():
+    """The mesh axis that 'layers' lies on."""
+    return nn.logical_to_mesh_axes(("layers",))[0]
+
+
+def _rules_within(axis):
+    """The rules of a single stage, where the batch is not also split over stages."""
+    drop = lambda axes: tuple(a for a in axes if a != axis) if isinstance(axes, tuple) else axes
+    return [(name, drop(axes)) for name, axes in nn.get_logical_axis_rules()]
+
+
+def _place(rows):
+    """Rows [stages, b, ...] each on their stage's devices."""
+    return annotate(rows, "layers", "batch", *[None] * (rows.ndim - 2))
+
+
+def _first(new, rows):
+    """`new` at the first stage, `rows` at all others; without a slice, which would gather."""
+    return jnp.where(_number(rows) == 0, new, rows)
+
+
+def _last(new, rows):
+    return jnp.where(_number(rows) == len(rows) - 1, new, rows)
+
+
+def _number(rows):
+    """The number of the stage, [S, 1, ...]."""
+    return jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
