@@ -97,9 +97,10 @@ def base() -> ConfigDict:
     m.num_classes = 0  # of a classifier over the pooled vector (next sentence: 2)
     m.generator_fraction = 0.0  # ELECTRA: a generator of this share of the width; 0: none
     m.dtype = "float32"  # of activations and matrix products; parameters are float32
+    m.quantize = "none"  # int8 | fp8: matrix products of projections and feed-forward, through qwix
     m.scan = True  # one compiled layer, looped: compile time does not grow with depth
     m.pipeline_pieces = 0  # in which a batch goes through mesh.pipeline's stages; 0: as many
-    m.remat = "none"  # none | full | dots
+    m.remat = "none"  # none | dots: keeps products | full: layers' inputs | offload: on the host
 
     o = c.objective = ConfigDict()
     o.name = "causal_lm"
@@ -193,7 +194,8 @@ CHOICES = {
     "model.init": ("normal", "fan_in"),
     "model.head": ("lm", "mlm", "detection", "none"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots"),
+    "model.remat": ("none", "full", "offload", "dots"),
+    "model.quantize": ("none", "int8", "fp8"),
     "tokenizer.name": (
         "bytes", "chars", "words", "bpe", "wordpiece", "file", "sentencepiece"
     ),
@@ -447,6 +449,13 @@ def _check_model(m: ConfigDict) -> None:
             f"model.num_experts={m.num_experts}: not with model.reversible={m.reversible} or "
             f"model.mlp_chunk={m.mlp_chunk}"
         )
+    if m.quantize != "none" and m.num_experts:
+        raise ConfigError(
+            f"model.quantize={m.quantize!r}: not with model.num_experts={m.num_experts}, whose "
+            "products it does not reach"
+        )
+    if m.quantize != "none" and importlib.util.find_spec("qwix") is None:
+        raise ConfigError(f"model.quantize={m.quantize!r}: needs `pip install qwix`")
     if m.num_experts and m.num_layers % math.lcm(len(pattern), m.expert_every):
         raise ConfigError(
             f"model.expert_every={m.expert_every}: must divide model.num_layers={m.num_layers}, "

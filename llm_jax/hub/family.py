@@ -110,8 +110,8 @@ SILENT = re.compile(
 )
 # Keys of config.model that may differ without making another function of the parameters.
 FREE = {
-    "dtype", "scan", "remat", "mlp_chunk", "init", "initializer_range", "scale_residual_init",
-    "dropout", "attention_dropout",
+    "dtype", "quantize", "scan", "remat", "pipeline_pieces", "mlp_chunk", "init",
+    "initializer_range", "scale_residual_init", "dropout", "attention_dropout",
 }  # fmt: skip
 SAME = {"dense", "flash"}  # attention that computes the same numbers
 ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}

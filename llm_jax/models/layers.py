@@ -4,7 +4,7 @@ Parameters are float32 and carry logical axis names; activations are in `cfg.dty
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -73,7 +73,7 @@ class Dense(nn.Module):
             nn.with_logical_partitioning(init, self.axes),
             (*self.inputs, *self.outputs),
         )
-        y = jax.lax.dot_general(
+        y = _product(self.cfg.quantize)(
             x.astype(dtype),
             kernel.astype(dtype),
             ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
@@ -83,6 +83,23 @@ class Dense(nn.Module):
             init = nn.with_logical_partitioning(start, self.axes[n:])
             y += self.param("bias", init, tuple(self.outputs)).astype(dtype)
         return y
+
+
+QUANTIZED = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
+
+
+def _product(quantize: str) -> Callable[..., jax.Array]:
+    """jax.lax.dot_general, or that of operands and gradients rounded channel by channel.
+
+    Formats of fp8: Micikevicius 2022, https://arxiv.org/abs/2209.05433, section 3.
+    """
+    if quantize == "none":
+        return jax.lax.dot_general
+    import qwix  # optional: only those who ask for it need it
+
+    forward, backward = QUANTIZED[quantize]
+    rule = qwix.QtRule(weight_qtype=forward, act_qtype=forward, bwd_qtype=backward)
+    return qwix.QtProvider([rule]).dot_general
 
 
 class Norm(nn.Module):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention import Bias, Mask
@@ -101,6 +102,7 @@ class _Group(nn.Module):
 
     @nn.compact
     def __call__(self, x, context):
+        x = checkpoint_name(x, "layer_input")
         for name, kind, experts in _blocks(self.cfg):
             x = Block(self.cfg, kind, experts, **self.flags, name=name)(x, context)
         return x, None
@@ -109,6 +111,12 @@ class _Group(nn.Module):
 REMAT = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

@@ -84,6 +84,7 @@ def figures(setup: Setup) -> dict[str, Any]:
         # What is donated is not there twice.
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
+        "host_bytes": memory.host_temp_size_in_bytes,
         "largest": [b._asdict() for b in program.largest(LARGEST)],
     }
     names = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")

@@ -27,6 +27,8 @@ def _memory(plan):
     for key, name in zip(held, names, strict=True):
         if plan.get(key) is not None:
             out.append(f"  {name:<16} {gigabytes(plan[key]):>12}")
+    if plan.get("host_bytes"):
+        out.append(f"  {'on the host':<16} {gigabytes(plan['host_bytes']):>12}")
     for buffer in plan.get("largest", []):
         out.append(f"    {gigabytes(buffer['bytes']):>10}  {buffer['shape']}  {buffer['made_by']}")
     return out

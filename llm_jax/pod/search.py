@@ -66,6 +66,7 @@ def line(found: dict[str, Any]) -> str:
 def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
     """Settings that divide devices, heads and batch."""
     m, batch = config.model, config.data.batch_size
+    count //= config.mesh.pipeline * config.mesh.context * config.mesh.expert
     for tensor, parts, remat in itertools.product(TENSOR, MICROBATCHES, REMAT):
         if count % tensor or m.num_heads % tensor or (m.num_kv_heads or m.num_heads) % tensor:
             continue

@@ -262,8 +262,8 @@ def flops_per_token(config: ConfigDict) -> float:
 
 
 def recomputed_flops_per_token(config: ConfigDict) -> float:
-    """FLOPs a token that full remat adds to them: the forward pass of all layers once more."""
-    if config.model.remat != "full" and not config.model.reversible:
+    """FLOPs a token that remat adds to them: the forward pass of all layers once more."""
+    if config.model.remat not in ("full", "offload") and not config.model.reversible:
         return 0.0  # "dots" keeps all products but attention's own
     layers = ConfigDict(config.model.to_dict())
     layers.head = "none"
