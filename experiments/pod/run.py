@@ -19,6 +19,16 @@ LLAMA = {"data.batch_size": 128, "model.max_length": 8192}
 CASES = {
     "llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA | {"train.microbatches": 2}),
     "llama-8b-whole-batch": ("llama.py:8b", "v5p:4x4x4", LLAMA),
+    "llama-8b-offload": ("llama.py:8b", "v5p:4x4x4", LLAMA | {"model.remat": "offload"}),
+    "llama-8b-pipeline": ("llama.py:8b", "v5p:4x4x4",
+                          LLAMA | {"mesh.pipeline": 4, "mesh.data": 1, "mesh.fsdp": 16,
+                                   "model.pipeline_pieces": 8}),
+    "llama-8b-two-slices": ("llama.py:8b", "v5p:4x4x4 x 2",
+                            LLAMA | {"data.batch_size": 256, "train.microbatches": 2,
+                                     "mesh.data": 2, "mesh.fsdp": 64}),
+    "mixtral-8x7b": ("mixtral.py:8x7b", "v5p:4x4x8",
+                     {"data.batch_size": 128, "mesh.data": 1, "mesh.expert": 8, "mesh.fsdp": 16,
+                      "model.max_length": 4096}),
     "t5-11b": ("t5.py:11b", "v5e:16x16", {"mesh.data": 1, "mesh.fsdp": 256, "model.remat": "full",
                                           "data.batch_size": 512, "model.attention": "flash"}),
     "bert-large": ("bert.py:large", "v5e:16x16", {"model.dtype": "bfloat16",
@@ -47,9 +57,8 @@ libtpu 0.0.52, same model, topology, tokens and remat, on a machine like this on
 {table}
 
 Step time and MFU are predictions and bounds: the longest of compute, HBM and network at the data
-sheets' rates. HBM traffic is a lower bound where a loop's turns depend on data (attention's, over
-the blocks that a causal mask leaves): it is counted once. Seconds of compiling are of two cores
-that other work shared; CPU seconds are the compiler's own.
+sheets' rates. HBM traffic counts what a kernel is given and returns once. Seconds of compiling
+are of two cores that other work shared; CPU seconds are the compiler's own.
 
 {notes}
 
@@ -64,7 +73,9 @@ Not run: {missing}.
 def plan(name: str) -> None:
     """Makes one plan by the command that a user would type, and keeps its JSON."""
     config, topology, keys = CASES[name]
+    topology, _, slices = topology.partition(" x ")
     command = ["launch.py", "plan", f"--config=configs/{config}", f"--topology={topology}"]
+    command += [f"--slices={slices}"] if slices else []
     command += [f"--config.{key}={value}" for key, value in keys.items()] + ["--json"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1) or not done.stdout:
@@ -76,12 +87,12 @@ def plan(name: str) -> None:
 def row(name: str, plan: dict) -> list[str]:
     """One plan in the table."""
     size = lambda key: f"{plan[key] / 1e9:.2f}" if plan.get(key) is not None else "-"
-    cells = [name, f"{plan['topology']} ({plan['devices']})"]
+    cells = [name, f"{plan['slices']} x {plan['topology']} ({plan['devices']})"]
     cells += [" ".join(f"{k}={v}" for k, v in plan["mesh"].items())]
     cells += [size("parameter_bytes"), size("optimizer_bytes"), size("argument_bytes")]
-    cells += [size("temp_bytes"), "yes" if plan["fits"] else "no"]
-    moved = f"{sum(plan['ici_bytes'].values()) / 1e9:.0f}" if "ici_bytes" in plan else "-"
-    cells += [moved]
+    cells += [size("temp_bytes"), size("host_bytes"), "yes" if plan["fits"] else "no"]
+    sent = lambda key: f"{sum(plan[key].values()) / 1e9:.1f}" if key in plan else "-"
+    cells += [sent("ici_bytes"), sent("dcn_bytes")]
     if "predicted_mfu" in plan:
         seconds = plan["predicted_step_seconds"]
         cells += [f"{seconds:.2f} s by {plan['bound_by']}", f"{plan['predicted_mfu']:.0%}"]
@@ -94,7 +105,7 @@ def notes(plans: dict) -> str:
     """What the table says, in words."""
     found = []
     whole = sum(PEER.values())
-    for name in ("llama-8b", "llama-8b-whole-batch"):
+    for name in ("llama-8b", "llama-8b-whole-batch", "llama-8b-offload"):
         if name in plans:
             ours = plans[name]["argument_bytes"] + plans[name]["temp_bytes"]
             found.append(f"- {name}: {ours / 1e9:.2f} GB, {ours / whole:.0%} of MaxText's "
@@ -112,7 +123,7 @@ def write() -> None:
     results = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
     plans = {name: result["plan"] for name, result in results.items()}
     header = ["case", "topology (devices)", "mesh", "parameters", "optimizer", "arguments",
-              "temporaries", "fits", "ICI GB a step", "step at least", "MFU at most",
+              "temporaries", "on the host", "fits", "ICI GB a step", "DCN GB a step", "step at least", "MFU at most",
               "compiled in"]  # fmt: skip
     commands = [result["plan_command"] for result in results.values()]
     sources = [
