@@ -123,8 +123,8 @@ def write() -> None:
     results = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
     plans = {name: result["plan"] for name, result in results.items()}
     header = ["case", "topology (devices)", "mesh", "parameters", "optimizer", "arguments",
-              "temporaries", "on the host", "fits", "ICI GB a step", "DCN GB a step", "step at least", "MFU at most",
-              "compiled in"]  # fmt: skip
+              "temporaries", "on the host", "fits", "ICI GB a step", "DCN GB a step",
+              "step at least", "MFU at most", "compiled in"]  # fmt: skip
     commands = [result["plan_command"] for result in results.values()]
     sources = [
         f"{name}: commit {r['commit']}, {r['time']}, {r['hardware']}, jax {r['versions']['jax']}, "
