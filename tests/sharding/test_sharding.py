@@ -102,6 +102,7 @@ def trained(tiny, batch):
         ("deep", (1, 2, 1, 1, 1, 4)),
         ("both", (2, 1, 2, 1, 1, 2)),
         ("experts unbalanced", (2, 1, 1, 1, 2, 2)),
+        ("experts unbalanced", (1, 1, 1, 2, 2, 2)),
         ("experts with room", (2, 1, 1, 1, 4)),
         ("experts with room", (1, 1, 2, 2, 2)),
         ("experts for all", (1, 2, 2, 1, 2)),
