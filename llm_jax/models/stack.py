@@ -188,8 +188,8 @@ class Stack(nn.Module):
         pieces = cfg.pipeline_pieces or pipeline.stages()
         rows = context.replace(bias=None)
         x, sown = pipeline.run(layer, *self._layers(length), x, rows, pieces)
-        for name, value in sown.get("losses", {}).items():
-            self.put_variable("losses", name, value)
+        if "losses" in sown and self.is_mutable_collection("losses"):
+            self.put_variable("losses", "layers", sown["losses"])
         return x
 
     def _reversible(self, streams, context, length, flags):

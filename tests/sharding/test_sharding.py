@@ -14,7 +14,7 @@ from llm_jax.config import ConfigError
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.run import Setup
-from llm_jax.train.state import make_train_step
+from llm_jax.train.state import make_eval_step, make_train_step
 
 STEPS = 4
 
@@ -114,6 +114,18 @@ def test_the_same_losses_as_one_device(model, mesh, trained):
     _, losses, _ = trained(model, *mesh)
     assert len(set(losses)) == STEPS
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 2, 1, 1, 2), (1, 1, 1, 2, 2, 2)], ids=str)
+def test_the_same_evaluation_as_one_device(mesh, trained, batch):
+    found = []
+    for sizes in ((1, 1, 1), mesh):
+        setup, _, state = trained("experts unbalanced", *sizes)
+        step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
+        with sharding.activate(setup.mesh):
+            sums, _ = step(state.params, sharding.put(batch(setup.config, 0), setup.mesh))
+        found.append(float(sums["loss"]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
 def layer(tree):
