@@ -5,6 +5,8 @@ python launch.py train --config=configs/ablations/tasks.py:recall --workdir=runs
 python launch.py eval --workdir=runs/recall
 
 recall: multi-query associative recall (Zoology, Arora 2023), 3 pairs and 3 queries.
+mqar: the same, 8 pairs and 24 queries; asked again and again, so that nothing is told by which
+    keys were not asked yet, and three times as many answers a row are learned from.
 induction: what followed the marker? (Olsson 2022; Gu & Dao 2023), length 64.
 selective_copy: 4 words among noise, then in order (Gu & Dao 2023), length 24.
 listops: nested MIN, MAX, MED, SM (Nangia & Bowman 2018; Tay 2020), at most 18 words, 3 levels.
@@ -14,12 +16,17 @@ examples: recall 0.998 after 300 steps, induction 1.000 after 300, selective_cop
 0.66 (most frequent answer: 0.11) after 500; each within two minutes on a busy two-core CPU.
 Of 4 pairs, 500 steps of 64 rows learn only which values are left, 0.52.
 
+Kinds of attention against one another, 3 seeds each, with rotary positions, which all of them can
+have; experiments/attention_tasks has the outcome:
+    python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/tasks/mqar
+
 For longer examples than those trained on, which ALiBi can read:
     --config.model.max_length=256 --config.data.test='task:induction?vocab=16&length=256'
 and then eval with --split=test. llm_jax/data/tasks.py has every option and the published values.
 """
 
 from llm_jax.config import base
+from llm_jax.sweep import Sweep
 
 # What to learn, the length of a row, rows a step, steps.
 VARIANTS = {
@@ -27,13 +34,22 @@ VARIANTS = {
     "induction": ("vocab=16&length=64", 64, 64, 300),
     "selective_copy": ("tokens=4&vocab=16&length=24", 24, 128, 500),
     "listops": ("min_length=4&length=18&depth=3&args=4", 20, 128, 500),
+    "mqar": ("pairs=8&queries=24&vocab=32&length=64", 64, 64, 450),
 }
+KINDS = {
+    "softmax": {"model.attention": "flash"},
+    "window 8": {"model.attention": "local", "model.window": 8},
+    "linear": {"model.attention": "linear"},
+    "gated linear": {"model.attention": "gated_linear"},
+    "delta": {"model.attention": "delta"},
+}
+SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is what all of them can do
 
 
 def get_config(variant="recall"):
     options, length, rows, steps = VARIANTS[variant]
     c = base()
-    c.data.train = f"task:{variant}?{options}"
+    c.data.train = f"task:{'recall' if variant == 'mqar' else variant}?{options}"
     c.data.batch_size = rows
     c.objective.name = "completion"
     c.tokenizer.name = "words"
@@ -55,3 +71,8 @@ def get_config(variant="recall"):
     c.eval.max_batches = 0
     c.checkpoint.every = 1000
     return c
+
+
+def get_sweep(variant="recall"):
+    kinds = {name: SAME | keys for name, keys in KINDS.items()}
+    return Sweep(axes=(kinds,), lengths=(), reaches=())
