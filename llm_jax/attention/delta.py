@@ -96,7 +96,7 @@ def _unit(x):
 VARIANT = Variant(
     attend,
     supports=able("causal packing cache grouped"),
-    flops=lambda T, S, N, H: 4 * T * N * H * (H + recurrent.CHUNK),
+    flops=lambda T, S, N, H: T * N * H * (6 * H + 7 * min(T, recurrent.CHUNK)),
     memory=lambda T, S, N, H: T * N * H,
     source="Yang et al. 2025, https://arxiv.org/abs/2412.06464",
     weights=lambda N, K, H: {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.recurrent import repeat, sum_of_products
+from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
@@ -53,7 +53,7 @@ def head_norm(y: Array, scale: Array) -> Array:
 VARIANT = Variant(
     attend,
     supports=able("causal packing cache grouped"),
-    flops=lambda T, S, N, H: 4 * T * N * H * H,
+    flops=lambda T, S, N, H: 4 * T * N * H * (H + min(T, CHUNK)),
     memory=lambda T, S, N, H: T * N * H,
     source="Yang et al. 2024, https://arxiv.org/abs/2312.06635",
     weights=lambda N, K, H: {"norm": Weight((H,), ("kv",), jax.nn.initializers.ones)},

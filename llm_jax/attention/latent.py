@@ -50,10 +50,8 @@ def attend(
 VARIANT = Variant(
     attend,
     supports=able("- grouped cross"),
-    flops=lambda T, S, N, H, latent_kv, latent_rotary: (
-        T * S * N * (4 * H + 2 * latent_rotary) + 4 * S * latent_kv * N * H
-    ),
-    memory=lambda T, S, N, H, latent_kv, latent_rotary: T * N + 2 * S * N * H,
+    flops=lambda T, S, N, H, latent_rotary: T * S * N * (4 * H + 2 * latent_rotary),
+    memory=lambda T, S, N, H, latent_rotary: T * N + 2 * S * N * H,
     source="DeepSeek-AI 2024, https://arxiv.org/abs/2405.04434, section 2.1",
-    reads=("latent_kv", "latent_rotary"),
+    reads=("latent_rotary",),
 )

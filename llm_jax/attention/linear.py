@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.recurrent import repeat, sum_of_products
+from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Variant, able
 
@@ -114,7 +114,7 @@ def _state(N, K, H, random_features=None):
 VARIANT = Variant(
     attend,
     supports=able("causal bidirectional packing cache grouped"),
-    flops=lambda T, S, N, H: 4 * T * N * H * H,
+    flops=lambda T, S, N, H: 4 * T * N * H * (H + min(T, CHUNK)),
     memory=lambda T, S, N, H: T * N * H,
     source="Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236",
     state=_state,
@@ -122,7 +122,9 @@ VARIANT = Variant(
 PERFORMER = Variant(
     attend_performer,
     supports=VARIANT.supports,
-    flops=lambda T, S, N, H, random_features: 8 * T * N * H * random_features,
+    flops=lambda T, S, N, H, random_features: (
+        T * N * (8 * H * random_features + 2 * min(T, CHUNK) * (H + random_features))
+    ),
     memory=lambda T, S, N, H, random_features: 2 * T * N * random_features,
     source="Choromanski et al. 2021, https://arxiv.org/abs/2009.14794",
     reads=("random_features",),

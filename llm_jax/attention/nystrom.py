@@ -83,7 +83,9 @@ def _convolve(value, kernel):
 VARIANT = Variant(
     attend,
     supports=able("bidirectional grouped softcap sinks dropout"),
-    flops=lambda T, S, N, H, landmarks: 8 * T * landmarks * N * H,
+    flops=lambda T, S, N, H, landmarks: (
+        N * (2 * T * H * (4 * landmarks + KERNEL) + 4 * landmarks**2 * (H + 2 * STEPS * landmarks))
+    ),
     memory=lambda T, S, N, H, landmarks: 3 * T * landmarks * N,
     source="Xiong et al. 2021, https://arxiv.org/abs/2102.03902",
     reads=("landmarks",),

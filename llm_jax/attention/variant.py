@@ -45,7 +45,8 @@ class Variant:
       attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, softmax, **options)
         -> [B,T,N,H].
       supports: names of ABILITIES.
-      flops: (T, S, N, H, **reads) -> operations of one sequence's forward pass, nothing masked.
+      flops: (T, S, N, H, **reads) -> operations of one sequence's forward pass, nothing masked;
+        without the layer's matrices, which models/flops.py counts by their shapes.
       memory: (T, S, N, H, **reads) -> numbers one sequence keeps for the backward pass, beyond
         query, key, value and output.
       source: where it comes from.
