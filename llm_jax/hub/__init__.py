@@ -114,7 +114,9 @@ def family_of(model: ConfigDict) -> str:
     """
     model = configs.resolve(model, 0)
     wrong = {name: differences(family, model) for name, family in FAMILIES.items()}
-    nearest = min(wrong, key=lambda name: len(wrong[name]))
+    # What cannot even be written down is compared no further, so that its list is short.
+    differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
+    nearest = min(wrong, key=lambda name: (bool(wrong[name]), differ(name), len(wrong[name])))
     if wrong[nearest]:
         raise ConfigError(
             f"no Hugging Face family is this model; the nearest is {nearest}, but "

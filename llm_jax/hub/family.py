@@ -113,7 +113,10 @@ FREE = {
     "dtype", "quantize", "scan", "remat", "pipeline_pieces", "mlp_chunk", "init",
     "initializer_range", "scale_residual_init", "dropout", "attention_dropout",
 }  # fmt: skip
-SAME = {"dense", "flash"}  # attention that computes the same numbers
+SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
+# What these do not read, and what a feed-forward layer without experts does not.
+OF_KINDS = ("window", "stride", "global_tokens", "block", "random_", "landmarks", "latent_", "lsh_")
+OF_EXPERTS = ("expert", "router_")
 ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}
 
 
@@ -244,7 +247,8 @@ def _free(key: str, model: ConfigDict) -> bool:
     if key == "attention":
         return plain
     unused = [start for kind, start in ONLY_WITH.items() if model.positions != kind]
-    unused += ["window", "lsh_"] if plain else []
+    unused += OF_KINDS if plain else ()
+    unused += () if model.num_experts else OF_EXPERTS
     return key in FREE or key.startswith(tuple(unused))
 
 

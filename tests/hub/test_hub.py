@@ -1,6 +1,7 @@
 """Hugging Face folders written and read back, whole, in shards, and wrong in every way."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llm_jax import config as configs
-from llm_jax import hub
+from llm_jax import hub, models
 from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.hub.families import FAMILIES
@@ -264,21 +265,61 @@ def test_llama3_frequencies_other_than_published(tmp_path):
         hub.load(about(tmp_path / "hf", rope_parameters=rope | {"high_freq_factor": 8.0}))
 
 
+YARN = {"rotary_scaling": "yarn", "rotary_original_length": 6}
+
+
 @pytest.mark.parametrize(
-    "changes, key",
+    "family, changes, key",
     [
-        ({"positions": "alibi"}, "positions"),
-        ({"attention": "local"}, "attention"),
-        ({"use_bias": False}, "no place|use_bias"),
-        ({"num_kv_heads": 2}, "num_kv_heads"),
-        ({"kind": "encoder"}, "kind"),
+        ("gpt2", {"positions": "alibi"}, "model.positions='alibi'"),
+        ("gpt2", {"use_bias": False}, "no place|use_bias"),
+        ("gpt2", {"num_kv_heads": 2}, "model.num_kv_heads=2"),
+        ("gpt2", {"kind": "encoder"}, "kind"),
+        ("llama", YARN, "model.rotary_scaling='yarn'"),
+        ("llama", {"num_experts": 2}, "model.num_experts=2"),
+        *(
+            (family, changes, re.escape("model.{}={!r}".format(*next(iter(changes.items())))))
+            for family in ("gpt2", "llama")
+            for changes in (
+                {"attention": "local"},
+                {"attention": "dense,local"},
+                {"attention": "sigmoid"},
+                {"attention": "latent", "num_kv_heads": 4, "latent_kv": 8, "latent_rotary": 2},
+                {"attention_sinks": True},
+                {"attention_softcap": 30.0},
+                {"attention_scale": 0.5},
+                {"qk_norm": True},
+                {"output_gate": True},
+                {"num_experts": 2, "router_z": 0.1},
+            )
+        ),
     ],
 )
-def test_models_that_no_family_has(changes, key, tmp_path):
-    model, params = make(changes)
-    with pytest.raises(ConfigError, match=key):
-        hub.save(model, params, None, tmp_path / "hf")
+def test_models_that_no_family_has(family, changes, key, tmp_path):
+    model, params = make(MODELS[family] | changes)
+    for named in (None, family):
+        with pytest.raises(ConfigError, match=key):
+            hub.save(model, params, None, tmp_path / "hf", named)
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": "flash"},
+        {"attention": "blockwise", "window": 3, "latent_kv": 8, "lsh_hashes": 2, "stride": 2},
+        {"attention": "dense,flash,blockwise", "experts_per_token": 1, "router_z": 0.1},
+    ],
+)
+def test_exact_attention_by_another_route_is_saved_as_itself(family, changes, tmp_path):
+    model, params = make(MODELS[family] | changes)
+    assert hub.save(model, params, None, tmp_path / "hf") == family
+    found, again, _ = hub.load(tmp_path / "hf")
+    batch = {"tokens": np.arange(12)[None]}
+    run = lambda model, params: models.build(model).apply({"params": params}, batch)
+    ours, theirs = models.logits(run(model, params)), models.logits(run(found, again))
+    np.testing.assert_allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())
 
 
 def test_family_by_name(tmp_path):
