@@ -17,23 +17,33 @@ FIT_FROM = 2048  # tokens: below, what does not grow with the length still shows
 
 
 class Heading(NamedTuple):
+    """A title of the second level."""
+
     text: str
 
 
 class Text(NamedTuple):
+    """A paragraph."""
+
     text: str
 
 
 class Code(NamedTuple):
+    """Lines as they stand."""
+
     text: str
 
 
 class Table(NamedTuple):
+    """Rows of cells under a header, all of them text as shown."""
+
     header: list[str]
     rows: list[list[str]]
 
 
 class Picture(NamedTuple):
+    """A figure and what is written below it."""
+
     name: str  # of a file in report/
     text: str
 
