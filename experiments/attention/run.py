@@ -62,7 +62,8 @@ Three seeds resolve little: where an interval holds zero, or Holm's p is not sma
 shown, and a spread between seeds as wide as the gated linear kind's says that its training is not
 stable at this rate. Beyond the length of training rotary positions fail softmax kinds that see all,
 as is known; what sees only what is near goes on as before. Tokens a second were logged while other
-work shared the machine: orders of magnitude. The bytes are XLA's own account.
+work shared the machine: orders of magnitude. FLOPs are counted by the commit that wrote the report,
+not by the one that trained. The bytes are XLA's own account.
 
 """
 
