@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.attention import dense
+from llm_jax.attention import blockwise, dense
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Variant, able
@@ -25,7 +25,7 @@ def attend(
     Queries are taken in blocks of `window`: each sees keys of its own block, of the one before
     and, without causality, of the one after (the "local" of Child 2019, section 4, and the
     "locally banded" layers of Brown 2020, section 2.1). A prefix and a cache, which need all
-    keys, go to `dense.attend`. Arguments are its own, and
+    keys, go to `blockwise.attend`. Arguments are its own, and
 
       window: keys a query sees back, itself included; None: mask.window.
     """
@@ -53,7 +53,7 @@ def attend_chunked(
 
 def _attend(query, key, value, mask, softmax, size):
     if size is None or not mask.whole or key.shape[1] != query.shape[1]:
-        return dense.attend(query, key, value, mask, softmax)
+        return blockwise.attend(query, key, value, mask, softmax)
     return banded(query, key, value, mask, softmax, size)
 
 

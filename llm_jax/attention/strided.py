@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.attention import blockwise, dense, local
+from llm_jax.attention import blockwise, local
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.softmax import PLAIN, Softmax
@@ -47,7 +47,7 @@ def _attend(query, key, value, mask, softmax, stride, window):
     if not mask.whole or T != S or T <= stride:
         span = window and window * stride
         mask = dataclasses.replace(mask, stride=stride, window=span or mask.window)
-        return dense.attend(query, key, value, mask, softmax)
+        return blockwise.attend(query, key, value, mask, softmax)
     count = -(-T // stride)
     pad = count * stride - T
     segments = mask.query_segments
