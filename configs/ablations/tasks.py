@@ -5,8 +5,8 @@ python launch.py train --config=configs/ablations/tasks.py:recall --workdir=runs
 python launch.py eval --workdir=runs/recall
 
 recall: multi-query associative recall (Zoology, Arora 2023), 3 pairs and 3 queries.
-mqar: the same, 8 pairs and 24 queries; asked again and again, so that nothing is told by which
-    keys were not asked yet, and three times as many answers a row are learned from.
+mqar: the same, 8 pairs and 24 queries: with fewer answers a row to learn from, as many steps
+    learn nothing of 8 pairs but which values there are (experiments/attention_tasks).
 induction: what followed the marker? (Olsson 2022; Gu & Dao 2023), length 64.
 selective_copy: 4 words among noise, then in order (Gu & Dao 2023), length 24.
 listops: nested MIN, MAX, MED, SM (Nangia & Bowman 2018; Tay 2020), at most 18 words, 3 levels.

@@ -63,7 +63,8 @@ shown, and a spread between seeds as wide as the gated linear kind's says that i
 stable at this rate. Beyond the length of training rotary positions fail softmax kinds that see all,
 as is known; what sees only what is near goes on as before. Tokens a second were logged while other
 work shared the machine: orders of magnitude. FLOPs are counted by the commit that wrote the report,
-not by the one that trained. The bytes are XLA's own account.
+not by the one that trained; the delta rule was measured while LAPACK solved its triangular system,
+which products do since. The bytes are XLA's own account.
 
 """
 

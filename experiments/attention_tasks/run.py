@@ -1,0 +1,161 @@
+"""Takes in sweeps over synthetic tasks, and writes README.md from what it took.
+
+python experiments/attention_tasks/run.py runs/tasks/*     # or without folders: README.md alone
+python experiments/attention_tasks/run.py --single runs/a runs/b     # for the last table
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent.parent))
+
+from llm_jax import record  # noqa: E402
+from llm_jax.data import tasks  # noqa: E402
+from llm_jax.sweep import results  # noqa: E402
+from llm_jax.train import metrics  # noqa: E402
+
+TEXT = """# Attention on tasks made to tell its kinds apart
+
+**Claim.** On tasks whose answer stands somewhere in the row, kinds of attention differ for reasons
+that are known beforehand. **How**, for each task (configs/ablations/tasks.py has them all):
+
+```
+python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/tasks/mqar
+python experiments/attention_tasks/run.py runs/tasks/*
+```
+
+Two layers, 64 wide, two heads of 32, rotary positions in all; one learning rate, chosen so that
+softmax learns. Accuracy counts answers alone, over 1,000 held-out examples after the last step;
+*guess* is what naming any of the words that it could be gives. Differences to softmax are paired by
+seed, ± half of their 95 % interval; Holm's p is corrected within a task.
+
+What was to be expected: a window of w sees 2 (w - 1) tokens back through two layers, in recall the
+keys that were asked a moment ago, and guesses beyond. Linear kinds hold what they have read in a
+state of fixed size: adding alone blurs it (Arora 2023, https://arxiv.org/abs/2312.04927), a decay
+forgets it, and the delta rule corrects what stands under a key (Yang 2025,
+https://arxiv.org/abs/2412.06464). Four words to copy fit into any state. Few seeds and one learning
+rate for all: what a kind does not learn here, it may yet learn with another, or with more steps.
+The delta kind's runs are of, or went on at, a later commit than the others', which solves its
+triangular system by products: with LAPACK's solve one of them stood still.
+This file is written by run.py, from results/.
+
+"""
+
+SINGLES = """## Why so many queries
+
+As published, no key is asked twice. What is left to ask can then be told without looking a key up;
+more queries than pairs are drawn independently, which takes that away. It is the number of answers
+in a row that decides, as these runs say, which differ in the task alone."""
+
+
+def take(folder: Path) -> None:
+    """Writes results/TASK.json from a sweep's folder: accuracy by variant, seed and step."""
+    plan = results.read_plan(folder)
+    accuracy: dict[str, dict[int, list]] = {label: {} for label in plan["variants"]}
+    for run in results.runs(plan, folder):
+        if run.state() == "finished":
+            rows = [row for row in run.rows() if row.get("eval_accuracy") is not None]
+            accuracy[run.label][run.seed] = [[row["step"], row["eval_accuracy"]] for row in rows]
+    record.write(
+        HERE / "results" / f"{plan['spec'].partition(':')[2]}.json",
+        begun=plan["begun"],
+        spec=plan["spec"],
+        overrides=plan["overrides"],
+        seeds=plan["seeds"],
+        baseline=plan["baseline"],
+        data={label: v["config"]["data"] for label, v in plan["variants"].items()},
+        train={label: v["config"]["train"] for label, v in plan["variants"].items()},
+        parameters={label: v["parameters"] for label, v in plan["variants"].items()},
+        accuracy=accuracy,
+    )
+
+
+def with_error(value: float, error: float, sign: str = "") -> str:
+    """The error only where there is one: a single seed has none."""
+    return f"{value:{sign}.3f}" + (f" ± {error:.3f}" if error == error else "")
+
+
+def section(found: dict) -> str:
+    """A task's table of the accuracies at the last step."""
+    base, last = found["baseline"], {}
+    for label, seeds in found["accuracy"].items():
+        last[label] = {seed: points[-1][1] for seed, points in seeds.items()}
+    tests = {k: results.paired(v, last[base]) for k, v in last.items() if k != base}
+    holm = results.holm({label: test.p for label, test in tests.items() if test})
+    rows = []
+    for label, values in last.items():
+        test, each = tests.get(label), list(values.values())
+        rows.append([
+            label,
+            f"{found['parameters'][label]:,}",
+            ", ".join(f"{x:.3f}" for x in each) or "–",
+            with_error(np.mean(each), results.standard_error(each)) if each else "–",
+            "baseline" if label == base else
+            with_error(test.mean, test.half_width, "+") if test else "–",
+            f"{holm[label]:.2g}" if label in holm else "–",
+        ])  # fmt: skip
+    header = ["", "parameters", "accuracy of each seed", "mean ± standard error",
+              f"minus {base}", "Holm's p"]  # fmt: skip
+    spec, train = found["data"][base]["train"], found["train"][base]
+    task = tasks.parse(spec, "data.train")
+    begun, rows_a_step = found["begun"], found["data"][base]["batch_size"]
+    finished = sum(map(len, last.values()))
+    return (
+        f"## {type(task).__name__}: `{spec}`\n\n{record.table(header, rows)}\n\n"
+        f"Guess: {1 / getattr(task, 'pairs', task.vocab):.3f}. {train['steps']} steps of "
+        f"{rows_a_step} rows; {finished} of {found['seeds'] * len(last)} runs are finished. Begun "
+        f"{begun['time']}; commit {begun['commit']}; jax {begun['versions']['jax']}; "
+        f"{begun['hardware']}.\n"
+    )
+
+
+def take_single(folders: list[Path]) -> None:
+    """Writes results/single/runs.json of runs that differ in data.train alone."""
+    found = []
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        same = {name: part for name, part in config.items() if name not in ("eval", "checkpoint")}
+        task = same["data"].pop("train")
+        found.append({"task": task, "same": same, "row": metrics.read(folder)[-1]})
+    assert all(run["same"] == found[0]["same"] for run in found)
+    record.write(HERE / "results" / "single" / "runs.json", runs=found)
+
+
+def singles(found: dict) -> str:
+    """A table of what softmax attention learns of as many pairs, by how they are asked."""
+    guess = lambda r: 1 / tasks.parse(r["task"], "data.train").pairs
+    rows = [
+        [f"`{r['task']}`", f"{r['row']['eval_accuracy']:.3f}", f"{guess(r):.3f}"]
+        for r in found["runs"]
+    ]
+    steps = {r["row"]["step"] for r in found["runs"]}
+    return (
+        f"{SINGLES}\n\n{record.table(['softmax, one seed', 'accuracy', 'guess'], rows)}\n\nAfter "
+        f"{', '.join(map(str, steps))} steps. Taken in {found['time']}, commit {found['commit']}; "
+        f"jax {found['versions']['jax']}; {found['hardware']}.\n"
+    )
+
+
+def main() -> None:
+    """Takes in the folders named, and rewrites README.md."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folders", nargs="*", type=Path, help="sweeps' folders, or runs'")
+    parser.add_argument("--single", action="store_true", help="the folders are of single runs")
+    args = parser.parse_args()
+    if args.single:
+        take_single(args.folders)
+    else:
+        for folder in args.folders:
+            take(folder)
+    read = lambda pattern: [json.loads(f.read_text()) for f in sorted(HERE.glob(pattern))]
+    parts = [*map(section, read("results/*.json")), *map(singles, read("results/single/*.json"))]
+    (HERE / "README.md").write_text(TEXT + "\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
