@@ -29,10 +29,10 @@ python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/t
 python experiments/attention_tasks/run.py runs/tasks/*
 ```
 
-Two layers, 64 wide, two heads of 32, rotary positions in all; one learning rate, at
-which softmax learned with the first seed. Accuracy counts answers alone, over 1,000 held-out examples after the last step;
-*guess* is what naming any of the words that it could be gives. Differences to softmax are paired by
-seed, ± half of their 95 % interval; Holm's p is corrected within a task.
+Two layers, 64 wide, two heads of 32, rotary positions in all; one learning rate, at which softmax
+learned with the first seed. Accuracy counts answers alone, over 1,000 held-out examples after the
+last step; *guess* is what naming any of the words that it could be gives. Differences to softmax
+are paired by seed, ± half of their 95 % interval; Holm's p is corrected within a task.
 
 What was to be expected: a window of w sees 2 (w - 1) tokens back through two layers, in recall the
 keys that were asked a moment ago, and guesses beyond. Linear kinds hold what they have read in a
