@@ -5,7 +5,9 @@ Looked for in this order; one process, or none of these, is a run like any other
   LLM_JAX_COORDINATOR (host:port), LLM_JAX_NUM_PROCESSES, LLM_JAX_PROCESS_ID
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
   Slurm: a step's SLURM_PROCID, SLURM_NTASKS and node list, so what `srun` starts
-  TPU: TPU_WORKER_HOSTNAMES and TPU_WORKER_ID (GKE), else the TPU VM's metadata server
+  TPU: TPU_WORKER_HOSTNAMES and TPU_WORKER_ID (GKE), else the TPU VM's metadata server; of several
+    slices also MEGASCALE_NUM_SLICES, MEGASCALE_SLICE_ID and MEGASCALE_COORDINATOR_ADDRESS, of
+    which process 0's host is
 
 A process that dies is missed after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too.
 """
@@ -58,12 +60,15 @@ def find(environ: Mapping[str, str], metadata: Callable[[str], str] | None = Non
             return _checked(environ, *names, _address(environ, names[0]))
     if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
         return _slurm(environ)
-    if environ.get("TPU_WORKER_HOSTNAMES", "localhost") != "localhost" and _has_tpu(environ):
-        return _tpu(environ, environ["TPU_WORKER_HOSTNAMES"].split(","))
+    workers = environ.get("TPU_WORKER_HOSTNAMES", "localhost")
+    if (workers != "localhost" or _slices(environ) > 1) and _has_tpu(environ):
+        return _tpu(environ, workers.split(","))
     if metadata is not None:
         # Of each worker a name, or as it used to be name:id:address.
         workers = [w.split(":")[-1] for w in metadata("worker-network-endpoints").split(",")]
-        return _tpu({"TPU_WORKER_ID": metadata("agent-worker-number")} | dict(environ), workers)
+        known = {"TPU_WORKER_ID": metadata("agent-worker-number")}
+        known |= re.findall(r"^\s*(MEGASCALE_\w+):\s*'?([^'\n]*)", metadata("tpu-env"), re.M)
+        return _tpu(known | dict(environ), workers)
     return None
 
 
@@ -111,14 +116,25 @@ def _slurm(environ: Mapping[str, str]) -> Hosts | None:
 
 
 def _tpu(environ: Mapping[str, str], workers: list[str]) -> Hosts | None:
-    if (slices := environ.get("MEGASCALE_NUM_SLICES", "1")) != "1":
-        raise ConfigError(f"MEGASCALE_NUM_SLICES={slices}: the mesh knows only chips of one slice")
+    """The job of `workers`, or of as many in each of several slices; numbered as JAX does."""
+    n, slices = len(workers), _slices(environ)
     index = _number(environ, "TPU_WORKER_ID")
-    if index >= len(workers):
-        raise ConfigError(f"TPU_WORKER_ID={index}: must be 0 to {len(workers) - 1}, one of the "
+    if index >= n:
+        raise ConfigError(f"TPU_WORKER_ID={index}: must be 0 to {n - 1}, one of the "
                           f"workers {','.join(workers)}")
-    address = f"{workers[0].strip()}:{TPU_PORT}"
-    return Hosts(address, len(workers), index) if len(workers) > 1 else None
+    first, nth = workers[0].strip(), 0
+    if slices > 1:
+        first = _needed(environ, "MEGASCALE_COORDINATOR_ADDRESS").split(":")[0]
+        nth = _number(environ, "MEGASCALE_SLICE_ID")
+        if nth >= slices:
+            raise ConfigError(f"MEGASCALE_SLICE_ID={nth}: must be 0 to {slices - 1}, as "
+                              f"MEGASCALE_NUM_SLICES={slices}")
+    return Hosts(f"{first}:{TPU_PORT}", slices * n, nth * n + index) if slices * n > 1 else None
+
+
+def _slices(environ: Mapping[str, str]) -> int:
+    name = "MEGASCALE_NUM_SLICES"
+    return _number(environ, name) if environ.get(name) else 1
 
 
 def _has_tpu(environ: Mapping[str, str]) -> bool:

@@ -28,6 +28,10 @@ SLURM = {
     "SLURM_STEP_NODELIST": "node[007-009,12],other",
 }  # fmt: skip
 GKE = {"TPU_WORKER_HOSTNAMES": "w0,w1,w2,w3", "TPU_WORKER_ID": "3"}
+SLICES = {
+    "MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2",
+    "MEGASCALE_COORDINATOR_ADDRESS": "lead:8080",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -52,12 +56,38 @@ def test_a_job_is_found(environ, address, libtpu):
     assert find(environ) == Hosts(address, 4, 3)
 
 
+TPU_ENV = "ACCELERATOR_TYPE: 'v5p-32'\n"
+
+
 @pytest.mark.parametrize("endpoints", ["w0,w1,w2,w3", "x:1:w0,x:2:w1,x:3:w2,x:4:w3"])
 def test_a_tpu_vm_asks_its_metadata_server(endpoints):
     answers = {"worker-network-endpoints": endpoints, "agent-worker-number": "3"}
+    answers["tpu-env"] = TPU_ENV
     assert find({}, answers.get) == Hosts("w0:8482", 4, 3)
-    alone = {"worker-network-endpoints": "w0", "agent-worker-number": "0"}
+    answers["tpu-env"] += "".join(f"{name}: '{value}'\n" for name, value in SLICES.items())
+    assert find({}, answers.get) == Hosts("lead:8482", 12, 11)
+    alone = {"worker-network-endpoints": "w0", "agent-worker-number": "0", "tpu-env": TPU_ENV}
     assert find({}, alone.get) is None
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_processes_of_slices_are_numbered_as_jax_does(workers, libtpu, monkeypatch):
+    from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
+
+    monkeypatch.setattr(GkeTpuCluster, "wait_for_coordinator", lambda *_: None)
+    names = ",".join(f"w{i}" for i in range(workers))
+    for nth in range(3):
+        for worker in range(workers):
+            environ = SLICES | {"MEGASCALE_SLICE_ID": str(nth), "TPU_WORKER_ID": str(worker)}
+            environ |= {"TPU_WORKER_HOSTNAMES": names}
+            for name, value in environ.items():
+                monkeypatch.setenv(name, value)
+            theirs = GkeTpuCluster.get_coordinator_address(1, None)
+            assert find(environ) == Hosts(
+                theirs, GkeTpuCluster.get_process_count(), GkeTpuCluster.get_process_id()
+            )
+    alone = SLICES | {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
+    assert find(alone) == Hosts("lead:8482", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +122,10 @@ def without(environ: dict, name: str) -> dict:
         (OURS | {"LLM_JAX_COORDINATOR": "host"}, "LLM_JAX_COORDINATOR=host: must be host:port"),
         (GKE | {"TPU_WORKER_ID": "4"}, "TPU_WORKER_ID=4: must be 0 to 3"),
         (without(GKE, "TPU_WORKER_ID"), "TPU_WORKER_ID: is not set"),
-        (GKE | {"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_NUM_SLICES=2"),
+        (GKE | without(SLICES, "MEGASCALE_SLICE_ID"), "MEGASCALE_SLICE_ID: is not set"),
+        (GKE | without(SLICES, "MEGASCALE_COORDINATOR_ADDRESS"), "_ADDRESS: is not set"),
+        (GKE | SLICES | {"MEGASCALE_SLICE_ID": "3"}, "MEGASCALE_SLICE_ID=3: must be 0 to 2"),
+        (GKE | SLICES | {"MEGASCALE_NUM_SLICES": "two"}, "MEGASCALE_NUM_SLICES=two: "),
     ],
 )
 def test_a_wrong_environment_is_refused_by_name(environ, message, libtpu):
