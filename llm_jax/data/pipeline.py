@@ -11,16 +11,16 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
+from llm_jax.data.chunks import Chunks
 from llm_jax.data.ramp import Ramp, batch_size
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.transforms import Transform, objective
-from llm_jax.data.windows import Windows, cut, excerpt, stream, streams
+from llm_jax.data.windows import Windows, streams
 
 Batch = dict[str, np.ndarray]
 Rows = Callable[[int], np.ndarray | slice]  # of a batch of n, those that are wanted
 
 BINS = 64  # rows packed at a time: more of them waste less padding, but restore more slowly
-SPREAD = 4096  # windows shuffled together, of a set that is read as it is needed
 PREFETCH = 4  # batches made ahead of the step that wants them
 
 _PACKER_NAMES = {  # what Grain's packer calls them: what a batch calls them
@@ -43,6 +43,8 @@ def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
 
 def build_tokenizer(config: ConfigDict, docs: Sequence) -> Tokenizer:
     """Trains or opens the tokenizer that the config describes, with what its objective needs."""
+    if isinstance(docs, sources.Tokens) and config.tokenizer.name not in tokenizers.UNTRAINED:
+        return docs.its_own(config.tokenizer)
     needed = objective(config).specials(config)
     return tokenizers.build(config.tokenizer, sources.texts(docs), needed)
 
@@ -61,8 +63,7 @@ def train_iterator(
     the same for any number of them.
     """
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    what = _transform(config, tokenizer)
-    packed = _pack(_examples(what, docs, "data.train", seed), what, seed)
+    packed = _packed(_transform(config, tokenizer), docs, "data.train", seed)
     size = config.data.batch_size
     if config.data.ramp_steps:
         buffered = _Prefetch(iter(packed), PREFETCH * size)
@@ -120,8 +121,7 @@ def eval_batches(
 
     Every process sees equally many batches; the last is filled up with rows of weight 0.
     """
-    what = _transform(config, tokenizer)
-    packed = _pack(_examples(what, docs, "data.validation"), what)
+    packed = _packed(_transform(config, tokenizer), docs, "data.validation")
     return EvalBatches(packed, config.data.batch_size, rows, tokenizer.pad_id)
 
 
@@ -141,12 +141,25 @@ def _transform(config: ConfigDict, tokenizer: Tokenizer) -> Transform:
     return objective(config)(tokenizer, config)
 
 
-def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
-    """Examples of `docs`: once, in order, or with a seed shuffled and without end."""
+def _packed(what: Transform, docs, key: str, seed=None) -> grain.IterDataset:
+    """Packed rows of `docs`: once, in order, or with a seed shuffled and without end."""
     if not len(docs):
         raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
                           "data.validation_fraction")
-    tokenizer, stride, overlap = what.tokenizer, what.stride, what.overlap
+    packing = what.config.data.packing
+    if packing not in ("first_fit", "none"):
+        raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
+    if isinstance(docs, sources.Tokens):
+        docs.check(what.tokenizer, key)
+    if what.pairs or isinstance(docs, list):
+        rows = _pack(_examples(what, docs, key, seed), what, seed)
+    else:
+        rows = _read_as_needed(what, docs, seed)
+    return _finish(rows, what, seed)
+
+
+def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
+    """Examples of pairs, or of documents that are in memory."""
 
     def make_pair(pair, rng):
         return what.example(pair, rng, None)
@@ -155,16 +168,6 @@ def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
         index, window = found
         return what.example(window, rng, lambda n: windows.elsewhere(index, n, rng))
 
-    def make_all(text, rng):
-        def elsewhere(n):
-            other = stream(tokenizer, docs[int(rng.integers(len(docs)))], what.framed)
-            return excerpt(other, int(rng.integers(max(1, len(other)))), n)
-
-        tokens = stream(tokenizer, text, what.framed)
-        pieces = cut(tokens, stride, overlap, None if seed is None else rng)
-        made = (what.example(window, rng, elsewhere) for window in pieces)
-        return [example for example in made if example is not None]
-
     def window_at(index, _):
         window = windows[index]
         return None if window is None else (index, window)
@@ -172,27 +175,32 @@ def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
     in_memory = isinstance(docs, list)
     if what.pairs:
         examples = grain.MapDataset.source(docs).random_map(make_pair, seed=seed or 0)
-    elif in_memory:
-        windows = Windows(streams(tokenizer, docs, what.framed), stride, overlap, seed)
+    else:
+        stride = what.stride
+        windows = Windows(streams(what.tokenizer, docs, what.framed), stride, what.overlap, seed)
         if seed is not None and len(windows.tokens) < stride:
             raise ConfigError(f"{key}: {len(windows.tokens)} tokens do not fill one row of "
                               f"model.max_length = {what.config.model.max_length}; use more text "
                               "or shorter rows")
         examples = grain.MapDataset.range(len(windows)).map_with_index(window_at)
         examples = examples.random_map(make, seed=seed or 0)
-    else:
-        examples = grain.MapDataset.source(docs).random_map(make_all, seed=seed or 0)
     threads, ahead = (0, 0) if in_memory else (4, 64)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     if seed is not None:
         examples = examples.shuffle(seed).repeat()
-    examples = examples.to_iter_dataset(read)
-    if not (in_memory or what.pairs):
-        examples = grain.experimental.FlatMapIterDataset(examples, _Flatten())
-        if seed is not None:
-            shuffle = grain.experimental.WindowShuffleIterDataset
-            examples = shuffle(examples, window_size=SPREAD, seed=seed)
-    return examples
+    return examples.to_iter_dataset(read)
+
+
+def _read_as_needed(what: Transform, docs: sources.Lazy, seed=None) -> grain.IterDataset:
+    """Rows of documents that are read a chunk at a time, the next while one is used."""
+    padding = {name: _padding(name, what.tokenizer.pad_id) for name in _lengths(what)}
+    chunks = Chunks(what, docs, padding, seed)
+    numbers = grain.MapDataset.range(len(chunks))
+    rows = numbers.map_with_index(lambda number, _: chunks.rows(number))
+    if seed is not None:
+        rows = rows.repeat()
+    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    return grain.experimental.FlatMapIterDataset(rows.to_iter_dataset(read), _Flatten())
 
 
 class _Flatten(grain.experimental.FlatMapTransform):
@@ -201,34 +209,32 @@ class _Flatten(grain.experimental.FlatMapTransform):
 
 
 def _pack(examples, what: Transform, seed=None) -> grain.IterDataset:
-    """Rows of fixed length, each of several examples (or one) under segment ids 1, 2, ...; 0 pads.
-
-    What the objective draws for a whole row is decided by seed and the row's number.
-    """
-    packing, pad_id = what.config.data.packing, what.tokenizer.pad_id
-    if packing not in ("first_fit", "none"):
-        raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
-    lengths = what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
+    """Rows of fixed length, each of several examples (or one) under segment ids 1, 2, …; 0 pads."""
+    lengths = _lengths(what)
     packed = grain.experimental.FirstFitPackIterDataset(
         examples,
         length_struct=lengths,
-        padding_struct={name: _padding(name, pad_id) for name in lengths},
+        padding_struct={name: _padding(name, what.tokenizer.pad_id) for name in lengths},
         meta_features=[name for name in lengths if f"{name}_positions" not in _PACKER_NAMES],
         num_packing_bins=BINS,
         shuffle_bins=seed is not None,
         seed=seed or 0,
-        max_sequences_per_bin=1 if packing == "none" else None,
+        max_sequences_per_bin=1 if what.config.data.packing == "none" else None,
     )
+    return packed.map(lambda row: {_PACKER_NAMES.get(k, k): values for k, values in row.items()})
 
-    def rename(row):
-        row = {_PACKER_NAMES.get(name, name): values for name, values in row.items()}
-        return row | {name: row[name][0] for name in what.scalars}
 
-    packed = packed.map(rename)
+def _finish(rows: grain.IterDataset, what: Transform, seed=None) -> grain.IterDataset:
+    """What the objective draws for a whole row is decided by seed and the row's number."""
+    rows = rows.map(lambda row: row | {name: row[name][0] for name in what.scalars})
     if what.row is None:
-        return packed
+        return rows
     draws = 0 if seed is None else np.random.SeedSequence((seed, 0)).generate_state(1)[0]
-    return packed.random_map(what.row, seed=int(draws))
+    return rows.random_map(what.row, seed=int(draws))
+
+
+def _lengths(what: Transform) -> dict[str, int]:
+    return what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
 
 
 def _padding(name: str, pad_id: int) -> int:

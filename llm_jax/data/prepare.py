@@ -4,9 +4,14 @@
 
 then data.train = 'tfds:my_text' and data.tfds_dir = 'DIR' read it. Only one file at a time need
 fit in memory, here and when it is read. A split that is not given is held out of train then.
+
+With --config=FILE.py[:variant] and --config.KEY=VALUE the set holds the tokens of that config's
+tokenizer, which is kept beside it; runs of the same tokenizer read them many times faster. One
+that is trained here sees all of --train, also what is held out of it later.
 """
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,57 +19,104 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from llm_jax.config import ConfigError, base
-from llm_jax.data.sources import stream
+from llm_jax.config import ConfigError, base, load
+from llm_jax.data.pipeline import build_tokenizer
+from llm_jax.data.sources import stored_tokenizer, stream
+from llm_jax.data.tokenizers import TRAINING_CHARACTERS, UNTRAINED, Tokenizer
+from llm_jax.data.windows import streams
 
 
 def prepare(
-    name: str, specs: dict[str, str], tfds_dir: str = "", data: ConfigDict | None = None
+    name: str,
+    specs: dict[str, str],
+    tfds_dir: str = "",
+    data: ConfigDict | None = None,
+    config: ConfigDict | None = None,
 ) -> Path:
     """Writes the documents of each split's spec as `tfds:name` and returns its folder.
+
+    Args:
+      data: how text is read.
+      config: the run whose tokenizer's tokens are to be written instead of text.
 
     Raises ConfigError when a spec cannot be read, or when the set is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"--name: {name!r} must be lower-case letters, digits and underscores")
+    data = data or base().data
+    tokenizer = config and _tokenizer(config, stream(specs["train"], data))
     builder = _builder_class(name)(
-        texts={split: stream(spec, data or base().data) for split, spec in specs.items()},
+        texts={split: stream(spec, data) for split, spec in specs.items()},
+        tokenizer=tokenizer,
+        about={"tokenizer": config.tokenizer.to_dict()} if config else None,
         data_dir=tfds_dir or None,
         file_format="array_record",
     )
     if builder.is_prepared():
         raise ConfigError(f"--name: {name!r} is prepared already in {builder.data_dir}; delete "
                           "that folder, or choose another name")
+    if tokenizer:
+        tokenizer.save(stored_tokenizer(builder))
     builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def _tokenizer(config: ConfigDict, texts: Iterator[str]) -> Tokenizer:
+    """Builds the config's tokenizer on documents evenly spaced among `texts`."""
+    if config.tokenizer.name in UNTRAINED:
+        return build_tokenizer(config, [])
+    kept, size, step = [], 0, 1
+    for i, text in enumerate(texts):
+        if i % step == 0:
+            kept.append(text)
+            size += len(text)
+        if size > TRAINING_CHARACTERS and len(kept) > 1:
+            kept, step = kept[::2], 2 * step
+            size = sum(map(len, kept))
+    return build_tokenizer(config, kept)
 
 
 def _builder_class(name: str):
     import tensorflow_datasets as tfds
 
     class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Documents of plain text."""
+        """Documents of plain text, or of a tokenizer's tokens."""
 
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = Path(__file__).parent  # TFDS cannot find it when this module is the command
 
-        def __init__(self, *, texts: dict[str, Iterator[str]], **kwargs):
-            self.texts = texts
+        def __init__(self, *, texts: dict[str, Iterator[str]], tokenizer, about, **kwargs):
+            self.texts, self.tokenizer, self.about = texts, tokenizer, about
             super().__init__(**kwargs)
 
         def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            features = {"text": tfds.features.Text()}
+            if self.tokenizer:
+                how = {"dtype": self.tokenizer.dtype, "encoding": "bytes"}
+                features = {"tokens": tfds.features.Tensor(shape=(None,), **how)}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(self.about) if self.about else None,
+            )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(docs) for split, docs in self.texts.items()}
 
         def _generate_examples(self, docs):
-            for i, text in enumerate(docs):
-                yield i, {"text": text}
+            if self.tokenizer is None:
+                yield from ((i, {"text": text}) for i, text in enumerate(docs))
+                return
+            tokens = (t for some in _some(docs) for t in streams(self.tokenizer, some, False))
+            yield from ((i, {"tokens": ids}) for i, ids in enumerate(tokens))
 
     TextBuilder.name = name
     return TextBuilder
+
+
+def _some(docs: Iterator[str], count: int = 1024) -> Iterator[list[str]]:
+    while found := list(itertools.islice(docs, count)):
+        yield found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,13 +130,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", help="the same, of its test split")
     parser.add_argument("--text_column", default="text", help="of JSONL records")
     parser.add_argument("--tfds_dir", default="", help="where to; default: TFDS's own folder")
-    args = parser.parse_args(argv)
+    parser.add_argument("--config", help="FILE.py[:variant]: write its tokenizer's tokens")
+    args, rest = parser.parse_known_args(argv)
+    if wrong := [arg for arg in rest if not arg.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     data = base().data
     data.text_column = args.text_column
     specs = {split: getattr(args, split) for split in ("train", "validation", "test")}
     specs = {split: spec for split, spec in specs.items() if spec}
     try:
-        folder = prepare(args.name, specs, args.tfds_dir, data)
+        overrides = [arg.removeprefix("--config.") for arg in rest]
+        tokenise = args.config or overrides
+        config = load(args.config or "", overrides) if tokenise else None
+        folder = prepare(args.name, specs, args.tfds_dir, data, config)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     where = f" --config.data.tfds_dir={args.tfds_dir}" if args.tfds_dir else ""

@@ -3,6 +3,7 @@
 A document is a text, or for some objectives a pair of texts (source, target) or parts of one.
 """
 
+import copy
 import glob
 import gzip
 import hashlib
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import corpus, tasks, transforms
+from llm_jax.data import corpus, tasks, tokenizers, transforms
+from llm_jax.data.tokenizers import Tokenizer
 
-Document = str | tuple[str, ...] | tuple[tasks.Part, ...]
+Document = str | np.ndarray | tuple[str, ...] | tuple[tasks.Part, ...]
 Columns = dict[str, str]  # the config's key: the column it names
 
 log = logging.getLogger(__name__)
@@ -30,25 +33,81 @@ IN_MEMORY_BYTES = 2**31
 SAMPLES, SAMPLE = 16, 4096  # blocks of a file, and their bytes, by which a change is noticed
 
 
-class Lazy(Sequence):
-    """Documents read one by one from a random-access source, in the order of `index` if given."""
+def permuted(place: int, count: int, seed: int) -> int:
+    """Returns where a permutation of `count`, decided by `seed`, has `place`; holds nothing."""
+    return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)
 
-    def __init__(self, source, columns: Columns, index: np.ndarray | None = None):
-        self.source, self.columns, self.index = source, columns, index
+
+class Lazy(Sequence):
+    """Documents read one by one, or many at once, from a random-access source.
+
+    Args:
+      index: places in a fixed permutation of the source, of which these documents are; None: all,
+        as they lie.
+      mean: tokens of a document, about.
+    """
+
+    def __init__(self, source, columns: Columns, index: range | None = None, mean: float = 1024):
+        self.source, self.columns, self.index, self.mean = source, columns, index, mean
 
     def __len__(self) -> int:
         return len(self.source if self.index is None else self.index)
 
     def __getitem__(self, i: int) -> Document:
+        return self.read([i])[0]
+
+    def read(self, places: Sequence[int]) -> list[Document]:
+        """Returns the documents at `places`."""
+        where = [self._place(i) for i in places]
+        many = getattr(self.source, "__getitems__", None)
+        records = many(where) if many else [self.source[i] for i in where]
+        return [self._document(record) for record in records]
+
+    def take(self, index: range) -> "Lazy":
+        """Returns a part of all documents, by their places in a fixed permutation."""
+        part = copy.copy(self)
+        part.index = index
+        return part
+
+    def _place(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
-        i = i % len(self) if self.index is None else int(self.index[i])
-        return _document_of(self.source[i], self.columns)
+        i %= len(self)
+        return i if self.index is None else permuted(self.index[i], len(self.source), 0)
 
-    def take(self, positions: np.ndarray) -> "Lazy":
-        """Returns the documents at `positions`."""
-        index = positions if self.index is None else self.index[positions]
-        return Lazy(self.source, self.columns, index)
+    def _document(self, record) -> Document:
+        return _document_of(record, self.columns)
+
+
+class Tokens(Lazy):
+    """Documents that are stored as the tokens of `tokenizer`, which `config` describes."""
+
+    def __init__(self, source, tokenizer: Tokenizer, config: dict, mean: float):
+        from tensorflow_datasets.proto import tf_example_pb2  # as TFDS itself: not for every run
+
+        super().__init__(source, {}, mean=mean)
+        self.tokenizer, self.config, self._parse = tokenizer, config, tf_example_pb2.Example
+
+    def check(self, tokenizer: Tokenizer, key: str) -> None:
+        """Raises ConfigError where a run's tokenizer is not the one that made the tokens."""
+        if tokenizer.fingerprint() != self.tokenizer.fingerprint():
+            raise ConfigError(f"{key}: is stored as tokens of another tokenizer than the run's; "
+                              "prepare it again with the run's --config, or train on its text")
+
+    def its_own(self, config: ConfigDict) -> Tokenizer:
+        """Returns the tokenizer, of a run that asks for the like; ConfigError if it does not."""
+        asked = json.loads(json.dumps(config.to_dict()))
+        differ = [f"tokenizer.{key}: {self.config.get(key)!r} there, {value!r} here"
+                  for key, value in asked.items() if self.config.get(key) != value]
+        if differ:
+            raise ConfigError(f"data.train: is stored as tokens ({'; '.join(differ)}); use its "
+                              "values, or prepare it again with the run's --config")
+        return self.tokenizer
+
+    def _document(self, record: bytes) -> np.ndarray:
+        # Not TFDS's own way, which takes ten times as long.
+        feature = self._parse.FromString(record).features.feature["tokens"]
+        return np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)
 
 
 class _Halves(Sequence):
@@ -147,8 +206,7 @@ def _hold_out(docs: Sequence[str], shares: list[float]) -> list[Sequence[str]]:
         raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be shares "
                           "of the documents in [0, 1) that leave some to train on")
     if isinstance(docs, Lazy):
-        order = np.random.default_rng(0).permutation(len(docs))
-        return [docs.take(part) for part in _shares_of(order, shares)]
+        return [docs.take(part) for part in _shares_of(range(len(docs)), shares)]
     digests = [_digest(doc) for doc in docs]
     unique = sorted(set(digests))
     if len(unique) == 1 and isinstance(docs[0], str):
@@ -376,23 +434,38 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Docume
     split = split or "train"
     builder = _builder(name, data)
     info = builder.info
+    raw = {}
+    if tokenised := info.metadata is not None and "tokenizer" in info.metadata:
+        if len(columns) > 1:
+            raise ConfigError(f"data: tfds:{name} is stored as tokens; pairs are read as text")
+        from tensorflow_datasets import decode
+
+        columns, raw = {}, {"deserialize_method": decode.DeserializeMethod.RAW_BYTES}
     for key, column in columns.items():
         if column not in info.features:
             raise ConfigError(f"{key}: {column!r} is not a feature of tfds:{name}, which has "
                               f"{sorted(info.features)}")
     try:
-        source = builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split, **raw)
     except NotImplementedError as error:
         raise ConfigError(f"data: tfds:{name} is prepared as {info.file_format.value}, which has "
                           "no random access; prepare it with --file_format=array_record") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(f"data: tfds:{name} has no split {split!r}; it has "
                           f"{sorted(info.splits)}") from error
-    docs = Lazy(source, columns)
-    if not len(docs):
+    if not len(source):
         raise ConfigError(f"data: tfds:{name}@{split} is empty; it must hold text")
-    if info.splits.total_num_examples and info.dataset_size:
-        size = info.dataset_size * len(docs) / info.splits.total_num_examples
-    else:
-        size = np.inf
-    return [doc for doc in docs if _full(doc)] if size <= IN_MEMORY_BYTES else docs
+    count = info.splits.total_num_examples
+    mean = info.dataset_size / count if count and info.dataset_size else np.inf  # bytes
+    if tokenised:
+        tokenizer = tokenizers.load(stored_tokenizer(builder))
+        width = np.dtype(tokenizer.dtype).itemsize
+        return Tokens(source, tokenizer, info.metadata["tokenizer"], mean / width)
+    docs = Lazy(source, columns, mean=mean / 4 if mean < np.inf else 1024)
+    small = mean * len(docs) <= IN_MEMORY_BYTES
+    return [doc for doc in docs if _full(doc)] if small else docs
+
+
+def stored_tokenizer(builder) -> Path:
+    """Where the tokenizer is that made the tokens of a TFDS set."""
+    return Path(builder.data_dir).parent / "tokenizer"

@@ -1,9 +1,11 @@
 """Text to ids and back: bytes, characters, words, BPE, WordPiece, published files."""
 
+import hashlib
 import json
 import logging
 import os
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 # A tokenizer learns little from more text than this, and training takes memory for all of it.
 TRAINING_CHARACTERS = 2**26
 ABOUT = "tokenizer_kind.json"
+UNTRAINED = ("bytes", "file", "sentencepiece")  # by tokenizer.name: built without any text
 # Specials that stand for a gap in a text, and so for the blank before it.
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = "<extra_id_"
@@ -69,6 +72,21 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns `encode` of each text, on all cores where the tokenizer can."""
         return [self.encode(text) for text in texts]
+
+    @property
+    def dtype(self) -> type[np.integer]:
+        """The smallest integers that hold every id."""
+        return np.uint16 if self.vocab_size <= 2**16 else np.int32
+
+    def fingerprint(self) -> str:
+        """Returns a digest of all that `save` writes: tokenizers with the same one encode alike."""
+        with tempfile.TemporaryDirectory() as folder:
+            about = self._write(Path(folder))
+            about.pop("opens", None)  # of prompts
+            digest = hashlib.blake2b(repr((self.kind, about)).encode(), digest_size=16)
+            for file in sorted(Path(folder).iterdir()):
+                digest.update(file.name.encode() + file.read_bytes())
+        return digest.hexdigest()
 
     def special(self, name: str) -> int:
         """Returns the id of a special token such as '[MASK]'; raises ConfigError if it has none."""

@@ -15,21 +15,27 @@ def stream(tokenizer: Tokenizer, text: str, framed: bool = True) -> np.ndarray:
 
 
 def streams(
-    tokenizer: Tokenizer, docs: Sequence[str], framed: bool = True, chunk: int = 1024
+    tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True, chunk: int = 1024
 ) -> list[np.ndarray]:
-    """Returns `stream` of every document, in the smallest integers that hold the vocabulary."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    """Returns `stream` of every document, in the smallest integers that hold the vocabulary.
+
+    Documents that are arrays are tokens already.
+    """
+    dtype = tokenizer.dtype
     found = []
     for i in range(0, len(docs), chunk):
-        encoded = tokenizer.encode_batch(docs[i : i + chunk])
+        some = docs[i : i + chunk]
+        encoded = some if isinstance(some[0], np.ndarray) else tokenizer.encode_batch(some)
         if framed:
             encoded = (_framed(tokenizer, tokens) for tokens in encoded)
-        found += [tokens.astype(dtype) for tokens in encoded]
+        found += [tokens.astype(dtype, copy=False) for tokens in encoded]
     return found
 
 
 def _framed(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
+    whole = np.empty(len(tokens) + 2, np.int32)
+    whole[0], whole[1:-1], whole[-1] = tokenizer.bos_id, tokens, tokenizer.eos_id
+    return whole
 
 
 def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, prepare, sources, tokenizers
+from llm_jax.data import chunks, pipeline, prepare, sources, tokenizers
 
 TEXTS = [f"This is document number {i} of the set. " * (1 + i % 5) for i in range(30)]
 
@@ -51,10 +51,10 @@ def test_reads_without_tensorflow(tfds_config, monkeypatch):
     assert len(sources.documents("tfds:small@train[:10]", tfds_config.data)) == 10
 
 
-@pytest.mark.parametrize("spread", [16, 64])
-def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, spread):
+@pytest.mark.parametrize("size", [16, 256, 2**20])
+def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, size):
     monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(pipeline, "SPREAD", spread)
+    monkeypatch.setattr(chunks, "CHUNK", size)
     docs = sources.splits(tfds_config)["train"]
     tokenizer = tokenizers.Bytes()
     iterator = pipeline.train_iterator(tfds_config, tokenizer, docs)
@@ -75,6 +75,63 @@ def test_lazy_set_evaluates_once(tfds_config, monkeypatch):
     docs = sources.splits(tfds_config)["validation"]
     batches = list(pipeline.eval_batches(tfds_config, tokenizers.Bytes(), docs))
     assert sum(batch["weights"].sum() for batch in batches) == sum(len(doc) + 1 for doc in docs)
+
+
+@pytest.fixture(scope="module")
+def tokens(folder):
+    """The same texts as tokens of a tokenizer trained on them, and of bytes."""
+    args = [f"--train={folder}/*.txt", f"--tfds_dir={folder}"]
+    prepare.main(["--name=pieces", *args, "--config.tokenizer.vocab_size=300"])
+    prepare.main(["--name=bytes", *args, "--config.tokenizer.name=bytes"])
+
+
+def _of_tokens(config, stored, tokenizer):
+    config.data.train = f"tfds:{stored}"
+    config.tokenizer.update(tokenizer)
+    docs = sources.splits(config)
+    return docs, pipeline.build_tokenizer(config, docs["train"])
+
+
+@pytest.mark.parametrize("name", ["pieces", "bytes"])
+def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypatch):
+    kinds = {"pieces": {"name": "bpe", "vocab_size": 300}, "bytes": {"name": "bytes"}}
+    split, tokenizer = _of_tokens(tfds_config, name, kinds[name])
+    assert {name: len(docs) for name, docs in split.items()} == {
+        "train": 27, "validation": 3, "test": 0
+    }  # fmt: skip
+    read = [tokenizer.decode(doc) for part in split.values() for doc in part]
+    assert sorted(read) == sorted(TEXTS)
+    assert split["train"][0].dtype == np.uint16
+
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    tfds_config.data.train = "tfds:small@train"
+    text = sources.splits(tfds_config)["train"]
+    both = [sources.Lazy([{"text": tokenizer.decode(doc)} for doc in split["train"]],
+                         text.columns), split["train"]]  # fmt: skip
+    both = [pipeline.train_iterator(tfds_config, tokenizer, docs) for docs in both]
+    for _ in range(5):
+        a, b = map(next, both)
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "message"),
+    [
+        ("pieces", {"name": "bpe", "vocab_size": 400}, "vocab_size: 300 there, 400 here"),
+        ("pieces", {"name": "bytes"}, "data.train: is stored as tokens of another tokenizer"),
+        ("bytes", {"name": "chars"}, "tokenizer.name: 'bytes' there, 'chars' here"),
+        ("bytes", {"name": "bytes", "specials": ("[MASK]",)}, "tokens of another tokenizer"),
+    ],
+)
+def test_tokens_of_another_tokenizer_are_refused(tfds_config, tokens, name, tokenizer, message):
+    with pytest.raises(ConfigError, match=message):
+        split, made = _of_tokens(tfds_config, name, tokenizer)
+        pipeline.train_iterator(tfds_config, made, split["train"])
+
+
+def test_pairs_are_not_read_from_tokens(tfds_config, tokens):
+    with pytest.raises(ConfigError, match="tfds:bytes is stored as tokens; pairs"):
+        sources.documents("tfds:bytes", tfds_config.data, pairs=True)
 
 
 @pytest.mark.parametrize(

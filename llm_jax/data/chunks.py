@@ -1,0 +1,146 @@
+"""Rows of a set that is read as it is needed: mixed, cut and packed a chunk at a time.
+
+Documents are shuffled globally by a permutation that is computed index by index (Grain's, a
+Feistel cipher), so that a set of any size starts at once and no list of indices is held.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_jax.data.sources import Lazy, permuted
+from llm_jax.data.transforms import Transform
+from llm_jax.data.transforms.base import Arrays
+from llm_jax.data.windows import cut, excerpt, streams
+
+CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
+
+SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
+
+
+class Chunks:
+    """Chunk c of epoch e is number e * len(self) + c, and a function of (seed, number).
+
+    Without a seed: the documents in their order, and in one epoch.
+    """
+
+    def __init__(self, what: Transform, docs: Lazy, padding: Arrays, seed: int | None = None):
+        self._what, self._docs, self._padding, self._seed = what, docs, padding, seed
+        self._size = max(1, min(len(docs), round(CHUNK / docs.mean)))  # documents
+
+    def __len__(self) -> int:
+        return -(-len(self._docs) // self._size)
+
+    def rows(self, number: int) -> "Rows":
+        """Returns the packed rows of a chunk."""
+        epoch, nth = divmod(number, len(self))
+        count, seed = len(self._docs), self._seed
+        places = range(nth * self._size, min(count, (nth + 1) * self._size))
+        if seed is not None:
+            places = [permuted(place, count, seed + epoch) for place in places]
+        rng = np.random.default_rng((seed or 0, number))
+        examples = self._examples(self._docs.read(places), rng)
+        if seed is not None:
+            examples = [examples[i] for i in rng.permutation(len(examples))]
+        most = 1 if self._what.config.data.packing == "none" else 0
+        lengths = self._what.lengths(self._what.config) | dict.fromkeys(self._what.scalars, 1)
+        packed = first_fit(_needs(examples, lengths), list(lengths.values()), most)
+        if seed is not None:  # the first rows are the fullest
+            packed = [packed[i] for i in rng.permutation(len(packed))]
+        return Rows(examples, packed, lengths, self._padding)
+
+    def _examples(self, docs: list, rng: np.random.Generator) -> list[Arrays]:
+        what = self._what
+        found = streams(what.tokenizer, docs, what.framed)
+        phases = None if self._seed is None else rng
+
+        def elsewhere(i, n):
+            other = int(rng.integers(max(1, len(found) - 1)))
+            other = found[(other + (other >= i)) % len(found)]
+            return excerpt(other, int(rng.integers(max(1, len(other)))), n)
+
+        examples = []
+        for i, tokens in enumerate(found):
+            draw = functools.partial(elsewhere, i)
+            for window in cut(tokens, what.stride, what.overlap, phases):
+                example = what.example(window, rng, draw)
+                if example is not None:
+                    examples.append(example)
+        return examples
+
+
+class Rows(Sequence):
+    """Packed rows, each put together when it is asked for: examples under segment ids 1, 2, ..."""
+
+    def __init__(
+        self,
+        examples: list[Arrays],
+        packed: list[list[int]],
+        lengths: dict[str, int],
+        padding: Arrays,
+    ):
+        self._examples, self._packed = examples, packed
+        self._lengths, self._padding = lengths, padding
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, i: int) -> Arrays:
+        examples, row = [self._examples[j] for j in self._packed[i]], {}
+        for name, length in self._lengths.items():
+            parts = [example[name] for example in examples]
+            row[name] = _filled(parts, length, self._padding[name])
+            if name in SEGMENTED:
+                sizes = [len(part) for part in parts]
+                ids = [np.full(n, k, np.int32) for k, n in enumerate(sizes, start=1)]
+                row[f"{SEGMENTED[name]}segment_ids"] = _filled(ids, length, 0)
+                places = [np.arange(n, dtype=np.int32) for n in sizes]
+                row[f"{SEGMENTED[name]}positions"] = _filled(places, length, 0)
+        return row
+
+
+def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
+    row = np.empty(length, parts[0].dtype)
+    end = 0
+    for part in parts:
+        start, end = end, end + len(part)
+        row[start:end] = part
+    row[end:] = padding
+    return row
+
+
+def _needs(examples: list[Arrays], lengths: dict[str, int]) -> np.ndarray:
+    """[n, fields] the room that each example takes."""
+    needs = [[len(example[name]) for name in lengths] for example in examples]
+    return np.array(needs, np.int64).reshape(len(examples), len(lengths))
+
+
+def first_fit(needs: np.ndarray, room: Sequence[int], most: int = 0) -> list[list[int]]:
+    """Returns the examples of each row: each goes into the first that has room for it.
+
+    Args:
+      needs: [n, fields], none of them more than `room`, which is a row's.
+      most: examples in a row; 0: as many as fit.
+    """
+    if most == 1:
+        return [[i] for i in range(len(needs))]
+    # Fields that are always as long as another, and have as much room, decide nothing.
+    columns = np.unique(np.concatenate([needs, [room]]), axis=1)
+    needs, room = columns[:-1], columns[-1]
+    if (needs > room).any():
+        raise ValueError(f"an example of {needs.max(0)} tokens does not fit a row of {room}")
+    free = np.repeat(room[:, None], len(needs) + 1, axis=1)  # of every row; those behind are empty
+    first, rows = 0, []
+    for i, need in enumerate(needs):
+        fits = free[0, first : len(rows) + 1] >= need[0]
+        for column, n in zip(free[1:], need[1:], strict=True):
+            fits &= column[first : len(rows) + 1] >= n
+        row = first + int(fits.argmax())
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        free[:, row] -= need
+        while first < len(rows) and (free[:, first] == 0).any():
+            first += 1
+    return rows

@@ -1,0 +1,139 @@
+import re
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llm_jax.data import chunks, pipeline, sources, tokenizers, windows
+
+TOKENIZER = tokenizers.Bytes()
+
+
+def _set(count=40, longest=70):
+    rng = np.random.default_rng(0)
+    draw = lambda: "".join(map(chr, rng.integers(33, 127, rng.integers(1, longest))))
+    return [draw() for _ in range(count)]
+
+
+def _lazy(docs):
+    return sources.Lazy([{"text": doc} for doc in docs], {"data.text_column": "text"}, mean=35)
+
+
+def _pairs(batches):
+    """How often each (token, target) is asked for, within the segments of the rows."""
+    found = Counter()
+    for batch in batches:
+        real = batch["segment_ids"] > 0
+        found.update(
+            zip(batch["tokens"][real].tolist(), batch["targets"][real].tolist(), strict=True)
+        )
+    return found
+
+
+def _expected(docs):
+    found = Counter()
+    for doc in docs:
+        s = windows.stream(TOKENIZER, doc).tolist()
+        found.update(zip(s, s[1:], strict=False))
+    return found
+
+
+@pytest.mark.parametrize("fields", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_goes_where_it_first_fits(fields, seed):
+    rng = np.random.default_rng(seed)
+    room = [16, 9][:fields]
+    needs = np.stack([rng.integers(1, n + 1, 50) for n in room], axis=1)
+    free, expected = [], []
+    for i, need in enumerate(needs):
+        fits = [r for r, left in enumerate(free) if (left >= need).all()]
+        if not fits:
+            free.append(np.array(room))
+            expected.append([])
+        row = fits[0] if fits else len(free) - 1
+        free[row] = free[row] - need
+        expected[row].append(i)
+    assert chunks.first_fit(needs, room) == expected
+    twice = np.concatenate([needs, needs], axis=1)  # as long as another: decides nothing
+    assert chunks.first_fit(twice, room * 2) == expected
+    assert chunks.first_fit(needs, room, most=1) == [[i] for i in range(50)]
+    with pytest.raises(ValueError, match="does not fit"):
+        chunks.first_fit(needs + 16, room)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_a_permutation_has_every_place_once(count):
+    orders = [[sources.permuted(i, count, seed) for i in range(count)] for seed in range(3)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    assert count < 7 or len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("size", [100, 400, 10**6])
+def test_an_epoch_predicts_every_token_once(config, packing, size, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", size)
+    config.data.packing = packing
+    docs = _set()
+    expected = _expected(docs)
+    assert _pairs(pipeline.eval_batches(config, TOKENIZER, _lazy(docs))) == expected
+    what = pipeline._transform(config, TOKENIZER)
+    padding = dict.fromkeys(("tokens", "targets", "weights"), 0)
+    made = chunks.Chunks(what, _lazy(docs), padding, seed=3)
+    orders = []
+    for epoch in range(3):
+        numbers = range(epoch * len(made), (epoch + 1) * len(made))
+        rows = [row for number in numbers for row in made.rows(number)]
+        assert _pairs(rows) == expected
+        orders.append(b"".join(row["tokens"].tobytes() for row in rows))
+    assert len(set(orders)) == 3
+
+
+def test_rows_hold_whole_examples(config):
+    docs = _set()
+    streams = [windows.stream(TOKENIZER, doc).tobytes() for doc in docs]
+    for batch, _ in zip(
+        pipeline.train_iterator(config, TOKENIZER, _lazy(docs)), range(30), strict=False
+    ):
+        assert batch["tokens"].shape == (4, 16)
+        for row in range(4):
+            ids, tokens = batch["segment_ids"][row], batch["tokens"][row]
+            assert (tokens[ids == 0] == TOKENIZER.pad_id).all()
+            assert np.array_equal(batch["weights"][row], ids > 0)
+            for segment in range(1, ids.max() + 1):
+                where = ids == segment
+                piece = np.append(tokens[where], batch["targets"][row][where][-1])
+                assert any(piece.tobytes() in stream for stream in streams)
+                assert np.array_equal(batch["positions"][row][where], np.arange(where.sum()))
+
+
+class _Endless:
+    """A hundred million records, made when they are asked for."""
+
+    def __len__(self):
+        return 100_000_000
+
+    def __getitem__(self, i):
+        return {"text": f"Document {i} of very many. " * 100}
+
+
+def test_a_hundred_million_documents_start_at_once(config):
+    """Nothing is held, or done, for every document: neither to shuffle nor to split the set."""
+    config.model.max_length, config.data.validation_fraction = 256, 0.001
+    tracemalloc.start()
+    began = time.perf_counter()
+    docs = sources.Lazy(_Endless(), {"data.text_column": "text"}, mean=2900)
+    train, validation, _ = sources._hold_out(docs, [0.001, 0.0])
+    iterator = pipeline.train_iterator(config, TOKENIZER, train)
+    started = time.perf_counter() - began
+    batches = [next(iterator)["tokens"] for _ in range(8)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    iterator.close()
+    assert (len(train), len(validation)) == (99_900_000, 100_000)
+    assert started < 1
+    assert peak < 400e6  # a list of indices alone would be 800 MB
+    read = [re.search(rb"Document (\d+) of", row.astype(np.uint8)) for b in batches for row in b]
+    numbers = [int(found[1]) for found in read if found]
+    assert len(numbers) > 20 and np.std(numbers) > 2e7  # uniform over the set: 2.9e7
