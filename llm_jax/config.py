@@ -130,6 +130,7 @@ def base() -> ConfigDict:
     d.target_column = "target"  # parallel text files go without: data.train="train.en,train.de"
     d.target_length = 0  # seq2seq: of the decoder's rows; 0: model.max_length
     d.tfds_dir = ""  # empty: TFDS's own default
+    d.workers = 0  # processes that pack a set too large for memory; 0: the one that trains
     d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
     d.batch_size = 16  # sequences a step, over all chips
     d.ramp_steps = 0  # steps in which the batch grows from ramp_start to batch_size (GPT-3)
@@ -218,7 +219,7 @@ POSITIVE = (
 )
 
 NOT_NEGATIVE = (
-    "seed", "model.vocab_size", "model.num_decoder_layers", "model.num_kv_heads",
+    "seed", "data.workers", "model.vocab_size", "model.num_decoder_layers", "model.num_kv_heads",
     "model.head_dim", "model.mlp_dim", "model.attention_softcap", "model.global_tokens",
     "model.random_blocks", "model.latent_query", "model.num_experts", "model.expert_capacity",
     "model.router_balance", "model.router_z", "model.pipeline_pieces", "objective.z_loss",
@@ -484,6 +485,7 @@ def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
 CHANGEABLE = (
     "train.steps", "train.log_every", "train.max_nonfinite", "train.profile_steps", "mesh.",
     "checkpoint.", "eval.", "sample.", "model.scan", "model.remat", "data.tfds_dir",
+    "data.workers",
 )
 
 

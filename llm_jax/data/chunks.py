@@ -5,7 +5,12 @@ Feistel cipher), so that a set of any size starts at once and no list of indices
 """
 
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
@@ -27,6 +32,7 @@ class Chunks:
 
     def __init__(self, what: Transform, docs: Lazy, padding: Arrays, seed: int | None = None):
         self._what, self._docs, self._padding, self._seed = what, docs, padding, seed
+        self.lengths = what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
         self._size = max(1, min(len(docs), round(CHUNK / docs.mean)))  # documents
 
     def __len__(self) -> int:
@@ -44,11 +50,27 @@ class Chunks:
         if seed is not None:
             examples = [examples[i] for i in rng.permutation(len(examples))]
         most = 1 if self._what.config.data.packing == "none" else 0
-        lengths = self._what.lengths(self._what.config) | dict.fromkeys(self._what.scalars, 1)
-        packed = first_fit(_needs(examples, lengths), list(lengths.values()), most)
+        needs = [[len(example[name]) for name in self.lengths] for example in examples]
+        needs = np.array(needs, np.int64).reshape(len(examples), len(self.lengths))
+        packed = first_fit(needs, list(self.lengths.values()), most)
         if seed is not None:  # the first rows are the fullest
             packed = [packed[i] for i in rng.permutation(len(packed))]
-        return Rows(examples, packed, lengths, self._padding)
+        return Rows(examples, packed, (seed or 0, number), self)
+
+    def row(self, examples: list[Arrays], rng: np.random.Generator) -> Arrays:
+        """Returns a row of them, each under a segment id, finished as the objective says."""
+        row = {}
+        for name, length in self.lengths.items():
+            parts = [example[name] for example in examples]
+            row[name] = _filled(parts, length, self._padding[name])
+            if name in SEGMENTED:
+                sizes = [len(part) for part in parts]
+                ids = [np.full(n, k, np.int32) for k, n in enumerate(sizes, start=1)]
+                row[f"{SEGMENTED[name]}segment_ids"] = _filled(ids, length, 0)
+                places = [np.arange(n, dtype=np.int32) for n in sizes]
+                row[f"{SEGMENTED[name]}positions"] = _filled(places, length, 0)
+        row |= {name: row[name][0] for name in self._what.scalars}
+        return row if self._what.row is None else self._what.row(row, rng)
 
     def _examples(self, docs: list, rng: np.random.Generator) -> list[Arrays]:
         what = self._what
@@ -71,33 +93,64 @@ class Chunks:
 
 
 class Rows(Sequence):
-    """Packed rows, each put together when it is asked for: examples under segment ids 1, 2, ..."""
+    """Packed rows of a chunk, each put together when it is asked for."""
 
     def __init__(
-        self,
-        examples: list[Arrays],
-        packed: list[list[int]],
-        lengths: dict[str, int],
-        padding: Arrays,
+        self, examples: list[Arrays], packed: list[list[int]], seed: tuple[int, int], chunks: Chunks
     ):
-        self._examples, self._packed = examples, packed
-        self._lengths, self._padding = lengths, padding
+        self._examples, self._packed, self._seed, self._chunks = examples, packed, seed, chunks
 
     def __len__(self) -> int:
         return len(self._packed)
 
     def __getitem__(self, i: int) -> Arrays:
-        examples, row = [self._examples[j] for j in self._packed[i]], {}
-        for name, length in self._lengths.items():
-            parts = [example[name] for example in examples]
-            row[name] = _filled(parts, length, self._padding[name])
-            if name in SEGMENTED:
-                sizes = [len(part) for part in parts]
-                ids = [np.full(n, k, np.int32) for k, n in enumerate(sizes, start=1)]
-                row[f"{SEGMENTED[name]}segment_ids"] = _filled(ids, length, 0)
-                places = [np.arange(n, dtype=np.int32) for n in sizes]
-                row[f"{SEGMENTED[name]}positions"] = _filled(places, length, 0)
-        return row
+        rng = np.random.default_rng((*self._seed, i))
+        return self._chunks.row([self._examples[j] for j in self._packed[i]], rng)
+
+
+class Workers:
+    """Processes that pack chunks, each what this process would make of it."""
+
+    def __init__(self, chunks: Chunks, count: int):
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy the accelerator's threads
+        self._pool = ProcessPoolExecutor(count, spawn, initializer=_serve, initargs=(chunks,))
+
+    def rows(self, number: int) -> "Stacked":
+        """Returns the packed rows of a chunk."""
+        return Stacked(self._pool.submit(_make, number).result())
+
+
+class Stacked(Sequence):
+    """Rows that lie in one array a field."""
+
+    def __init__(self, fields: Arrays):
+        self._fields = fields
+
+    def __len__(self) -> int:
+        return len(next(iter(self._fields.values()), ()))
+
+    def __getitem__(self, i: int) -> Arrays:
+        return {name: values[i] for name, values in self._fields.items()}
+
+
+def _serve(chunks: Chunks) -> None:
+    """Begins a worker: it ends with the process that it works for, and not by itself."""
+    global _chunks
+    _chunks = chunks
+    # A signal to the whole job is for that process, which has yet to save.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make(number: int) -> Arrays:
+    rows = list(_chunks.rows(number))
+    return {name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
@@ -108,12 +161,6 @@ def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
         row[start:end] = part
     row[end:] = padding
     return row
-
-
-def _needs(examples: list[Arrays], lengths: dict[str, int]) -> np.ndarray:
-    """[n, fields] the room that each example takes."""
-    needs = [[len(example[name]) for name in lengths] for example in examples]
-    return np.array(needs, np.int64).reshape(len(examples), len(lengths))
 
 
 def first_fit(needs: np.ndarray, room: Sequence[int], most: int = 0) -> list[list[int]]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
-from llm_jax.data.chunks import Chunks
+from llm_jax.data.chunks import Chunks, Workers
 from llm_jax.data.ramp import Ramp, batch_size
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.transforms import Transform, objective
@@ -152,10 +152,8 @@ def _packed(what: Transform, docs, key: str, seed=None) -> grain.IterDataset:
     if isinstance(docs, sources.Tokens):
         docs.check(what.tokenizer, key)
     if what.pairs or isinstance(docs, list):
-        rows = _pack(_examples(what, docs, key, seed), what, seed)
-    else:
-        rows = _read_as_needed(what, docs, seed)
-    return _finish(rows, what, seed)
+        return _finish(_pack(_examples(what, docs, key, seed), what, seed), what, seed)
+    return _read_as_needed(what, docs, seed)
 
 
 def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
@@ -196,10 +194,13 @@ def _read_as_needed(what: Transform, docs: sources.Lazy, seed=None) -> grain.Ite
     padding = {name: _padding(name, what.tokenizer.pad_id) for name in _lengths(what)}
     chunks = Chunks(what, docs, padding, seed)
     numbers = grain.MapDataset.range(len(chunks))
-    rows = numbers.map_with_index(lambda number, _: chunks.rows(number))
+    workers = 0 if seed is None else what.config.data.workers
+    made = Workers(chunks, workers) if workers else chunks
+    rows = numbers.map_with_index(lambda number, _: made.rows(number))
     if seed is not None:
         rows = rows.repeat()
-    read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    ahead = max(1, workers)
+    read = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     return grain.experimental.FlatMapIterDataset(rows.to_iter_dataset(read), _Flatten())
 
 

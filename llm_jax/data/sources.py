@@ -4,6 +4,7 @@ A document is a text, or for some objectives a pair of texts (source, target) or
 """
 
 import copy
+import functools
 import glob
 import gzip
 import hashlib
@@ -83,10 +84,8 @@ class Tokens(Lazy):
     """Documents that are stored as the tokens of `tokenizer`, which `config` describes."""
 
     def __init__(self, source, tokenizer: Tokenizer, config: dict, mean: float):
-        from tensorflow_datasets.proto import tf_example_pb2  # as TFDS itself: not for every run
-
         super().__init__(source, {}, mean=mean)
-        self.tokenizer, self.config, self._parse = tokenizer, config, tf_example_pb2.Example
+        self.tokenizer, self.config = tokenizer, config
 
     def check(self, tokenizer: Tokenizer, key: str) -> None:
         """Raises ConfigError where a run's tokenizer is not the one that made the tokens."""
@@ -106,8 +105,15 @@ class Tokens(Lazy):
 
     def _document(self, record: bytes) -> np.ndarray:
         # Not TFDS's own way, which takes ten times as long.
-        feature = self._parse.FromString(record).features.feature["tokens"]
+        feature = _proto().FromString(record).features.feature["tokens"]
         return np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)
+
+
+@functools.cache
+def _proto():
+    from tensorflow_datasets.proto import tf_example_pb2  # like TFDS itself, not for every run
+
+    return tf_example_pb2.Example
 
 
 class _Halves(Sequence):

@@ -108,6 +108,27 @@ def test_rows_hold_whole_examples(config):
                 assert np.array_equal(batch["positions"][row][where], np.arange(where.sum()))
 
 
+def _take(config, workers, state=None, count=6):
+    config.data.workers = workers
+    iterator = pipeline.train_iterator(config, TOKENIZER, _lazy(_set()))
+    if state is not None:
+        iterator.set_state(state)
+    found = [(next(iterator), iterator.get_state()) for _ in range(count)]
+    iterator.close()
+    return found
+
+
+def test_workers_make_what_one_process_makes(config, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 350)
+    config.data.batch_size = 8
+    alone, shared = _take(config, 0), _take(config, 2)
+    resumed = _take(config, 2, alone[2][1], count=3)
+    for i, (batch, state) in enumerate(alone):
+        for other, there in [shared[i], *resumed[i - 3 : i - 2] * (i > 2)]:
+            assert there == state
+            assert all(np.array_equal(other[name], batch[name]) for name in batch)
+
+
 class _Endless:
     """A hundred million records, made when they are asked for."""
 

@@ -286,7 +286,8 @@ def test_a_damaged_checkpoint_costs_a_restart(overrides, tmp_path, compiled):
 @pytest.mark.slow
 def test_four_processes_that_share_rows(overrides, tmp_path):
     """Tensor parallelism across processes: two of them hold the same rows of a batch."""
-    keys = [f"--config.{o}" for o in overrides({"train.steps": 6, "checkpoint.every": 6})]
+    changes = {"train.steps": 6, "checkpoint.every": 6, "eval.every": 99}
+    keys = [f"--config.{o}" for o in overrides(changes)]
     jobs = {
         n: Job(tmp_path / str(n), [*keys, "--config.mesh.tensor=2"], n, 4 // n) for n in (1, 4)
     }
