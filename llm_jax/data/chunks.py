@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -114,6 +115,8 @@ class Workers:
     def __init__(self, chunks: Chunks, count: int):
         spawn = multiprocessing.get_context("spawn")  # a fork would copy the accelerator's threads
         self._pool = ProcessPoolExecutor(count, spawn, initializer=_serve, initargs=(chunks,))
+        # Also before the interpreter takes away what the pool's own end needs.
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def rows(self, number: int) -> "Stacked":
         """Returns the packed rows of a chunk."""
