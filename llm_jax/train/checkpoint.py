@@ -5,6 +5,7 @@ enough by itself. It has two items: `state`, the arrays; and `meta`, JSON with a
 own, which says what the arrays must be down to their bits.
 """
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -12,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,18 @@ class Checkpoints:
         """Starts saving; returns once the state is copied off the device."""
         if loss is not None and math.isfinite(loss):
             self.losses[step] = loss
-        arrays = {
-            name: {**_kind(x), "bits": bits}
-            for (name, x), bits in zip(_named(state), _fingerprint(state), strict=True)
-        }
-        text = json.dumps(meta | {"losses": self.losses, "arrays": arrays})
+        kinds, bits = {name: _kind(x) for name, x in _named(state)}, _sum_bits(state)
+        meta = meta | {"losses": dict(self.losses)}
+
+        def item():
+            pairs = zip(kinds.items(), jax.device_get(bits).tolist(), strict=True)
+            arrays = {name: kind | {"bits": sum_} for (name, kind), sum_ in pairs}
+            text = json.dumps(meta | {"arrays": arrays})
+            return {"digest": _digest(text), "json": text}
+
         self.manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"digest": _digest(text), "json": text}),
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=_LateSave(item)),
         )
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
@@ -132,7 +134,7 @@ class Checkpoints:
         return reason
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        found = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        found = self.manager.restore(step, args=ocp.args.Composite(meta=_LateRestore()))
         text = found["meta"]["json"]
         if _digest(text) != found["meta"]["digest"]:
             raise ValueError("its JSON is not what was saved")
@@ -172,6 +174,28 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then frees the threads."""
         self.manager.close()
+
+
+class _Late(ocp.JsonCheckpointHandler):
+    """Saves JSON that is made when it is written, beside the steps that follow.
+
+    The loop need not wait for the sums of the arrays' bits, which took longer than all else.
+    """
+
+    async def _save_fn(self, x, directory):
+        await super()._save_fn(x(), directory)
+
+
+@ocp.args.register_with_handler(_Late, for_save=True)
+@dataclasses.dataclass
+class _LateSave(ocp.args.CheckpointArgs):
+    item: Callable[[], dict]
+
+
+@ocp.args.register_with_handler(_Late, for_restore=True)
+@dataclasses.dataclass
+class _LateRestore(ocp.args.CheckpointArgs):
+    item: None = None
 
 
 class _Manager(ocp.CheckpointManager):
