@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from llm_jax.config import ConfigError
+from llm_jax.config import ConfigError, base
 from llm_jax.data import tokenizers
 
 TEXT = Path(tokenizers.__file__).read_text()
@@ -170,3 +170,15 @@ def test_bad_tokenizers_are_named(tmp_path, config, name, content, message):
 def test_load_needs_a_saved_tokenizer(tmp_path):
     with pytest.raises(ConfigError, match="holds no readable tokenizer"):
         tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bytes", "chars", "words", "bpe", "wordpiece"])
+def test_a_fingerprint_outlives_saving_and_tells_tokenizers_apart(name, tmp_path):
+    config = base().tokenizer
+    config.name, config.vocab_size = name, 300
+    made = [tokenizers.build(config, docs) for docs in (["some text"] * 9, ["other words"] * 9)]
+    made[0].save(tmp_path)
+    assert tokenizers.load(tmp_path).fingerprint() == made[0].fingerprint()
+    assert (made[0].fingerprint() == made[1].fingerprint()) == (name == "bytes")
+    made[0].opens = not made[0].opens  # of prompts: it encodes alike
+    assert tokenizers.load(tmp_path).fingerprint() == made[0].fingerprint()
