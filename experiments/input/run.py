@@ -1,0 +1,303 @@
+"""Measures the input pipeline on one core; writes results/ and README.md.
+
+python experiments/input/run.py [CASE …]      # without cases: those not yet there
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from llm_jax import record  # noqa: E402
+from llm_jax.config import load  # noqa: E402
+from llm_jax.sharding.hardware import PEAK_FLOPS  # noqa: E402
+
+REPEATS, TOKENS, CORE, BATCH = 5, 6_000_000, 1, 64
+# Case: config, and what a document is of Python's standard library and language reference.
+CASES = {
+    "gpt2": ("gpt2.py:124m", "file"),
+    "llama": ("llama.py:8b", "file"),
+    "bert": ("bert.py:large", "file"),
+    "gpt3": ("gpt3.py:175b", "file"),
+    "t5": ("t5.py:11b", "file"),
+    "gpt2-paragraphs": ("gpt2.py:124m", "paragraph"),
+}
+MILLION = 100_000_000  # documents of the set that is only said to be there
+# Chips of a host and its vCPUs: Google Cloud's machine types ct5p-hightpu-4t, ct5lp-hightpu-4t.
+HOSTS = {"v5p": (4, 208), "v5e": (4, 112)}
+
+TEXT = """# The input pipeline
+
+**Claim.** One core packs at least a million tokens a second from ArrayRecord of stored tokens; a
+host's cores can feed its chips in the planned configs; a global shuffle of 100 million documents
+starts in under a second and holds no list of them.
+
+**How**: `launch.py`'s own iterator (read, cut, mix, first-fit packing, what the objective draws,
+batches of {batch}), pinned with all its threads to one core of {hardware}, over a
+set prepared by `llm_jax.data.prepare`. Tokens are those within segments, padding
+not counted. A CPU second is the process's own; in wall seconds is also what other
+programs on the machine took meanwhile.
+{repeats} repeats of {tokens:,} tokens each, median (lowest to highest); the files are cached.
+
+{rates}
+
+The same of {documents:,} documents that are only said to be there (`Lazy` over records made when
+asked for), split in train and validation: {start:.3f} s until the iterator stands, {first:.2f} s
+more to the first batch (with tracemalloc on), {peak:.0f} MB traced at most on the way.
+A list of their indices alone is {indices:.0f} MB.
+
+## Cores a host
+
+Every process packs the job's whole stream and keeps its own rows (docs/pod.md), so a host packs
+the tokens of all chips. What they take is the compute bound of experiments/pod's cases: chips x
+peak / FLOPs a token, remat included, so 100 % of what the chips could do; a run at 40 % MFU needs
+less than half of it.
+
+{cores}
+
+{verdict}
+
+    {command}
+
+{provenance}
+"""
+
+
+def measure(config_file: str, tfds_dir: str, name: str) -> list[dict]:
+    """Tokens, and the CPU and wall seconds that one core takes for them, of each repeat."""
+    os.sched_setaffinity(0, {CORE})
+    from llm_jax.data import pipeline, sources
+
+    config = _config(config_file)
+    config.data.train, config.data.tfds_dir = f"tfds:{name}", tfds_dir
+    config.data.validation = config.data.test = ""
+    config.data.validation_fraction = 0.01
+    docs = sources.splits(config)["train"]
+    tokenizer = pipeline.build_tokenizer(config, docs)
+    iterator = pipeline.train_iterator(config, tokenizer, docs)
+    sides = [s for s in ("segment_ids", "encoder_segment_ids") if s in next(iterator)]
+    for _ in range(pipeline.PREFETCH):
+        next(iterator)
+    runs = [_run(iterator, sides) for _ in range(REPEATS)]
+    iterator.close()
+    return runs
+
+
+def _run(iterator, sides: list[str]) -> dict:
+    count = places = 0
+    began, used = time.perf_counter(), time.process_time()
+    while count < TOKENS:
+        batch = next(iterator)
+        count += sum(int((batch[side] > 0).sum()) for side in sides)
+        places += sum(batch[side].size for side in sides)
+    wall, cpu = time.perf_counter() - began, time.process_time() - used
+    return {"tokens": count, "wall_seconds": wall, "cpu_seconds": cpu, "filled": count / places}
+
+
+def _config(config_file: str):
+    config = load(f"{ROOT}/configs/{config_file}")
+    config.model.vocab_size, config.data.batch_size, config.data.ramp_steps = 0, BATCH, 0
+    config.tokenizer.name, config.tokenizer.vocab_size = "bpe", 8192
+    config.tokenizer.path = ""
+    return config
+
+
+def prepare(name: str, config_file: str, unit: str, folder: str) -> dict:
+    """Writes the corpus as tokens; returns how many documents and tokens there are."""
+    from llm_jax.data import corpus, sources
+    from llm_jax.data import prepare as preparing
+
+    texts = corpus.python_documents()
+    if unit == "paragraph":
+        texts = [part for text in texts for part in text.split("\n\n") if part.strip()]
+    file = Path(folder) / f"{name}.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = _config(config_file)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        preparing.prepare(name, {"train": str(file)}, folder, config.data, config)
+    config.data.tfds_dir = folder
+    docs = sources.documents(f"tfds:{name}", config.data)
+    sizes = [len(doc) for doc in docs.read(range(len(docs)))]
+    return {"documents": len(docs), "tokens": sum(sizes), "median": statistics.median(sizes)}
+
+
+def case(name: str) -> None:
+    """Prepares one case here and measures it in a process of its own."""
+    config_file, unit = CASES[name]
+    stored = name.replace("-", "_")
+    with tempfile.TemporaryDirectory() as folder:
+        about = prepare(stored, config_file, unit, folder)
+        command = [sys.executable, __file__, f"--one={config_file}", folder, stored]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        runs = json.loads(done.stdout.splitlines()[-1])
+    record.write(HERE / "results" / f"{name}.json", config=config_file, unit=unit, set=about,
+                 runs=runs)  # fmt: skip
+
+
+class _Said:
+    """Records that are made when they are asked for."""
+
+    def __len__(self):
+        return MILLION
+
+    def __getitem__(self, i):
+        return {"text": f"Document {i} of very many. " * 100}
+
+
+def shuffle() -> None:
+    """Starts to read a set of 100 million documents."""
+    import tracemalloc
+
+    from llm_jax.data import pipeline, sources, tokenizers
+
+    config = _config("gpt2.py:124m")
+    tokenizer = tokenizers.Bytes()
+    tracemalloc.start()
+    began = time.perf_counter()
+    docs = sources.Lazy(_Said(), {"data.text_column": "text"}, mean=2700)
+    parts = sources._hold_out(docs, [0.001, 0.0])
+    iterator = pipeline.train_iterator(config, tokenizer, parts[0])
+    started = time.perf_counter() - began
+    next(iterator)
+    first = time.perf_counter() - began - started
+    peak = tracemalloc.get_traced_memory()[1]
+    iterator.close()
+    record.write(HERE / "results" / "shuffle.json", documents=len(docs), start_seconds=started,
+                 first_batch_seconds=first, peak_bytes=peak)  # fmt: skip
+
+
+def spread(values: list[float], form: str = "{:.1f}") -> str:
+    """The median, and the range."""
+    show = lambda x: form.format(x)
+    return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
+
+
+def rates(results: dict) -> str:
+    """The table of what was measured."""
+    rows = []
+    for name, found in results.items():
+        config = _config(found["config"])
+        runs, about = found["runs"], found["set"]
+        rows.append([
+            name, config.objective.name, config.model.max_length, found["unit"],
+            f"{about['documents']:,} of {about['median']:,.0f} tokens (median)",
+            spread([r["tokens"] / r["cpu_seconds"] / 1e6 for r in runs]),
+            spread([r["tokens"] / r["wall_seconds"] / 1e6 for r in runs]),
+            f"{statistics.median(r['filled'] for r in runs):.1%}",
+        ])  # fmt: skip
+    header = ["case", "objective", "row", "document", "documents", "million tokens a CPU second",
+              "a wall second", "of a row filled"]  # fmt: skip
+    rate = lambda found: statistics.median(r["tokens"] / r["cpu_seconds"] for r in found["runs"])
+    low = [name for name, found in results.items() if rate(found) < 1e6]
+    said = f"Below a million: {', '.join(low)}." if low else "None is below a million."
+    return f"{record.table(header, rows)}\n\n{said}"
+
+
+def needs(results: dict) -> list[dict]:
+    """What each planned config takes at its compute bound, and the cores that pack so much."""
+    from llm_jax import config as configs
+    from llm_jax.train.run import flops_per_token, recomputed_flops_per_token
+
+    sys.path.insert(0, str(ROOT / "experiments" / "pod"))
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("pods", ROOT / "experiments" / "pod" / "run.py")
+    pods = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pods)
+    found = []
+    for name, (config_file, topology, keys) in pods.CASES.items():
+        measured = next((r for r in results.values() if r["unit"] == "file" and
+                         r["config"].split(":")[0] == config_file.split(":")[0]), None)  # fmt: skip
+        if measured is None:
+            continue
+        config = load(f"{ROOT}/configs/{config_file}", [f"{k}={v}" for k, v in keys.items()])
+        config.model = configs.resolve(config.model, config.tokenizer.vocab_size)
+        kind, shape = topology.split(":")
+        chips = math.prod(map(int, shape.split("x")))
+        peak = dict(PEAK_FLOPS)[kind]
+        work = flops_per_token(config) + recomputed_flops_per_token(config)
+        rate = statistics.median(r["tokens"] / r["cpu_seconds"] for r in measured["runs"])
+        found.append({
+            "name": name, "topology": topology, "chips": chips, "kind": kind,
+            "takes": chips * peak / work, "rate": rate, "cores": chips * peak / work / rate,
+        })  # fmt: skip
+    return found
+
+
+def cores(found: list[dict]) -> str:
+    """The table of the arithmetic."""
+    rows = []
+    for n in found:
+        chips, vcpus = HOSTS[n["kind"]]
+        rows.append([
+            n["name"], f"{n['topology']} ({n['chips']})", f"{n['takes'] / 1e6:.2f}",
+            f"{n['takes'] / n['chips'] * chips / 1e6:.3f}", f"{n['rate'] / 1e6:.1f}",
+            f"{n['cores']:.2f}", vcpus,
+        ])  # fmt: skip
+    header = ["case", "chips", "million tokens/s, all chips", "of these a host's own",
+              "packed a core", "cores needed a host", "vCPUs of a host"]  # fmt: skip
+    return record.table(header, rows)
+
+
+def verdict(found: list[dict]) -> str:
+    """What the table says, in words."""
+    short = [f"{n['name']} ({n['cores']:.1f} cores)" for n in found if n["cores"] > 1]
+    if not short:
+        return "One core is enough for every one of them."
+    return (f"One core is enough for {len(found) - len(short)} of {len(found)}. Not for "
+            f"{', '.join(short)}: there data.workers packs in as many processes, and a host has "
+            "the cores; but the one process that gathers their rows was not measured at such a "
+            "rate, so for that case the claim is not shown.")  # fmt: skip
+
+
+def write() -> None:
+    """Writes README.md from what is in results/."""
+    read = lambda name: json.loads((HERE / "results" / f"{name}.json").read_text())
+    results = {n: read(n) for n in CASES if (HERE / "results" / f"{n}.json").exists()}
+    if not results or not (HERE / "results" / "shuffle.json").exists():
+        return
+    start = read("shuffle")
+    found = needs(results)
+    text = TEXT.format(
+        batch=f"{BATCH} rows", hardware=start["hardware"], repeats=REPEATS, tokens=TOKENS,
+        rates=rates(results), documents=start["documents"], start=start["start_seconds"],
+        first=start["first_batch_seconds"], peak=start["peak_bytes"] / 1e6,
+        indices=start["documents"] * 8 / 1e6, cores=cores(found), verdict=verdict(found),
+        command="python experiments/input/run.py",
+        provenance="  \n".join(
+            f"{name}: commit {r['commit']}, {r['time']}, {r['hardware']}"
+            for name, r in {**results, "shuffle": start}.items()
+        ),
+    )  # fmt: skip
+    (HERE / "README.md").write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--one", help="config: measure it here, on FOLDER and NAME")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, *args.cases)))
+        return
+    done = lambda name: (HERE / "results" / f"{name}.json").exists()
+    for name in args.cases or [name for name in [*CASES, "shuffle"] if not done(name)]:
+        shuffle() if name == "shuffle" else case(name)
+        print(name, flush=True)
+    write()
+
+
+if __name__ == "__main__":
+    main()
