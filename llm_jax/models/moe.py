@@ -1,12 +1,16 @@
 """A feed-forward layer of many experts, of which a router gives each token a few."""
 
 import math
+import operator
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
+from llm_jax.models import split
 from llm_jax.models.layers import GATED, PLAIN, annotate, normal, residual_scale
 
 
@@ -58,13 +62,6 @@ class MixtureOfExperts(nn.Module):
             kernels[name] = self.param(name, init, (E, fan_in, out)).astype(cfg.dtype)
         return kernels
 
-    def _experts(self, x, kernels, multiply):
-        """The feed-forward of each expert; multiply: (x, kernel) -> x kernel, expert by expert."""
-        act = self.cfg.activation
-        h = multiply(x, kernels["up"])
-        h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
-        return multiply(h, kernels["down"])
-
     def _with_room(self, x, top, chosen, kernels):
         """Each row's tokens into its experts' slots [E, B, C], first come, first served."""
         cfg, (B, T, _) = self.cfg, x.shape
@@ -80,20 +77,62 @@ class MixtureOfExperts(nn.Module):
         sent = jnp.einsum("btec,btd->ebcd", place.sum(1).astype(x.dtype), x)
         sent = annotate(sent, "experts", "expert_batch", None, "activation_embed")
         multiply = lambda x, kernel: jnp.einsum("ebci,eio->ebco", x, kernel)
-        done = self._experts(sent, kernels, multiply)
+        done = _feed_forward(cfg.activation, sent, kernels, multiply)
         done = annotate(done, "experts", "expert_batch", None, "activation_embed")
         return jnp.einsum("btec,ebcd->btd", weigh, done)
 
     def _to_all(self, x, top, chosen, kernels):
-        """Tokens sorted by expert, each group through its own kernels; none is dropped."""
-        B, T, D = x.shape
-        E, k = self.cfg.num_experts, self.cfg.experts_per_token
-        expert = chosen.reshape(-1)
-        order = jnp.argsort(expert)
-        sizes = jnp.bincount(expert, length=E).astype(jnp.int32)
-        rows = x.reshape(-1, D)[order // k]
-        done = self._experts(
-            rows, kernels, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes)
-        )
-        done = done[jnp.argsort(order)].reshape(B, T, k, D)
-        return jnp.einsum("btkd,btk->btd", done, top.astype(x.dtype))
+        """Each expert's tokens, however many; none is dropped.
+
+        On a mesh that splits experts each device takes the tokens of all with which it shares
+        them, adds what its own experts make of these, and gets back the sums of its own tokens.
+        """
+        act = self.cfg.activation
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = ("batch", "length", "experts", "mlp")
+        batch, length, experts, mlp = axes = [nn.logical_to_mesh_axes((a,))[0] for a in axes]
+        sizes = (*x.shape[:2], *kernels["up"].shape[::2])
+        parts = [split.parts(mesh, axis) for axis in axes]
+        if max(parts) == 1 or any(map(operator.mod, sizes, parts)):
+            return _dropless(act, 0, x, top, chosen, kernels)
+
+        def part(x, top, chosen, kernels):
+            first = 0
+            if experts:
+                first = jax.lax.axis_index(experts) * len(kernels["up"])
+                take = lambda a: jax.lax.all_gather(a, experts, tiled=True)
+                x, top, chosen = take(x), take(top), take(chosen)
+            y = _dropless(act, first, x, top, chosen, kernels)
+            y = jax.lax.psum(y, mlp) if mlp else y
+            return jax.lax.psum_scatter(y, experts, tiled=True) if experts else y
+
+        rows, up = PartitionSpec(batch, length), PartitionSpec(experts, None, mlp)
+        kinds = dict.fromkeys(kernels, up) | {"down": PartitionSpec(experts, mlp)}
+        everywhere = {"mesh": mesh, "check_vma": False}
+        spread = jax.shard_map(part, in_specs=(rows,) * 3 + (kinds,), out_specs=rows, **everywhere)
+        return spread(x, top, chosen, kernels)
+
+
+def _dropless(
+    act: str, first: int | jax.Array, x: jax.Array, top: jax.Array, chosen: jax.Array, kernels: dict
+) -> jax.Array:
+    """Tokens sorted by expert, each group through its own kernels, of experts from `first` on."""
+    (B, T, D), E, k = x.shape, len(kernels["up"]), chosen.shape[-1]
+    expert = chosen.reshape(-1) - first
+    expert = jnp.where((expert >= 0) & (expert < E), expert, E)  # the others' stand last
+    order = jnp.argsort(expert)
+    sizes = jnp.bincount(expert, length=E).astype(jnp.int32)
+    rows = x.reshape(-1, D)[order // k]
+    done = _feed_forward(
+        act, rows, kernels, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes)
+    )
+    done = jnp.where((jnp.arange(len(done)) < sizes.sum())[:, None], done, 0)
+    done = done[jnp.argsort(order)].reshape(B, T, k, D)
+    return jnp.einsum("btkd,btk->btd", done, top.astype(x.dtype))
+
+
+def _feed_forward(act: str, x: jax.Array, kernels: dict, multiply: Callable) -> jax.Array:
+    """The feed-forward of each expert; multiply: (x, kernel) -> x kernel, expert by expert."""
+    h = multiply(x, kernels["up"])
+    h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
+    return multiply(h, kernels["down"])

@@ -36,12 +36,12 @@ def attend(
     axis = lambda name: nn.logical_to_mesh_axes((name,))[0]
     names = "batch", "length", "activation_heads", "activation_kv_heads"
     batch, length, heads, kv_heads = axes = list(map(axis, names))
-    parts = [_parts(mesh, axis) for axis in axes]
+    pieces = [parts(mesh, axis) for axis in axes]
     alone = "cache" in variant.supports and not variant.state
     alone = alone and not any(isinstance(x, jax.Array) for x in options.values())
-    alone = alone and not (softmax.dropout and parts[1] == 1)
+    alone = alone and not (softmax.dropout and pieces[1] == 1)
     sizes = (*query.shape[:3], key.shape[2]) if alone else ()
-    if not alone or max(parts) == 1 or any(map(operator.mod, sizes, parts)):
+    if not alone or max(pieces) == 1 or any(map(operator.mod, sizes, pieces)):
         return variant.attend(query, key, value, mask, softmax, **options)
     keys = PartitionSpec(batch, None, kv_heads)
     present = lambda x, *spec: None if x is None else PartitionSpec(*spec)
@@ -69,8 +69,8 @@ def attend(
     return split(query, key, value, mask, softmax)
 
 
-def _parts(mesh, axis):
-    """How many parts one mesh axis, several or none cut something in."""
+def parts(mesh: jax.sharding.AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
+    """In how many parts one mesh axis, several or none cut something."""
     axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     return math.prod(mesh.shape[name] for name in axes)
 
