@@ -78,6 +78,7 @@ SUBMIT_OPTIONS = (
     ("partition", str, "slurm"),
     ("account", str, "slurm"),
     ("topology", str, "gke, tpu-vm: v5p:4x4x4"),
+    ("slices", int, "gke, tpu-vm: so many of it, joined by DCN; default 1"),
     ("image", str, "gke: a container image with this repository as its working directory"),
     ("claim", str, "gke: a PersistentVolumeClaim that every pod can write, mounted at /runs"),
     ("zone", str, "tpu-vm"),

@@ -44,10 +44,10 @@ OPTIONS = {
         "nodes": 1, "gpus": 0, "time": "24:00:00", "partition": "", "account": "", "setup": "",
         "retries": 10,
     },
-    "gke": {"topology": None, "image": None, "claim": None, "retries": 10},
+    "gke": {"topology": None, "slices": 1, "image": None, "claim": None, "retries": 10},
     "tpu-vm": {
-        "topology": None, "zone": None, "project": "", "repository": None, "bucket": "",
-        "spot": False, "setup": "", "retries": 10,
+        "topology": None, "slices": 1, "zone": None, "project": "", "repository": None,
+        "bucket": "", "spot": False, "setup": "", "retries": 10,
     },
 }  # fmt: skip
 
@@ -135,8 +135,10 @@ exit $code
     return Job(file, text, ["sbatch", file])
 
 
-def _topology(text: str) -> tuple[Chip, str, int]:
-    """(chip, 4x4x4, chips) of 'v5p:4x4x4'."""
+def _topology(text: str, slices: int) -> tuple[Chip, str, int]:
+    """(chip, 4x4x4, chips) of 'v5p:4x4x4', of which there are `slices`."""
+    if slices < 1:
+        raise ConfigError(f"--slices={slices}: must be at least 1")
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         raise ConfigError(
@@ -153,11 +155,11 @@ def _topology(text: str) -> tuple[Chip, str, int]:
     return chip, shape, count
 
 
-def gke(name, command, *, topology, image, claim, retries) -> Job:
-    """A JobSet of one slice: all its pods start again when one of them ends badly."""
+def gke(name, command, *, topology, slices, image, claim, retries) -> Job:
+    """A JobSet of a job a slice: all pods start again when one of them ends badly."""
     import yaml
 
-    chip, shape, count = _topology(topology)
+    chip, shape, count = _topology(topology, slices)
     hosts = count // CHIPS_A_HOST
     container = {
         "name": "train",
@@ -197,7 +199,7 @@ def gke(name, command, *, topology, image, claim, retries) -> Job:
         },
         "spec": {
             "failurePolicy": {"maxRestarts": retries, "rules": [end]},
-            "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": job}}],
+            "replicatedJobs": [{"name": "slice", "replicas": slices, "template": {"spec": job}}],
         },
     }
     file = f"{name}.yaml"
@@ -206,10 +208,10 @@ def gke(name, command, *, topology, image, claim, retries) -> Job:
 
 
 def tpu_vm(
-    name, command, *, topology, zone, project, repository, bucket, spot, setup, retries
+    name, command, *, topology, slices, zone, project, repository, bucket, spot, setup, retries
 ) -> Job:
     """A queued resource whose hosts install, mount the bucket and train when they boot."""
-    chip, _, count = _topology(topology)
+    chip, _, count = _topology(topology, slices)
     mount = f"""
 if ! command -v gcsfuse; then
     release=gcsfuse-$(lsb_release -c -s)
@@ -222,7 +224,7 @@ mkdir -p /runs
 mountpoint -q /runs || gcsfuse --implicit-dirs {shlex.quote(bucket)} /runs
 """ * bool(bucket)
     text = f"""#!/bin/bash
-# Runs as root on every host of the slice, each time that it boots.
+# Runs as root on every host, each time that it boots.
 set -e
 export HOME=/root
 {mount}
@@ -242,13 +244,15 @@ for attempt in $(seq 0 {retries}); do
     code=0
     {shlex.join(command)} || code=$?
     case $code in 0|2|{STOPPED}) break ;; esac
-    sleep 10  # a crash ends the others of the slice too
+    sleep 10  # a crash ends the others too
 done
 exit $code
 """
     file = f"{name}.sh"
     gcloud = ["gcloud", "compute", "tpus", "queued-resources", "create", name]
-    gcloud += [f"--node-id={name}", f"--zone={zone}", *[f"--project={project}"] * bool(project)]
+    several = [f"--node-prefix={name}", f"--node-count={slices}"]
+    gcloud += several if slices > 1 else [f"--node-id={name}"]
+    gcloud += [f"--zone={zone}", *[f"--project={project}"] * bool(project)]
     gcloud += [f"--accelerator-type={chip.prefix}-{count * chip.cores}"]
     gcloud += [f"--runtime-version={chip.runtime}", *["--spot"] * spot]
     return Job(file, text, [*gcloud, f"--metadata-from-file=startup-script={file}"])

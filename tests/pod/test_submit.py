@@ -74,6 +74,13 @@ def test_a_queued_resource(topology, name):
         assert text in found.text
 
 
+def test_several_slices():
+    (replicated,) = yaml.safe_load(job("gke", {"slices": 3}).text)["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 3 and replicated["template"]["spec"]["parallelism"] == 16
+    command = job("tpu-vm", {"slices": 3}).command
+    assert {"--node-count=3", "--node-prefix=job"} <= {*command} and "--node-id=job" not in command
+
+
 @pytest.mark.parametrize("on", ["slurm", "tpu-vm"])
 def test_scripts_are_bash(on):
     subprocess.run(["bash", "-n"], input=job(on).text, text=True, check=True)
@@ -88,6 +95,7 @@ def test_scripts_are_bash(on):
         ("gke", {"image": ""}, "--image: --on=gke needs it"),
         ("gke", {"topology": "v5p"}, "--topology=v5p: must be like v5p:4x4x4"),
         ("gke", {"topology": "v5p:4x4"}, "v5p has 3 axes"),
+        ("gke", {"slices": 0}, "--slices=0: must be at least 1"),
         ("tpu-vm", {"topology": "v6e:1x1"}, "multiple of the 4 chips"),
     ],
 )
