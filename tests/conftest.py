@@ -15,6 +15,9 @@ FLAGS = {
 given = os.environ.get("XLA_FLAGS", "")
 wanted = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *wanted]).strip()
+# A simulated device waits for the others on a thread of XLA's pool, by default one a core: with
+# two cores, collectives of which neither waits for the other can wait for a thread for ever.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm_jax" / "tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
