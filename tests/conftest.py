@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -110,6 +111,13 @@ def batch():
         return rows | {f"encoder_{name}": x for name, x in read.items()}
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_end_with_their_file():
+    """A whole run would else hold gigabytes of compiled programs that no other file uses."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
