@@ -249,12 +249,13 @@ def submit(args, overrides) -> dict:
     """Writes a job and, asked to, hands it in."""
     from llm_jax.pod import submit as jobs
 
-    _config(args, overrides)  # refused here rather than by each of many machines
+    config = _config(args, overrides)  # refused here rather than by each of many machines
     train = ["train", *[f"--config={args.config}"] * bool(args.config)]
     train += [f"--workdir={args.workdir}", *(f"--config.{override}" for override in overrides)]
     given = {option: getattr(args, option) for option, _, _ in SUBMIT_OPTIONS}
-    given = {option: value for option, value in given.items() if value not in (None, False)}
+    given = {o: value for o, value in given.items() if value is not None and value is not False}
     job = jobs.make(args.on, args.name, train, given, Path(__file__).resolve().parent)
+    jobs.check(config, job)
     path = jobs.write(job)
     print(f"{job.text}\n{path} is the above; {'running' if args.go else 'to hand it in'}:")
     print(f"  {shlex.join(job.command)}")
@@ -386,6 +387,7 @@ def plan(args, overrides) -> dict:
         for place, one in enumerate(found["ranked"], 1):
             print(f"{place}. {search.line(one)}")
         return found
+    print("compiling, which may take minutes …", file=sys.stderr, flush=True)
     found = plan.make(config, args.topology, args.slices)
     print("\n".join(report.lines(found)))
     return found
@@ -438,7 +440,7 @@ def _usual_prompt(kind: str) -> str:
 
 def _no(overrides: list[str]) -> None:
     if overrides:
-        takers = "train, submit, import and sweep"
+        takers = "train, submit, import, sweep and plan"
         raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
 
 
@@ -468,7 +470,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     if args.json:
         print(json.dumps(result | {"seconds": round(time.time() - began, 2)}))
-    if not result.get("finished", True):
+    if result.get("finished") is False:  # a sweep's is a count
         return args.stopped_code
     return 1 if result.get("failed") else 0
 

@@ -235,8 +235,10 @@ def _shares_of(items, shares: list[float]) -> list:
     counts = [max(1, round(share * len(items))) if share else 0 for share in shares]
     first, second = counts[0], sum(counts)
     if second >= len(items):
-        raise ConfigError(f"data.validation_fraction: {len(items)} documents cannot be split into "
-                          "train and held-out ones; give data.validation a file of its own")
+        n = len(items)
+        raise ConfigError(f"data.validation_fraction: {n} document{'s' * (n > 1)} cannot be split "
+                          "into train and held-out ones; give data.validation a file of its own "
+                          "(a text file is one document, a line of JSONL is one)")
     return [items[second:], items[:first], items[first:second]]
 
 

@@ -36,6 +36,8 @@ def make(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
 def prepare(config: ConfigDict, devices: list) -> Setup:
     """Returns the run that these devices would see, with all that can be refused early refused."""
     config = ConfigDict(config.to_dict())
+    if not config.model.vocab_size and config.tokenizer.name == "bytes":
+        config.model.vocab_size = pipeline.build_tokenizer(config, []).vocab_size
     if not config.model.vocab_size:
         raise ConfigError(
             "model.vocab_size=0: the tokenizer's, which a plan does not train; set the size "

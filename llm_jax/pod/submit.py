@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from llm_jax.config import ConfigError
 
 STOPPED = 75  # EX_TEMPFAIL
@@ -54,11 +56,15 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job: its file's name and text, and the command that hands it in."""
+    """A job: its file's name and text, the command that hands it in, and its devices.
+
+    devices: how many, where that is known.
+    """
 
     file: str
     text: str
     command: list[str]
+    devices: int | None = None
 
 
 def make(on: str, name: str, train: list[str], options: dict, here: str | Path = ".") -> Job:
@@ -132,7 +138,7 @@ fi
 exit $code
 """
     file = f"{name}.sbatch"
-    return Job(file, text, ["sbatch", file])
+    return Job(file, text, ["sbatch", file], nodes * gpus or None)
 
 
 def _topology(text: str, slices: int) -> tuple[Chip, str, int]:
@@ -204,7 +210,7 @@ def gke(name, command, *, topology, slices, image, claim, retries) -> Job:
     }
     file = f"{name}.yaml"
     text = yaml.safe_dump(manifest, sort_keys=False, width=100)
-    return Job(file, text, ["kubectl", "apply", "-f", file])
+    return Job(file, text, ["kubectl", "apply", "-f", file], slices * count)
 
 
 def tpu_vm(
@@ -255,7 +261,21 @@ exit $code
     gcloud += [f"--zone={zone}", *[f"--project={project}"] * bool(project)]
     gcloud += [f"--accelerator-type={chip.prefix}-{count * chip.cores}"]
     gcloud += [f"--runtime-version={chip.runtime}", *["--spot"] * spot]
-    return Job(file, text, [*gcloud, f"--metadata-from-file=startup-script={file}"])
+    gcloud += [f"--metadata-from-file=startup-script={file}"]
+    return Job(file, text, gcloud, slices * count)
+
+
+def check(config: ConfigDict, job: Job) -> None:
+    """Refuses a mesh that the job's devices cannot make."""
+    sizes = config.mesh.to_dict()
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    whole = -1 not in sizes.values()
+    if job.devices and (job.devices % fixed or (whole and job.devices != fixed)):
+        named = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items() if n != 1)
+        raise ConfigError(
+            f"{named}: the sizes multiply to {fixed}, which must "
+            f"{'equal' if whole else 'divide'} the {job.devices} devices of the job"
+        )
 
 
 def write(job: Job, where: str | Path = ".") -> Path:

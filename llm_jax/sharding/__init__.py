@@ -61,8 +61,8 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
     if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
         raise ConfigError(
             f"{named}: the sizes multiply to {fixed}, which must "
-            f"{'divide' if -1 in shape else 'equal'} the {len(devices)} devices; "
-            "set one to -1 to take the rest"
+            f"{'divide' if -1 in shape else 'equal'} the {len(devices)} devices"
+            f"{'' if -1 in shape else '; set one to -1 to take the rest'}"
         )
     shape = [len(devices) // fixed if s == -1 else s for s in shape]
     if (slices := len({getattr(d, "slice_index", 0) for d in devices})) > 1:

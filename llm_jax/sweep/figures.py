@@ -63,8 +63,8 @@ def differences(path: Path, found: list[Summary]) -> None:
             each = [summary.losses[s] - base.losses[s] for s in seeds]
             ax.plot(each, [y - 0.22] * len(each), "o", color="#999999", markersize=4)
             mean, half = summary.difference.mean, summary.difference.half_width
-            ax.errorbar(mean, y, xerr=half if half == half else None, fmt="D", color="#0072B2",
-                        markersize=5, capsize=3)  # fmt: skip
+            if half == half:  # of one seed there is no interval
+                ax.errorbar(mean, y, xerr=half, fmt="D", color="#0072B2", markersize=5, capsize=3)
         ax.axvline(0, color="#000000", linewidth=1, zorder=1)
         ax.set_yticks(range(len(shown)), [s.label for s in reversed(shown)])
         ax.set_xlabel(f"validation loss minus that of {base.label} (nats per token)")
@@ -89,12 +89,14 @@ def curves(path: Path, found: list[Summary], flops: dict[str, float]) -> None:
             across = tokens, tokens * flops[summary.label], mean("seconds")
             for ax, x in zip(axes, across, strict=True):
                 style = look[summary.label]
-                ax.plot(x, loss.mean(0), label=summary.label, linewidth=1.4, **style)
+                dot = "o" if len(x) == 1 else None
+                ax.plot(x, loss.mean(0), label=summary.label, linewidth=1.4, marker=dot, **style)
                 ax.fill_between(x, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
         names = "tokens", "training FLOPs", "seconds of training"
         for ax, name in zip(axes, names, strict=True):
             ax.set_xlabel(name)
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.yaxis.get_major_formatter().set_useOffset(False)
         axes[0].set_ylabel("validation loss (nats per token)")
         _legend(figure, axes[0], best)
 

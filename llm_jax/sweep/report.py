@@ -111,6 +111,12 @@ def _top(plan: dict, workdir: Path) -> list[Block]:
 def _quality(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
     base, *_ = found
     compared = sum(math.isfinite(s.holm) for s in found)
+    tested = f"Nothing is tested against {base.label}, which takes two seeds of both."
+    if compared:
+        tested = (
+            f"{compared} variants are tested against {base.label}: Holm's p is corrected for all "
+            "of them, and is the one to judge by; the intervals are not corrected."
+        )
     rows = []
     for s in found:
         variant, d = plan["variants"][s.label], s.difference
@@ -133,10 +139,9 @@ def _quality(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
         Text(
             "Mean over seeds ± standard error of the loss at the last step, nats per token. The "
             "difference is paired by seed (same data order, same seed of the initial draw): mean "
-            f"± half of its 95 % interval and the two-sided p of a paired t-test. {compared} "
-            f"variants are tested against {base.label}: Holm's p is corrected for all of "
-            "them, and is the one to judge by; the intervals are not corrected. Tokens a second "
-            "are the median of what was logged, whatever else the machine did at the time."
+            f"± half of its 95 % interval and the two-sided p of a paired t-test. {tested} "
+            "Tokens a second are the median of what was logged, whatever else the machine did at "
+            "the time."
         ),
         Text(_matched(plan)),
         Table(header, rows),
@@ -251,7 +256,7 @@ def _context(plan: dict, workdir: Path, folder: Path) -> list[Block]:
             at = here.get(reach, {"reason": "not measured"})
             if "reason" in at:
                 reasons.setdefault(at["reason"], []).append(f"{label} at {reach}x")
-                cells.append("not possible")
+                cells.append("–")
             else:
                 cells.append(_with_error(at["loss"], results.standard_error(at["losses"])))
         rows.append([label, *cells])
@@ -265,7 +270,7 @@ def _context(plan: dict, workdir: Path, folder: Path) -> list[Block]:
             "fewer pieces, which by itself lowers the loss of a model that can use them."
         ),
         Table(["variant", *(f"{reach}x" for reach in reaches)], rows),
-        *([Text(f"Not possible: {why}.")] if why else []),
+        *([Text(f"Not there: {why}.")] if why else []),
         *_picture(
             folder,
             "context.png",

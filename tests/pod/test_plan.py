@@ -85,7 +85,7 @@ def test_remat_adds_the_forward_pass_of_the_layers(tiny):
         ({}, "v5p:big", "there are v4:2x2x4"),
         ({}, "h100:8", "GPUs are compiled for only where they are"),
         ({}, "cpu:9999", "this machine has 8"),
-        ({"model.vocab_size": 0}, "cpu:8", "model.vocab_size=0"),
+        ({"model.vocab_size": 0, "tokenizer.name": "bpe"}, "cpu:8", "model.vocab_size=0"),
         ({"mesh.data": 3}, "cpu:8", "multiply to 12"),
         ({"data.batch_size": 6}, "cpu:8", "data.batch_size=6"),
     ],

@@ -31,6 +31,13 @@ def test_two_variants_and_two_seeds(arguments, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_a_report_of_nothing_yet(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("llm_jax.sweep.execute.execute", lambda *_: None)
+    axis = "--axis=model.norm=layernorm,rmsnorm"
+    assert launch.main(["sweep", f"--workdir={tmp_path}", axis, *arguments]) == 0
+    assert "0 finished, 0 failed, 6 left" in capsys.readouterr().out
+
+
 BAD = {
     "nothing": ([], "nothing to compare"),
     "no sweep": (["--report"], "no sweep.json there"),
