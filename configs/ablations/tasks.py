@@ -6,7 +6,7 @@ python launch.py eval --workdir=runs/recall
 
 recall: multi-query associative recall (Zoology, Arora 2023), 3 pairs and 3 queries.
 mqar: the same, 4 pairs and 12 queries, learned within 200 steps. Of 8 pairs and 24 queries one seed
-    learned in 450 steps; another guessed still after 1,500 (experiments/attention_tasks).
+    learned in 450 steps, another did not (experiments/attention_tasks).
 induction: what followed the marker? (Olsson 2022; Gu & Dao 2023), length 64.
 selective_copy: 4 words among noise, then in order (Gu & Dao 2023), length 24.
 listops: nested MIN, MAX, MED, SM (Nangia & Bowman 2018; Tay 2020), at most 18 words, 3 levels.

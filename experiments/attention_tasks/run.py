@@ -40,10 +40,10 @@ state of fixed size: adding alone blurs it (Arora 2023, https://arxiv.org/abs/23
 forgets it, and the delta rule corrects what stands under a key (Yang 2025,
 https://arxiv.org/abs/2412.06464). Four words to copy fit into any state. Few seeds and one learning
 rate for all: what a kind does not learn here, it may yet learn with another, or with more steps.
-Recall is learned at once, late, and by softmax itself not with every seed in so many steps: its
-table does not yet rank the kinds.
-The delta kind's runs are of, or went on at, a later commit than the others', which solves its
-triangular system by products: with LAPACK's solve one of them stood still.
+Of 8 pairs softmax itself does not learn with every seed in so many steps: that table, and selective
+copy's where runs are missing, do not rank the kinds. Delta's runs of these two sweeps are of, or
+went on at, a later commit than the others', which solves its triangular system by products: with
+LAPACK's solve one of them stood still.
 This file is written by run.py, from results/.
 
 """
@@ -57,7 +57,7 @@ another (above): a hint that answers a row matter, not a finding."""
 
 
 def take(folder: Path) -> None:
-    """Writes results/TASK.json from a sweep's folder: accuracy by variant, seed and step."""
+    """Writes results/FOLDER.json from a sweep's folder: accuracy by variant, seed and step."""
     plan = results.read_plan(folder)
     accuracy: dict[str, dict[int, list]] = {label: {} for label in plan["variants"]}
     for run in results.runs(plan, folder):
@@ -65,7 +65,7 @@ def take(folder: Path) -> None:
             rows = [row for row in run.rows() if row.get("eval_accuracy") is not None]
             accuracy[run.label][run.seed] = [[row["step"], row["eval_accuracy"]] for row in rows]
     record.write(
-        HERE / "results" / f"{plan['spec'].partition(':')[2]}.json",
+        HERE / "results" / f"{folder.name}.json",
         begun=plan["begun"],
         spec=plan["spec"],
         overrides=plan["overrides"],
