@@ -255,7 +255,8 @@ def submit(args, overrides) -> dict:
     given = {option: getattr(args, option) for option, _, _ in SUBMIT_OPTIONS}
     given = {o: value for o, value in given.items() if value is not None and value is not False}
     job = jobs.make(args.on, args.name, train, given, Path(__file__).resolve().parent)
-    jobs.check(config, job)
+    if job.devices:
+        configs.mesh_sizes(config.mesh, job.devices)
     path = jobs.write(job)
     print(f"{job.text}\n{path} is the above; {'running' if args.go else 'to hand it in'}:")
     print(f"  {shlex.join(job.command)}")

@@ -489,6 +489,23 @@ CHANGEABLE = (
 )
 
 
+def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
+    """Returns config.mesh with its -1 filled in; ConfigError if so many devices cannot be it."""
+    sizes = mesh.to_dict()
+    named = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items())
+    free = [axis for axis, n in sizes.items() if n == -1]
+    if len(free) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
+        raise ConfigError(f"{named}: sizes must be positive, and at most one may be -1")
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    if devices % fixed or (not free and fixed != devices):
+        raise ConfigError(
+            f"{named}: the sizes multiply to {fixed}, which must "
+            f"{'divide' if free else 'equal'} the {devices} devices"
+            f"{'' if free else '; set one to -1 to take the rest'}"
+        )
+    return sizes | dict.fromkeys(free, devices // fixed)
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns 'key: old there, new here' for each key that makes it another run."""
     a, b = flatten(old), flatten(new)

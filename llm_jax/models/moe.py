@@ -108,8 +108,9 @@ class MixtureOfExperts(nn.Module):
 
         rows, up = PartitionSpec(batch, length), PartitionSpec(experts, None, mlp)
         kinds = dict.fromkeys(kernels, up) | {"down": PartitionSpec(experts, mlp)}
-        everywhere = {"mesh": mesh, "check_vma": False}
-        spread = jax.shard_map(part, in_specs=(rows,) * 3 + (kinds,), out_specs=rows, **everywhere)
+        spread = jax.shard_map(
+            part, mesh=mesh, in_specs=(rows, rows, rows, kinds), out_specs=rows, check_vma=False
+        )
         return spread(x, top, chosen, kernels)
 
 

@@ -13,8 +13,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from llm_jax.config import ConfigError
 
 STOPPED = 75  # EX_TEMPFAIL
@@ -263,19 +261,6 @@ exit $code
     gcloud += [f"--runtime-version={chip.runtime}", *["--spot"] * spot]
     gcloud += [f"--metadata-from-file=startup-script={file}"]
     return Job(file, text, gcloud, slices * count)
-
-
-def check(config: ConfigDict, job: Job) -> None:
-    """Refuses a mesh that the job's devices cannot make."""
-    sizes = config.mesh.to_dict()
-    fixed = math.prod(n for n in sizes.values() if n != -1)
-    whole = -1 not in sizes.values()
-    if job.devices and (job.devices % fixed or (whole and job.devices != fixed)):
-        named = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items() if n != 1)
-        raise ConfigError(
-            f"{named}: the sizes multiply to {fixed}, which must "
-            f"{'equal' if whole else 'divide'} the {job.devices} devices of the job"
-        )
 
 
 def write(job: Job, where: str | Path = ".") -> Path:

@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
@@ -53,18 +54,8 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
       ConfigError: sizes that do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
-    named = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, shape, strict=True))
-    if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
-        raise ConfigError(f"{named}: sizes must be positive, and at most one may be -1")
-    fixed = int(np.prod([s for s in shape if s != -1]))
-    if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
-        raise ConfigError(
-            f"{named}: the sizes multiply to {fixed}, which must "
-            f"{'divide' if -1 in shape else 'equal'} the {len(devices)} devices"
-            f"{'' if -1 in shape else '; set one to -1 to take the rest'}"
-        )
-    shape = [len(devices) // fixed if s == -1 else s for s in shape]
+    found = configs.mesh_sizes(sizes, len(devices))
+    shape = [found[axis] for axis in AXES]
     if (slices := len({getattr(d, "slice_index", 0) for d in devices})) > 1:
         return _hybrid_mesh(shape, devices, slices)
     # Explicit axis types, JAX's default, would have Linen code annotate every operation.
