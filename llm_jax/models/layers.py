@@ -172,9 +172,12 @@ class TokenEmbed(nn.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        # Gathered over 'embed' first: looking up in a table split both ways would move it all.
-        matrix = annotate(self.matrix, "vocab", "activation_embed")
-        x = jnp.take(matrix, tokens, axis=0).astype(self.cfg.dtype)
+        # Each device looks the tokens of others up too, in its part of the width: vectors change
+        # places, where otherwise the whole table would, and a gradient of its size.
+        tokens = annotate(tokens, "lookup_batch", "length")
+        x = jnp.take(self.matrix, tokens, axis=0)
+        x = annotate(x, "lookup_batch", "length", "embed").astype(self.cfg.dtype)
+        x = annotate(x, "batch", "length", "activation_embed")
         return x * math.sqrt(self.cfg.embed_dim) if self.cfg.scale_embeddings else x
 
 

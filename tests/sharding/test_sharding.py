@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import FrozenConfigDict
 
 from llm_jax import config as configs
 from llm_jax import sharding
 from llm_jax.config import ConfigError
+from llm_jax.models.layers import TokenEmbed
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.run import Setup
@@ -126,6 +129,28 @@ def test_the_same_evaluation_as_one_device(mesh, trained, batch):
             sums, _ = step(state.params, sharding.put(batch(setup.config, 0), setup.mesh))
         found.append(float(sums["loss"]))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_looking_up_moves_vectors_not_the_table(mesh, tiny):
+    V, D, B, T = 512, 64, 8, 16
+    sizes = {f"mesh.{axis}": n for axis, n in ({"data": 1} | mesh).items()}
+    config = tiny({"model.embed_dim": D} | sizes)
+    config.model = configs.resolve(config.model, V)
+    made = sharding.make_mesh(config.mesh)
+    embed = TokenEmbed(FrozenConfigDict(config.model))
+    look_up = lambda table, tokens: embed.apply({"params": {"embedding": table}}, tokens)
+    loss = lambda table, tokens: jnp.sin(look_up(table, tokens)).sum()
+    table = jax.random.normal(jax.random.key(0), (V, D))
+    tokens = jax.random.randint(jax.random.key(1), (B, T), 0, V)
+    place = NamedSharding(made, PartitionSpec("tensor", "fsdp")), sharding.batch_sharding(made)
+    with sharding.activate(made):
+        step = jax.jit(jax.grad(loss), in_shardings=place, out_shardings=place[0])
+        text = step.lower(table, tokens).compile().as_text()
+        found = step(*jax.device_put((table, tokens), place))
+    assert "all-to-all" in text
+    assert f"f32[{V},{D}]" not in text and f"f32[{V // made.shape['tensor']},{D}]" not in text
+    np.testing.assert_allclose(found, jax.grad(loss)(table, tokens), rtol=1e-5, atol=1e-5)
 
 
 def layer(tree):
