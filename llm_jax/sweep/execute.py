@@ -47,7 +47,7 @@ def execute(
     """
     mine = share(results.runs(plan, workdir), index, of)
     labels = share(list(plan["variants"]), index, of)
-    with _Children() as children:
+    with _Children(tell) as children:
         for run in mine:
             if run.state() != "finished":
                 _train(run, plan, [*train, *arguments(plan, run)], children)
@@ -128,8 +128,11 @@ class _Children:
     A run that is asked to stop saves and ends; then this process is interrupted too.
     """
 
+    def __init__(self, tell: Callable[[str], None]):
+        self.tell = tell
+
     def __enter__(self) -> "_Children":
-        self.stopping, self.child = False, None
+        self.stopping, self.starting, self.early, self.child = False, False, False, None
         numbers = (signal.SIGTERM, signal.SIGINT)
         self.handlers = {n: signal.signal(n, self._stop) for n in numbers}
         return self
@@ -140,21 +143,30 @@ class _Children:
 
     def _stop(self, _number, _frame) -> None:
         self.stopping = True
-        if self.child is None:
+        if self.child is not None:
+            self.child.terminate()
+        elif self.starting:
+            self.early = True
+        else:
             raise KeyboardInterrupt
-        self.child.terminate()
 
     def run(self, command: list[str], log: IO) -> int:
         """Returns the exit code; output goes to the log."""
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        # A session of its own: Ctrl-C reaches us alone, and the child once, from us.
+        # A session of its own: Ctrl-C reaches us alone, and the child once, from us. A signal that
+        # comes while it starts waits for it: a child that nobody knows would train on.
+        self.starting = True
         self.child = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
+        self.starting = False
+        if self.early:
+            self.child.terminate()
         code = self.child.wait()
         self.child = None
         if self.stopping:
+            self.tell("stopped; the same command goes on from here")
             raise KeyboardInterrupt
         return code
 

@@ -1,7 +1,9 @@
 """Running: once each, the rest goes on when one fails, processes share, the report tells."""
 
 import re
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -65,7 +67,10 @@ def test_processes_share_all_runs_and_none_twice(planned, train):
     assert states(found, workdir).count("left") == 7
 
 
-def test_a_signal_reaches_the_run_and_ends_the_sweep(planned, tmp_path):
+@pytest.mark.parametrize("slow_to_start", [False, True])
+def test_a_signal_reaches_the_run_and_ends_the_sweep(
+    planned, tmp_path, monkeypatch, slow_to_start
+):
     """The run tells its parent to end, and waits to be told so itself."""
     found, workdir = planned
     script = tmp_path / "waits.py"
@@ -76,8 +81,19 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(planned, tmp_path):
         "time.sleep(20)\n"
         "sys.exit(3)\n"
     )
+    if slow_to_start:  # the signal is here before the parent knows its child
+        start = subprocess.Popen
+
+        def started(*args, **kwargs):
+            child = start(*args, **kwargs)
+            time.sleep(1)  # a signal that raises nothing does not end it
+            return child
+
+        monkeypatch.setattr(execute.subprocess, "Popen", started)
+    told = []
     with pytest.raises(KeyboardInterrupt):
-        execute.execute(found, workdir, [sys.executable, str(script)], tell=lambda _: None)
+        execute.execute(found, workdir, [sys.executable, str(script)], tell=told.append)
+    assert told == ["stopped; the same command goes on from here"]
     logs = [path.read_text() for path in workdir.rglob("log.txt")]
     assert logs == ["saved\n"] and states(found, workdir) == ["left"] * 9
 
