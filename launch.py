@@ -451,6 +451,10 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or (argv[0].startswith("--") and argv[0] != "--help"):
         argv = ["train", f"--config={QUICKSTART}", "--workdir=runs/quickstart", *argv]
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    for option in (a.split("=")[0] for a in argv if a.startswith("--")):
+        if "." in option and not option.startswith("--config."):
+            print(f"error: {option}: write --config.{option[2:]}", file=sys.stderr)
+            return 2
     args = parser().parse_args([a for a in argv if not a.startswith("--config.")])
     if args.command is None:
         parser().print_help()

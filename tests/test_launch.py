@@ -132,6 +132,7 @@ def files(tmp_path) -> dict:
 
 BAD_TRAIN = {
     "unknown key": (["--config.model.nun_layers=3"], "did you mean model.num_layers"),
+    "no --config": (["--model.num_layers=3"], "write --config.model.num_layers"),
     "wrong type": (["--config.model.num_layers=three"], "model.num_layers='three': expected int"),
     "heads": (["--config.model.num_heads=3"], "model.num_heads=3: must divide model.embed_dim=16"),
     "batch": (["--config.data.batch_size=12"], "data.batch_size=12: .*nearest are 8 and 16"),
