@@ -212,6 +212,9 @@ def _does_not_fit(config: ConfigDict, found: dict[str, Any]) -> dict[str, Any]:
     if parts > config.train.microbatches:
         advice.append("train.microbatches=" + str(2 * config.train.microbatches)
                       + ", or a smaller data.batch_size: fewer activations at a time")
+    if not (m.mlp_chunk or m.num_experts):
+        advice.append(f"model.mlp_chunk={m.max_length // 4}: fewer of the feed-forward layers' "
+                      "activations at a time, which with remat=full costs no FLOPs")
     if mesh.get("tensor", 1) == 1:
         advice.append("mesh.tensor: splits heads and feed-forward, activations too")
     return {"fits": False, "advice": advice + ["more chips"], "failed": True}
