@@ -1,6 +1,7 @@
 """Plans of published models on pods that are not there; writes results/ and README.md.
 
 python experiments/pod/run.py [CASE …]      # needs libtpu; without cases: those not yet there
+python experiments/pod/run.py --readme      # plans nothing
 """
 
 import json
@@ -13,12 +14,14 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llm_jax import record  # noqa: E402
+from llm_jax.pod import search  # noqa: E402
 
 LLAMA = {"data.batch_size": 128, "model.max_length": 8192}
 # Case: config, topology, keys. In the order in which they are made.
 CASES = {
     "llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA | {"train.microbatches": 2}),
     "llama-8b-whole-batch": ("llama.py:8b", "v5p:4x4x4", LLAMA),
+    "llama-8b-feed-forward-in-4": ("llama.py:8b", "v5p:4x4x4", LLAMA | {"model.mlp_chunk": 2048}),
     "llama-8b-offload": ("llama.py:8b", "v5p:4x4x4", LLAMA | {"model.remat": "offload"}),
     "llama-8b-pipeline": ("llama.py:8b", "v5p:4x4x4",
                           LLAMA | {"mesh.pipeline": 4, "mesh.data": 1, "mesh.fsdp": 16,
@@ -40,6 +43,12 @@ CASES = {
                                                  "data.batch_size": 2048, "data.ramp_steps": 0,
                                                  "model.attention": "flash,local"}),
 }  # fmt: skip
+# The same, but only the meshes, microbatches and remat policies that a search compiled are named.
+SEARCHES = {
+    "search-llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA),
+    "search-t5-3b": ("t5.py:3b", "v5e:8x8", {"data.batch_size": 512, "model.attention": "flash"}),
+}
+COMPILES = 4
 PEER = {"arguments": 1.51e9, "temporaries": 14.14e9}
 
 TEXT = """# Pods that are not there
@@ -62,6 +71,15 @@ are of two cores that other work shared; CPU seconds are the compiler's own.
 
 {notes}
 
+## Searched
+
+`launch.py plan --search` ranks all meshes, microbatches and remat policies by arithmetic, compiles
+the {compiles} likeliest and ranks those that fit by the predicted step.
+
+{searches}
+
+## How
+
 Not run: {missing}.
 
     {command}
@@ -72,10 +90,11 @@ Not run: {missing}.
 
 def plan(name: str) -> None:
     """Makes one plan by the command that a user would type, and keeps its JSON."""
-    config, topology, keys = CASES[name]
+    config, topology, keys = (CASES | SEARCHES)[name]
     topology, _, slices = topology.partition(" x ")
     command = ["launch.py", "plan", f"--config=configs/{config}", f"--topology={topology}"]
     command += [f"--slices={slices}"] if slices else []
+    command += ["--search", f"--compiles={COMPILES}"] if name in SEARCHES else []
     command += [f"--config.{key}={value}" for key, value in keys.items()] + ["--json"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1) or not done.stdout:
@@ -105,8 +124,9 @@ def notes(plans: dict) -> str:
     """What the table says, in words."""
     found = []
     whole = sum(PEER.values())
-    for name in ("llama-8b", "llama-8b-whole-batch", "llama-8b-offload"):
-        if name in plans:
+    for name in plans:
+        keys = CASES[name][2]
+        if keys.items() >= LLAMA.items() and "model.num_layers" not in keys:
             ours = plans[name]["argument_bytes"] + plans[name]["temp_bytes"]
             found.append(f"- {name}: {ours / 1e9:.2f} GB, {ours / whole:.0%} of MaxText's "
                          f"{whole / 1e9:.2f} GB.")  # fmt: skip
@@ -117,11 +137,21 @@ def notes(plans: dict) -> str:
     return "\n".join(found)
 
 
+def searched(name: str, found: dict) -> str:
+    """What a search printed, the best first."""
+    best = found["ranked"][0] if found["ranked"] else None
+    where = f" on {best['topology']} ({best['devices']} chips)" if best else ""
+    lines = [f"{name}{where}: {found['settings']} settings, {found['compiled']} compiled."]
+    lines += [f"{place}. {search.line(one)}" for place, one in enumerate(found["ranked"], 1)]
+    return "\n".join(lines)
+
+
 def write() -> None:
     """Writes README.md from what is in results/."""
-    files = {name: HERE / "results" / f"{name}.json" for name in CASES}
+    files = {name: HERE / "results" / f"{name}.json" for name in CASES | SEARCHES}
     results = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
-    plans = {name: result["plan"] for name, result in results.items()}
+    found = {name: result["plan"] for name, result in results.items()}
+    plans = {name: found[name] for name in CASES if name in found}
     header = ["case", "topology (devices)", "mesh", "parameters", "optimizer", "arguments",
               "temporaries", "on the host", "fits", "ICI GB a step", "DCN GB a step",
               "step at least", "MFU at most", "compiled in"]  # fmt: skip
@@ -135,7 +165,9 @@ def write() -> None:
         **{key: value / 1e9 for key, value in PEER.items()},
         table=record.table(header, [row(name, found) for name, found in plans.items()]),
         notes=notes(plans),
-        missing=", ".join(n for n in CASES if n not in plans) or "nothing",
+        compiles=COMPILES,
+        searches="\n\n".join(searched(name, found[name]) for name in SEARCHES if name in found),
+        missing=", ".join(n for n in CASES | SEARCHES if n not in found) or "nothing",
         command="\n    ".join(f"python {command}" for command in commands),
         provenance="  \n".join(sources),
     )
@@ -143,8 +175,8 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    left = [name for name in CASES if not (HERE / "results" / f"{name}.json").exists()]
-    for case in sys.argv[1:] or left:
+    left = [name for name in CASES | SEARCHES if not (HERE / "results" / f"{name}.json").exists()]
+    for case in [] if sys.argv[1:] == ["--readme"] else sys.argv[1:] or left:
         plan(case)
         write()
     write()
