@@ -131,6 +131,7 @@ def base() -> ConfigDict:
     d.target_length = 0  # seq2seq: of the decoder's rows; 0: model.max_length
     d.tfds_dir = ""  # empty: TFDS's own default
     d.workers = 0  # processes that pack a set too large for memory; 0: the one that trains
+    d.shards = 1  # streams of such a set; of several machines each packs those of its own rows
     d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
     d.batch_size = 16  # sequences a step, over all chips
     d.ramp_steps = 0  # steps in which the batch grows from ramp_start to batch_size (GPT-3)
@@ -213,7 +214,7 @@ POSITIVE = (
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads",
     "model.window", "model.stride", "model.block", "model.random_features", "model.landmarks",
     "model.latent_kv", "model.expert_every", "model.lsh_chunk", "model.lsh_hashes",
-    "tokenizer.vocab_size", "data.batch_size", "train.steps", "train.log_every",
+    "tokenizer.vocab_size", "data.batch_size", "data.shards", "train.steps", "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
     "eval.every", "sample.max_new_tokens",
 )
@@ -389,6 +390,8 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
         )
+    if d.shards > d.batch_size:
+        raise ConfigError(f"data.shards={d.shards}: at most data.batch_size={d.batch_size}")
     steps = config.train.profile_steps
     if steps and not (len(steps) == 2 and 0 <= steps[0] < steps[1]):
         raise ConfigError(f"train.profile_steps={steps}: must be (start, stop) with start < stop")

@@ -11,14 +11,13 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
+from llm_jax.data.batches import Batches, Rows
 from llm_jax.data.chunks import Chunks, Workers
-from llm_jax.data.ramp import Ramp, batch_size
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.data.transforms import Transform, objective
 from llm_jax.data.windows import Windows, streams
 
 Batch = dict[str, np.ndarray]
-Rows = Callable[[int], np.ndarray | slice]  # of a batch of n, those that are wanted
 
 BINS = 64  # rows packed at a time: more of them waste less padding, but restore more slowly
 PREFETCH = 4  # batches made ahead of the step that wants them
@@ -54,23 +53,19 @@ def train_iterator(
     tokenizer: Tokenizer,
     docs: Sequence[str],
     rows: Rows = slice,
-) -> grain.DatasetIterator | Ramp:
+) -> grain.DatasetIterator:
     """Returns endless batches, [batch_size, max_length] a field, of which it holds `rows`.
 
     Each epoch has a fresh order and fresh cuts, all decided by config.seed. `get_state()` is what
     JSON can hold and stands exactly behind the last batch returned; `set_state()` continues there.
-    Every process of a job packs the same rows and keeps its own, so that batches and states are
-    the same for any number of them.
+    Every process of a job packs the streams that its rows come from, of data.shards, so that
+    batches, and the union of the states, are the same for any number of processes.
     """
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    packed = _packed(_transform(config, tokenizer), docs, "data.train", seed)
-    size = config.data.batch_size
-    if config.data.ramp_steps:
-        buffered = _Prefetch(iter(packed), PREFETCH * size)
-        return Ramp(buffered, lambda step: batch_size(config.data, step), rows)
-    mine = rows(size)
-    batches = packed.batch(size).map(lambda batch: {k: v[mine] for k, v in batch.items()})
-    return _Prefetch(iter(batches), PREFETCH)
+    what, shards = _transform(config, tokenizer), config.data.shards
+    packed = _packed(what, docs, "data.train", seed, shards)
+    streams = lambda shard: iter(packed(shard))
+    return _Prefetch(Batches(config.data, streams, rows), PREFETCH)
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
@@ -81,6 +76,10 @@ class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
     def __init__(self, parent: grain.DatasetIterator, size: int):
         super().__init__(parent, size)
         self.alive.add(self)
+
+    def close(self):
+        super().close()
+        self._maybe_nonnative_parent.close()
 
     def __del__(self, finalizing=sys.is_finalizing):
         if not finalizing():  # else Grain's own modules may be gone
@@ -121,7 +120,7 @@ def eval_batches(
 
     Every process sees equally many batches; the last is filled up with rows of weight 0.
     """
-    packed = _packed(_transform(config, tokenizer), docs, "data.validation")
+    packed = _packed(_transform(config, tokenizer), docs, "data.validation")(0)
     return EvalBatches(packed, config.data.batch_size, rows, tokenizer.pad_id)
 
 
@@ -141,8 +140,10 @@ def _transform(config: ConfigDict, tokenizer: Tokenizer) -> Transform:
     return objective(config)(tokenizer, config)
 
 
-def _packed(what: Transform, docs, key: str, seed=None) -> grain.IterDataset:
-    """Packed rows of `docs`: once, in order, or with a seed shuffled and without end."""
+def _packed(
+    what: Transform, docs, key: str, seed=None, shards: int = 1
+) -> Callable[[int], grain.IterDataset]:
+    """A shard's packed rows of `docs`: once, in order, or with a seed shuffled and without end."""
     if not len(docs):
         raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
                           "data.validation_fraction")
@@ -152,8 +153,12 @@ def _packed(what: Transform, docs, key: str, seed=None) -> grain.IterDataset:
     if isinstance(docs, sources.Tokens):
         docs.check(what.tokenizer, key)
     if what.pairs or isinstance(docs, list):
-        return _finish(_pack(_examples(what, docs, key, seed), what, seed), what, seed)
-    return _read_as_needed(what, docs, seed)
+        if shards > 1:
+            raise ConfigError(f"data.shards={shards}: pairs, and text that is held in memory, are "
+                              "one stream; set 1")
+        rows = _finish(_pack(_examples(what, docs, key, seed), what, seed), what, seed)
+        return lambda _: rows
+    return _read_as_needed(what, docs, seed, shards)
 
 
 def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
@@ -189,19 +194,28 @@ def _examples(what: Transform, docs, key, seed=None) -> grain.IterDataset:
     return examples.to_iter_dataset(read)
 
 
-def _read_as_needed(what: Transform, docs: sources.Lazy, seed=None) -> grain.IterDataset:
-    """Rows of documents that are read a chunk at a time, the next while one is used."""
+def _read_as_needed(
+    what: Transform, docs: sources.Lazy, seed, shards: int
+) -> Callable[[int], grain.IterDataset]:
+    """Rows of documents that are read a chunk at a time, the next while one is used.
+
+    A shard has every so many-th chunk.
+    """
     padding = {name: _padding(name, what.tokenizer.pad_id) for name in _lengths(what)}
     chunks = Chunks(what, docs, padding, seed)
     numbers = grain.MapDataset.range(len(chunks))
     workers = 0 if seed is None else what.config.data.workers
     made = Workers(chunks, workers) if workers else chunks
-    rows = numbers.map_with_index(lambda number, _: made.rows(number))
-    if seed is not None:
-        rows = rows.repeat()
     ahead = max(1, workers)
     read = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
-    return grain.experimental.FlatMapIterDataset(rows.to_iter_dataset(read), _Flatten())
+
+    def stream(shard):
+        rows = numbers.map_with_index(lambda number, _: made.rows(number * shards + shard))
+        if seed is not None:
+            rows = rows.repeat()
+        return grain.experimental.FlatMapIterDataset(rows.to_iter_dataset(read), _Flatten())
+
+    return stream
 
 
 class _Flatten(grain.experimental.FlatMapTransform):

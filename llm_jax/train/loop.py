@@ -20,7 +20,7 @@ from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.metrics import Meter, Metrics, plot
 from llm_jax.train.profile import Profile
-from llm_jax.train.run import Folder, Setup, agree, describe, flops_per_token
+from llm_jax.train.run import Folder, Setup, agree, describe, flops_per_token, gathered
 from llm_jax.train.state import TrainState, make_eval_step, make_train_step
 
 
@@ -231,6 +231,7 @@ class Trainer:
 
     def save(self, loss: float | None = None) -> None:
         """Starts writing a checkpoint of this step; `loss` is the validation loss there."""
-        meta = describe(self.workdir, self.config, self.batches.get_state())
+        data = gathered(self.batches.get_state(), self.config)
+        meta = describe(self.workdir, self.config, data)
         with self.meter.apart():
             self.checkpoints.save(self.step, self.state, meta, loss)

@@ -22,6 +22,7 @@ from llm_jax import attention, models, objectives, sharding
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources, tokenizers, transforms
+from llm_jax.data.batches import union
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.models.flops import train_flops
 from llm_jax.train import optimizer
@@ -154,6 +155,16 @@ def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
                 f"processes {jax.process_index()} and {process} have another {', '.join(differ)}; "
                 "start all of a job with the same command, on the same files"
             )
+
+
+def gathered(state: dict, config: ConfigDict) -> dict:
+    """The job's state of the data, of which each process knows that of its shards; all call it."""
+    if jax.process_count() == 1 or config.data.shards == 1:
+        return state
+    mine = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(mine)))
+    rows = multihost_utils.process_allgather(np.pad(mine, (0, max(sizes) - len(mine))))
+    return union([json.loads(row[:n].tobytes()) for row, n in zip(rows, sizes, strict=True)])
 
 
 def _write(file: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.config import ConfigError
+from llm_jax.data.prepare import prepare
 from llm_jax.pod.hosts import Hosts, find
 from llm_jax.train.metrics import read
 
@@ -188,9 +189,15 @@ STEPS = 600
 
 
 @pytest.fixture(scope="module")
-def arguments(overrides):
+def arguments(tiny, overrides, tmp_path_factory):
+    """Of a run on stored tokens in two shards, of which each of two processes reads one."""
+    pytest.importorskip("tensorflow_datasets")
+    folder = str(tmp_path_factory.mktemp("sets"))
+    config = tiny()
+    prepare("stored", {"train": config.data.train}, folder, config=config)
     changes = {"train.steps": STEPS, "train.log_every": 10, "checkpoint.every": 50}
-    changes |= {"eval.every": STEPS}
+    changes |= {"eval.every": STEPS, "data.shards": 2}
+    changes |= {"data.train": "tfds:stored", "data.tfds_dir": folder}
     return [f"--config.{o}" for o in overrides(changes)] + ["--config.sample.prompts=('a',)"]
 
 

@@ -1,0 +1,127 @@
+"""Batches that grow, and that are read by several: sizes, shares, and going on where stopped."""
+
+import numpy as np
+import pytest
+
+from llm_jax import config
+from llm_jax.config import ConfigError
+from llm_jax.data import batches, chunks, pipeline, sources
+
+
+def settings(**data):
+    c = config.base()
+    c.tokenizer.name = "bytes"
+    c.model.max_length = 16
+    c.data.update({"batch_size": 16, "ramp_start": 4, "ramp_steps": 8} | data)
+    config.check(c)
+    return c
+
+
+def test_grows_in_stages_and_resumes():
+    c = settings()
+    docs = [f"hello world, this is document {i}; " * 5 for i in range(60)]
+    tokenizer = pipeline.build_tokenizer(c, docs)
+    whole, states = pipeline.train_iterator(c, tokenizer, docs), []
+    found = []
+    for _ in range(11):
+        found.append(next(whole))
+        states.append(whole.get_state())
+    sizes = [len(b["tokens"]) for b in found]
+    assert sizes == [4, 4, 4, 8, 8, 8, 12, 12, 16, 16, 16]
+    for stopped in (0, 4, 9):
+        again = pipeline.train_iterator(c, tokenizer, docs)
+        again.set_state(states[stopped])
+        for expected in found[stopped + 1 :]:
+            np.testing.assert_equal(next(again), expected)
+
+
+def test_start_must_divide():
+    with pytest.raises(ConfigError, match=r"data\.ramp_start=5.*data\.batch_size=16"):
+        c = settings()
+        c.data.ramp_start = 5
+        config.check(c)
+
+
+class Documents:
+    """Records that note who has been read."""
+
+    def __init__(self, count):
+        self.count, self.read = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return {"text": f"{i:04} " * (i % 7 + 1)}
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Returns (config, processes) -> iterators of so many, each with its part of the rows."""
+    monkeypatch.setattr(chunks, "CHUNK", 150)
+
+    def make(c, processes, documents=120):
+        tokenizer = pipeline.build_tokenizer(c, [])
+        records = [Documents(documents) for _ in range(processes)]
+        found = []
+        for i, read in enumerate(records):
+            docs = sources.Lazy(read, {"data.text_column": "text"}, mean=20)
+            rows = lambda n, i=i: np.arange(i * n // processes, (i + 1) * n // processes)
+            found.append(pipeline.train_iterator(c, tokenizer, docs, rows))
+        return found, records
+
+    return make
+
+
+def joined(iterators):
+    parts = [next(iterator) for iterator in iterators]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("ramp", [0, 8])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_any_number_of_processes_makes_the_same_batches(start, ramp, shards):
+    c = settings(shards=shards, ramp_steps=ramp)
+    (alone,), _ = start(c, 1)
+    expected, states = [], []
+    for _ in range(12):
+        expected.append(next(alone))
+        states.append(alone.get_state())
+    for processes in (2, 4):
+        several, _ = start(c, processes)
+        for batch, state in zip(expected[:9], states, strict=False):
+            np.testing.assert_equal(joined(several), batch)
+            assert batches.union([iterator.get_state() for iterator in several]) == state
+        fewer, _ = start(c, processes // 2)
+        for iterator in fewer:
+            iterator.set_state(batches.union([other.get_state() for other in several]))
+        for batch in expected[9:]:
+            np.testing.assert_equal(joined(fewer), batch)
+
+
+def test_a_process_reads_its_shards_alone_and_together_they_read_all(start):
+    c = settings(shards=4, ramp_steps=0)
+    iterators, records = start(c, 4, documents=300)
+    for iterator in iterators:
+        for _ in range(8):  # of about 25 that an epoch has
+            next(iterator)
+    read = [set(record.read) for record in records]
+    assert all(len(own) > 20 for own in read)
+    assert len(set.union(*read)) == sum(map(len, read)) < 300
+    for iterator in iterators:
+        for _ in range(30):
+            next(iterator)
+        iterator.close()
+    assert set().union(*(record.read for record in records)) == set(range(300))
+
+
+def test_a_set_in_memory_is_one_stream():
+    c = settings(shards=2)
+    with pytest.raises(ConfigError, match=r"data\.shards=2: .*one stream; set 1"):
+        pipeline.train_iterator(c, pipeline.build_tokenizer(c, []), ["some text"] * 99)
+
+
+def test_more_shards_than_rows():
+    with pytest.raises(ConfigError, match=r"data\.shards=17: at most data\.batch_size=16"):
+        settings(shards=17)
