@@ -60,10 +60,10 @@ A list of their indices alone is {indices:.0f} MB.
 
 ## Cores a host
 
-Every process packs the job's whole stream and keeps its own rows (docs/pod.md), so a host packs
-the tokens of all chips. What they take is the compute bound of experiments/pod's cases: chips x
-peak / FLOPs a token, remat included, so 100 % of what the chips could do; a run at 40 % MFU needs
-less than half of it.
+What chips take is the compute bound of experiments/pod's cases: chips x peak / FLOPs a token, remat
+included, so 100 % of what they could do; a run at 40 % MFU needs less than half of it. Of one
+stream every host packs all rows and keeps its own; of data.shards streams, one a host, only its own
+(docs/pod.md).
 
 {cores}
 
@@ -240,26 +240,32 @@ def cores(found: list[dict]) -> str:
     """The table of the arithmetic."""
     rows = []
     for n in found:
-        chips, vcpus = HOSTS[n["kind"]]
+        each, vcpus = HOSTS[n["kind"]]
+        hosts = n["chips"] // each
         rows.append([
             n["name"], f"{n['topology']} ({n['chips']})", f"{n['takes'] / 1e6:.2f}",
-            f"{n['takes'] / n['chips'] * chips / 1e6:.3f}", f"{n['rate'] / 1e6:.1f}",
-            f"{n['cores']:.2f}", vcpus,
+            f"{n['rate'] / 1e6:.1f}", f"{n['cores']:.2f}", hosts, f"{n['cores'] / hosts:.4f}",
+            vcpus,
         ])  # fmt: skip
-    header = ["case", "chips", "million tokens/s, all chips", "of these a host's own",
-              "packed a core", "cores needed a host", "vCPUs of a host"]  # fmt: skip
+    header = ["case", "chips", "million tokens/s, all chips", "packed a core",
+              "cores a host, one stream", "hosts", "with a shard a host",
+              "vCPUs of a host"]  # fmt: skip
     return record.table(header, rows)
 
 
 def verdict(found: list[dict]) -> str:
     """What the table says, in words."""
-    short = [f"{n['name']} ({n['cores']:.1f} cores)" for n in found if n["cores"] > 1]
-    if not short:
-        return "One core is enough for every one of them."
-    return (f"One core is enough for {len(found) - len(short)} of {len(found)}. Not for "
-            f"{', '.join(short)}: there data.workers packs in as many processes, and a host has "
-            "the cores; but the one process that gathers their rows was not measured at such a "
-            "rate, so for that case the claim is not shown.")  # fmt: skip
+    hosts = lambda n: n["chips"] // HOSTS[n["kind"]][0]
+    named = lambda few: ", ".join(n["name"] for n in few)
+    one = [n for n in found if n["cores"] > 1]
+    still = [n for n in found if n["cores"] / hosts(n) > 1]
+    if still:
+        return f"Of {named(still)} a core a host is too little even with data.shards."
+    if one:
+        return (f"One stream, packed by every host, is enough for all but {named(one)}, which "
+                "wants data.shards: the number of hosts. With that one core a host is enough "
+                "for every one of them.")  # fmt: skip
+    return "One core is enough for every one of them, one stream for all hosts."
 
 
 def write() -> None:
