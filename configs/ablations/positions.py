@@ -2,8 +2,9 @@
 
 python launch.py sweep --config=configs/ablations/positions.py --workdir=runs/positions
 
-No positions at all (the causal mask tells some), sinusoids (Vaswani 2017), learned vectors,
-rotary (Su 2021), T5's relative bias (Raffel 2020) and ALiBi (Press 2022).
+No positions at all (the causal mask tells some), sinusoids (Vaswani 2017, whose section 3.4 scales
+the embeddings beside them), learned vectors, rotary (Su 2021), T5's relative bias (Raffel 2020) and
+ALiBi (Press 2022).
 
 6 variants, 3 seeds; a run takes about two minutes of one CPU core.
 """
@@ -12,6 +13,7 @@ from configs.ablations import small
 from llm_jax.sweep import Sweep
 
 SCHEMES = ("rotary", "none", "sinusoidal", "learned", "relative", "alibi")
+MORE = {"sinusoidal": {"model.scale_embeddings": True}}
 
 
 def get_config():
@@ -19,5 +21,5 @@ def get_config():
 
 
 def get_sweep():
-    schemes = {name: {"model.positions": name} for name in SCHEMES}
+    schemes = {name: {"model.positions": name} | MORE.get(name, {}) for name in SCHEMES}
     return Sweep(axes=(schemes,), match="params")

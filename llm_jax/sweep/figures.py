@@ -126,8 +126,12 @@ def context(path: Path, found: dict[str, dict], labels: list[str]) -> None:
     if not reaches:
         return
     rows = [at["bins"] for items in measured for _, at in items if "bins" in at]
-    # What explodes beyond its training leaves through the top: the others are to be read.
-    top = 1.15 * min(np.nanmax(row) for row in rows)
+    # What explodes beyond its training leaves through the top: the rest is to be read.
+    within = [
+        max(at["bins"][: -(-f["length"] // f["bin"])])
+        for f in found.values() for at in f["reaches"].values() if "bins" in at
+    ]  # fmt: skip
+    top = 1.05 * np.nanmax(within)
     low = 0.98 * min(np.nanmin(row) for row in rows)
     with _figure(path, 4.2 * len(reaches) + 2, 4.6, len(reaches)) as (figure, axes):
         for ax, reach in zip(axes, reaches, strict=True):
