@@ -5,6 +5,7 @@ import jax
 import pytest
 
 import launch
+from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
 from llm_jax.pod import chips, hlo, plan, report, search
@@ -150,5 +151,7 @@ def test_a_tpu_is_compiled_for_where_its_compiler_is(tiny):
     assert found["temp_bytes"] > 0 and sum(found["ici_bytes"].values()) > 0
     two = plan.make(tiny(TINY | {"model.dtype": "bfloat16"}), "v5p:2x2x1", slices=2)
     assert two["devices"] == 8 and sum(two["dcn_bytes"].values()) > 0
+    split = tiny({"mesh.data": 2, "mesh.fsdp": 32}).mesh  # neither is a product of whole sides
+    assert sharding.make_mesh(split, chips.devices("v5p:4x4x4")).size == 64
     with pytest.raises(ConfigError, match="libtpu knows no such shape"):
         chips.devices("v5p:3x5x7")
