@@ -23,7 +23,7 @@ BATCH = ("pipeline", "data", "fsdp", "expert")
 RULES = (
     ("batch", BATCH),
     ("expert_batch", ("data", "fsdp")),  # of what lies with its experts
-    ("lookup_batch", ("pipeline", "data")),  # of what lies with its part of a vector
+    ("lookup_batch", ("pipeline", "data", "expert")),  # of what lies with its part of a vector
     ("length", "context"),
     ("layers", "pipeline"),
     # parameters
