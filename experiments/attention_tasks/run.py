@@ -40,10 +40,9 @@ state of fixed size: adding alone blurs it (Arora 2023, https://arxiv.org/abs/23
 forgets it, and the delta rule corrects what stands under a key (Yang 2025,
 https://arxiv.org/abs/2412.06464). Four words to copy fit into any state. Few seeds and one learning
 rate for all: what a kind does not learn here, it may yet learn with another, or with more steps.
-Of 8 pairs softmax itself does not learn with every seed in so many steps: that table, and selective
-copy's where runs are missing, do not rank the kinds. Delta's runs of these two sweeps are of, or
-went on at, a later commit than the others', which solves its triangular system by products: with
-LAPACK's solve one of them stood still.
+In induction, and of 8 pairs, softmax itself does not learn with every seed in so many steps: these
+tables say who learns sooner, not who can. Of 8 pairs runs are missing too, and those of delta went
+on at a later commit than the others'.
 This file is written by run.py, from results/.
 
 """

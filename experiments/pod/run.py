@@ -44,10 +44,7 @@ CASES = {
                                                  "model.attention": "flash,local"}),
 }  # fmt: skip
 # The same, but only the meshes, microbatches and remat policies that a search compiled are named.
-SEARCHES = {
-    "search-llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA),
-    "search-t5-3b": ("t5.py:3b", "v5e:8x8", {"data.batch_size": 512, "model.attention": "flash"}),
-}
+SEARCHES = {"search-llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA)}
 COMPILES = 4
 PEER = {"arguments": 1.51e9, "temporaries": 14.14e9}
 
