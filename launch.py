@@ -380,16 +380,15 @@ def plan(args, overrides) -> dict:
         jax.config.update("jax_platforms", "cpu")  # nothing is run
     from llm_jax.pod import plan, report, search
 
+    tell = lambda text: print(text, file=sys.stderr, flush=True)
     if args.search:
-        tell = lambda text: print(text, file=sys.stderr, flush=True)
         found = search.search(config, args.topology, args.slices, args.compiles, tell)
-        if not found["ranked"]:
+        if found["compiled"] and not found["ranked"]:
             print(f"none of the {found['compiled']} settings that were compiled fits")
         for place, one in enumerate(found["ranked"], 1):
             print(f"{place}. {search.line(one)}")
         return found
-    print("compiling, which may take minutes …", file=sys.stderr, flush=True)
-    found = plan.make(config, args.topology, args.slices)
+    found = plan.make(config, args.topology, args.slices, tell)
     print("\n".join(report.lines(found)))
     return found
 

@@ -4,6 +4,7 @@ import math
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ from llm_jax.train.state import make_train_step
 LARGEST = 6  # buffers named
 
 
-def make(config: ConfigDict, topology: str, slices: int = 1) -> dict[str, Any]:
+def make(
+    config: ConfigDict,
+    topology: str,
+    slices: int = 1,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Compiles the train step of a config for a topology; returns what it takes, see `figures`.
+
+    tell: takes a line of progress.
 
     Raises:
       ConfigError: an unknown topology, or a mesh, batch or model that cannot be split over it.
     """
     prepared = prepare(config, chips.devices(topology, slices))
+    tell("compiling, which may take minutes …")
     return {"topology": topology, "slices": slices} | figures(prepared)
 
 

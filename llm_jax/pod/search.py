@@ -33,22 +33,40 @@ def search(
     if compiles < 1:
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
     settings = list(candidates(config, len(devices)))
-    weights = count_params(plan.prepare(config, devices).config.model)
+    if not settings:
+        raise ConfigError(
+            f"--search: data.batch_size={config.data.batch_size} and model.num_heads="
+            f"{config.model.num_heads} divide over no mesh of {len(devices)} devices"
+        )
+    weights = count_params(plan.prepare(_changed(config, settings[0]), devices).config.model)
     estimates = [estimate(config, setting, weights, chip, peak) for setting in settings]
     likely = sorted((e for e in estimates if e["bytes"] <= chip.hbm), key=lambda e: e["seconds"])
+    if not likely:
+        least = min(estimates, key=lambda e: e["bytes"])
+        what = " ".join(f"{key}={value}" for key, value in least["setting"].items())
+        tell(
+            f"{len(settings)} settings, of which none fits: {what} takes at least "
+            f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or a "
+            "smaller batch"
+        )
+        return {"settings": len(settings), "ranked": [], "compiled": 0, "failed": True}
     tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling {compiles} at most")
     plans = []
     for i, setting in enumerate(e["setting"] for e in likely[:compiles]):
-        changed = ConfigDict(config.to_dict())
-        configs.change(changed, [f"{key}={value}" for key, value in setting.items()])
         found = {"topology": topology, "slices": slices, "setting": setting}
-        found |= plan.figures(plan.prepare(changed, devices))
+        found |= plan.figures(plan.prepare(_changed(config, setting), devices))
         plans.append(found)
         tell(f"{i + 1}/{min(compiles, len(likely))} {line(found)}")
     fitting = sorted((p for p in plans if p["fits"]), key=lambda p: p["predicted_step_seconds"])
     return {"settings": len(settings), "ranked": fitting, "compiled": len(plans)} | (
         {} if fitting else {"failed": True}
     )
+
+
+def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
+    changed = ConfigDict(config.to_dict())
+    configs.change(changed, [f"{key}={value}" for key, value in setting.items()])
+    return changed
 
 
 def line(found: dict[str, Any]) -> str:

@@ -95,10 +95,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         size = config.data[key]
         if size % (parts * pieces):
             near = size // (parts * pieces) * parts * pieces
+            nearest = f"nearest are {near} and" if near else "nearest is"
             raise ConfigError(
                 f"data.{key}={size}: must divide over {' x '.join('mesh.' + a for a in BATCH)} = "
-                f"{parts} in {_named_pieces(config, mesh)}; the nearest are "
-                f"{f'{near} and ' if near else ''}{near + parts * pieces}"
+                f"{parts} in {_named_pieces(config, mesh)}; the {nearest} {near + parts * pieces}"
             )
     for key, axis in (("max_length", "context"), ("num_experts", "expert")):
         if config.model[key] % mesh.shape[axis]:
@@ -133,8 +133,9 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
     depths = {"num_layers": "decoder", "num_decoder_layers": "encoder"}
     for key in (key for key, without in depths.items() if model.kind != without):
         if model[key] % (stages * group):
+            named = key if model.kind == "encoder_decoder" else "num_layers"
             raise ConfigError(
-                f"model.{key}={model[key]}: must be a multiple of mesh.pipeline={stages}"
+                f"model.{named}={model[key]}: must be a multiple of mesh.pipeline={stages}"
                 + (f" times {group}, the period of its blocks" if group > 1 else "")
             )
 

@@ -15,6 +15,7 @@ from typing import IO
 
 import numpy as np
 
+from llm_jax import record
 from llm_jax.config import ConfigError
 from llm_jax.sweep import results
 from llm_jax.sweep.results import Run
@@ -94,7 +95,7 @@ def _train(run: Run, plan: dict, command: list[str], children: "_Children") -> N
     with _alone(run.folder) as first:
         if not first:
             return
-        note, began = {"command": shlex.join(command)}, time.time()
+        note, began = {"command": shlex.join(command), "commit": record.commit()}, time.time()
         _write(run, note)
         with (run.folder / "log.txt").open("a") as log:
             code = children.run(command, log)

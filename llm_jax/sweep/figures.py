@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
 from llm_jax.sweep.results import Summary
 
@@ -95,7 +95,8 @@ def curves(path: Path, found: list[Summary], flops: dict[str, float]) -> None:
         names = "tokens", "training FLOPs", "seconds of training"
         for ax, name in zip(axes, names, strict=True):
             ax.set_xlabel(name)
-            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if name != "seconds of training":  # whose thousandths would read as minutes
+                ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.yaxis.get_major_formatter().set_useOffset(False)
         axes[0].set_ylabel("validation loss (nats per token)")
         _legend(figure, axes[0], best)
@@ -115,6 +116,8 @@ def cost(path: Path, costs: dict[str, dict], labels: list[str]) -> None:
             lengths = sorted({r["length"] for found in costs.values() for r in found["rows"]})
             ax.set_xticks(lengths, [f"{n:,}" for n in lengths], fontsize=8)
             ax.minorticks_off()
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         _legend(figure, axes[0], [label for label in labels if label in costs])
 
 
@@ -131,8 +134,9 @@ def context(path: Path, found: dict[str, dict], labels: list[str]) -> None:
         max(at["bins"][: -(-f["length"] // f["bin"])])
         for f in found.values() for at in f["reaches"].values() if "bins" in at
     ]  # fmt: skip
-    top = 1.05 * np.nanmax(within)
-    low = 0.98 * min(np.nanmin(row) for row in rows)
+    low = min(np.nanmin(row) for row in rows)
+    room = 0.1 * (np.nanmax(within) - low) or 0.1
+    low, top = low - room, np.nanmax(within) + room
     with _figure(path, 4.2 * len(reaches) + 2, 4.6, len(reaches)) as (figure, axes):
         for ax, reach in zip(axes, reaches, strict=True):
             for label in labels:

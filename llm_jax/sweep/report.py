@@ -82,7 +82,8 @@ def _top(plan: dict, workdir: Path) -> list[Block]:
     states = {run: run.state() for run in everything}
     done = sum(state == "finished" for state in states.values())
     measured = [found for _, found in results.stored(plan, workdir, "context.json")]
-    each = lambda name: ", ".join(sorted({str(found[name]) for found in [begun, *measured]}))
+    told = [begun, *measured, *(run.note() for run in everything)]
+    each = lambda name: ", ".join(sorted({str(found[name]) for found in told if name in found}))
     blocks = [
         Code(begun["command"]),
         Text(

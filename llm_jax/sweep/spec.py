@@ -100,8 +100,10 @@ def axis(text: str) -> dict[str, dict[str, str]]:
     parts = re.findall(r"\([^)]*\)|\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,]+", values)
     if not key or not parts:
         raise ConfigError(f"--axis={text}: expected --axis=KEY=V1,V2,…")
-    name = key.rsplit(".", 1)[-1]
-    return {f"{name} {value}": {key: value} for value in (part.strip("\"'") for part in parts)}
+    name, values = key.rsplit(".", 1)[-1], [part.strip("\"'") for part in parts]
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ConfigError(f"--axis={text}: {', '.join(twice)} is there twice")
+    return {f"{name} {value}": {key: value} for value in values}
 
 
 def lengths(text: str) -> tuple[int, ...]:

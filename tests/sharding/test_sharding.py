@@ -246,7 +246,7 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
         ("data.batch_size", 12, "data.batch_size=12: must divide over .*mesh.expert = 4"),
         ("model.num_heads", 3, "model.num_heads=3: must be a multiple of mesh.tensor=2"),
         ("model.num_kv_heads", 1, "model.num_kv_heads=1: must be a multiple of mesh.tensor=2"),
-        ("train.microbatches", 8, "= 4 in train.microbatches=8; the nearest are 32"),
+        ("train.microbatches", 8, "= 4 in train.microbatches=8; the nearest is 32"),
     ],
 )
 def test_batch_and_heads_must_divide(key, value, message):
@@ -263,7 +263,7 @@ def test_batch_and_heads_must_divide(key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.num_layers": 3}, "num_decoder_layers=3: must be a multiple of mesh.pipeline=2$"),
+        ({"model.num_layers": 3}, "model.num_layers=3: must be a multiple of mesh.pipeline=2$"),
         ({"model.attention": "dense,local"}, "multiple of mesh.pipeline=2 times 2, the period"),
         ({"model.pipeline_pieces": 1}, "pipeline_pieces=1: must be a multiple of mesh.pipeline=2"),
         ({"model.reversible": True}, "mesh.pipeline=2: reversible layers have no stages"),
