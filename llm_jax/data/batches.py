@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
+from llm_jax.config import ConfigError
+
 STAGES = 8  # batch sizes on the way to the full one: each is a program of its own
 
 Rows = Callable[[int], np.ndarray | slice]  # of a batch of n, those that are wanted
@@ -61,7 +63,14 @@ class Batches:
         return {"step": self._step, "streams": streams}
 
     def set_state(self, state: dict) -> None:
-        """Continues behind the batch after which `get_state` was called, here or by several."""
+        """Continues behind the batch after which `get_state` was called, here or by several.
+
+        Raises:
+          ConfigError: a state that an older version of this project wrote.
+        """
+        if not {"step", "streams"} <= state.keys():
+            raise ConfigError("the checkpoint's place in the data is of an older version of "
+                              "llm_jax; resume it with that, or choose another --workdir")
         self._step = state["step"]
         for shard, stream in self._streams.items():
             stream.set_state(state["streams"][str(shard)])

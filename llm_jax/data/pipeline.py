@@ -64,8 +64,7 @@ def train_iterator(
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     what, shards = _transform(config, tokenizer), config.data.shards
     packed = _packed(what, docs, "data.train", seed, shards)
-    streams = lambda shard: iter(packed(shard))
-    return _Prefetch(Batches(config.data, streams, rows), PREFETCH)
+    return _Prefetch(Batches(config.data, lambda shard: iter(packed(shard)), rows), PREFETCH)
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
@@ -73,13 +72,14 @@ class _Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
 
     alive = weakref.WeakSet()
 
-    def __init__(self, parent: grain.DatasetIterator, size: int):
-        super().__init__(parent, size)
+    def __init__(self, batches: Batches, size: int):
+        super().__init__(batches, size)
+        self._batches = batches
         self.alive.add(self)
 
     def close(self):
         super().close()
-        self._maybe_nonnative_parent.close()
+        self._batches.close()  # Grain closes only what is its own
 
     def __del__(self, finalizing=sys.is_finalizing):
         if not finalizing():  # else Grain's own modules may be gone

@@ -133,7 +133,7 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
     depths = {"num_layers": "decoder", "num_decoder_layers": "encoder"}
     for key in (key for key, without in depths.items() if model.kind != without):
         if model[key] % (stages * group):
-            named = key if model.kind == "encoder_decoder" else "num_layers"
+            named = "num_layers" if model[key] == model.num_layers else key
             raise ConfigError(
                 f"model.{named}={model[key]}: must be a multiple of mesh.pipeline={stages}"
                 + (f" times {group}, the period of its blocks" if group > 1 else "")

@@ -122,6 +122,13 @@ def test_a_set_in_memory_is_one_stream():
         pipeline.train_iterator(c, pipeline.build_tokenizer(c, []), ["some text"] * 99)
 
 
+def test_a_state_of_an_older_version_is_refused(start):
+    (iterator,), _ = start(settings(), 1)
+    with pytest.raises(ConfigError, match="older version"):
+        iterator.set_state({"rows": {}, "step": 3})
+    iterator.close()
+
+
 def test_more_shards_than_rows():
     with pytest.raises(ConfigError, match=r"data\.shards=17: at most data\.batch_size=16"):
         settings(shards=17)
