@@ -238,13 +238,14 @@ FRACTION = (
 )
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict:
-    """Returns {"model.num_layers": 4, ...} in alphabetical order of each level."""
+def flatten(config: ConfigDict | dict, prefix: str = "") -> dict:
+    """Returns {"model.num_layers": 4, ...}; an empty group is a value of its own."""
     out = {}
     for key in config:
         value = config[key]
         name = f"{prefix}{key}"
-        out.update(flatten(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
+        group = isinstance(value, (ConfigDict, dict)) and len(value) > 0
+        out.update(flatten(value, name + ".") if group else {name: value})
     return out
 
 
@@ -526,14 +527,24 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """Reads what `to_json` wrote, onto today's defaults, and checks it."""
+    return from_dict(json.loads(text))
+
+
+def from_dict(content: dict) -> ConfigDict:
+    """Reads what `config.to_dict()` gave, onto today's defaults, and checks it.
+
+    Raises:
+      ConfigError: a key that is not known, or a value of another type.
+    """
     config = base()
-    for key, value in flatten(ConfigDict(json.loads(text))).items():
+    known = flatten(config)
+    for key, value in flatten(content).items():
+        if key not in known:
+            raise _unknown(key, known)
         *parents, last = key.split(".")
         node = config
         for parent in parents:
-            node = node[parent] if parent in node else None
-        if node is None or last not in node:
-            raise _unknown(key, flatten(config))
-        node[last] = tuple(value) if isinstance(value, list) else value
+            node = node[parent]
+        node[last] = typed(key, known[key], value)
     check(config)
     return config

@@ -1,7 +1,6 @@
 """What every recorded number carries: command, commit, versions, hardware, time; its tables."""
 
 import functools
-import json
 import os
 import platform
 import subprocess
@@ -10,6 +9,8 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from llm_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu")
@@ -66,9 +67,7 @@ def write(path: str | Path, **results: Any) -> None:
     """Writes results with their provenance as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(provenance() | results, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, provenance() | results, indent=1)
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

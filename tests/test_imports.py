@@ -8,18 +8,21 @@ import pytest
 ROOT = Path(__file__).parent.parent / "llm_jax"
 MAY_USE = {
     "config": set(),
+    "files": {"config"},
     "attention": set(),
-    "data": {"config"},
+    "data": {"config", "files"},
     "sharding": {"config"},
     "models": {"attention"},
     "objectives": {"config", "models"},
-    "train": {"config", "attention", "data", "models", "objectives", "sharding"},
+    "train": {"config", "files", "attention", "data", "models", "objectives", "sharding"},
     "decode": {"config", "attention", "data", "models"},
-    "hub": {"config", "data", "models", "sharding", "train"},
+    "hub": {"config", "files", "data", "models", "sharding", "train"},
     "console": set(),
-    "record": set(),
-    "pod": {"config", "data", "models", "objectives", "sharding", "train"},
-    "sweep": {"config", "attention", "data", "models", "record", "sharding", "train"},
+    "record": {"files"},
+    "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},
+    "sweep": {
+        "config", "files", "attention", "data", "models", "record", "sharding", "train",
+    },
 }
 
 

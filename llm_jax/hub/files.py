@@ -1,9 +1,7 @@
 """The files of a Hugging Face folder: safetensors, whole or in shards, and config.json."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  gives NumPy bfloat16, which safetensors then reads and writes
 import numpy as np
@@ -11,28 +9,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llm_jax.config import ConfigError
+from llm_jax.files import read_json, write_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 FLOATS = {"F64", "F32", "F16", "BF16"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in the file; ConfigError where it is absent or broken."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path.parent}: no {path.name} there") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: holds a {type(found).__name__}, not an object")
-    return found
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an indented file."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 class Tensors:

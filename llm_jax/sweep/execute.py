@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax import record
 from llm_jax.config import ConfigError
+from llm_jax.files import read_json, write_json
 from llm_jax.sweep import results
 from llm_jax.sweep.results import Run
 from llm_jax.sweep.spec import slug
@@ -69,7 +70,7 @@ def _measure(
     module: str, file: Path, asked: dict, children: "_Children", tell: Callable[[str], None]
 ) -> None:
     """Has a module write what is asked for, unless the file holds it; a failure is told."""
-    if (results.read_json(file) or {}).get("asked") == asked:
+    if file.exists() and read_json(file).get("asked") == asked:
         return
     tell(f"measuring {file}")
     file.parent.mkdir(exist_ok=True)
@@ -96,14 +97,14 @@ def _train(run: Run, plan: dict, command: list[str], children: "_Children") -> N
         if not first:
             return
         note, began = {"command": shlex.join(command), "commit": record.commit()}, time.time()
-        _write(run, note)
+        write_json(run.folder / "run.json", note, indent=1)
         with (run.folder / "log.txt").open("a") as log:
             code = children.run(command, log)
         lines = (run.folder / "log.txt").read_text(errors="replace").splitlines()
         note |= {"exit": code, "seconds": round(time.time() - began, 1)}
         if code:
             note["last_lines"] = lines[-LAST_LINES:]
-        _write(run, note)
+        write_json(run.folder / "run.json", note, indent=1)
 
 
 @contextmanager
@@ -115,12 +116,6 @@ def _alone(folder: Path) -> Iterator[bool]:
             yield True
         except BlockingIOError:
             yield False
-
-
-def _write(run: Run, note: dict) -> None:
-    partial = run.folder / "run.partial"
-    partial.write_text(json.dumps(note, indent=1) + "\n")
-    os.replace(partial, run.folder / "run.json")
 
 
 class _Children:

@@ -1,7 +1,6 @@
 """What a sweep will do, every config checked and every model counted before any of it runs."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from llm_jax import config as configs
 from llm_jax import record, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
+from llm_jax.files import read_json, write_json
 from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep
 from llm_jax.train.run import Setup, flops_per_token
@@ -165,7 +165,7 @@ def commit(plan: dict, workdir: Path) -> dict:
     """
     file = workdir / "sweep.json"
     plan = json.loads(json.dumps(plan))
-    old = json.loads(file.read_text()) if file.exists() else {}
+    old = read_json(file) if file.exists() else {}
     if different := _differences(old, plan) if old else []:
         raise ConfigError(
             f"--workdir={workdir} holds another sweep ({'; '.join(different)}); "
@@ -173,9 +173,7 @@ def commit(plan: dict, workdir: Path) -> dict:
         )
     provenance = {"begun": old.get("begun") or record.provenance()}
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # others may share the folder
-    partial.write_text(json.dumps(plan | provenance, indent=1) + "\n")
-    os.replace(partial, file)
+    write_json(file, plan | provenance, indent=1)
     return plan | provenance
 
 
@@ -193,7 +191,7 @@ def _differences(old: dict, new: dict) -> list[str]:
             continue
         # Read onto today's defaults: a key that came later has made no difference.
         there, here = (
-            configs.flatten(configs.from_json(json.dumps(v["config"])))
+            configs.flatten(configs.from_dict(v["config"]))
             for v in (variant, new["variants"][label])
         )
         found += [

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_jax import record
+from llm_jax.files import read_json
 from llm_jax.sweep import figures, results
 from llm_jax.sweep.results import Summary
 from llm_jax.sweep.spec import slug
@@ -188,7 +189,7 @@ def exponent(rows: list[dict], name: str) -> float:
 
 def _cost(plan: dict, workdir: Path, folder: Path) -> list[Block]:
     files = {label: workdir / "cost" / f"{slug(label)}.json" for label in plan["variants"]}
-    costs = {label: results.read_json(f) for label, f in files.items() if f.exists()}
+    costs = {label: read_json(f) for label, f in files.items() if f.exists()}
     if not costs:
         return []
     figures.cost(folder / "cost.png", costs, list(plan["variants"]))

@@ -1,6 +1,5 @@
 """What the runs of a sweep have come to, read from their folders, and what it says. No JAX."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from llm_jax.config import ConfigError
+from llm_jax.files import read_json
 from llm_jax.sweep.spec import slug
 from llm_jax.train import metrics
 
@@ -27,7 +27,8 @@ class Run(NamedTuple):
 
     def note(self) -> dict[str, Any]:
         """How it was last started and what became of it; {} before."""
-        return read_json(self.folder / "run.json") or {}
+        file = self.folder / "run.json"
+        return read_json(file) if file.exists() else {}
 
     def state(self) -> str:
         """'finished' (the last step is reached, saved and evaluated), 'failed' or 'left'."""
@@ -54,15 +55,9 @@ def runs(plan: dict, workdir: Path) -> list[Run]:
 
 def read_plan(workdir: Path) -> dict:
     """Returns sweep.json; ConfigError where the folder holds no sweep."""
-    plan = read_json(workdir / "sweep.json")
-    if plan is None:
+    if not (workdir / "sweep.json").exists():
         raise ConfigError(f"--workdir={workdir}: no sweep.json there; begin a sweep with --config")
-    return plan
-
-
-def read_json(path: Path) -> Any:
-    """Returns what the file holds, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(workdir / "sweep.json")
 
 
 class Curve(NamedTuple):
@@ -187,6 +182,5 @@ def as_json(plan: dict, workdir: Path) -> list[dict[str, Any]]:
 def stored(plan: dict, workdir: Path, name: str) -> Iterator[tuple[str, Any]]:
     """Yields (label, what the run's JSON file of that name holds) of the finished runs."""
     for run in runs(plan, workdir):
-        found = read_json(run.folder / name)
-        if found is not None and run.state() == "finished":
-            yield run.label, found
+        if (run.folder / name).exists() and run.state() == "finished":
+            yield run.label, read_json(run.folder / name)

@@ -1,0 +1,78 @@
+"""JSON files: read with an error that names the file, written whole or not at all. No JAX.
+
+Every JSON file that we read goes through here: of a run folder, a sweep, a Hugging Face folder.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from llm_jax.config import ConfigError
+
+MAX_BYTES = 2**30  # a tokenizer.json of a large vocabulary has some 2**25
+MAX_DEPTH = 100  # of objects and lists within each other
+NAMES = {dict: "object", list: "list"}
+
+
+def read_json(path: str | Path, expect: type = dict) -> Any:
+    """Returns what a JSON file holds: an object, or a list where expect=list.
+
+    Raises:
+      ConfigError: missing, not a file, unreadable, larger than MAX_BYTES, not UTF-8, not JSON,
+        nested deeper than MAX_DEPTH, or not of the expected type; names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path.parent}: no {path.name} there")
+    if not path.is_file():
+        raise ConfigError(f"{path}: is not a file")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size:,} bytes; at most {MAX_BYTES:,} are read as JSON")
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    return parse_json(text, str(path), expect)
+
+
+def parse_json(text: str, where: str, expect: type = dict) -> Any:
+    """Returns what JSON text holds; `where` names it in the ConfigErrors of `read_json`."""
+    if not text.strip():
+        raise ConfigError(f"{where}: is empty, not JSON")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{where}: is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: not readable as JSON ({error})") from error
+    if not isinstance(content, expect):
+        raise ConfigError(
+            f"{where}: holds a {type(content).__name__}, not a JSON {NAMES.get(expect, expect)}"
+        )
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        children = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [x for values in children for x in values if isinstance(x, (dict, list))]
+        if not level:
+            return content
+    raise ConfigError(f"{where}: is nested deeper than {MAX_DEPTH} levels")
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+    """Writes content as JSON; the file appears whole, or stays as it was."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text; the file appears whole, or stays as it was."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may share the folder
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # where the disk was full
