@@ -5,3 +5,12 @@ import time
 __version__ = "0.1.0"
 
 BEGAN = time.perf_counter()  # about when this process did
+
+
+def __getattr__(name: str):
+    # `llm_jax.load` without the seconds that importing JAX takes for those who need only a config.
+    if name in ("load", "Pretrained"):
+        from llm_jax import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module 'llm_jax' has no attribute {name!r}")

@@ -71,7 +71,7 @@ def attend(
     weights = softmax.weights(softmax.scores(heads(products), H), visible)
     weights = weights.reshape(products.shape).astype(value.dtype)
     y = jnp.einsum("bncij,bncjh->bncih", weights, gather(blocks(value)))
-    y = y.reshape(B, N, C * block, H).swapaxes(1, 2)[:, :T]
+    y = y.reshape(B, N, C * block, -1).swapaxes(1, 2)[:, :T]
     if mask.causal:
         return y
     first = local.leading(block, query, key, value, mask, softmax)
@@ -106,7 +106,7 @@ def _pairs(T, block, random_blocks):
 
 VARIANT = Variant(
     attend,
-    supports=able("causal bidirectional packing grouped softcap sinks dropout"),
+    supports=able("causal bidirectional packing grouped softcap sinks dropout weights"),
     flops=lambda T, S, N, H, **reads: 4 * _pairs(T, **reads) * N * H,
     memory=lambda T, S, N, H, **reads: _pairs(T, **reads) * N,
     source="Zaheer et al. 2020, https://arxiv.org/abs/2007.14062",

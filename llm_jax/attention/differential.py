@@ -64,7 +64,7 @@ def _weights(N, K, H):
 
 VARIANT = Variant(
     attend,
-    supports=able("-"),
+    supports=able("- weights"),
     flops=lambda T, S, N, H: 6 * T * S * N * H,
     memory=lambda T, S, N, H: T * N,
     source="Ye et al. 2024, https://arxiv.org/abs/2410.05258",

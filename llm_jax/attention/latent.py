@@ -49,7 +49,7 @@ def attend(
 
 VARIANT = Variant(
     attend,
-    supports=able("- grouped cross"),
+    supports=able("- grouped cross weights"),
     flops=lambda T, S, N, H, latent_rotary: T * S * N * (4 * H + 2 * latent_rotary),
     memory=lambda T, S, N, H, latent_rotary: T * N + 2 * S * N * H,
     source="DeepSeek-AI 2024, https://arxiv.org/abs/2405.04434, section 2.1",

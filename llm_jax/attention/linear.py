@@ -113,7 +113,7 @@ def _state(N, K, H, random_features=None):
 
 VARIANT = Variant(
     attend,
-    supports=able("causal bidirectional packing cache grouped"),
+    supports=able("causal bidirectional packing cache grouped weights"),
     flops=lambda T, S, N, H: 4 * T * N * H * (H + min(T, CHUNK)),
     memory=lambda T, S, N, H: T * N * H,
     source="Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236",

@@ -50,7 +50,7 @@ def _weights(N, K, H, max_length, landmarks):
 
 VARIANT = Variant(
     attend,
-    supports=able("bidirectional grouped softcap sinks dropout"),
+    supports=able("bidirectional grouped softcap sinks dropout weights"),
     flops=lambda T, S, N, H, max_length, landmarks: 8 * T * landmarks * N * H,
     memory=lambda T, S, N, H, max_length, landmarks: T * landmarks * N,
     source="Wang et al. 2020, https://arxiv.org/abs/2006.04768",

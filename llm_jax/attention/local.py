@@ -104,7 +104,7 @@ def banded(
     )
     weights = softmax.weights(softmax.scores(products, H, bias), visible[:, None, None])
     y = jnp.einsum("bkgcij,bcjkh->bcikgh", weights.astype(value.dtype), near(value))
-    y = y.reshape(B, count * size, N, H)[:, :T]
+    y = y.reshape(B, count * size, N, -1)[:, :T]
     return y.at[:, :g].set(leading(g, query, key, value, mask, softmax)) if g else y
 
 

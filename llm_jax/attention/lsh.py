@@ -155,7 +155,7 @@ def pairs(T: int, lsh_chunk: int = 64, lsh_hashes: int = 1, lsh_buckets: tuple =
 
 VARIANT = Variant(
     attend,
-    supports=able("causal bidirectional packing dropout grouped"),
+    supports=able("causal bidirectional packing dropout grouped weights"),
     flops=lambda T, S, N, H, **lsh: 4 * pairs(T, **lsh) * N * H,
     memory=lambda T, S, N, H, **lsh: pairs(T, **lsh) * N,
     source="Kitaev et al. 2020, https://arxiv.org/abs/2001.04451, section 2",

@@ -82,7 +82,7 @@ def _convolve(value, kernel):
 
 VARIANT = Variant(
     attend,
-    supports=able("bidirectional grouped softcap sinks dropout"),
+    supports=able("bidirectional grouped softcap sinks dropout weights"),
     flops=lambda T, S, N, H, landmarks: (
         N * (2 * T * H * (4 * landmarks + KERNEL) + 4 * landmarks**2 * (H + 2 * STEPS * landmarks))
     ),

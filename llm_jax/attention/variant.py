@@ -18,6 +18,7 @@ ABILITIES = {
     "softcap": "capped scores",
     "sinks": "a learned score without a value",
     "dropout": "dropout of attention weights",
+    "weights": "an output that is a weighted sum of the values, so that weights can be read",
 }
 
 

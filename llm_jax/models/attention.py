@@ -24,7 +24,8 @@ class Attention(nn.Module):
     With cache_length S, keys and values live in the 'cache' collection [B, S, K, H]: a call
     writes its own at `positions` (those from S on nowhere) and attends to all that are there.
     Cross-attention fills its cache when `source` is given and reads it when it is not. A
-    recurrent kind keeps its state there instead. What the kind of attention plans without
+    recurrent kind keeps its state there instead. Where the 'weights' collection is mutable, the
+    attention weights [B, N, T, S] are kept there. What the kind of attention plans without
     gradient, it writes to the 'plan' collection where that is mutable, and reads where it is
     there already.
     """
@@ -60,6 +61,9 @@ class Attention(nn.Module):
         softmax = self._softmax(bias)
         if lacking := (mask.asked | softmax.asked) - variant.supports:
             raise ValueError(f"attention {self.kind!r} cannot do: {', '.join(sorted(lacking))}")
+        if self.is_mutable_collection("weights") and not self.is_initializing():
+            weights = _weights(variant, query, key, value, mask, softmax, options)
+            self.sow("weights", "self", weights)
         if variant.state and self.cache_length:
             y = self._recur(variant, query, key, value, mask, softmax, positions, options)
         else:
@@ -171,3 +175,11 @@ class Attention(nn.Module):
             self.put_variable("cache", "keys", k)
             self.put_variable("cache", "values", v)
         return self.get_variable("cache", "keys"), self.get_variable("cache", "values")
+
+
+def _weights(variant, query, key, value, mask, softmax, options):
+    """Attention weights [B, N, T, S] of any kind: its output for one-hot values."""
+    B, S, K, _ = value.shape
+    one_hot = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, K, S))
+    weights = variant.attend(query, key, one_hot, mask, softmax, **options)
+    return weights.swapaxes(1, 2).astype(jnp.float32)

@@ -47,6 +47,7 @@ class Block(nn.Module):
         `only` gives what sub-layer `only` adds, by itself.
         """
         cfg = self.cfg
+        self.sow("hidden", "input", x)
         flags = {"deterministic": self.deterministic, "cache_length": self.cache_length}
         attend = attention_layer(self.kind)(cfg, self.kind, **flags, name="attention")
         sublayers = [
@@ -152,7 +153,8 @@ class Stack(nn.Module):
             return self._pipeline(x, context, length, flags)
         if cfg.remat != "none":
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
-        stacked = {"cache": 0, "losses": 0} | ({} if cfg.share_layers else {"params": 0})
+        stacked = dict.fromkeys(("cache", "losses", "hidden", "weights"), 0)
+        stacked |= {} if cfg.share_layers else {"params": 0}
         scanned = nn.scan(
             body,
             variable_axes=stacked,

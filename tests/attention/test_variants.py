@@ -418,3 +418,16 @@ def test_memory_grows_with_the_length_and_not_its_square(name):
 def test_each_says_where_it_comes_from():
     for variant in attention.VARIANTS.values():
         assert "arxiv.org" in variant.source
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in attention.VARIANTS if "weights" in attention.get(n).supports]
+)
+def test_weights_are_the_output_for_one_hot_values(name):
+    given = drawn(name) if name != "lsh" else drawn("dense") | {"key": None}
+    mask = Mask(causal="causal" in attention.get(name).supports)
+    one_hot = jnp.broadcast_to(jnp.eye(T)[:, None], (B, T, K, T))
+    weights = call(name, given | {"value": one_hot}, mask)
+    value = jnp.repeat(given["value"], N // K, axis=2)
+    expected = jnp.einsum("btns,bsnh->btnh", weights, value)
+    np.testing.assert_allclose(call(name, given, mask), expected, atol=2e-4)

@@ -1,0 +1,156 @@
+"""Models in Python: `llm_jax.load(folder)` to logits, hidden states, attention weights and text."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax import attention, decode, hub, models
+from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.models import Model, Outputs
+from llm_jax.train.run import load_params
+
+
+def load(folder: str | Path, step: int | None = None) -> "Pretrained":
+    """Loads a model of a run folder (its averaged parameters where kept) or Hugging Face folder.
+
+    Args:
+      step: of a run folder, which checkpoint; None: the newest.
+
+    Raises:
+      ConfigError: no such folder, neither of the two, no such step, or weights that are damaged.
+    """
+    if not (Path(folder) / "checkpoints").is_dir():
+        if step is not None:
+            raise ConfigError(f"step={step}: {folder} is no run folder and has no steps")
+        cfg, params, tokenizer = hub.load(folder)
+        config = configs.base()
+        config.model = cfg
+        return Pretrained(config, models.build(cfg), jax.device_put(params), tokenizer)
+    setup, tokenizer, params, _ = load_params(folder, step)
+    return Pretrained(setup.config, setup.model, params, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its parameters and tokenizer.
+
+    Attributes:
+      config: all of a run's; of a Hugging Face folder, config.model and defaults.
+      model: the Linen module, (batch) -> Outputs.
+      params: its parameters, a plain tree of float32 arrays.
+      tokenizer: None where a Hugging Face folder has none.
+    """
+
+    config: ConfigDict
+    model: Model
+    params: Any
+    tokenizer: Tokenizer | None
+
+    def batch(self, texts: Sequence[str], targets: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Tokenises texts with the special tokens that the model expects, padded on the right.
+
+        Returns tokens and segment_ids (1: real, 0: padding) [B, T]; of an encoder-decoder,
+        encoder_tokens and encoder_segment_ids of the texts, tokens and segment_ids of `targets`
+        behind the start token (its decoder's input).
+
+        Raises:
+          ConfigError: no tokenizer, or a text that is longer than model.max_length tokens.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("the folder has no tokenizer; make a batch of ids: {'tokens': ids}")
+        before, behind = self.tokenizer.around(self.model.cfg.kind)
+        rows = [[*before, *self.tokenizer.encode(text).tolist(), *behind] for text in texts]
+        if self.model.cfg.kind != "encoder_decoder":
+            return self._padded(rows, "")
+        targets = targets or [""] * len(texts)
+        start = self.tokenizer.bos_id
+        decoder = [[start, *self.tokenizer.encode(text).tolist()] for text in targets]
+        return self._padded(rows, "encoder_") | self._padded(decoder, "")
+
+    def outputs(self, batch: dict[str, Any]) -> Outputs:
+        """Runs the model on a batch: hidden vectors, features [B, T, D], and what its heads say."""
+        return _apply(self.model, (), self.params, batch)[0]
+
+    def logits(self, batch: dict[str, Any]) -> jax.Array:
+        """Scores [B, T, V], float32, of each token to come next (or, masked, to stand there)."""
+        return models.logits(self.outputs(batch))
+
+    def hidden_states(self, batch: dict[str, Any], side: str = "") -> jax.Array:
+        """Hidden states [layers + 1, B, T, D]: each layer's input, and last the stack's output.
+
+        The last has gone through the final norm where the model has one, as in transformers'
+        `output_hidden_states`.
+
+        Args:
+          side: "encoder" or "decoder" of an encoder-decoder; the decoder if not said.
+        """
+        side = self._side(side)
+        if self.model.cfg.reversible:
+            raise ConfigError("model.reversible=True: has two streams and keeps neither")
+        outputs, kept = _apply(self.model, ("hidden",), self.params, batch)
+        last = outputs.encoded if side != self._side("") else outputs.features
+        return jnp.concatenate([_by_layer(kept["hidden"][side], "input"), last[None]])
+
+    def attention_weights(self, batch: dict[str, Any], side: str = "") -> jax.Array:
+        """Attention weights [layers, B, N, T, T] of the self-attention layers, queries first.
+
+        Raises:
+          ConfigError: a kind of attention whose output is no weighted sum of values.
+        """
+        cfg = ConfigDict(self.model.cfg.to_dict())
+        kinds = cfg.attention.split(",")
+        for kind in kinds:
+            if "weights" not in attention.get(kind).supports or cfg.reversible:
+                raise ConfigError(f"model.attention={kind!r}, model.reversible={cfg.reversible}: "
+                                  f"weights need {attention.ABILITIES['weights']}")
+        # Kernels that never hold the weights: dense attention is the same function.
+        kernels = "flash", "blockwise"
+        cfg.attention = ",".join("dense" if kind in kernels else kind for kind in kinds)
+        model = models.build(cfg)
+        kept = _apply(model, ("weights",), self.params, batch)[1]
+        return _by_layer(kept["weights"][self._side(side)], "self")
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[dict]:
+        """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""
+        options = {"objective": self.config.objective} | options
+        return decode.complete(self.model, self.params, self.tokenizer, prompts, **options)
+
+    def _side(self, side: str) -> str:
+        kind = self.model.cfg.kind
+        sides = ("decoder", "encoder") if kind == "encoder_decoder" else (kind,)
+        if side and side not in sides:
+            raise ConfigError(f"side={side!r}: the model has {' and '.join(sides)}")
+        return side or sides[0]
+
+    def _padded(self, rows: list[list[int]], prefix: str) -> dict[str, np.ndarray]:
+        longest, limit = max(map(len, rows)), self.model.cfg.max_length
+        if longest > limit:
+            raise ConfigError(f"a text of {longest} tokens: model.max_length is {limit}")
+        tokens = np.full((len(rows), longest), self.tokenizer.pad_id, np.int32)
+        segments = np.zeros_like(tokens)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+        return {f"{prefix}tokens": tokens, f"{prefix}segment_ids": segments}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply(model: Model, collections: tuple[str, ...], params: Any, batch: dict):
+    return model.apply({"params": params}, batch, mutable=list(collections))
+
+
+def _by_layer(stack: dict, name: str) -> jax.Array:
+    """[layers, …] of what each layer of a stack has kept; blocks of a pattern take turns."""
+    blocks = stack["stack"]["layers"]
+    number = lambda key: int(key.partition("_")[2] or 0)  # block, or block_0, block_1, …
+    blocks = [blocks[key] for key in sorted(blocks, key=number)]
+    kept = [(block if name == "input" else block["attention"])[name][0] for block in blocks]
+    return jnp.stack(kept, axis=1).reshape(-1, *kept[0].shape[1:])

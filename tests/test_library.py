@@ -1,0 +1,98 @@
+"""llm_jax.load: what it returns equals transformers', and docs/library.md runs as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llm_jax
+from llm_jax.config import ConfigError
+
+TEXT = (Path(__file__).parent.parent / "docs" / "library.md").read_text()
+IDS = np.array([[5, 9, 2, 7, 11], [3, 4, 8, 0, 0]])
+REAL = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+SIZES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 16, "n_layer": 3, "n_head": 2}),
+    "llama": (
+        "LlamaConfig", "LlamaForCausalLM",
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2},
+    ),
+    "bert": (
+        "BertConfig", "BertForMaskedLM",
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+         "num_attention_heads": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_hidden_states_and_attention_weights_are_those_of_transformers(family, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config, model, sizes = SIZES[family]
+    config = getattr(transformers, config)(
+        vocab_size=20, max_position_embeddings=8, attn_implementation="eager", **sizes
+    )
+    torch.manual_seed(0)
+    theirs = getattr(transformers, model)(config).eval()
+    theirs.save_pretrained(tmp_path)
+    with torch.no_grad():
+        found = theirs(
+            torch.tensor(IDS), attention_mask=torch.tensor(REAL), output_hidden_states=True,
+            output_attentions=True,
+        )  # fmt: skip
+    lm = llm_jax.load(tmp_path)
+    batch = {"tokens": IDS, "segment_ids": REAL}
+    real = REAL.astype(bool)
+    near = lambda ours, reference: np.testing.assert_allclose(ours, reference, atol=2e-5)
+    near(np.asarray(lm.logits(batch))[real], found.logits.numpy()[real])
+    ours = np.asarray(lm.hidden_states(batch))
+    assert len(ours) == len(found.hidden_states) == 4
+    for a, b in zip(ours, found.hidden_states, strict=True):
+        near(a[real], b.numpy()[real])
+    for a, b in zip(np.asarray(lm.attention_weights(batch)), found.attentions, strict=True):
+        rows = lambda w: np.moveaxis(np.asarray(w), 1, 2)[real]  # of queries that are real
+        near(rows(a), rows(b))
+
+
+def test_a_kind_without_weights_says_so():
+    from llm_jax import config as configs
+    from llm_jax.library import Pretrained
+    from tests.tiny_models import tiny_model
+
+    model, params = tiny_model(attention="delta", num_kv_heads=0, positions="none")
+    lm = Pretrained(configs.base(), model, params, None)
+    with pytest.raises(ConfigError, match="delta"):
+        lm.attention_weights({"tokens": IDS % 11})
+    assert lm.hidden_states({"tokens": IDS % 11}).shape == (3, 2, 5, 16)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny):
+    from llm_jax.train.loop import Trainer
+    from tests.conftest import Silent
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    Trainer(tiny({"train.steps": 2, "model.max_length": 32}), folder, Silent()).run()
+    return folder
+
+
+def test_the_code_in_the_docs_runs(run):
+    names = {"folder": run}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(code, names)  # noqa: S102
+    T = names["batch"]["tokens"].shape[1]
+    assert names["hidden"].shape == (3, 2, T, 16)
+    assert names["weights"].shape == (2, 2, 4, T, T)
+    assert isinstance(names["text"], str)
+    first = names["lm"].params["decoder"]["final_norm"]["scale"]
+    assert not np.array_equal(first, names["params"]["decoder"]["final_norm"]["scale"])
+
+
+def test_padding_changes_nothing(run):
+    lm = llm_jax.load(run)
+    alone = lm.logits(lm.batch(["A dog"]))
+    padded = lm.logits(lm.batch(["A dog", "a longer text than that"]))
+    np.testing.assert_allclose(alone[0], padded[0, : alone.shape[1]], atol=1e-5)
