@@ -23,6 +23,7 @@ MAY_USE = {
     "sweep": {
         "config", "files", "attention", "data", "models", "record", "sharding", "train",
     },
+    "library": {"attention", "config", "data", "decode", "hub", "models", "train"},
 }
 
 
