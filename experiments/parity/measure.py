@@ -219,8 +219,8 @@ def ready(model: torch.nn.Module) -> torch.nn.Module:
     if isinstance(model, transformers.ReformerPreTrainedModel):
         # Its layers have a gradient in training mode alone, in which the model takes no odd length.
         model.reformer.encoder.train()
-        # It stores an output bias that version 4 added to the logits and version 5 forgets.
-        model.lm_head.register_forward_hook(lambda head, _, logits: logits + head.bias)
+        # One parameter in version 4; version 5 has two and adds the decoder's alone.
+        model.lm_head.bias.data.copy_(model.lm_head.decoder.bias.data)
     return model
 
 

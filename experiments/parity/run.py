@@ -42,8 +42,8 @@ measure.py lists the cases.
 
 Of the Reformer each LSH layer hashes by the rotations of the reference (`hash_seed`), whose
 odd lengths are padded, and whose list of hidden states leaves one stream out: its are taken from
-the bare model. Version 5 of `transformers` reads the bias of Reformer's output and does not add
-it, as version 4 did; here it is added.
+the bare model. The bias of its output has two names in `transformers`: of one parameter in version
+4, of two in version 5, which adds `lm_head.decoder.bias` alone; both are written.
 
 This file is written by run.py from results/.
 

@@ -77,12 +77,12 @@ def _check(
         return tensors.own_name(name) if name in tensors else name.removeprefix(added)
 
     stand_ins: dict[str, str] = {}
-    for copy, original in family.copies.items():
+    for copy, original in (family.copies | family.aliases).items():
         if copy in tensors and copy not in wanted and original not in tensors:
             stand_ins.setdefault(original, copy)
     wrong = [f"missing: {own(n)}" for n in wanted if n not in tensors and n not in stand_ins]
     for name in tensors:
-        original = family.copies.get(name)
+        original = (family.copies | family.aliases).get(name)
         stands_for = name if name in wanted else original
         if name in wanted or (original in wanted and stand_ins.get(original) == name):
             ours, there = shape_of(wanted[stands_for]), tensors.shape(name)
@@ -92,11 +92,11 @@ def _check(
                 )
             elif tensors.dtype(name) not in files.FLOATS:
                 wrong.append(f"not floating-point: {own(name)} is {tensors.dtype(name)}")
-        elif original in wanted:
+        elif original in wanted and name in family.copies:
             source = stand_ins.get(original, original)
             if not np.array_equal(tensors.get(name), tensors.get(source)):
                 wrong.append(f"not tied: {own(name)} differs from {own(source)}")
-        elif not any(re.fullmatch(pattern, name) for pattern in family.dropped):
+        elif not any(re.fullmatch(p, name) for p in (*family.dropped, *family.aliases)):
             wrong.append(f"unexpected: {own(name)}")
     if wrong:
         raise ConfigError(
@@ -156,6 +156,7 @@ def save(
     table = families.get(family or family_of(model))
     hf = text.ids(table, tokenizer) | to_hf(table, model)
     wanted = plan(table, model)
+    wanted |= {name: wanted[newer] for name, newer in table.aliases.items()}
     if table.prefix and all(name.startswith(table.prefix) for name in wanted) and _headless(model):
         names = {name: name.removeprefix(table.prefix) for name in wanted}
         wanted = {names[name]: pieces for name, pieces in wanted.items()}

@@ -663,7 +663,7 @@ REFORMER = Family(
             "reformer.embeddings.position_embeddings.weights.1",
         "decoder/final_norm": "reformer.encoder.layer_norm",
         "output": "lm_head.decoder.weight",
-        "output_bias": "lm_head.bias",
+        "output_bias": "lm_head.decoder.bias",
     } | block("decoder", "reformer.encoder.layers.{}", _REFORMER_BLOCK),
     by_kind={
         "lsh": block("decoder", "reformer.encoder.layers.{}", {
@@ -675,7 +675,8 @@ REFORMER = Family(
         "reformer.embeddings.position_embeddings.weights.1": 0,
     },
     classes={("lm", 0): "ReformerModelWithLMHead"},
-    copies={"lm_head.decoder.bias": "lm_head.bias"},
+    # transformers 4 has one bias under both names; version 5 has two and adds the decoder's.
+    aliases={"lm_head.bias": "lm_head.decoder.bias"},
     dropped=(r".*\.(self_)?mask_value_float(16|32)",),
     read=_read_reformer,
     write=_write_reformer,

@@ -51,6 +51,8 @@ class Family:
       heads: key of config.model -> {start of a tensor's name: value where there is such a one}.
       classes: (model.head, model.num_classes) -> their class.
       copies: their tensor -> the one that it must equal; read where the other is left out.
+      aliases: their tensor -> the one that newer readers take instead; written beside it, read
+        where that one is left out.
       dropped: patterns of tensors that carry nothing.
       if_zero: tensors that are left out where they are zero.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
@@ -74,6 +76,7 @@ class Family:
     prefix: str = ""
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     if_zero: tuple[str, ...] = ()
     units: Mapping[str, int] = field(default_factory=dict)

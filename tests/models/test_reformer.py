@@ -258,7 +258,9 @@ def test_published_sizes_have_the_reference_count(variant):
     cfg = config.resolve(config.load(f"configs/reformer.py:{variant}").model, 0)
     with torch.device("meta"):
         theirs = transformers.ReformerModelWithLMHead(reference_config(cfg))
-    assert count_params(cfg) == sum(p.numel() for p in theirs.parameters())
+    # Their second bias of the output takes no part.
+    used = [p.numel() for name, p in theirs.named_parameters() if name != "lm_head.bias"]
+    assert count_params(cfg) == sum(used)
 
 
 @pytest.fixture
@@ -306,7 +308,7 @@ def test_logits_and_gradients_equal_transformers(reference, changes, T):
     limit = 1e-4 * expected.abs().max().item()
     np.testing.assert_allclose(scores, expected.detach(), atol=limit, rtol=0)
     torch.sin(expected).sum().backward()
-    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters()}
+    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters() if v.grad is not None}
     assert_near(grads, from_reference(model, tensors), 1e-3)
 
 
@@ -331,7 +333,7 @@ def test_unequal_chunks_equal_transformers(reference, window, lsh_chunk, T, L):
     limit = 1e-4 * expected.abs().max().item()
     np.testing.assert_allclose(scores[:, :T], expected.detach(), atol=limit, rtol=0)
     torch.sin(expected).sum().backward()
-    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters()}
+    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters() if v.grad is not None}
     assert_near(grads, from_reference(model, tensors), 1e-3)
 
 
@@ -362,7 +364,7 @@ def test_encoder_equals_transformers(reference, changes, T, lengths):
     limit = 1e-4 * hidden.abs().max().item()
     np.testing.assert_allclose(features[real], hidden[real].detach(), atol=limit, rtol=0)
     torch.sin(expected[real]).sum().backward()
-    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters()}
+    tensors = {k: v.grad.numpy() for k, v in theirs.named_parameters() if v.grad is not None}
     assert_near(rename(grads, "encoder", "decoder"), from_reference(decoder, tensors), 1e-3)
 
 
