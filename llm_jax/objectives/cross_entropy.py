@@ -1,10 +1,19 @@
-"""Softmax cross-entropy that never holds the logits of a whole batch."""
+"""Softmax cross-entropy of each token, or its weighted sum, without holding a batch's logits.
 
+Logits exist for some positions at a time or, on a mesh, for a piece of the vocabulary at a time.
+The output matrix would otherwise have to be gathered, and its gradient [V, D] summed over all
+devices, for each chunk of positions; in pieces each row is gathered twice, once for the losses
+and once more for the gradients, and its gradient is summed once.
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from llm_jax.models.layers import annotate
 
@@ -14,6 +23,41 @@ BYTES, TOKENS = 2**25, 1024
 # The same where it is the vocabulary that is taken in pieces.
 PIECE = 2**28
 HIDDEN = -1e30  # logit of what only fills up the last piece
+
+
+class Tokens(NamedTuple):
+    """What of the logits of tokens [B, T] a loss needs; gradients reach the first three."""
+
+    log_normaliser: Array  # z = logsumexp(logits)
+    target: Array  # logits[target]
+    mean: Array  # of the logits
+    correct: Array  # whether the target is their argmax, the first of equal ones
+
+    def losses(self, label_smoothing: float, z_loss: float) -> Array:
+        """z - (1 - a) logits[target] - a mean(logits) + b z^2, a and b as in `cross_entropy`."""
+        z, a, b = self.log_normaliser, label_smoothing, z_loss
+        return z - (1 - a) * self.target - a * self.mean + b * z * z
+
+
+def token_losses(
+    hidden: Array,
+    output_matrix: Array,
+    targets: Array,
+    *,
+    bias: Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk: int = 0,
+    pieces: int = 0,
+) -> Array:
+    """Returns each token's loss [B, T] in nats, float32; arguments as of `cross_entropy`.
+
+    Differentiable in hidden, matrix and bias under any function of the losses. The backward
+    pass computes the logits anew, which `cross_entropy` does not.
+    """
+    params = hidden, output_matrix, bias
+    how = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    return _tokens(params, targets, how).losses(label_smoothing, z_loss)
 
 
 def cross_entropy(
@@ -31,12 +75,9 @@ def cross_entropy(
     """Returns the weighted sum of the tokens' losses, and sums to report.
 
     With logits = hidden output_matrix^T + bias and z = logsumexp(logits), a token's loss is
-    z - (1 - a) logits[target] - a mean(logits) + b z^2, a = label_smoothing, b = z_loss.
-    Gradients reach hidden, output_matrix and bias. On one device they are computed with the
-    loss, some positions at a time, so that logits are neither kept nor computed twice. On a mesh
-    the output matrix would have to be gathered, and its gradient [V, D] summed over all devices,
-    for each of these chunks: there the vocabulary is taken in pieces, once for the loss and once
-    more for the gradients, so that each row is gathered twice and its gradient summed once.
+    z - (1 - a) logits[target] - a mean(logits) + b z^2, a = label_smoothing, b = z_loss. All
+    that is returned has its gradient in hidden, output_matrix, bias and weights; those of the
+    first sum are computed with it on one device, so that logits are not computed twice.
 
     Args:
       hidden: [B, T, D]; its dtype is that of the matrix products, summed in float32.
@@ -50,24 +91,25 @@ def cross_entropy(
       pieces: of the vocabulary, taken one after the other; 0: chosen, 1: the whole.
 
     Returns:
-      The loss, and a dict of sums: loss (without smoothing and z-loss), z_loss, correct, weight.
+      The loss, and a dict of sums over tokens times their weights: loss (in nats, without
+      smoothing and z-loss), z_loss, correct (the target is the argmax), weight.
     """
-    B, T, _ = hidden.shape
+    weights = weights.astype(jnp.float32)
     params = hidden, output_matrix, bias
-    pieces = pieces or (1 if chunk else piece_count(B, T, output_matrix.shape[0]))
-    if pieces > 1:
-        weights = weights.astype(jnp.float32)
-        return _loss(params, targets, weights, label_smoothing, z_loss, 0, pieces)
-    chunk = min(T, chunk or chunk_length(B, T, output_matrix.shape[0]))
-    count = -(-T // chunk)
-    chunk = -(-T // count)
-
-    def pad(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0), (0, count * chunk - T), *[(0, 0)] * (x.ndim - 2)])
-
-    weights = pad(weights.astype(jnp.float32))
-    params = pad(hidden), output_matrix, bias
-    return _loss(params, pad(targets), weights, label_smoothing, z_loss, chunk, 1)
+    how = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    if how.pieces > 1:
+        tokens = _tokens(params, targets, how)
+        total = (weights * tokens.losses(label_smoothing, z_loss)).sum()
+    else:
+        total, tokens = _fused(params, targets, weights, label_smoothing, z_loss, how)
+    z = tokens.log_normaliser
+    reported = {
+        "loss": z - tokens.target,
+        "z_loss": z_loss * z * z,
+        "correct": tokens.correct,
+        "weight": jnp.ones_like(z),
+    }
+    return total, {name: (weights * x).sum() for name, x in reported.items()}
 
 
 def chunk_length(B: int, T: int, V: int) -> int:
@@ -87,52 +129,122 @@ def piece_count(B: int, T: int, V: int) -> int:
     return next((n for n in range(least, min(2 * least, V) + 1) if V % n == 0), least)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _loss(params, targets, weights, label_smoothing, z_loss, chunk, pieces):
-    cut = chunk, pieces, False
-    sums, _ = _sums_and_grads(params, targets, weights, label_smoothing, z_loss, *cut)
-    return sums.pop("total"), sums
+class _Layout(NamedTuple):
+    """Positions at a time and pieces of the vocabulary: one of them takes all at once."""
+
+    chunk: int
+    pieces: int
+    mean: bool  # whether the mean of the logits is asked for
 
 
-def _forward(params, targets, weights, label_smoothing, z_loss, chunk, pieces):
-    cut = chunk, pieces, True
-    sums, grads = _sums_and_grads(params, targets, weights, label_smoothing, z_loss, *cut)
-    return (sums.pop("total"), sums), grads
+def _layout(hidden, output_matrix, chunk, pieces, label_smoothing) -> _Layout:
+    B, T, V = *hidden.shape[:2], len(output_matrix)
+    pieces = pieces or (1 if chunk else piece_count(B, T, V))
+    chunk = T if pieces > 1 else chunk or chunk_length(B, T, V)
+    return _Layout(chunk, pieces, label_smoothing > 0)
 
 
-def _backward(label_smoothing, z_loss, chunk, pieces, grads, cotangents):
-    g = cotangents[0]
-    return jax.tree.map(lambda x: (g * x).astype(x.dtype), grads), None, None
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tokens(params, targets, how) -> Tokens:
+    hidden, matrix, bias = params
+    look = lambda hidden, targets: (_look((hidden, matrix, bias), targets, how), ())
+    return _by_chunks(look, (hidden, targets), how.chunk)[0]
 
 
-_loss.defvjp(_forward, _backward)
+def _tokens_forward(params, targets, how):
+    tokens = _tokens(params, targets, how)
+    return tokens, (params, targets, tokens.log_normaliser)
 
 
-def _sums_and_grads(params, targets, weights, label_smoothing, z_loss, chunk, pieces, grads):
-    """Returns sums over all tokens, and gradients of the total to (hidden, matrix, bias)."""
-    arrays = params, targets, weights, label_smoothing, z_loss
-    sums, found = _pieces(*arrays, pieces, grads) if pieces > 1 else _chunks(*arrays, chunk, grads)
-    if grads:
-        found = jax.tree.map(lambda g, x: g.astype(x.dtype), found, params)
-    return sums, found
+def _tokens_backward(how, kept, grads: Tokens):
+    (hidden, matrix, bias), targets, z = kept
+
+    def learn(hidden, *arrays):
+        return _learn((hidden, matrix, bias), *arrays, how)
+
+    arrays = hidden, targets, z, grads.log_normaliser, grads.target, grads.mean
+    d_hidden, d_rest = _by_chunks(learn, arrays, how.chunk)
+    return _like((d_hidden, *d_rest), (hidden, matrix, bias)), None
 
 
-def _sums(weights, z, hit, largest, mean, label_smoothing, z_loss):
-    """Sums over tokens [B, T] of what is reported."""
-    losses = {
-        "total": z - hit + label_smoothing * (hit - mean) + z_loss * z * z,
-        "loss": z - hit,
-        "z_loss": z_loss * z * z,
-        "correct": hit >= largest,
-        "weight": jnp.ones_like(z),
-    }
-    return {name: (weights * x).sum() for name, x in losses.items()}
+_tokens.defvjp(_tokens_forward, _tokens_backward)
 
 
-def _pieces(params, targets, weights, label_smoothing, z_loss, count, differentiate):
-    """The vocabulary in `count` pieces: a first pass for the losses, a second for gradients."""
-    hidden, output_matrix, bias = params
-    V, a, b = len(output_matrix), label_smoothing, z_loss
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _fused(params, targets, weights, label_smoothing, z_loss, how) -> tuple[Array, Tokens]:
+    """The weighted sum, with the tokens it is made of."""
+    tokens = _tokens(params, targets, how)
+    return (weights * tokens.losses(label_smoothing, z_loss)).sum(), tokens
+
+
+def _fused_forward(params, targets, weights, label_smoothing, z_loss, how):
+    params, targets, weights = jax.tree.map(lambda p: p.value, (params, targets, weights))
+    hidden, matrix, bias = params
+
+    def both(hidden, targets, weights):
+        arrays = (hidden, matrix, bias), targets
+        tokens = _look(*arrays, how)
+        z, a, b = tokens.log_normaliser, label_smoothing, z_loss
+        losses = tokens.losses(a, b)
+        slopes = weights * (1 + 2 * b * z), (a - 1) * weights, -a * weights
+        d_hidden, sums = _learn(*arrays, z, *slopes, how)
+        return (tokens, losses, d_hidden), ((weights * losses).sum(), sums)
+
+    arrays = hidden, targets, weights
+    (tokens, losses, d_hidden), (total, d_rest) = _by_chunks(both, arrays, how.chunk)
+    grads = _like((d_hidden, *d_rest), params)
+    return (total, tokens), (grads, losses, params, targets, tokens.log_normaliser)
+
+
+def _fused_backward(label_smoothing, z_loss, how, kept, cotangents):
+    grads, losses, params, targets, z = kept
+    g_total, g_tokens = cotangents
+    zero = lambda x: isinstance(x, SymbolicZero)
+    if zero(g_total):
+        g_total = jnp.zeros(())
+    d_params = jax.tree.map(lambda x: (g_total * x).astype(x.dtype), grads)
+    if not all(map(zero, g_tokens[:3])):  # somebody learns from what is reported
+        g_tokens = Tokens(*(jnp.zeros_like(z) if zero(g) else g for g in g_tokens))
+        more, _ = _tokens_backward(how, (params, targets, z), g_tokens)
+        d_params = jax.tree.map(jnp.add, d_params, more)
+    return d_params, None, g_total * losses
+
+
+_fused.defvjp(_fused_forward, _fused_backward, symbolic_zeros=True)
+
+
+def _like(grads, params):
+    return jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params)
+
+
+def _by_chunks(f: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Any, Any]:
+    """f of `chunk` positions at a time: (arrays [B, t, ...]) -> (arrays [B, t, ...], sums)."""
+    T = arrays[0].shape[1]
+    count = -(-T // chunk)
+    if count == 1:
+        return f(*arrays)
+    chunk = -(-T // count)
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, count * chunk - T), *[(0, 0)] * (x.ndim - 2)])
+    arrays = tuple(map(pad, arrays))
+
+    def body(totals, index):
+        # Slices of the length axis: the batch axis stays whole, so it stays sharded.
+        part, sums = f(*(lax.dynamic_slice_in_dim(x, index * chunk, chunk, 1) for x in arrays))
+        return jax.tree.map(jnp.add, totals, sums), part
+
+    _, shapes = jax.eval_shape(f, *(x[:, :chunk] for x in arrays))
+    totals, parts = lax.scan(body, jax.tree.map(jnp.zeros_like, shapes), jnp.arange(count))
+    join = lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :T]
+    return jax.tree.map(join, parts), totals
+
+
+def _by_pieces(f: Callable, carry: Any, params: tuple, count: int) -> tuple[Any, Any]:
+    """carry, out = f(carry, logits of a piece of the vocabulary, its matrix, its words [v]).
+
+    Returns the last carry, and the outputs [v, ...] as of the whole vocabulary.
+    """
+    hidden, matrix, bias = params
+    V = len(matrix)
     rows = -(-V // count)
 
     def cut(x):
@@ -140,97 +252,63 @@ def _pieces(params, targets, weights, label_smoothing, z_loss, count, differenti
         x = jnp.pad(x, [(0, rows * count - V), *[(0, 0)] * (x.ndim - 1)])
         return x.reshape(rows, count, *x.shape[1:]).swapaxes(0, 1)
 
-    join = lambda x: x.swapaxes(0, 1).reshape(rows * count, *x.shape[2:])[:V]
-    parts = jnp.arange(count), cut(output_matrix.astype(hidden.dtype))
-    parts += () if bias is None else (cut(bias),)
-
-    def logits_of(index, matrix, bias=0.0):
-        matrix = annotate(matrix, "vocab", "activation_embed")
-        x = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32) + bias
+    def one(carry, part):
+        index, matrix, bias = part
+        if count > 1:
+            matrix = annotate(matrix, "vocab", "activation_embed")
+        logits = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
         words = index + count * jnp.arange(rows)
-        x = x if rows * count == V else jnp.where(words < V, x, HIDDEN)
-        return x, targets[..., None] == words, words < V, matrix
+        logits = logits if rows * count == V else jnp.where(words < V, logits, HIDDEN)
+        return f(carry, logits, matrix, words)
 
-    def look(carry, part):
-        largest, total, hit, mean = carry
-        logits, target, real, _ = logits_of(*part)
-        new = jnp.maximum(largest, logits.max(-1))
+    matrix = matrix.astype(hidden.dtype)
+    if count == 1:
+        return one(carry, (0, matrix, bias))
+    parts = jax.tree.map(cut, (matrix, bias))
+    carry, out = lax.scan(one, carry, (jnp.arange(count), *parts))
+    return carry, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:V], out)
+
+
+def _look(params, targets, how) -> Tokens:
+    """The forward pass over the whole vocabulary."""
+    V = len(params[1])
+
+    def look(carry, logits, _, words):
+        largest, first, total, hit, mean = carry
+        here = logits.max(-1)
+        new = jnp.maximum(largest, here)
+        # The first of the largest; comparisons stay local where the vocabulary is sharded.
+        word = jnp.where(logits == here[..., None], words, V).min(-1)
+        word = jnp.where(here == largest, jnp.minimum(word, first), word)
+        first = jnp.where(here < largest, first, word)
         total = total * jnp.exp(largest - new) + jnp.exp(logits - new[..., None]).sum(-1)
-        hit += jnp.where(target, logits, 0).sum(-1)
-        mean += jnp.where(real, logits, 0).sum(-1) / V if a else 0.0
-        return (new, total, hit, mean), None
+        hit += jnp.where(targets[..., None] == words, logits, 0).sum(-1)
+        if how.mean:
+            mean += jnp.where(words < V, logits, 0).sum(-1) / V
+        return (new, first, total, hit, mean), ()
 
     zeros = jnp.zeros(targets.shape)
-    (largest, total, hit, mean), _ = lax.scan(look, (zeros + HIDDEN, zeros, zeros, zeros), parts)
-    z = largest + jnp.log(total)
-    sums = _sums(weights, z, hit, largest, mean, a, b)
-    if not differentiate:
-        return sums, None
+    start = zeros + 2 * HIDDEN, jnp.full(targets.shape, V), zeros, zeros, zeros
+    (largest, first, total, hit, mean), _ = _by_pieces(look, start, params, how.pieces)
+    return Tokens(largest + jnp.log(total), hit, mean, (first == targets).astype(jnp.float32))
 
-    def learn(d_hidden, part):
-        logits, target, real, matrix = logits_of(*part)
-        slope = jnp.exp(logits - z[..., None]) * (1 + 2 * b * z)[..., None]
-        slope -= jnp.where(target, 1 - a, 0) + jnp.where(real, a / V, 0)
-        slope *= weights[..., None]
+
+def _learn(params, targets, z, d_z, d_target, d_mean, how) -> tuple[Array, tuple]:
+    """The backward pass: gradient to hidden, and those to matrix and bias, in float32."""
+    hidden, matrix, bias = params
+    V = len(matrix)
+
+    def learn(d_hidden, logits, matrix, words):
+        slope = jnp.exp(logits - z[..., None]) * d_z[..., None]
+        slope += jnp.where(targets[..., None] == words, d_target[..., None], 0)
+        if how.mean:
+            slope += jnp.where(words < V, d_mean[..., None] / V, 0)
         d_bias = None if bias is None else slope.sum((0, 1))
         slope = slope.astype(hidden.dtype)
         d_hidden += jnp.einsum("btv,vd->btd", slope, matrix, preferred_element_type=jnp.float32)
         d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
         return d_hidden, (annotate(d_matrix, "vocab", "embed"), d_bias)
 
-    d_hidden, rest = lax.scan(learn, jnp.zeros(hidden.shape), parts)
-    return sums, (d_hidden, *jax.tree.map(join, rest))
-
-
-def _chunks(params, targets, weights, label_smoothing, z_loss, chunk, differentiate):
-    """`chunk` positions at a time, loss and gradients together."""
-    hidden, output_matrix, bias = params
-    matrix, V = output_matrix.astype(hidden.dtype), output_matrix.shape[0]
-
-    def part(hidden, targets, weights):
-        logits = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias
-        largest = logits.max(-1, keepdims=True)
-        powers = jnp.exp(logits - largest)
-        total = powers.sum(-1, keepdims=True)
-        z = (largest + jnp.log(total))[..., 0]
-        # A comparison, not a gather: it stays local where the vocabulary is sharded.
-        target = targets[..., None] == jnp.arange(V)
-        hit = jnp.where(target, logits, 0).sum(-1)
-        mean = logits.mean(-1) if label_smoothing else 0.0
-        sums = _sums(weights, z, hit, largest[..., 0], mean, label_smoothing, z_loss)
-        if not differentiate:
-            return sums, None
-        slope = powers * ((1 + 2 * z_loss * z)[..., None] / total)
-        slope -= jnp.where(target, 1 - label_smoothing, 0) + label_smoothing / V
-        slope *= weights[..., None]
-        d_bias = None if bias is None else slope.sum((0, 1))
-        slope = slope.astype(hidden.dtype)
-        d_hidden = jnp.einsum("btv,vd->btd", slope, matrix)
-        d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
-        return sums, (d_hidden, d_matrix, d_bias)
-
-    arrays = (hidden, targets, weights)
-    count = hidden.shape[1] // chunk
-    if count == 1:
-        sums, grads = part(*arrays)
-    else:
-
-        def body(carry, index):
-            # Slices of the length axis: the batch axis stays whole, so it stays sharded.
-            start = index * chunk
-            sums, grads = part(*(lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in arrays))
-            if differentiate:
-                d_hidden = lax.dynamic_update_slice_in_dim(carry[1][0], grads[0], start, 1)
-                rest = jax.tree.map(jnp.add, carry[1][1:], grads[1:])
-                grads = (d_hidden, *rest)
-            return (jax.tree.map(jnp.add, carry[0], sums), grads), None
-
-        names = ("total", "loss", "z_loss", "correct", "weight")
-        zeros = dict.fromkeys(names, jnp.zeros(()))
-        empty = None
-        if differentiate:
-            d_bias = None if bias is None else jnp.zeros_like(bias, jnp.float32)
-            empty = jnp.zeros_like(hidden), jnp.zeros_like(output_matrix, jnp.float32), d_bias
-        (sums, grads), _ = lax.scan(body, (zeros, empty), jnp.arange(count))
-    return sums, grads
+    d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, how.pieces)
+    return d_hidden.astype(hidden.dtype), d_rest

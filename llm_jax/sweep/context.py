@@ -20,12 +20,11 @@ from llm_jax import models, record, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.models import Outputs
+from llm_jax.objectives.cross_entropy import token_losses
 from llm_jax.train.run import Setup, load_params
 
 BINS = 8  # of the length that was trained at
 TEXT = 2**17  # tokens of validation text, the same documents at every length
-TOKENS = 1024  # whose logits are held at a time
 
 
 def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
@@ -93,7 +92,8 @@ def at_reach(
 
     @jax.jit
     def sums(params, batch):
-        losses = token_losses(setup.model.apply({"params": params}, batch), batch["targets"])
+        outputs = setup.model.apply({"params": params}, batch)
+        losses = token_losses(outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias)
         bins = jnp.where(batch["weights"] > 0, batch["positions"] // width, count)
         add = lambda x: jnp.zeros(count + 1).at[bins].add(x)[:count]
         return add(losses), add(jnp.ones_like(losses))
@@ -106,20 +106,6 @@ def at_reach(
         raise ConfigError(f"at {config.model.max_length} tokens the loss is not finite")
     means = [a / n if n else None for a, n in zip(loss, tokens, strict=True)]
     return {"loss": loss.sum() / tokens.sum(), "tokens": int(tokens.sum()), "bins": means}
-
-
-def token_losses(outputs: Outputs, targets: jax.Array) -> jax.Array:
-    """Cross-entropy of each target, [B, T] -> [B, T] float32."""
-    matrix = outputs.matrix.astype(outputs.hidden.dtype)
-
-    def one(token):
-        hidden, target = token
-        logits = jnp.matmul(matrix, hidden, preferred_element_type=jnp.float32)
-        logits = logits if outputs.bias is None else logits + outputs.bias
-        return jax.nn.logsumexp(logits) - logits[target]
-
-    flat = outputs.hidden.reshape(-1, outputs.hidden.shape[-1]), targets.reshape(-1)
-    return jax.lax.map(one, flat, batch_size=TOKENS).reshape(targets.shape)
 
 
 def main(argv: list[str]) -> None:
