@@ -21,7 +21,8 @@ MAY_USE = {
     "record": {"files"},
     "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},
     "sweep": {
-        "config", "files", "attention", "data", "models", "record", "sharding", "train",
+        "config", "files", "attention", "data", "models", "objectives", "record", "sharding",
+        "train",
     },
     "library": {"attention", "config", "data", "decode", "hub", "models", "train"},
 }
