@@ -8,234 +8,396 @@ import ast
 import difflib
 import importlib.util
 import json
+import logging
 import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
     """A config that cannot run; the message names the key, its value, and what is allowed."""
 
 
-def base() -> ConfigDict:
-    """Returns the default of every key: a small pre-norm GPT on the built-in corpus."""
-    c = ConfigDict()
-    c.seed = 0
+@dataclass(frozen=True)
+class When:
+    """A condition on other keys, under which a key is read. Made by `given`, `kinds` …."""
 
-    m = c.model = ConfigDict()
-    m.kind = "decoder"  # decoder | encoder | encoder_decoder
-    m.vocab_size = 0  # 0: the tokenizer's
-    m.max_length = 256
-    m.num_layers = 4
-    m.num_decoder_layers = 0  # encoder_decoder only; 0: as many as num_layers
-    m.embed_dim = 256
-    m.embedding_dim = 0  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
-    m.num_heads = 8
-    m.num_kv_heads = 0  # 0: num_heads; fewer: grouped-query attention
-    m.head_dim = 0  # 0: embed_dim / num_heads
-    m.mlp_dim = 0  # 0: 4 * embed_dim
-    m.norm = "layernorm"  # layernorm | rmsnorm
-    m.norm_place = "pre"  # pre | post
-    m.norm_epsilon = 1e-5
-    m.activation = "gelu_tanh"  # gelu | gelu_tanh | relu | silu | swiglu | geglu[_tanh] | reglu
-    m.use_bias = True  # in dense layers and LayerNorm
-    m.attention_bias = True  # in attention's dense layers, given use_bias
-    m.positions = "learned"  # learned | axial | sinusoidal | rotary | relative | alibi | none
-    m.axial_shape = ()  # axial: rows and columns that positions fill row by row
-    m.axial_dims = ()  # axial: widths of a row's and of a column's vector
-    m.rotary_base = 10_000.0
-    m.rotary_scaling = "none"  # none | linear | ntk | yarn | llama3
-    m.rotary_factor = 8.0
-    m.rotary_original_length = 8192  # yarn, llama3: the length before it was stretched
-    m.position_offset = 0  # learned: the table's first rows that are never used (RoBERTa: 2)
-    m.relative_buckets = 32
-    m.relative_max_distance = 128
-    m.attention = "dense"  # name in llm_jax.attention.VARIANTS; "a,b": layers alternate
-    m.window = 128  # local, longformer: keys a query sees back, itself included | dilated: of
-    # those its stride leaves | chunked: length of a chunk
-    m.stride = 16  # strided, dilated: a query sees keys so many apart
-    m.global_tokens = 1  # longformer: leading tokens that see, and are seen by, all
-    m.block = 64  # bigbird: tokens of a block
-    m.random_blocks = 3  # bigbird: blocks seen beside the neighbours and the ends
-    m.random_features = 128  # performer
-    m.landmarks = 64  # linformer: compressed length | nystrom: means that stand for all
-    m.latent_kv = 512  # latent: width of the vector that keys and values are made of
-    m.latent_query = 0  # latent: likewise of queries; 0: made of the input
-    m.latent_rotary = 64  # latent: further dimensions of a head that hold rotary positions
-    m.lsh_chunk = 64  # lsh: tokens a chunk
-    m.lsh_hashes = 1  # lsh: rounds of hashing
-    m.lsh_buckets = ()  # lsh: even factors of the number of buckets; (): about two a chunk
-    m.attention_scale = 0.0  # of the scores; 0: head_dim^-0.5 (T5: 1)
-    m.attention_softcap = 0.0  # scores held within plus and minus this (Gemma 2: 50); 0: free
-    m.attention_sinks = False  # a learned score a head without a value (gpt-oss)
-    m.qk_norm = False  # a norm over each head's queries and keys
-    m.output_gate = False  # attention's output times sigmoid of a projection of its input
-    m.mlp_chunk = 0  # positions that the feed-forward layer takes at a time; 0: all
-    m.num_experts = 0  # feed-forward layers among which a router chooses; 0: one, without
-    m.expert_every = 1  # of so many layers the last has experts (Switch: 2)
-    m.experts_per_token = 2
-    m.expert_capacity = 0.0  # an expert's room, in even shares of a row's tokens; 0: for all
-    m.router_balance = 0.01  # of the loss that keeps experts equally busy (Switch)
-    m.router_z = 0.0  # of the loss that keeps the router's logits small (ST-MoE: 0.001)
-    m.reversible = False  # two residual streams, recomputed on the way back instead of stored;
-    # an untied "lm" head sees both, any other their mean
-    m.share_layers = False  # ALBERT: one layer's parameters for all
-    m.tie_embeddings = True
-    m.scale_embeddings = False  # multiply token embeddings by sqrt(embed_dim)
-    m.dropout = 0.0  # after the embeddings and each sub-layer
-    m.attention_dropout = 0.0  # on attention probabilities
-    m.init = "normal"  # normal: initializer_range | fan_in: T5's, 1 / sqrt(inputs)
-    m.initializer_range = 0.02
-    m.scale_residual_init = False  # GPT-2: projections into the residual / sqrt(2 num_layers)
-    m.embed_norm = False  # BERT: a norm after the sum of embeddings
-    m.type_vocab_size = 0  # BERT: kinds of segments, each with an embedding
-    m.head = "lm"  # lm | mlm: dense, activation, norm, bias | detection: ELECTRA's | none
-    m.output_bias = False  # added to the logits (mlm: always)
-    m.scale_output = False  # T5: hidden / sqrt(embed_dim) before the tied output matrix
-    m.pooler = False  # BERT: tanh dense over the first token
-    m.num_classes = 0  # of a classifier over the pooled vector (next sentence: 2)
-    m.generator_fraction = 0.0  # ELECTRA: a generator of this share of the width; 0: none
-    m.dtype = "float32"  # of activations and matrix products; parameters are float32
-    m.quantize = "none"  # int8 | fp8: matrix products of projections and feed-forward, through qwix
-    m.scan = True  # one compiled layer, looped: compile time does not grow with depth
-    m.pipeline_pieces = 0  # in which a batch goes through mesh.pipeline's stages; 0: as many
-    m.remat = "none"  # none | dots: keeps products | full: layers' inputs | offload: on the host
+    text: str
+    keys: tuple[str, ...]
+    holds: Callable[[dict[str, Any]], bool]  # of {"model.kind": "decoder", …}
 
-    o = c.objective = ConfigDict()
-    o.name = "causal_lm"
-    o.label_smoothing = 0.0
-    o.z_loss = 0.0
-    o.mask_rate = 0.15  # of the tokens: masked models, span_corruption
-    o.whole_word = False  # masked models: words are masked whole (albert: always)
-    o.span_length = 3.0  # span_corruption: mean of the spans
-    o.prefix = ""  # seq2seq: put before each source ("translate English to German: ")
-    o.detection_weight = 50.0  # replaced_token_detection: of the discriminator's loss
+    def __and__(self, other: "When") -> "When":
+        both = lambda flat: self.holds(flat) and other.holds(flat)
+        return When(f"{self.text} and {other.text}", self.keys + other.keys, both)
 
-    t = c.tokenizer = ConfigDict()
-    t.name = "bpe"  # bytes | chars | words | bpe | wordpiece | file | sentencepiece
-    t.vocab_size = 4096  # of a tokenizer trained here
-    t.path = ""  # tokenizer.json (file) or .model (sentencepiece)
-    t.specials = ()  # further special tokens, such as ("[MASK]",)
-
-    d = c.data = ConfigDict()
-    d.train = "builtin:python"  # a file or glob | tfds:name/config | task:name?option=value&...
-    d.validation = ""  # like train; empty: a held-out share of the documents
-    d.validation_fraction = 0.05
-    d.test = ""  # likewise; empty and test_fraction 0: no test set
-    d.test_fraction = 0.0
-    d.text_column = "text"  # of JSONL and TFDS records
-    d.label_column = "label"
-    d.source_column = "source"  # of pairs (seq2seq, completion), in JSONL and TFDS records;
-    d.target_column = "target"  # parallel text files go without: data.train="train.en,train.de"
-    d.target_length = 0  # seq2seq: of the decoder's rows; 0: model.max_length
-    d.tfds_dir = ""  # empty: TFDS's own default
-    d.workers = 0  # processes that pack a set too large for memory; 0: the one that trains
-    d.shards = 1  # streams of such a set; of several machines each packs those of its own rows
-    d.packing = "first_fit"  # first_fit: several documents a row | none: one a row
-    d.batch_size = 16  # sequences a step, over all chips
-    d.ramp_steps = 0  # steps in which the batch grows from ramp_start to batch_size (GPT-3)
-    d.ramp_start = 16
-
-    p = c.optimizer = ConfigDict()
-    p.name = "adamw"  # adamw | adafactor | lion | muon
-    p.learning_rate = 1e-3
-    p.schedule = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
-    p.warmup_steps = 100
-    p.decay_steps = 0  # wsd: length of the final decay; 0: a fifth of train.steps
-    p.final_fraction = 0.1  # last learning rate / learning_rate
-    p.b1 = 0.9
-    p.b2 = 0.95
-    p.eps = 1e-8
-    p.muon_momentum = 0.95
-    p.weight_decay = 0.1  # on matrices and embeddings only
-    p.clip_norm = 1.0  # 0: no clipping
-
-    r = c.train = ConfigDict()
-    r.steps = 1000
-    r.log_every = 10
-    r.microbatches = 1  # gradient accumulation: the batch in this many parts
-    r.ema_decay = 0.0  # 0: no average of the parameters
-    r.profile_steps = ()  # (start, stop): profile these steps, into the run folder's profile/
-    r.max_nonfinite = 10  # stop after this many non-finite steps in a row
-
-    x = c.mesh = ConfigDict()
-    x.data = -1  # -1: the rest of the devices
-    x.pipeline = 1  # layers, in stages; see model.pipeline_pieces
-    x.fsdp = 1  # the batch and each parameter
-    x.tensor = 1  # heads, feed-forward and vocabulary
-    x.context = 1  # positions of a row
-    x.expert = 1  # experts; all else is split over it as over data
-
-    k = c.checkpoint = ConfigDict()
-    k.every = 500
-    k.keep_last = 2
-    k.keep_best = 1
-
-    e = c.eval = ConfigDict()
-    e.every = 250
-    e.max_batches = 100  # 0: all of the validation set
-
-    g = c.sample = ConfigDict()
-    g.prompts = ()  # shown at the end of a run
-    g.max_new_tokens = 64
-    return c
+    def __or__(self, other: "When") -> "When":
+        either = lambda flat: self.holds(flat) or other.holds(flat)
+        return When(f"{self.text} or {other.text}", self.keys + other.keys, either)
 
 
-CHOICES = {
-    "model.kind": ("decoder", "encoder", "encoder_decoder"),
-    "model.norm": ("layernorm", "rmsnorm"),
-    "model.norm_place": ("pre", "post"),
-    "model.activation": (
-        "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
-    ),
-    "model.positions": (
-        "learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none"
-    ),
-    "model.rotary_scaling": ("none", "linear", "ntk", "yarn", "llama3"),
-    "model.init": ("normal", "fan_in"),
-    "model.head": ("lm", "mlm", "detection", "none"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "offload", "dots"),
-    "model.quantize": ("none", "int8", "fp8"),
-    "tokenizer.name": (
-        "bytes", "chars", "words", "bpe", "wordpiece", "file", "sentencepiece"
-    ),
-    "data.packing": ("first_fit", "none"),
-    "objective.name": (
+def given(key: str, *values: Any) -> When:
+    """The key has one of these values; without values: any that is not 0, empty or False."""
+    if not values:
+        return When(f"{key} set", (key,), lambda flat: bool(flat[key]))
+    return When(f"{key}={' | '.join(map(str, values))}", (key,), lambda flat: flat[key] in values)
+
+
+def absent(key: str, *values: Any) -> When:
+    """The key has none of these values; without values: it is 0, empty or False."""
+    if not values:
+        return When(f"no {key}", (key,), lambda flat: not flat[key])
+    text = f"{key} other than {' | '.join(map(str, values))}"
+    return When(text, (key,), lambda flat: flat[key] not in values)
+
+
+def kinds(*names: str) -> When:
+    """One of these kinds of attention is among those of model.attention."""
+    key = "model.attention"
+    among = lambda flat: not set(names).isdisjoint(flat[key].split(","))
+    return When(f"{key}={' | '.join(names)}", (key,), among)
+
+
+def source(text: str, holds: Callable[[str], bool]) -> When:
+    """A part of data.train, .validation or .test, which may name several, is such a source."""
+    keys = ("data.train", "data.validation", "data.test")
+    parts = lambda flat: ",".join(flat[key] for key in keys).split(",")
+    test = lambda flat: any(holds(part.strip()) for part in parts(flat) if part.strip())
+    return When(f"{text} in data.train", keys, test)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the config: its default, the values it may have, and when something reads it."""
+
+    default: Any
+    allows: Callable[[Any], bool]  # of a value of the default's type
+    allowed: str  # as a refusal says it
+    when: When | None = None  # None: always
+
+
+def one_of(default: str, *others: str, when: When | None = None) -> Key:
+    """A word out of a list, the default first."""
+    words = (default, *others)
+    return Key(default, lambda v: v in words, f"allowed are {', '.join(words)}", when)
+
+
+def flag(default: bool, when: When | None = None) -> Key:
+    """True or False."""
+    return Key(default, lambda v: True, "True or False", when)
+
+
+def whole(default: int, least: int = 0, most: int = 2**24, when: When | None = None) -> Key:
+    """An integer in [least, most]."""
+    allowed = f"must be at least {least} and at most {most}"
+    return Key(default, lambda v: least <= v <= most, allowed, when)
+
+
+def number(
+    default: float, least: float = 0.0, most: float = 1e6, *, over: float | None = None,
+    when: When | None = None,
+) -> Key:  # fmt: skip
+    """A number in [least, most], or (over, most], that float32 holds as something else than 0."""
+    enough = (lambda v: v >= least) if over is None else (lambda v: v > over)
+    bound = f"at least {least:g}" if over is None else f"above {over:g}"
+    allows = lambda v: enough(v) and v <= most and (v == 0 or abs(v) >= 2**-126)
+    return Key(default, allows, f"must be {bound} and at most {most:g}", when)
+
+
+def share(default: float, over: bool = False, when: When | None = None) -> Key:
+    """A number in [0, 1); over: in (0, 1). Below 1 in float32 too."""
+    allows = lambda v: (v == 0 and not over) or 2**-126 <= v <= 1 - 2**-24
+    return Key(default, allows, f"must be in {'(' if over else '['}0, 1)", when)
+
+
+def text(default: str, empty: bool = True, when: When | None = None) -> Key:
+    """A text that UTF-8 and a file's name can hold."""
+    allows = lambda v: _is_text(v) and (empty or bool(v.strip()))
+    return Key(default, allows, "must be text" + " that is not empty" * (not empty), when)
+
+
+def numbers(least: int = 1, when: When | None = None) -> Key:
+    """A tuple of integers, empty by default."""
+    allows = lambda v: all(type(x) is int and least <= x <= 2**31 - 1 for x in v)
+    return Key((), allows, f"must be integers of at least {least}", when)
+
+
+def texts(empty: bool = True, when: When | None = None) -> Key:
+    """A tuple of texts, empty by default."""
+    allows = lambda v: all(isinstance(x, str) and _is_text(x) and (empty or x) for x in v)
+    return Key((), allows, "must be texts" + " that are not empty" * (not empty), when)
+
+
+def devices(default: int) -> Key:
+    """A size of the mesh: at least 1, or -1 for the devices that are left."""
+    return Key(default, lambda v: v == -1 or 1 <= v <= 2**24, "must be positive, or -1")
+
+
+def _is_text(value: str) -> bool:
+    return not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+COUNT = 2**31 - 1  # steps are int32
+BEYOND = 10**300  # more than any key's range
+ROTARY = given("model.positions", "rotary")
+SCALED = ROTARY & absent("model.rotary_scaling", "none")
+STRETCHED = ROTARY & given("model.rotary_scaling", "yarn", "llama3")
+EXPERTS = given("model.num_experts")
+MASKING = given(
+    "objective.name", "masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption"
+)  # fmt: skip
+WORDS_OUT = given("model.head", "lm", "mlm")
+RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
+PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
+ADAM = given("optimizer.name", "adamw", "muon")
+
+
+class Model:
+    """The architecture: config.model."""
+
+    kind = one_of("decoder", "encoder", "encoder_decoder")
+    vocab_size = whole(0)  # 0: the tokenizer's
+    max_length = whole(256, 1)
+    num_layers = whole(4, 1, 10_000)
+    num_decoder_layers = whole(0, 0, 10_000, when=given("model.kind", "encoder_decoder"))  # 0: same
+    embed_dim = whole(256, 1, 2**20)
+    embedding_dim = whole(0)  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
+    num_heads = whole(8, 1, 2**16)
+    num_kv_heads = whole(0)  # 0: num_heads; fewer: grouped-query attention
+    head_dim = whole(0, 0, 2**16)  # 0: embed_dim / num_heads
+    mlp_dim = whole(0)  # 0: 4 * embed_dim
+    norm = one_of("layernorm", "rmsnorm")
+    norm_place = one_of("pre", "post")
+    norm_epsilon = number(1e-5, over=0, most=1)
+    activation = one_of(
+        "gelu_tanh", "gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
+    )  # fmt: skip
+    use_bias = flag(True)  # in dense layers and LayerNorm
+    attention_bias = flag(True, when=given("model.use_bias"))  # in attention's dense layers
+    positions = one_of("learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none")
+    axial_shape = numbers(when=given("model.positions", "axial"))  # rows and columns, filled by row
+    axial_dims = numbers(when=given("model.positions", "axial"))  # of a row's, a column's vector
+    rotary_base = number(10_000.0, over=1, most=1e15, when=ROTARY)
+    rotary_scaling = one_of("none", "linear", "ntk", "yarn", "llama3", when=ROTARY)
+    rotary_factor = number(8.0, 1, when=SCALED)
+    rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
+    # The table's first rows that are never used (RoBERTa: 2).
+    position_offset = whole(0, when=given("model.positions", "learned"))
+    relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
+    relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
+    attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
+    # local, longformer: keys a query sees back, itself included; dilated: of those its stride
+    # leaves; chunked: length of a chunk.
+    window = whole(128, 1, when=kinds("local", "longformer", "dilated", "chunked"))
+    stride = whole(16, 1, when=kinds("strided", "dilated"))  # a query sees keys so many apart
+    global_tokens = whole(1, when=kinds("longformer"))  # leading ones: see, and are seen by, all
+    block = whole(64, 1, when=kinds("bigbird"))  # tokens of a block
+    random_blocks = whole(3, when=kinds("bigbird"))  # seen beside the neighbours and the ends
+    random_features = whole(128, 1, when=kinds("performer"))
+    landmarks = whole(64, 1, when=kinds("linformer", "nystrom"))  # compressed length; means
+    latent_kv = whole(512, 1, when=kinds("latent"))  # width that keys and values are made of
+    latent_query = whole(0, when=kinds("latent"))  # likewise of queries; 0: made of the input
+    latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # dimensions of a head added for it
+    lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
+    lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
+    # Even factors of the number of buckets; (): about two a chunk.
+    lsh_buckets = numbers(2, when=kinds("lsh"))
+    attention_scale = number(0.0)  # of the scores; 0: head_dim^-0.5 (T5: 1)
+    attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
+    attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
+    qk_norm = flag(False)  # a norm over each head's queries and keys
+    output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
+    mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
+    num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
+    expert_every = whole(1, 1, when=EXPERTS)  # of so many layers the last has experts (Switch: 2)
+    experts_per_token = whole(2, 1, when=EXPERTS)
+    # Capacity factor: an expert's places, in even shares of a row's tokens; 0: dropless.
+    expert_capacity = number(0.0, most=1024, when=EXPERTS)
+    router_balance = number(0.01, when=EXPERTS)  # weight of the load balancing loss (Switch)
+    router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
+    # Two residual streams, recomputed on the way back instead of stored; an untied "lm" head sees
+    # both, any other their mean.
+    reversible = flag(False)
+    share_layers = flag(False)  # ALBERT: one layer's parameters for all
+    tie_embeddings = flag(True, when=WORDS_OUT | given("model.generator_fraction"))
+    scale_embeddings = flag(False)  # multiply token embeddings by sqrt(embed_dim)
+    dropout = share(0.0)  # after the embeddings and each sub-layer
+    attention_dropout = share(0.0)  # on attention probabilities
+    init = one_of("normal", "fan_in")  # normal: initializer_range | fan_in: T5's, 1 / sqrt(inputs)
+    initializer_range = number(0.02, over=0, most=100, when=given("model.init", "normal"))
+    scale_residual_init = flag(False)  # GPT-2: projections into the residual / sqrt(2 num_layers)
+    embed_norm = flag(False)  # BERT: a norm after the sum of embeddings
+    type_vocab_size = whole(0)  # BERT: kinds of segments, each with an embedding
+    # lm | mlm: dense, activation, norm, bias | detection: ELECTRA's | none
+    head = one_of("lm", "mlm", "detection", "none")
+    output_bias = flag(False, when=given("model.head", "lm"))  # added to the logits (mlm: always)
+    # T5: hidden / sqrt(embed_dim) before the tied output matrix.
+    scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
+    pooler = flag(False)  # BERT: tanh dense over the first token
+    num_classes = whole(0)  # of a classifier over the pooled vector (next sentence: 2)
+    generator_fraction = share(0.0)  # ELECTRA: a generator of this share of the width; 0: none
+    dtype = one_of("float32", "bfloat16")  # of activations and products; parameters are float32
+    quantize = one_of("none", "int8", "fp8")  # projections' and feed-forward products, by qwix
+    scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
+    # Pipeline microbatches, in which a batch goes through mesh.pipeline's stages; 0: as many.
+    pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
+    # none | dots: keeps products | full: layers' inputs | offload: those, on the host
+    remat = one_of("none", "dots", "full", "offload", when=absent("model.reversible"))
+
+
+class Objective:
+    """What is learned: config.objective."""
+
+    name = one_of(
         "causal_lm", "prefix_lm", "completion", "masked_lm", "bert", "albert",
         "replaced_token_detection", "span_corruption", "seq2seq",
-    ),
-    "optimizer.name": ("adamw", "adafactor", "lion", "muon"),
-    "optimizer.schedule": ("constant", "cosine", "linear", "inverse_sqrt", "wsd"),
+    )  # fmt: skip
+    label_smoothing = share(0.0)
+    z_loss = number(0.0)
+    mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
+    # Masked models: words are masked whole (albert: always).
+    whole_word = flag(
+        False, when=given("objective.name", "masked_lm", "bert", "replaced_token_detection")
+    )
+    span_length = number(3.0, 1, when=given("objective.name", "span_corruption"))  # mean
+    # Put before each source ("translate English to German: ").
+    prefix = text("", when=given("objective.name", "seq2seq"))
+    # Of the discriminator's loss.
+    detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
+
+
+class Tokenizer:
+    """How text becomes ids: config.tokenizer."""
+
+    name = one_of("bpe", "bytes", "chars", "words", "wordpiece", "file", "sentencepiece")
+    vocab_size = whole(4096, 1, when=given("tokenizer.name", "bpe", "wordpiece"))  # to be trained
+    # tokenizer.json (file) or .model (sentencepiece)
+    path = text("", when=given("tokenizer.name", "file", "sentencepiece"))
+    specials = texts(empty=False)  # further special tokens, such as ("[MASK]",)
+
+
+class Data:
+    """Text and batches: config.data."""
+
+    # A file or glob | tfds:name/config | task:name?option=value&…
+    train = text("builtin:python", empty=False)
+    validation = text("")  # like train; empty: a held-out share of the documents
+    validation_fraction = share(0.05, when=absent("data.validation"))
+    test = text("")  # likewise; empty and test_fraction 0: no test set
+    test_fraction = share(0.0, when=absent("data.test"))
+    text_column = text("text", empty=False, when=RECORDS)  # of JSONL and TFDS records
+    # Of pairs (seq2seq, completion), in JSONL and TFDS records; parallel text files go without:
+    # data.train="train.en,train.de".
+    source_column = text("source", empty=False, when=PAIRS)
+    target_column = text("target", empty=False, when=PAIRS)
+    # A class, by name (JSONL, TFDS).
+    label_column = text("label", empty=False, when=given("objective.name", "classification"))
+    # Of the decoder's rows; 0: model.max_length.
+    target_length = whole(0, when=given("objective.name", "seq2seq"))
+    # Empty: TFDS's own default.
+    tfds_dir = text("", when=source("tfds:", lambda part: part.startswith("tfds:")))
+    workers = whole(0, 0, 1024)  # processes that pack a set too large for memory; 0: the trainer
+    shards = whole(1, 1)  # streams of such a set; of several machines each packs its rows' own
+    packing = one_of("first_fit", "none")  # first_fit: several documents a row | none: one a row
+    batch_size = whole(16, 1, 2**20)  # sequences a step, over all chips
+    ramp_steps = whole(0, 0, COUNT)  # in which the batch grows from ramp_start to batch_size
+    ramp_start = whole(16, 1, when=given("data.ramp_steps"))
+
+
+class Optimizer:
+    """The update and its rate: config.optimizer."""
+
+    name = one_of("adamw", "adafactor", "lion", "muon")
+    learning_rate = number(1e-3, most=1000)
+    schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
+    warmup_steps = whole(100, 0, COUNT)
+    # Length of the final decay; 0: a fifth of train.steps.
+    decay_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "wsd"))
+    # Last learning rate / learning_rate.
+    final_fraction = number(
+        0.1, most=1, when=given("optimizer.schedule", "cosine", "linear", "wsd")
+    )
+    b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
+    b2 = share(0.95, when=ADAM | given("optimizer.name", "lion"))
+    eps = number(1e-8, over=0, most=10, when=given("optimizer.name", "adamw"))
+    muon_momentum = share(0.95, when=given("optimizer.name", "muon"))
+    weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
+    clip_norm = number(1.0)  # 0: no clipping
+
+
+class Train:
+    """The run: config.train."""
+
+    steps = whole(1000, 1, COUNT)
+    log_every = whole(10, 1, COUNT)
+    microbatches = whole(1, 1)  # gradient accumulation: the batch in this many parts
+    ema_decay = share(0.0)  # 0: no average of the parameters
+    profile_steps = numbers(0)  # (start, stop): profile these, into the run folder's profile/
+    max_nonfinite = whole(10, 1, COUNT)  # stop after this many non-finite steps in a row
+
+
+class Mesh:
+    """How devices share the work: config.mesh. -1: the rest of the devices."""
+
+    data = devices(-1)
+    pipeline = devices(1)  # layers, in stages; see model.pipeline_pieces
+    fsdp = devices(1)  # the batch and each parameter
+    tensor = devices(1)  # heads, feed-forward and vocabulary
+    context = devices(1)  # positions of a row
+    expert = devices(1)  # experts; all else is split over it as over data
+
+
+class Checkpoint:
+    """What is saved, in steps and checkpoints: config.checkpoint."""
+
+    every = whole(500, 1, COUNT)
+    keep_last = whole(2, 1)
+    keep_best = whole(1)
+
+
+class Eval:
+    """Validation while training: config.eval."""
+
+    every = whole(250, 1, COUNT)
+    max_batches = whole(100, 0, COUNT)  # 0: all of the validation set
+
+
+class Sample:
+    """What the model writes at the end of a run: config.sample."""
+
+    prompts = texts()
+    max_new_tokens = whole(64, 1, when=given("sample.prompts"))
+
+
+GROUPS = {
+    "model": Model, "objective": Objective, "tokenizer": Tokenizer, "data": Data,
+    "optimizer": Optimizer, "train": Train, "mesh": Mesh, "checkpoint": Checkpoint, "eval": Eval,
+    "sample": Sample,
+}  # fmt: skip
+KEYS: dict[str, Key] = {"seed": whole(0, 0, 2**32 - 1)} | {
+    f"{group}.{name}": key
+    for group, keys in GROUPS.items()
+    for name, key in vars(keys).items()
+    if isinstance(key, Key)
 }
 
-POSITIVE = (
-    "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads",
-    "model.window", "model.stride", "model.block", "model.random_features", "model.landmarks",
-    "model.latent_kv", "model.expert_every", "model.lsh_chunk", "model.lsh_hashes",
-    "tokenizer.vocab_size", "data.batch_size", "data.shards", "train.steps", "train.log_every",
-    "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
-    "eval.every", "sample.max_new_tokens",
-)
 
-NOT_NEGATIVE = (
-    "seed", "data.workers", "model.vocab_size", "model.num_decoder_layers", "model.num_kv_heads",
-    "model.head_dim", "model.mlp_dim", "model.attention_softcap", "model.global_tokens",
-    "model.random_blocks", "model.latent_query", "model.num_experts", "model.expert_capacity",
-    "model.router_balance", "model.router_z", "model.pipeline_pieces", "objective.z_loss",
-    "optimizer.learning_rate",
-    "optimizer.warmup_steps", "optimizer.decay_steps", "optimizer.final_fraction",
-    "optimizer.eps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.keep_best",
-    "eval.max_batches",
-)
+def base() -> ConfigDict:
+    """Returns the default of every key: a small pre-norm GPT on the built-in corpus."""
+    return _tree({name: key.default for name, key in KEYS.items()})
 
-FRACTION = (
-    "optimizer.b1", "optimizer.b2", "optimizer.muon_momentum",
-    "model.dropout", "model.attention_dropout", "objective.label_smoothing", "train.ema_decay",
-    "data.validation_fraction", "data.test_fraction", "objective.mask_rate",
-    "model.generator_fraction",
-)
+
+def _tree(flat: dict[str, Any]) -> ConfigDict:
+    config = ConfigDict({group: ConfigDict() for group in GROUPS})
+    for name, value in flat.items():
+        group, _, key = name.rpartition(".")
+        (config[group] if group else config)[key] = value
+    return config
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict:
@@ -258,18 +420,47 @@ def load(spec: str = "", overrides: list[str] | tuple[str, ...] = ()) -> ConfigD
     config = from_file(spec, "get_config") if spec else base()
     if config is None:
         raise ConfigError(f"--config={spec}: the file defines no get_config(variant)")
+    check(config)
+    _check_schedule(config, KEYS)
     change(config, overrides)
     return config
 
 
 def change(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
-    """Applies `key=value` overrides and checks the whole, as `load` does."""
+    """Applies `key=value` overrides, given by hand, and checks the whole, as `load` does."""
+    keys = []
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
             raise ConfigError(f"--config.{override}: expected --config.{key}=VALUE")
         set_key(config, key, text)
+        keys.append(key)
     check(config)
+    _check_schedule(config, keys)
+    for key in keys:
+        if reason := unread(config, key):
+            raise ConfigError(reason)
+
+
+def unread(config: ConfigDict, key: str) -> str:
+    """Returns why nothing reads a key of this config, in words; "" where something does."""
+    when, flat = KEYS[key].when, flatten(config)
+    if when is None or when.holds(flat):
+        return ""
+    present = ", ".join(f"{k}={flat[k]!r}" for k in dict.fromkeys(when.keys))
+    return f"{key}={flat[key]!r}: nothing reads it with {present}; it is read with {when.text}"
+
+
+def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
+    """Refuses a warm-up or decay longer than the run; a run cut short by hand is only told."""
+    steps = config.train.steps
+    for key in ("optimizer.warmup_steps", "optimizer.decay_steps"):
+        length = flatten(config)[key]
+        if length > steps and not unread(config, key):
+            text = f"{key}={length}: longer than train.steps={steps}"
+            if key in by_hand:
+                raise ConfigError(text)
+            log.warning("%s; the rate never gets where its schedule leads", text)
 
 
 def from_file(spec: str, function: str):
@@ -309,23 +500,26 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     Raises:
       ConfigError: unknown key (with the nearest known ones) or a value of another type.
     """
-    known = flatten(config)
-    if key not in known:
-        raise _unknown(key, known)
-    old = known[key]
-    value = text
-    if not isinstance(old, str):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False}.get(text.lower(), text)
-    if isinstance(old, tuple) and not isinstance(value, (tuple, list)):
-        value = (value,)
-    *parents, last = key.split(".")
-    for parent in parents:
-        config = config[parent]
+    if key not in KEYS:
+        raise _unknown(key)
+    default = KEYS[key].default
+    value = text if isinstance(default, str) else _literal(text)
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if not KEYS[key].allows(value) and KEYS[key].allows((text,)):
+            value = (text,)  # a prompt such as "1, 2"
+    *groups, last = key.split(".")
+    for group in groups:
+        config = config[group]
     with config.unlocked():
-        config[last] = typed(key, old, value)
+        config[last] = typed(key, default, value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def typed(key: str, default, value):
@@ -334,7 +528,7 @@ def typed(key: str, default, value):
         ok = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
         ok = isinstance(value, (int, float))
-        value = float(value) if ok else value
+        value = float(max(-BEYOND, min(value, BEYOND))) if type(value) is int else value
     elif isinstance(default, (tuple, list)):
         ok = isinstance(value, (tuple, list))
         value = tuple(value) if ok else value
@@ -348,13 +542,13 @@ def typed(key: str, default, value):
     return value
 
 
-def _unknown(key: str, known) -> ConfigError:
+def _unknown(key: str) -> ConfigError:
     # By the last word: a group that two keys share makes them no more alike.
-    words = {k: k.rsplit(".", 1)[-1] for k in known}
-    found = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.65)
-    near = [k for k in known if words[k] in found]
-    group = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(group or known)}"
+    words = {k: k.rsplit(".", 1)[-1] for k in sorted(KEYS)}
+    nearest = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.65)
+    near = [k for k in words if words[k] in nearest]
+    group = [k for k in words if k.startswith(key.rsplit(".", 1)[0] + ".")]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(group or words)}"
     return ConfigError(f"unknown config key {key!r}; {hint}")
 
 
@@ -364,27 +558,15 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the key, its value, what is allowed and, where there is one, the fix.
     """
-    known = flatten(base())
-    given = flatten(config)
-    for key, value in given.items():
-        if key not in known:
-            raise _unknown(key, known)
-        typed(key, known[key], value)
-    for key in known:
-        if key not in given:
-            raise ConfigError(f"config key {key!r} is missing; start from llm_jax.config.base()")
-    for key, allowed in CHOICES.items():
-        if given[key] not in allowed:
-            raise ConfigError(f"{key}={given[key]!r}: allowed are {', '.join(allowed)}")
-    for key in POSITIVE:
-        if given[key] < 1:
-            raise ConfigError(f"{key}={given[key]}: must be at least 1")
-    for key in NOT_NEGATIVE:
-        if not given[key] >= 0:
-            raise ConfigError(f"{key}={given[key]}: must be at least 0")
-    for key in FRACTION:
-        if not 0 <= given[key] < 1:
-            raise ConfigError(f"{key}={given[key]}: must be in [0, 1)")
+    flat = flatten(config)
+    for key in flat:
+        if key not in KEYS:
+            raise _unknown(key)
+    for name, key in KEYS.items():
+        if name not in flat:
+            raise ConfigError(f"config key {name!r} is missing; start from llm_jax.config.base()")
+        if not key.allows(typed(name, key.default, flat[name])):
+            raise ConfigError(f"{name}={flat[name]!r}: {key.allowed}")
     _check_model(config.model)
     d = config.data
     if d.ramp_steps and (d.ramp_start < 1 or d.batch_size % d.ramp_start):
@@ -530,21 +712,25 @@ def from_json(text: str) -> ConfigDict:
     return from_dict(json.loads(text))
 
 
-def from_dict(content: dict) -> ConfigDict:
-    """Reads what `config.to_dict()` gave, onto today's defaults, and checks it.
+def from_dict(tree: dict[str, Any]) -> ConfigDict:
+    """Returns the config of what `ConfigDict.to_dict` gave, onto today's defaults, checked.
 
     Raises:
-      ConfigError: a key that is not known, or a value of another type.
+      ConfigError: not a dict of groups of keys, an unknown key, or a value that is not allowed.
     """
-    config = base()
-    known = flatten(config)
-    for key, value in flatten(content).items():
-        if key not in known:
-            raise _unknown(key, known)
-        *parents, last = key.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = typed(key, known[key], value)
+    if not isinstance(tree, dict) or not tree:
+        raise ConfigError(f"holds no config: {str(tree)[:40]!r} where groups of keys should be")
+    flat = {name: key.default for name, key in KEYS.items()}
+    for name, value in _leaves(tree):
+        if name not in KEYS:
+            raise _unknown(name)
+        flat[name] = typed(name, flat[name], value)
+    config = _tree(flat)
     check(config)
     return config
+
+
+def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for group, keys in tree.items():
+        inside = group in GROUPS and isinstance(keys, dict)
+        yield from ((f"{group}.{key}", keys[key]) for key in keys) if inside else ((group, keys),)

@@ -27,6 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
 from llm_jax import config as configs  # noqa: E402
 
@@ -84,8 +85,16 @@ def overrides(text_file):
 
 @pytest.fixture(scope="session")
 def tiny(overrides):
-    """Returns the config of a tiny run, changed by a dict of keys."""
-    return lambda changes=None: configs.load("", overrides(changes))
+    """Returns the config of a tiny run, changed by a dict of keys as a recipe would."""
+
+    def make(changes: dict | None = None) -> ConfigDict:
+        config = configs.base()
+        for override in overrides(changes):
+            configs.set_key(config, *override.split("=", 1))
+        configs.check(config)
+        return config
+
+    return make
 
 
 @pytest.fixture(scope="session")

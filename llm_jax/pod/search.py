@@ -65,7 +65,9 @@ def search(
 
 def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
-    configs.change(changed, [f"{key}={value}" for key, value in setting.items()])
+    for key, value in setting.items():
+        configs.set_key(changed, key, str(value))
+    configs.check(changed)
     return changed
 
 

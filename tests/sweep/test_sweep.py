@@ -9,7 +9,8 @@ import launch
 
 @pytest.fixture(scope="module")
 def arguments(overrides):
-    changes = {"train.steps": 3, "eval.every": 1, "model.num_layers": 1}
+    steps = {"train.steps": 3, "optimizer.warmup_steps": 2, "eval.every": 1}
+    changes = steps | {"model.num_layers": 1}
     return [f"--config.{o}" for o in overrides(changes)]
 
 
