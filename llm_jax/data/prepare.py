@@ -43,10 +43,10 @@ def prepare(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"--name: {name!r} must be lower-case letters, digits and underscores")
-    data = data or base().data
-    tokenizer = config and _tokenizer(config, stream(specs["train"], data))
+    columns = {"data.text_column": (data or base().data).text_column}
+    tokenizer = config and _tokenizer(config, stream(specs["train"], columns))
     builder = _builder_class(name)(
-        texts={split: stream(spec, data) for split, spec in specs.items()},
+        texts={split: stream(spec, columns) for split, spec in specs.items()},
         tokenizer=tokenizer,
         about={"tokenizer": config.tokenizer.to_dict()} if config else None,
         data_dir=tfds_dir or None,

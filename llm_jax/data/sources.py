@@ -5,14 +5,13 @@ A document is a text, or for some objectives a pair of texts (source, target) or
 
 import copy
 import functools
-import glob
-import gzip
 import hashlib
+import itertools
 import json
 import logging
+import os
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,17 +20,13 @@ from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import corpus, tasks, tokenizers, transforms
+from llm_jax.data import corpus, files, tasks, tokenizers, transforms
 from llm_jax.data.tokenizers import Tokenizer
 
 Document = str | np.ndarray | tuple[str, ...] | tuple[tasks.Part, ...]
 Columns = dict[str, str]  # the config's key: the column it names
 
 log = logging.getLogger(__name__)
-
-# A set with less text than this is read whole; a larger one (TFDS only) is read as it is needed.
-IN_MEMORY_BYTES = 2**31
-SAMPLES, SAMPLE = 16, 4096  # blocks of a file, and their bytes, by which a change is noticed
 
 
 def permuted(place: int, count: int, seed: int) -> int:
@@ -141,18 +136,18 @@ def texts(docs: Sequence[Document]) -> Sequence[str]:
 def documents(spec: str, data: ConfigDict, pairs: bool = False) -> Sequence[Document]:
     """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
 
-    `builtin:python`, `tfds:name/config:version@split`, a .txt or .jsonl file (or .gz of one) or a
-    glob of them, or several of these separated by commas. Pairs come from two columns of JSONL and
-    TFDS records, or line by line from text files that follow each other: "a.en,a.de.gz".
+    `builtin:python`, `tfds:name/config:version@split`, a file of a kind that data/files.py reads or
+    a glob of them, or several of these separated by commas. Pairs come from two columns of records,
+    or line by line from text files that follow each other: "a.en,a.de.gz".
     """
-    specs = [spec] if Path(spec).is_file() else [s.strip() for s in spec.split(",") if s.strip()]
+    specs = _parts(spec)
     if pairs:
-        records = [s for s in specs if s.startswith("tfds:") or _is_json(s)]
+        records = [s for s in specs if s.startswith("tfds:") or _holds_records(s)]
         lines = [s for s in specs if s not in records]
         if len(lines) % 2 or not specs:
             raise ConfigError(f"data: {spec!r} must name text files by twos, source and target, as "
-                              "in \"train.en,train.de\"; or .jsonl or TFDS sets with the columns "
-                              "data.source_column and data.target_column")
+                              "in \"train.en,train.de\"; or tables (.jsonl, .csv …) or TFDS sets "
+                              "with the columns data.source_column and data.target_column")
         parts = [_parallel(*both) for both in zip(lines[::2], lines[1::2], strict=True)]
         columns = {f"data.{name}": data[name] for name in ("source_column", "target_column")}
         parts += [_read(s, data, columns) for s in records]
@@ -279,93 +274,64 @@ def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Document]:
         return corpus.python_documents()
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
-    docs = [doc for file in _files(spec) for doc in _read_file(file, columns)]
+    docs = _in_memory(spec, stream(spec, columns))
     if not docs:
         raise ConfigError(f"data: {spec!r} is empty; it must hold text")
     return docs
 
 
+def _parts(spec: str) -> list[str]:
+    return [spec] if os.path.isfile(spec) else [s.strip() for s in spec.split(",") if s.strip()]
+
+
+def _holds_records(spec: str) -> bool:
+    return not spec.startswith("builtin:") and files.holds_records(files.named(spec)[0])
+
+
+def _in_memory(spec: str, docs: Iterator[Document]) -> list[Document]:
+    """The documents as a list, of at most IN_MEMORY_BYTES of text."""
+    kept, size = [], 0
+    for doc in docs:
+        size += sum(map(len, (doc,) if isinstance(doc, str) else doc))
+        if size > files.IN_MEMORY_BYTES:
+            raise files.too_large(spec)
+        kept.append(doc)
+    return kept
+
+
 def fingerprint(config: ConfigDict) -> dict[str, str]:
     """Returns {file or set: digest} of what data.train, .validation and .test name now.
 
-    Of a file its size and SAMPLES blocks spread over it; of a TFDS set its version and counts; of
-    the built-in corpus Python's version. It misses an edit between the blocks that keeps the size.
+    Of a file its size and content (data/files.py); of a TFDS set its version and counts; of the
+    built-in corpus Python's version.
     """
-    found, data = {}, config.data
-    for spec in [data.train, data.validation, data.test]:
-        specs = [spec] if Path(spec).is_file() else [s.strip() for s in spec.split(",")]
-        for part in filter(None, specs):
-            if part.startswith("tfds:"):
-                info = _builder(part.removeprefix("tfds:").partition("@")[0], data).info
-                counts = {name: split.num_examples for name, split in info.splits.items()}
-                found[part] = f"{info.version} {sorted(counts.items())}"
-            elif part.startswith("builtin:"):
-                found[part] = sys.version
-            elif not part.startswith(tasks.PREFIX):  # a function of its name
-                found |= {str(file): _sampled(file) for file in _files(part)}
-    return found
+    digests, data = {}, config.data
+    for part in itertools.chain(*map(_parts, [data.train, data.validation, data.test])):
+        if part.startswith("tfds:"):
+            info = _builder(part.removeprefix("tfds:").partition("@")[0], data).info
+            counts = {name: split.num_examples for name, split in info.splits.items()}
+            digests[part] = f"{info.version} {sorted(counts.items())}"
+        elif part.startswith("builtin:"):
+            digests[part] = sys.version
+        elif not part.startswith(tasks.PREFIX):  # a function of its name
+            digests |= {file: files.fingerprint(file) for file in files.named(part)}
+    return digests
 
 
-def _sampled(file: Path) -> str:
-    size, digest = file.stat().st_size, hashlib.blake2b(digest_size=16)
-    with file.open("rb") as opened:
-        for i in range(SAMPLES):
-            opened.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
-            digest.update(opened.read(SAMPLE))
-    return f"{size} bytes, {digest.hexdigest()}"
-
-
-def stream(spec: str, data: ConfigDict) -> Iterator[str]:
-    """Yields the documents of a local file or glob, with one file in memory at a time."""
-    files, columns = _files(spec), {"data.text_column": data.text_column}
-    return (doc for file in files for doc in _read_file(file, columns))
-
-
-def _files(spec: str) -> list[Path]:
-    spec = str(Path(spec).expanduser())
-    paths = [spec] if Path(spec).exists() else sorted(glob.glob(spec, recursive=True))
-    files = [Path(path) for path in paths if Path(path).is_file()]
-    if not files:
-        wrong = "is a folder" if Path(spec).is_dir() else f"matches no file in {Path.cwd()}"
-        raise ConfigError(f"data: {spec!r} {wrong}; name a file, or a glob such as "
-                          "'texts/**/*.txt'")
-    return files
-
-
-def _is_json(name: str) -> bool:
-    return name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    if path.name.endswith(".gz"):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ConfigError(f"data: {path} is not a whole gzip file ({error})") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data: {path} is not UTF-8: byte {error.object[error.start]:#04x} at "
-                          f"offset {error.start}; convert it, e.g. with iconv -t UTF-8") from error
-
-
-def _read_file(path: Path, columns: Columns) -> list[Document]:
-    text = _text(path)
-    if _is_json(path.name):
-        # Not splitlines(): a JSON string may hold U+2028, which that would split at.
-        lines = enumerate(text.split("\n"), start=1)
-        docs = (_record(line, f"{path}:{i}", columns) for i, line in lines if line.strip())
-        return [doc for doc in docs if _full(doc)]
-    if not text.strip():
-        log.warning("data: %s is empty", path)
-        return []
-    return [text]
+def stream(spec: str, columns: Columns) -> Iterator[Document]:
+    """Yields the documents of local files, with one record in memory at a time."""
+    for file in files.named(spec):
+        for where, record in files.records(file, columns.values()):
+            if _full(doc := _document_of(record, columns, where)):
+                yield doc
+            elif where == file:
+                log.warning("data: %s is empty", file)
 
 
 def _parallel(source: str, target: str) -> list[tuple[str, str]]:
     """The pairs of line i here and line i there, where neither is empty."""
-    sides = [[line for file in _files(spec) for line in _lines(file)] for spec in (source, target)]
+    sides = [[line for file in files.named(spec) for line in files.lines(file)]
+             for spec in (source, target)]  # fmt: skip
     if len(sides[0]) != len(sides[1]):
         raise ConfigError(f"data: {source} has {len(sides[0])} lines and {target} has "
                           f"{len(sides[1])}; line i of one must belong to line i of the other")
@@ -375,23 +341,8 @@ def _parallel(source: str, target: str) -> list[tuple[str, str]]:
     return docs
 
 
-def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in _text(path).split("\n")]
-    return lines if lines[-1] else lines[:-1]
-
-
 def _full(doc: Document) -> bool:
     return all(text.strip() for text in ((doc,) if isinstance(doc, str) else doc))
-
-
-def _record(line: str, where: str, columns: Columns) -> Document:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"data: {where} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"data: {where} must be a JSON object, not {type(record).__name__}")
-    return _document_of(record, columns, where)
 
 
 def _document_of(record: dict, columns: Columns, where: str = "the data") -> Document:
@@ -470,7 +421,7 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Docume
         width = np.dtype(tokenizer.dtype).itemsize
         return Tokens(source, tokenizer, info.metadata["tokenizer"], mean / width)
     docs = Lazy(source, columns, mean=mean / 4 if mean < np.inf else 1024)
-    small = mean * len(docs) <= IN_MEMORY_BYTES
+    small = mean * len(docs) <= files.IN_MEMORY_BYTES
     return [doc for doc in docs if _full(doc)] if small else docs
 
 

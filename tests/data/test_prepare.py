@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import chunks, pipeline, prepare, sources, tokenizers
+from llm_jax.data import chunks, files, pipeline, prepare, sources, tokenizers
 
 TEXTS = [f"This is document number {i} of the set. " * (1 + i % 5) for i in range(30)]
 
@@ -32,7 +32,7 @@ def tfds_config(folder, config):
 
 @pytest.mark.parametrize("limit", [2**31, 0], ids=["in_memory", "lazy"])
 def test_prepared_set_reads_back(tfds_config, monkeypatch, limit):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", limit)
     split = sources.splits(tfds_config)
     assert {name: len(docs) for name, docs in split.items()} == {
         "train": 27, "validation": 3, "test": 1
@@ -53,7 +53,7 @@ def test_reads_without_tensorflow(tfds_config, monkeypatch):
 
 @pytest.mark.parametrize("size", [16, 256, 2**20])
 def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, size):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunks, "CHUNK", size)
     docs = sources.splits(tfds_config)["train"]
     tokenizer = tokenizers.Bytes()
@@ -71,7 +71,7 @@ def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, size):
 
 
 def test_lazy_set_evaluates_once(tfds_config, monkeypatch):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     docs = sources.splits(tfds_config)["validation"]
     batches = list(pipeline.eval_batches(tfds_config, tokenizers.Bytes(), docs))
     assert sum(batch["weights"].sum() for batch in batches) == sum(len(doc) + 1 for doc in docs)
@@ -103,7 +103,7 @@ def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypa
     assert sorted(read) == sorted(TEXTS)
     assert split["train"][0].dtype == np.uint16
 
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     tfds_config.data.train = "tfds:small@train"
     text = sources.splits(tfds_config)["train"]
     both = [sources.Lazy([{"text": tokenizer.decode(doc)} for doc in split["train"]],

@@ -1,0 +1,507 @@
+"""Records of local files: which files a name means, what kind each is, and what it holds.
+
+A record is a dict of named fields. A file's kind comes from its name, in any case, and from its
+first bytes; KINDS are read, also compressed with gzip or Zstandard, OTHERS are refused by name.
+"""
+
+import codecs
+import contextlib
+import csv
+import functools
+import glob
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from llm_jax.config import ConfigError
+from llm_jax.files import parse_json
+
+Record = dict[str, Any]
+Located = tuple[str, Record]  # "FILE:LINE" for messages, and what is there
+
+IN_MEMORY_BYTES = 2**31  # of text: what is read whole has at most this much
+BLOCK = 2**18  # bytes read at a time
+WHOLE, SAMPLES, SAMPLE = 2**20, 16, 2**16  # files up to WHOLE bytes are hashed whole, others by
+#   SAMPLES blocks of SAMPLE bytes
+AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
+
+
+class Other(NamedTuple):
+    """A kind of file that is not read: its names, how it begins, and what to do with it."""
+
+    what: str
+    suffixes: str
+    begins: bytes  # a regular expression
+    advice: str
+
+
+TEXT = "save its text as .txt, or its table as .csv"
+UNPACK = "unpack it and name the files that it holds"
+NONE = b"(?!)"
+OTHERS = [
+    Other("a tar archive", "tar tgz tbz tbz2 txz", rb".{257}ustar", UNPACK),
+    Other("a bzip2 file", "bz2 bz", rb"BZh[1-9]1AY&SY", "unpack it (bunzip2), or use gzip"),
+    Other("an xz file", "xz lzma", rb"\xfd7zXZ\0", "unpack it (unxz), or use gzip"),
+    Other("an lz4 file", "lz4", rb"\x04\x22M\x18", "unpack it (unlz4), or use gzip"),
+    Other("a 7z archive", "7z", rb"7z\xbc\xaf\x27\x1c", UNPACK),
+    Other("a rar archive", "rar", rb"Rar!\x1a\x07", UNPACK),
+    Other("a Word document", "docx doc odt rtf", rb"\{\\rtf", "save it as plain text (.txt)"),
+    Other("a spreadsheet", "xlsx xls ods", NONE, "save the sheet as .csv"),
+    Other("a presentation", "pptx ppt odp", NONE, TEXT),
+    Other("an e-book", "epub mobi azw3", NONE, TEXT),
+    Other("a NumPy file", "npy npz", rb"\x93NUMPY", TEXT),
+    Other("a file of PyTorch or Python objects", "pt pth pkl pickle joblib", rb"\x80[\x02-\x05]",
+          "text is read, not objects: write .jsonl"),
+    Other("a zip archive", "zip", rb"PK(\x03\x04|\x05\x06)", UNPACK),
+    Other("an Office document of before 2007", "", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", TEXT),
+    Other("a PDF document", "pdf", rb"%PDF-", "extract its text (pdftotext) to .txt"),
+    Other("an Arrow file, as Hugging Face datasets keeps them", "arrow feather", rb"ARROW1",
+          "write it with Dataset.to_json(\"NAME.jsonl\")"),
+    Other("an ORC file", "orc", NONE, "write it as .parquet or .jsonl"),
+    Other("an Avro file", "avro", rb"Obj\x01", "write it as .parquet or .jsonl"),
+    Other("weights of a model", "safetensors gguf msgpack", rb".{4}\0{4}\{|GGUF",
+          "data.* name text; a pretrained model is init_from"),
+    Other("a TFDS or ArrayRecord file", "tfrecord tfrecords array_record arrayrecord riegeli", NONE,
+          "name its set instead: tfds:NAME, with data.tfds_dir"),
+    Other("an HDF5 file", "h5 hdf5", rb"\x89HDF", TEXT),
+    Other("a database", "db sqlite sqlite3", rb"SQLite format 3\0", "export its table as .csv"),
+    Other("an image", "png jpg jpeg gif webp bmp tif tiff ico heic",
+          rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "only text is read"),
+    Other("a sound or a film", "mp3 wav flac ogg m4a mp4 mkv avi mov webm",
+          rb"RIFF.{4}(WAVE|AVI )|fLaC|OggS|.{4}ftyp|\x1aE\xdf\xa3", "only text is read"),
+    Other("a program", "exe dll pyc", rb"\x7fELF|MZ.{2}\0", "only text is read"),
+]  # fmt: skip
+_BY_SUFFIX = {suffix: other for other in OTHERS for suffix in other.suffixes.split()}
+_BEGINNINGS = re.compile(b"|".join(b"(%s)" % re.sub(rb"(?<!\\)\((?!\?)", b"(?:", other.begins)
+                                   for other in OTHERS), re.DOTALL)  # fmt: skip
+_PARQUET, _GZIP, _ZSTD = b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PACKED = {"gz": "gzip", "gzip": "gzip", "zst": "Zstandard", "zstd": "Zstandard"}
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # what text does not have
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # may stand alone, and is then no character
+_CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
+
+
+# Which files.
+
+
+def named(spec: str) -> list[str]:
+    """Returns the files that a path or a glob means, sorted; each real file once.
+
+    `**` is any number of folders. Links are followed; a file or folder that is met again, through
+    a link or a loop of links, is left out. Hidden names must be asked for, as in a shell.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    spec = os.path.expanduser(spec)
+    if os.path.isfile(spec):
+        return [spec]
+    real = {}
+    if not os.path.isdir(spec) and glob.has_magic(spec):
+        folder, parts = ("/", spec[1:]) if spec.startswith("/") else ("", spec)
+        parts = [part for part in parts.split("/") if part]
+        for path, where in _matches(folder, os.path.realpath(folder), parts, set()):
+            real.setdefault(where, path)
+    if not real:
+        wrong = "is a folder" if os.path.isdir(spec) else f"matches no file in {os.getcwd()}"
+        raise ConfigError(f"data: {spec!r} {wrong}; name a file, or a glob such as "
+                          "'texts/**/*.txt'")
+    return sorted(real.values())
+
+
+def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tuple[str, str]]:
+    """Yields (path, resolved path) of files under `folder` that the parts of a glob match."""
+    if (real, len(parts)) in seen:
+        return
+    seen.add((real, len(parts)))
+    part, *below = parts
+    if part == "**":
+        yield from _matches(folder, real, below or ["*"], seen)
+    elif not glob.has_magic(part):
+        path = os.path.join(folder, part)
+        if below and os.path.isdir(path):
+            yield from _matches(path, os.path.realpath(path), below, seen)
+        elif not below and os.path.isfile(path):
+            yield path, os.path.realpath(path)
+        return
+    fits = re.compile(glob.fnmatch.translate("*" if part == "**" else part)).match
+    hidden = part.startswith(".")
+    try:
+        with os.scandir(folder or ".") as entries:
+            # What is a link comes last: a file goes by its own name where it has one here.
+            entries = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        raise ConfigError(f"data: the folder {folder} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        name = entry.name
+        if (name[0] == "." and not hidden) or not fits(name):
+            continue
+        path = os.path.join(folder, name)
+        where = os.path.realpath(path) if entry.is_symlink() else os.path.join(real, name)
+        if part == "**" or below:
+            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+                yield from _matches(path, where, parts if part == "**" else below, seen)
+        elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
+            yield path, where
+
+
+def fingerprint(path: str) -> str:
+    """Returns a digest of a file's size and content.
+
+    Of a file larger than WHOLE bytes, SAMPLES blocks spread over it: an edit between them that
+    keeps the size is missed.
+    """
+    with _opened(path) as file:
+        raw = file.read(WHOLE + 1)
+        size = len(raw)
+        if size > WHOLE:
+            size, blocks = os.fstat(file.fileno()).st_size, []
+            for i in range(SAMPLES):
+                file.seek((size - SAMPLE) * i // (SAMPLES - 1))
+                blocks.append(file.read(SAMPLE))
+            raw = b"".join(blocks)
+    return f"{size} bytes, {hashlib.blake2b(raw, digest_size=16).hexdigest()}"
+
+
+# What a file is.
+
+
+def holds_records(path: str) -> bool:
+    """Whether a file holds records with columns, rather than one text."""
+    if _suffix(path)[0] in KINDS:
+        return True
+    with _opened(path) as file:
+        return file.read(len(_PARQUET)) == _PARQUET
+
+
+def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
+    """Yields where each record of a file is, and the record: {"text": …} for plain text.
+
+    Args:
+      columns: those that will be asked for. Numbers among them ("0", "1", …) say that the rows of
+        a .csv or .tsv have no header; their fields are then numbers, from 0.
+
+    Raises:
+      ConfigError: the file is not of a kind that is read, is damaged, or not UTF-8; or a text of it
+        is longer than IN_MEMORY_BYTES.
+    """
+    kind, packing = _suffix(path)
+    if other := _BY_SUFFIX.get(kind):
+        raise ConfigError(f"data: {path} is {other.what} by its name; {other.advice}")
+    with _opened(path) as file:
+        first = file.read(BLOCK)
+        if not packing and (kind == "parquet" or first.startswith(_PARQUET)):
+            yield from _parquet(path)
+        else:
+            blocks = _text_of(path, *_unpacked(path, packing, first, file))
+            yield from KINDS.get(kind, _text)(path, blocks, set(columns))
+
+
+def lines(path: str) -> list[str]:
+    """Returns the lines of a plain text, without the blanks around them."""
+    ((_, record),) = records(path)
+    split = [line.strip() for line in record["text"].split("\n")]
+    return split if split[-1] else split[:-1]
+
+
+def _suffix(path: str) -> tuple[str, str]:
+    """(jsonl, gz) of FILE.JSONL.gz; shards of a set are named SUFFIX-00000-of-00010."""
+    name = _SHARD.sub("", os.path.basename(path).lower())
+    stem, packing = os.path.splitext("_" + name)
+    if packing[1:] not in _PACKED:
+        return packing[1:], ""
+    return os.path.splitext(_SHARD.sub("", stem))[1][1:], packing[1:]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[io.FileIO]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(f"data: {path} cannot be read: {error.strerror or error}") from error
+
+
+def _unpacked(
+    path: str, packing: str, first: bytes, file: io.FileIO
+) -> tuple[bytes, Iterator[bytes]]:
+    """The first block of a file, decompressed, and those behind it."""
+    if first.startswith((_GZIP, _ZSTD)):
+        file.seek(0)
+        blocks = (_gunzip if first.startswith(_GZIP) else _zstd)(path, file)
+        first = next(blocks, b"")
+        if first.startswith((_GZIP, _ZSTD, _PARQUET)):
+            raise ConfigError(f"data: {path} holds another packed file; unpack it once")
+        return first, blocks
+    if packing:
+        raise ConfigError(f"data: {path} is not a whole {_PACKED[packing]} file: it does not begin "
+                          "like one")
+    return first, iter(functools.partial(file.read, BLOCK), b"")
+
+
+def _text_of(path: str, first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields the blocks of what looks like text, as UTF-8 without a byte-order mark."""
+    if begins := _BEGINNINGS.match(first):
+        other = OTHERS[begins.lastindex - 1]
+        raise ConfigError(f"data: {path} is {other.what} by its first bytes; {other.advice}")
+    encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), "")
+    if encoding in ("utf-16", "utf-32"):
+        raw = b"".join(_limited(path, itertools.chain([first], blocks)))
+        try:
+            first, blocks = raw.decode(encoding).encode(), ()
+        except UnicodeError as error:
+            raise ConfigError(f"data: {path} is not whole {encoding.upper()}: {error}") from error
+    yield first[len(codecs.BOM_UTF8) :] if encoding == "utf-8" else first
+    yield from blocks
+
+
+def _gunzip(path: str, file: io.FileIO) -> Iterator[bytes]:
+    try:
+        yield from iter(functools.partial(gzip.GzipFile(fileobj=file).read, BLOCK), b"")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ConfigError(f"data: {path} is not a whole gzip file ({error})") from error
+
+
+def _zstd(path: str, file) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ConfigError(f"data: {path} is a Zstandard file; pip install zstandard to read it, or "
+                          "unpack it (unzstd)") from error
+    make = zstandard.ZstdDecompressor().decompressobj
+    frame, whole = make(), True
+    try:
+        while block := file.read(2**12):  # a block can unpack to 30,000 times as much
+            while block:
+                yield frame.decompress(block)
+                block, whole = frame.unused_data, frame.eof
+                frame = make() if whole else frame
+    except zstandard.ZstdError as error:
+        raise ConfigError(f"data: {path} is not a whole Zstandard file ({error})") from error
+    if not whole:
+        raise ConfigError(f"data: {path} is not a whole Zstandard file (it ends early)")
+
+
+def _limited(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    size = 0
+    for block in blocks:
+        size += len(block)
+        if size > IN_MEMORY_BYTES:
+            raise too_large(path)
+        yield block
+
+
+def too_large(name: str) -> ConfigError:
+    """Returns the error for more text than is read into memory."""
+    return ConfigError(f"data: {name} unpacks to more than {IN_MEMORY_BYTES:,} bytes of text, too "
+                       "much to hold in memory; as .jsonl, or in smaller files, it can be made a "
+                       "set: python -m llm_jax.data.prepare --name=NAME --train=GLOB, then "
+                       "data.train=tfds:NAME")
+
+
+# What it holds: KIND(path, blocks, columns) -> where and record.
+
+
+def _text(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    yield path, {"text": _decoded(b"".join(_limited(path, blocks)), path)}
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    if b"\0" in raw:
+        raise ConfigError(f"data: {where} holds NUL bytes (the first at offset {raw.index(0)}), as "
+                          "no text does; of UTF-16 without its mark, save it as UTF-8")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        if _CONTROL.search(raw):
+            raise ConfigError(f"data: {where} is not text of any kind that is read: .txt, "
+                              f"{', '.join(f'.{kind}' for kind in KINDS)}") from error
+        raise ConfigError(f"data: {where} is not UTF-8: byte {error.object[error.start]:#04x} at "
+                          f"offset {error.start}; convert it, e.g. with iconv -t UTF-8") from error
+
+
+def _lines(path: str, blocks: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yields where each line is and the line, without its end."""
+    split = (line.removesuffix(b"\r") for line in _split(path, blocks))
+    return ((f"{path}:{i}", line) for i, line in enumerate(split, start=1))
+
+
+def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    # Not splitlines(): a JSON string may hold U+2028, which that would split at.
+    begun: list[bytes] = []
+    size = 0
+    for block in blocks:
+        if b"\n" not in block:
+            size += len(block)
+            if size > IN_MEMORY_BYTES:
+                raise too_large(f"a line of {path}")
+            begun.append(block)
+            continue
+        *whole, last = b"".join([*begun, block]).split(b"\n")
+        yield from whole
+        begun, size = [last], len(last)
+    if line := b"".join(begun):
+        yield line
+
+
+def _json_lines(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    for where, line in _lines(path, blocks):
+        if line.strip():
+            yield where, parse_json(_json_text(line, where), f"data: {where}")
+
+
+def _json_text(raw: bytes, where: str) -> str:
+    text = _decoded(raw, where)
+    if _SURROGATE.search(raw):
+        try:
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"data: {where} holds half a surrogate pair, "
+                              f"{error.object[error.start]!a}, which is no character") from error
+        except (ValueError, RecursionError):
+            pass  # told with its place by who reads it
+    return text
+
+
+def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """A list of objects; an object with one such list, as SQuAD's "data"; or an object a line."""
+    raw = b"".join(_limited(path, blocks))
+    first, _, after = raw.strip().partition(b"\n")
+    if after.strip() and _is_object(first):
+        yield from _json_lines(path, iter([raw]), columns)
+        return
+    if not raw.strip():
+        return
+    content = parse_json(_json_text(raw, path), f"data: {path}", (dict, list))
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items()
+                 if value and isinstance(value, list) and isinstance(value[0], dict)}  # fmt: skip
+        if len(lists) > 1 and "data" not in lists:
+            raise ConfigError(f"data: {path} holds several lists of records, {sorted(lists)}; give "
+                              "each a file of its own")
+        content = lists.get("data") or next(iter(lists.values()), [content])
+    for i, value in enumerate(content):
+        if not isinstance(value, dict):
+            raise ConfigError(f"data: {path}[{i}]: holds a {type(value).__name__}, not a JSON "
+                              "object")
+        yield f"{path}[{i}]", value
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """Comma-separated, quoted as Python's csv does; a header, or columns by number."""
+    csv.field_size_limit(min(IN_MEMORY_BYTES, 2**31 - 1))
+    text = (_decoded(line, f"{path}:{i}") + "\n" for i, line in enumerate(_split(path, blocks), 1))
+    reader = csv.reader(text, strict=True)
+
+    def rows():
+        try:
+            for row in reader:
+                if row:
+                    yield f"{path}:{reader.line_num}", row
+        except csv.Error as error:
+            raise ConfigError(f"data: {path}:{reader.line_num} is not CSV: {error}") from error
+
+    return _table(rows(), columns)
+
+
+def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """Tab-separated, quotes as they stand (as in GLUE); or a token a line, as CoNLL."""
+    split = _lines(path, blocks)
+    ahead = list(itertools.islice(split, AHEAD))
+    split = itertools.chain(ahead, split)
+    blocks_of_lines = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
+    if blocks_of_lines.count(True) > 1:
+        return _sentences(split, lambda text: text.split("\t"))
+    return _table(((w, _decoded(line, w).split("\t")) for w, line in split if line), columns)
+
+
+def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator[Located]:
+    where, header = next(rows, ("", []))
+    if any(column.isdecimal() and column not in header for column in columns):
+        rows = itertools.chain([(where, header)], rows)
+        header = [str(i) for i in range(len(header))]
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise ConfigError(f"data: {where} names the column {twice!r} twice")
+    for where, row in rows:
+        if len(row) != len(header):
+            raise ConfigError(f"data: {where} has {len(row)} columns, where the first line has "
+                              f"{len(header)}")
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """A token a line, columns by number; a record a sentence, with a list a column."""
+    return _sentences(_lines(path, blocks), str.split)
+
+
+def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1")."""
+    sentences = _sentences(_lines(path, blocks), lambda text: text.split("\t"), "#")
+    for where, record in sentences:
+        words = [i for i, number in enumerate(record["0"]) if number.isdecimal()]
+        record = {name: [values[i] for i in words] for name, values in record.items()}
+        named = zip(_CONLLU, record.values(), strict=False)
+        yield where, dict(named) | record
+
+
+def _sentences(
+    split: Iterable[tuple[str, bytes]],
+    fields: Callable[[str], list[str]],
+    comment: str | None = None,
+) -> Iterator[Located]:
+    rows, start = [], ""
+    for where, line in itertools.chain(split, [("", b"")]):
+        text = _decoded(line, where)
+        if comment and text.startswith(comment):
+            continue
+        if text.strip() and not text.startswith("-DOCSTART-"):
+            rows.append(fields(text))
+            start = start or where
+            if len(rows[-1]) != len(rows[0]):
+                raise ConfigError(f"data: {where} has {len(rows[-1])} columns, where its sentence "
+                                  f"begins with {len(rows[0])}")
+        elif rows:
+            yield start, {str(i): list(column) for i, column in enumerate(zip(*rows, strict=True))}
+            rows, start = [], ""
+
+
+def _parquet(path: str) -> Iterator[Located]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"data: {path} is a Parquet file; pip install pyarrow to read it, or "
+                          "write it as .jsonl") from error
+    try:
+        count = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for record in batch.to_pylist():
+                    yield f"{path}[{count}]", record
+                    count += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"data: {path} is not a whole Parquet file ({error})") from error
+
+
+KINDS = {
+    "jsonl": _json_lines, "ndjson": _json_lines, "json": _json, "csv": _csv, "tsv": _tsv,
+    "conll": _conll, "conllu": _conllu, "parquet": None,
+}  # fmt: skip
