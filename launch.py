@@ -92,7 +92,6 @@ SUBMIT_OPTIONS = (
 
 QUICKSTART = "configs/quickstart.py"
 INTERRUPTED = 130
-SPEAKS = ("lm", "mlm")  # heads that say words; ELECTRA's discriminator only judges them
 
 
 def parser() -> argparse.ArgumentParser:
@@ -183,6 +182,7 @@ def train(args, overrides) -> dict:
     config = _config(args, overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.
     found = hosts.start()
+    from llm_jax import models
     from llm_jax.console import Reporter, Silent
     from llm_jax.train.loop import Trainer
 
@@ -190,7 +190,7 @@ def train(args, overrides) -> dict:
     with hosts.together(found):
         trainer = Trainer(config, args.workdir, Reporter() if first else Silent())
         summary = trainer.run()
-        speaks = config.model.head in SPEAKS
+        speaks = models.heads.speaks(config.model)
         sampling = summary["finished"] and config.sample.prompts and speaks
         params = trainer.params(here=True) if sampling else None
     if not first:
@@ -320,13 +320,14 @@ def import_(args, overrides) -> dict:
     """Makes a run folder at step 0 of a Hugging Face folder."""
     config = configs.load(args.config)
     from llm_jax.hub.runs import import_run
+    from llm_jax.models import heads
 
     found = import_run(args.source, args.workdir, config, overrides)
     print(f"imported {found['family']}, {found['parameters']:,} parameters, into {args.workdir}")
     if found["new"]:
         print(f"new, to be trained first: {', '.join(found['new'])}")
     print("\nnext:")
-    if found["head"] not in SPEAKS:
+    if not heads.speaks(configs.ConfigDict(found)):
         print("  it says no words, so there is nothing to train or sample; it gives vectors,")
         print("  from Python (llm_jax/hub/__init__.py shows how), and can be exported:")
         print(f"  python launch.py export --workdir={args.workdir} --to=FOLDER")

@@ -36,9 +36,9 @@ def get_config(variant="base"):
     c.model.activation = "gelu"
     c.model.embed_norm = True
     c.model.type_vocab_size = 2
-    c.model.head = "mlm"
+    c.model.head = "mlm,sequence"
     c.model.pooler = True
-    c.model.num_classes = 2
+    c.model.num_labels = 2
     c.model.dropout = c.model.attention_dropout = 0.1
     c.objective.name = "bert"
     c.tokenizer.name = "wordpiece"

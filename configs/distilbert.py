@@ -16,6 +16,7 @@ def get_config(variant="base"):
     c.model.num_layers = 6
     c.model.type_vocab_size = 0
     c.model.pooler = False
-    c.model.num_classes = 0
+    c.model.head = "mlm"
+    c.model.num_labels = 0
     c.objective.name = "masked_lm"
     return c

@@ -63,6 +63,13 @@ def kinds(*names: str) -> When:
     return When(f"{key}={' | '.join(names)}", (key,), among)
 
 
+def heads(*names: str) -> When:
+    """One of these heads is among those of model.head."""
+    key = "model.head"
+    among = lambda flat: not set(names).isdisjoint(flat[key].split(","))
+    return When(f"{key}={' | '.join(names)}", (key,), among)
+
+
 def source(text: str, holds: Callable[[str], bool]) -> When:
     """A part of data.train, .validation or .test, which may name several, is such a source."""
     keys = ("data.train", "data.validation", "data.test")
@@ -151,7 +158,7 @@ EXPERTS = given("model.num_experts")
 MASKING = given(
     "objective.name", "masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption"
 )  # fmt: skip
-WORDS_OUT = given("model.head", "lm", "mlm")
+WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
 ADAM = given("optimizer.name", "adamw", "muon")
@@ -233,13 +240,15 @@ class Model:
     scale_residual_init = flag(False)  # GPT-2: projections into the residual / sqrt(2 num_layers)
     embed_norm = flag(False)  # BERT: a norm after the sum of embeddings
     type_vocab_size = whole(0)  # BERT: kinds of segments, each with an embedding
-    # lm | mlm: dense, activation, norm, bias | detection: ELECTRA's | none
-    head = one_of("lm", "mlm", "detection", "none")
-    output_bias = flag(False, when=given("model.head", "lm"))  # added to the logits (mlm: always)
+    # Names in models/heads.py: lm | mlm | detection | sequence | token | span, several as in
+    # "mlm,sequence"; or none.
+    head = text("lm", empty=False)
+    output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
-    pooler = flag(False)  # BERT: tanh dense over the first token
-    num_classes = whole(0)  # of a classifier over the pooled vector (next sentence: 2)
+    pooler = flag(False)  # BERT: tanh dense over the first token, for a head of the sequence
+    num_labels = whole(0, when=heads("sequence", "token"))  # next sentence: 2; 0: the data's
+    head_dropout = share(0.0, when=heads("detection", "sequence", "token", "span"))  # before them
     generator_fraction = share(0.0)  # ELECTRA: a generator of this share of the width; 0: none
     dtype = one_of("float32", "bfloat16")  # of activations and products; parameters are float32
     quantize = one_of("none", "int8", "fp8")  # projections' and feed-forward products, by qwix
@@ -600,7 +609,7 @@ def _check_model(m: ConfigDict) -> None:
     head_dim = m.head_dim or m.embed_dim // m.num_heads
     if m.positions == "rotary" and head_dim % 2:
         raise ConfigError(f"model.positions='rotary': needs an even head_dim, got {head_dim}")
-    if m.head == "lm" and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
+    if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         raise ConfigError(
             f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
             f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False"

@@ -265,7 +265,7 @@ def batch(case: Case, model: configs.ConfigDict, seed: int = 0) -> tuple[dict, d
         ours |= {"tokens": inputs, "segment_ids": target_real}
     elif model.kind == "decoder":
         labels = np.where(real, tokens, -100)
-    elif model.head == "detection":
+    elif "detection" in model.head:
         labels = rng.integers(0, 2, (B, T))
     else:
         labels = np.where(real & (rng.random((B, T)) < 0.5), draw((B, T)), -100)
@@ -274,13 +274,13 @@ def batch(case: Case, model: configs.ConfigDict, seed: int = 0) -> tuple[dict, d
         theirs["labels"] = labels
     if model.kind == "decoder":
         labels = np.concatenate([labels[:, 1:], np.full((B, 1), -100)], 1)
-    if model.head == "detection":
+    if "detection" in model.head:
         ours |= {"labels": labels, "weights": real}
     else:
         ours |= {"targets": np.maximum(labels, 0), "weights": (labels >= 0).astype(np.float32)}
     if model.type_vocab_size:
         ours["types"] = theirs["token_type_ids"] = rng.integers(0, model.type_vocab_size, (B, T))
-    if model.num_classes:
+    if "sequence" in model.head:
         ours["classes"] = rng.integers(0, 2, B)
         name = "sentence_order_label" if "Albert" in case.reference else "next_sentence_label"
         theirs[name] = ours["classes"]
@@ -292,18 +292,20 @@ def batch(case: Case, model: configs.ConfigDict, seed: int = 0) -> tuple[dict, d
 def loss_of(outputs: models.Outputs, ours: dict) -> jax.Array:
     """The loss that the reference reports; for a bare encoder a sum that every output enters."""
     weights = ours["weights"]
-    if outputs.scores is not None:
-        each = optax.sigmoid_binary_cross_entropy(outputs.scores, ours["labels"])
+    if "detection" in outputs.heads:
+        each = optax.sigmoid_binary_cross_entropy(outputs.heads["detection"], ours["labels"])
         return (each * weights).sum() / weights.sum()
     if outputs.matrix is None:
         real = ours["segment_ids"][..., None]
-        return (outputs.features**3 * real).sum() + (outputs.pooled**3).sum()
+        return (outputs.features**3 * real).sum() + (outputs.heads["pooled"]**3).sum()
     total, _ = cross_entropy(
         outputs.hidden, outputs.matrix, ours["targets"], weights, bias=outputs.bias
     )
     total /= weights.sum()
-    if outputs.classes is not None:
-        each = optax.softmax_cross_entropy_with_integer_labels(outputs.classes, ours["classes"])
+    if "sequence" in outputs.heads:
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            outputs.heads["sequence"], ours["classes"]
+        )
         total += each.mean()
     return total
 
@@ -314,7 +316,7 @@ def run_reference(model: torch.nn.Module, inputs: dict) -> tuple[torch.Tensor, d
     found = {
         "features": out.get("decoder_hidden_states", out.get("hidden_states"))[-1],
         "encoded": out.get("encoder_last_hidden_state"),
-        "classes": out.get("seq_relationship_logits", out.get("sop_logits")),
+        "sequence": out.get("seq_relationship_logits", out.get("sop_logits")),
         "pooled": out.get("pooler_output"),
         "logits": out.get("prediction_logits", out.get("logits")),
     }
@@ -346,11 +348,11 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
 
     def run(params):
         outputs = module.apply({"params": params}, ours)
-        found = outputs._asdict()
+        found = outputs._asdict() | outputs.heads
         if outputs.matrix is not None:
             found["logits"] = models.logits(outputs)
-        elif outputs.scores is not None:
-            found["logits"] = outputs.scores
+        elif "detection" in outputs.heads:
+            found["logits"] = outputs.heads["detection"]
         return loss_of(outputs, ours), found
 
     step = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
@@ -366,7 +368,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
         if value is not None:
             real = ours["encoder_segment_ids" if key == "encoded" else "segment_ids"]
             a, b = np.asarray(found[key]), value.detach().numpy()
-            if key not in ("pooled", "classes"):
+            if key not in ("pooled", "sequence"):
                 a, b = a[real > 0], b[real > 0]
             result[key] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1))
 

@@ -101,7 +101,7 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 def check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
     """Raises ValueError where the model cannot continue these prompts."""
     cfg = model.cfg
-    if cfg.kind == "encoder" or cfg.head not in ("lm", "mlm"):
+    if cfg.kind == "encoder" or not models.heads.speaks(cfg):
         raise ValueError(
             f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a decoder "
             "with an output matrix does"

@@ -24,7 +24,7 @@ def fill(
       ValueError: a prompt without mask_id or too long, top_k out of range, or another model.
     """
     cfg = model.cfg
-    if cfg.kind != "encoder" or cfg.head not in ("lm", "mlm"):
+    if cfg.kind != "encoder" or not models.heads.speaks(cfg):
         raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} fills no gaps")
     if not 1 <= top_k <= cfg.vocab_size:
         raise ValueError(f"top_k={top_k}: must be in 1 … model.vocab_size={cfg.vocab_size}")

@@ -61,7 +61,8 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return ""
     whole = tuple(family.copies) + tuple(s for starts in family.heads.values() for s in starts)
-    whole += tuple(v for v in family.modules.values() if not v.startswith(family.prefix))
+    modules = [family.modules, *family.by_head.values()]
+    whole += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
     tensors.rename(
         lambda name: name if name.startswith(whole) else family.prefix + name
     )
@@ -189,4 +190,4 @@ def check_new(folder: str | Path) -> Path:
 
 
 def _headless(model: ConfigDict) -> bool:
-    return model.head == "none" and not model.num_classes
+    return model.head == "none"

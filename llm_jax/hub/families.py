@@ -74,7 +74,7 @@ GPT2 = Family(
         "mlp/up": "mlp.c_fc",
         "mlp/down": "mlp.c_proj",
     }),
-    classes={("lm", 0): "GPT2LMHeadModel"},
+    classes={"lm": "GPT2LMHeadModel"},
     copies={"lm_head.weight": "transformer.wte.weight"},
     dropped=(r".*\.attn\.(masked_)?bias",),
 )  # fmt: skip
@@ -151,7 +151,7 @@ LLAMA = Family(
         "mlp/up": "mlp.up_proj",
         "mlp/down": "mlp.down_proj",
     }),
-    classes={("lm", 0): "LlamaForCausalLM"},
+    classes={"lm": "LlamaForCausalLM"},
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     dropped=(r".*\.rotary_emb\.inv_freq",),
     sentencepiece="LlamaTokenizer",
@@ -212,6 +212,11 @@ def _bert_modules(name: str) -> dict[str, str]:
     })  # fmt: skip
 
 
+def count_labels(hf: dict) -> int:
+    """How many labels config.json has; transformers leaves them out where there are two."""
+    return len(hf.get("id2label") or ()) or hf.get("num_labels", 2)
+
+
 BERT = Family(
     name="bert",
     model=POST_NORM,
@@ -224,22 +229,29 @@ BERT = Family(
         "transform/dense": "cls.predictions.transform.dense",
         "transform/norm": "cls.predictions.transform.LayerNorm",
         "output_bias": "cls.predictions.bias",
-        "classifier": "cls.seq_relationship",
+        "sequence": "cls.seq_relationship",
     },
     heads={
-        "head": {"cls.predictions.": "mlm"},
-        "pooler": {"bert.pooler.": True, "cls.seq_relationship.": True},
-        "num_classes": {"cls.seq_relationship.": 2},
+        "head": {
+            "cls.predictions.": "mlm", "cls.seq_relationship.": "sequence",
+            "classifier.": "sequence",
+        },
+        "pooler": {"bert.pooler.": True, "cls.seq_relationship.": True, "classifier.": True},
+        "num_labels": {"cls.seq_relationship.": 2, "classifier.": count_labels},
     },
+    by_head={"sequence": {"sequence": "classifier"}},
     classes={
-        ("mlm", 2): "BertForPreTraining",
-        ("mlm", 0): "BertForMaskedLM",
-        ("none", 2): "BertForNextSentencePrediction",
-        ("none", 0): "BertModel",
+        "mlm,sequence": "BertForPreTraining",
+        "mlm": "BertForMaskedLM",
+        "sequence": "BertForSequenceClassification",
+        "none": "BertModel",
     },
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
+        # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
+        "cls.seq_relationship.weight": "classifier.weight",
+        "cls.seq_relationship.bias": "classifier.bias",
     },
     dropped=(r"bert\.embeddings\.position_ids",),
     write=_write_types,
@@ -277,7 +289,7 @@ ROBERTA = Family(
     },
     heads={"head": {"lm_head.": "mlm"}, "pooler": {"roberta.pooler.": True}},
     head_activation="gelu",
-    classes={("mlm", 0): "RobertaForMaskedLM", ("none", 0): "RobertaModel"},
+    classes={"mlm": "RobertaForMaskedLM", "none": "RobertaModel"},
     copies={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -323,7 +335,7 @@ DISTILBERT = Family(
         "mlp_norm": "output_layer_norm",
     }),
     heads={"head": {"vocab_": "mlm"}},
-    classes={("mlm", 0): "DistilBertForMaskedLM", ("none", 0): "DistilBertModel"},
+    classes={"mlm": "DistilBertForMaskedLM", "none": "DistilBertModel"},
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
     dropped=(r"distilbert\.embeddings\.position_ids",),
 )  # fmt: skip
@@ -346,9 +358,9 @@ ELECTRA = Family(
     heads={"head": {"generator_": "mlm", "discriminator_predictions.": "detection"}},
     head_activation="gelu",
     classes={
-        ("mlm", 0): "ElectraForMaskedLM",
-        ("detection", 0): "ElectraForPreTraining",
-        ("none", 0): "ElectraModel",
+        "mlm": "ElectraForMaskedLM",
+        "detection": "ElectraForPreTraining",
+        "none": "ElectraModel",
     },
     copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
     dropped=(r"electra\.embeddings\.position_ids",),
@@ -386,7 +398,7 @@ ALBERT = Family(
         "transform/dense": "predictions.dense",
         "transform/norm": "predictions.LayerNorm",
         "output_bias": "predictions.bias",
-        "classifier": "sop_classifier.classifier",
+        "sequence": "sop_classifier.classifier",
     } | block("encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0", {
         "attention/query": "attention.query",
         "attention/key": "attention.key",
@@ -398,14 +410,14 @@ ALBERT = Family(
         "mlp_norm": "full_layer_layer_norm",
     }),
     heads={
-        "head": {"predictions.": "mlm"},
+        "head": {"predictions.": "mlm", "sop_classifier.": "sequence"},
         "pooler": {"albert.pooler.": True, "sop_classifier.": True},
-        "num_classes": {"sop_classifier.": 2},
+        "num_labels": {"sop_classifier.": 2},
     },
     classes={
-        ("mlm", 2): "AlbertForPreTraining",
-        ("mlm", 0): "AlbertForMaskedLM",
-        ("none", 0): "AlbertModel",
+        "mlm,sequence": "AlbertForPreTraining",
+        "mlm": "AlbertForMaskedLM",
+        "none": "AlbertModel",
     },
     copies={
         "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
@@ -499,7 +511,7 @@ T5 = Family(
     }),
     gated_modules=block("encoder", "encoder.block.{}.layer.1.DenseReluDense", _T5_GATED)
     | block("decoder", "decoder.block.{}.layer.2.DenseReluDense", _T5_GATED),
-    classes={("lm", 0): "T5ForConditionalGeneration"},
+    classes={"lm": "T5ForConditionalGeneration"},
     copies={
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
@@ -560,7 +572,7 @@ MARIAN = Family(
         "cross_attention/out": "encoder_attn.out_proj",
         "cross_norm": "encoder_attn_layer_norm",
     }),
-    classes={("lm", 0): "MarianMTModel"},
+    classes={"lm": "MarianMTModel"},
     copies={
         "lm_head.weight": "model.shared.weight",
         "model.encoder.embed_tokens.weight": "model.shared.weight",
@@ -674,7 +686,7 @@ REFORMER = Family(
         "reformer.embeddings.position_embeddings.weights.0": 1,
         "reformer.embeddings.position_embeddings.weights.1": 0,
     },
-    classes={("lm", 0): "ReformerModelWithLMHead"},
+    classes={"lm": "ReformerModelWithLMHead"},
     # transformers 4 has one bias under both names; version 5 has two and adds the decoder's.
     aliases={"lm_head.bias": "lm_head.decoder.bias"},
     dropped=(r".*\.(self_)?mask_value_float(16|32)",),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -48,8 +47,10 @@ class Family:
       modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
       gated_modules: the entries that a gated feed-forward has instead.
       prefix: before the names of the headless model; a file may leave it out.
-      heads: key of config.model -> {start of a tensor's name: value where there is such a one}.
-      classes: (model.head, model.num_classes) -> their class.
+      heads: key of config.model -> {start of a tensor's name: value where there is such a one},
+        a function of config.json or a value; of model.head, all that there are.
+      by_head: model.head -> entries of `modules` that such a model has instead.
+      classes: model.head -> their class.
       copies: their tensor -> the one that it must equal; read where the other is left out.
       aliases: their tensor -> the one that newer readers take instead; written beside it, read
         where that one is left out.
@@ -70,11 +71,12 @@ class Family:
     model: Mapping[str, Any]
     keys: tuple[Key, ...]
     modules: Mapping[str, str]
-    classes: Mapping[tuple[str, int], str]
+    classes: Mapping[str, str]
     fixed: Mapping[str, tuple] = field(default_factory=dict)
     gated_modules: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_head: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
@@ -159,10 +161,11 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
             )
         model[key.ours] = configs.typed(f"config.json: {key.theirs}", model[key.ours], value)
     for ours, starts in family.heads.items():
-        for start, value in starts.items():
-            if any(name.startswith(start) for name in names):
-                model[ours] = value
-    if family.head_activation and model.head == "mlm":
+        there = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
+        if there:
+            value = ",".join(dict.fromkeys(there)) if ours == "head" else there[-1]
+            model[ours] = value(hf) if callable(value) else value
+    if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
             raise ConfigError(
@@ -201,11 +204,10 @@ def to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
 
 def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
     hf = {"model_type": family.name}
-    head = family.classes.get((model.head, model.num_classes))
+    head = family.classes.get(model.head)
     if head is None:
         raise ConfigError(
-            f"model.head={model.head!r} with model.num_classes={model.num_classes}: {family.name} "
-            f"has (head, num_classes) {', '.join(map(str, family.classes))}"
+            f"model.head={model.head!r}: {family.name} has {', '.join(family.classes)}"
         )
     hf["architectures"] = [head]
     hf |= {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
@@ -278,8 +280,8 @@ def shapes_of(model: ConfigDict) -> dict:
 
 @functools.lru_cache(maxsize=8)  # a model without a named family is tried with every one
 def _shapes(model: FrozenConfigDict) -> dict:
-    init = lambda: models.init_params(models.build(model), jax.random.key(0))
-    return nn.unbox(jax.eval_shape(init))
+    to_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.tree.map(to_shape, models.abstract_params(model))
 
 
 def plan(family: Family, model: ConfigDict) -> Plan:
@@ -301,7 +303,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
         by_module.setdefault(name, []).append((i, path))
     out: Plan = {}
     gated = family.gated_modules if model.activation in GATED else {}
-    for ours, theirs in (family.modules | gated).items():
+    for ours, theirs in (family.modules | gated | family.by_head.get(model.head, {})).items():
         for i, path in by_module.get(ours, ()):
             shape = paths.pop(path)
             name = family.by_kind.get(kinds[i], {}).get(ours, theirs)

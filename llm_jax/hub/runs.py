@@ -6,7 +6,6 @@ The one part of hub that knows of training: an imported run is a run at step 0.
 from collections.abc import Sequence
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -98,7 +97,7 @@ def _new_head(config: ConfigDict, params: dict) -> dict:
 
     @jax.jit
     def draw():
-        whole = nn.unbox(models.init_params(model, jax.random.key(config.seed)))
+        whole = models.init_params(model, jax.random.key(config.seed))
         return {name: part for name, part in whole.items() if name not in params}
 
     return jax.device_get(draw())

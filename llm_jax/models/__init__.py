@@ -1,13 +1,29 @@
-"""Whole models: `build(cfg)` turns config.model into a Linen module, batch -> Outputs."""
+"""Whole models: `build(cfg)` turns config.model into a Linen module, batch -> Outputs.
 
+The face of this room: what else one may ask of a model is asked here, so that Linen stays inside.
+"""
+
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits
 
-__all__ = ["Model", "Outputs", "build", "init_params", "logits"]
+__all__ = ["Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """What a parameter is before it has numbers: shape, dtype, and a logical name for each axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axes: tuple[str | None, ...]
 
 
 def build(cfg: ConfigDict) -> Model:
@@ -16,7 +32,25 @@ def build(cfg: ConfigDict) -> Model:
 
 
 def init_params(model: Model, key: jax.Array) -> dict:
-    """Returns parameters boxed with their logical axis names; sizes do not depend on T."""
+    """Returns a tree of arrays drawn from `key`; their sizes do not depend on a batch's."""
+    return nn.unbox(_boxed(model, key))
+
+
+def abstract_params(model: Model | ConfigDict) -> dict:
+    """Returns the same tree with a Param for each array; computes nothing."""
+    model = model if isinstance(model, nn.Module) else build(model)
+    boxed = jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
+    axes = lambda x: tuple(x.names) if is_box(x) else (None,) * x.ndim
+
+    def param(x):
+        value = x.value if is_box(x) else x
+        return Param(value.shape, value.dtype, axes(x))
+
+    return jax.tree.map(param, boxed, is_leaf=is_box)
+
+
+def _boxed(model: Model, key: jax.Array) -> dict:
     tokens = jnp.zeros((1, 1), jnp.int32)
     fields = "tokens encoder_tokens masked_positions masked_targets masked_weights".split()
     return model.init(key, dict.fromkeys(fields, tokens))["params"]

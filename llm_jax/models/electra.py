@@ -18,8 +18,8 @@ class Electra(Model):
         self.generator = Model(generator_config(self.cfg), self.embed)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """A masked batch -> the generator's Outputs with the discriminator's scores [B, T], and
-        replaced [B, T]: where the token sampled is not the original. Else: the discriminator's.
+        """A masked batch -> the generator's Outputs with the discriminator's heads, and "replaced"
+        [B, T] among them: where the token sampled is not the original. Else: the discriminator's.
 
         Sampling has the 'dropout' key in training and always the same key without it.
         """
@@ -40,7 +40,7 @@ class Electra(Model):
         replaced = jnp.zeros(tokens.shape, bool).at[rows, places].max(wrong)
         judged = {k: v for k, v in batch.items() if not k.startswith("masked_")}
         judge = super().__call__(judged | {"tokens": filled}, deterministic=deterministic)
-        return found._replace(features=judge.features, scores=judge.scores, replaced=replaced)
+        return found._replace(features=judge.features, heads=judge.heads | {"replaced": replaced})
 
 
 def generator_config(cfg: ConfigDict) -> FrozenConfigDict:
@@ -53,5 +53,5 @@ def generator_config(cfg: ConfigDict) -> FrozenConfigDict:
     g.num_kv_heads = min(cfg.num_kv_heads, g.num_heads)
     g.embed_dim = g.num_heads * cfg.head_dim
     g.mlp_dim = max(1, round(cfg.mlp_dim * cfg.generator_fraction))
-    g.head, g.pooler, g.num_classes, g.generator_fraction = "mlm", False, 0, 0.0
+    g.head, g.pooler, g.generator_fraction = "mlm", False, 0.0
     return FrozenConfigDict(g)

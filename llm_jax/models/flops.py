@@ -1,5 +1,7 @@
 """What a model costs, counted from its config (a compiled loop's own count sees one turn)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax import attention
 from llm_jax.attention import Mask
-from llm_jax.models import build, init_params
+from llm_jax.models import abstract_params, heads
 from llm_jax.models.electra import generator_config
 from llm_jax.models.latent import attention_layer
 from llm_jax.models.layers import both_streams
@@ -15,8 +17,7 @@ from llm_jax.models.layers import both_streams
 
 def count_params(cfg: ConfigDict) -> int:
     """Number of parameters, by shapes alone."""
-    shapes = jax.eval_shape(lambda: init_params(build(cfg), jax.random.key(0)))
-    return sum(x.size for x in jax.tree.leaves(shapes))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(cfg)))
 
 
 def train_flops(
@@ -50,7 +51,7 @@ def train_flops(
         ours, theirs = _projections(cfg, "dense", cross=True)
         across = attention.get("dense").flops(length, S, N, H)
         forward += cfg.num_decoder_layers * (2 * (ours * length + theirs * S) + across)
-    if cfg.head in ("lm", "mlm"):
+    if heads.speaks(cfg):
         width = 2 * D if both_streams(cfg) else cfg.embedding_dim
         forward += 2 * (predicted or length) * width * cfg.vocab_size
     forward *= 3 * batch

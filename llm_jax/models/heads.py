@@ -1,9 +1,12 @@
-"""What stands on top of a stack: masked-LM transform, pooler, classifiers."""
+"""What stands on top of a stack: the table HEADS, of which model.head names one or several."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models.layers import PLAIN, Dense, Norm
 
@@ -21,14 +24,14 @@ class MaskedLMHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(x[:, 0] W + b): [B, T, D] -> [B, D] (BERT)."""
+    """tanh(x W + b) of the first token: [B, D] -> [B, D] (BERT)."""
 
     cfg: FrozenConfigDict
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D = (self.cfg.embed_dim,)
-        return jnp.tanh(Dense(self.cfg, D, D, ("embed", "norm"), name="dense")(x[:, 0]))
+        return jnp.tanh(Dense(self.cfg, D, D, ("embed", "norm"), name="dense")(x))
 
 
 class DetectionHead(nn.Module):
@@ -40,4 +43,65 @@ class DetectionHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg, D = self.cfg, (self.cfg.embed_dim,)
         x = PLAIN[cfg.activation](Dense(cfg, D, D, ("embed", "norm"), name="dense")(x))
-        return Dense(cfg, D, (), ("embed",), name="score")(x).astype(jnp.float32)
+        return Dense(cfg, D, (), ("embed",), name="score")(x)
+
+
+def _linear(cfg: FrozenConfigDict, count: int) -> nn.Module:
+    return Dense(cfg, (cfg.embed_dim,), (count,), ("embed", "norm"))
+
+
+class Head(NamedTuple):
+    """One way to read a stack's output.
+
+    Attributes:
+      make: cfg -> its module, [..., D] -> logits; None: the output matrix is all it has.
+      words: its logits are of the vocabulary, through Outputs.hidden and matrix; those of others
+        are in Outputs.heads under its name.
+      pooled: it reads a sequence's pooled vector [B, D], not each token's [B, T, D].
+      labels: it has model.num_labels logits.
+    """
+
+    make: Callable[[FrozenConfigDict], nn.Module] | None
+    words: bool = False
+    pooled: bool = False
+    labels: bool = False
+
+
+HEADS: dict[str, Head] = {
+    "lm": Head(None, words=True),
+    "mlm": Head(MaskedLMHead, words=True),
+    "detection": Head(DetectionHead),
+    "sequence": Head(lambda cfg: _linear(cfg, cfg.num_labels), pooled=True, labels=True),
+    "token": Head(lambda cfg: _linear(cfg, cfg.num_labels), labels=True),
+    "span": Head(lambda cfg: _linear(cfg, 2)),  # start and end (Devlin 2019, 4.2)
+}
+
+
+def names(cfg: ConfigDict) -> tuple[str, ...]:
+    """Returns the heads that model.head names: "mlm,sequence" is two, "none" is none."""
+    return () if cfg.head == "none" else tuple(cfg.head.split(","))
+
+
+def speaks(cfg: ConfigDict) -> bool:
+    """Whether a model has logits of the vocabulary, to sample words or fill gaps with."""
+    return any(HEADS[name].words for name in names(cfg))
+
+
+def check(cfg: ConfigDict) -> None:
+    """Refuses heads that there are not, that exclude each other, or that lack model.num_labels.
+
+    Raises:
+      ValueError: naming the key, its value and what is allowed.
+    """
+    for name in names(cfg):
+        if name not in HEADS:
+            raise ValueError(
+                f"model.head={cfg.head!r}: {name!r} is not one of {', '.join(HEADS)} or none; "
+                "several are separated by commas"
+            )
+        if HEADS[name].labels and cfg.num_labels < 1:
+            raise ValueError(f"model.num_labels={cfg.num_labels}: model.head={cfg.head!r} needs "
+                             "at least 1")
+    if len(set(names(cfg))) < len(names(cfg)) or sum(HEADS[n].words for n in names(cfg)) > 1:
+        raise ValueError(f"model.head={cfg.head!r}: one of a name, and only one of "
+                         f"{' and '.join(name for name, head in HEADS.items() if head.words)}")

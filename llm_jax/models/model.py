@@ -10,24 +10,26 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from llm_jax.models import heads
 from llm_jax.models.decoder import Decoder
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.heads import DetectionHead, MaskedLMHead, Pooler
-from llm_jax.models.layers import Dense, TokenEmbed, both_streams, normal
+from llm_jax.models.layers import TokenEmbed, both_streams, normal
 
 
 class Outputs(NamedTuple):
-    """What a model returns; logits = hidden @ matrix.T + bias."""
+    """What a model returns; logits = hidden @ matrix.T + bias.
+
+    heads: what each head but the language models' gives, float32, by its name: "sequence"
+    [B, num_labels], "token" [B, T, num_labels], "span" [B, T, 2], "detection" [B, T] (and, of an
+    ELECTRA in training, "replaced" [B, T] bool); "pooled" [B, D] where a config has a pooler.
+    """
 
     hidden: jax.Array  # [B, T, D] (or [B, P, D] at masked_positions), as the output matrix takes it
     matrix: jax.Array | None  # [V, D]
     bias: jax.Array | None = None  # [V]
     features: jax.Array | None = None  # [B, T, D], the last block's output
     encoded: jax.Array | None = None  # [B, S, D] of an encoder-decoder
-    pooled: jax.Array | None = None  # [B, D]
-    classes: jax.Array | None = None  # [B, num_classes] float32
-    scores: jax.Array | None = None  # [B, T] float32, of the detection head
-    replaced: jax.Array | None = None  # [B, T] bool, what the detection head is to find
+    heads: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 def logits(outputs: Outputs) -> jax.Array:
@@ -51,22 +53,21 @@ class Model(nn.Module):
         if cfg.kind != "encoder":
             self.decoder = Decoder(cfg, self.embed, cross=cfg.kind == "encoder_decoder")
         vocab = lambda init, *axes: nn.with_logical_partitioning(init, ("vocab", *axes))
-        if cfg.head in ("lm", "mlm") and not cfg.tie_embeddings:
+        heads.check(cfg)
+        self.names = heads.names(cfg)
+        if heads.speaks(cfg) and not cfg.tie_embeddings:
             init = vocab(normal(cfg, cfg.embed_dim), "embed")
             width = 2 * cfg.embed_dim if both_streams(cfg) else cfg.embedding_dim
             self.output = self.param("output", init, (cfg.vocab_size, width))
-        if cfg.head == "mlm":
-            self.transform = MaskedLMHead(cfg)
-        if cfg.head == "mlm" or cfg.output_bias:
+        if "mlm" in self.names or cfg.output_bias:
             zeros = vocab(nn.initializers.zeros)
             self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
-        if cfg.head == "detection":
-            self.detection = DetectionHead(cfg)
         if cfg.pooler:
-            self.pooler = Pooler(cfg)
-        if cfg.num_classes:
-            D, C = (cfg.embed_dim,), (cfg.num_classes,)
-            self.classifier = Dense(cfg, D, C, ("embed", "norm"))
+            self.pooler = heads.Pooler(cfg)
+        for name in self.names:
+            if (make := heads.HEADS[name].make) is not None:
+                setattr(self, "transform" if name == "mlm" else name, make(cfg))
+        self.head_dropout = nn.Dropout(cfg.head_dropout)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
         """batch: tokens [B, T]; optional positions, segment_ids, types [B, T], prefix [B],
@@ -79,7 +80,7 @@ class Model(nn.Module):
             features = self.encoder(
                 tokens, positions, segments, batch.get("types"), deterministic=deterministic
             )
-            return self._outputs(features, batch.get("masked_positions"))
+            return self._outputs(features, batch.get("masked_positions"), deterministic)
         encoded = None
         if self.cfg.kind == "encoder_decoder":
             encoded = self.encode(batch, deterministic=deterministic)
@@ -92,7 +93,8 @@ class Model(nn.Module):
             prefix=batch.get("prefix"),
             deterministic=deterministic,
         )
-        return self._outputs(features)._replace(encoded=encoded)
+        outputs = self._outputs(features, deterministic=deterministic)
+        return outputs._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
         """encoder_tokens [B, S], optional encoder_positions, encoder_segment_ids -> [B, S, D]."""
@@ -125,26 +127,35 @@ class Model(nn.Module):
         )
         return self._outputs(features)
 
-    def _outputs(self, features: jax.Array, masked_positions: jax.Array | None = None) -> Outputs:
+    def _outputs(
+        self,
+        features: jax.Array,
+        masked_positions: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> Outputs:
         cfg, hidden = self.cfg, features
         matrix = bias = None
         if masked_positions is not None:
             # Only these go through the output matrix, by far the largest product of a small model.
             hidden = jnp.take_along_axis(hidden, masked_positions[..., None], axis=1)
-        if cfg.head in ("lm", "mlm"):
+        if heads.speaks(cfg):
             matrix = self.embed.matrix if cfg.tie_embeddings else self.output
-        if cfg.head == "mlm":
+        if "mlm" in self.names:
             hidden = self.transform(hidden)
-        if cfg.head == "mlm" or cfg.output_bias:
+        if "mlm" in self.names or cfg.output_bias:
             bias = self.output_bias
         if cfg.scale_output:
             hidden *= cfg.embed_dim**-0.5
-        pooled = self.pooler(features) if cfg.pooler else None
-        classes = self.classifier(pooled).astype(jnp.float32) if cfg.num_classes else None
-        scores = self.detection(features) if cfg.head == "detection" else None
-        return Outputs(
-            hidden, matrix, bias, features, pooled=pooled, classes=classes, scores=scores
-        )
+        first = features[:, 0]
+        pooled = self.pooler(first) if cfg.pooler else first
+        found = {"pooled": pooled} if cfg.pooler else {}
+        for name in self.names:
+            head = heads.HEADS[name]
+            if not head.words:
+                x = pooled if head.pooled else features
+                x = self.head_dropout(x, deterministic=deterministic)
+                found[name] = getattr(self, name)(x).astype(jnp.float32)
+        return Outputs(hidden, matrix, bias, features, heads=found)
 
 
 def default_positions(tokens: jax.Array) -> jax.Array:

@@ -14,14 +14,15 @@ def weights(batch):
 def losses(outputs, batch, cfg):
     """The generator's masked cross-entropy + detection_weight x binary cross-entropy.
 
-    The second is of outputs.scores [B, T] against outputs.replaced [B, T], over all real tokens.
+    The second is of heads.detection [B, T] against heads.replaced [B, T], over all real tokens.
     """
     terms, of_generator = masked_lm.losses(outputs, batch, cfg)
     metrics = {f"generator_{name}": value for name, value in of_generator.items()}
-    replaced, real = outputs.replaced, batch["segment_ids"] > 0
-    nll = optax.sigmoid_binary_cross_entropy(outputs.scores, replaced.astype(jnp.float32))
+    scores, replaced = outputs.heads["detection"], outputs.heads["replaced"]
+    real = batch["segment_ids"] > 0
+    nll = optax.sigmoid_binary_cross_entropy(scores, replaced.astype(jnp.float32))
     nll = jnp.where(real, nll, 0).sum()
-    right = ((outputs.scores > 0) == replaced) & real
+    right = ((scores > 0) == replaced) & real
     terms["tokens"] = cfg.detection_weight * nll
     metrics["loss"] = (nll, "tokens")
     metrics["accuracy"] = (right.sum().astype(jnp.float32), "tokens")

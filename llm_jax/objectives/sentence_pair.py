@@ -14,11 +14,11 @@ def weights(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Masked cross-entropy plus that of outputs.classes [B, 2] against next_sentence [B]."""
+    """Masked cross-entropy plus that of heads.sequence [B, 2] against next_sentence [B]."""
     terms, metrics = masked_lm.losses(outputs, batch, cfg)
-    labels, pairs = batch["next_sentence"], _pairs(batch)
-    nll = optax.softmax_cross_entropy_with_integer_labels(outputs.classes, labels)
-    hits = (outputs.classes.argmax(-1) == labels).astype(jnp.float32)
+    labels, pairs, logits = batch["next_sentence"], _pairs(batch), outputs.heads["sequence"]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
     terms["pairs"] = (nll * pairs).sum()
     metrics["sentence_loss"] = (terms["pairs"], "pairs")
     metrics["sentence_accuracy"] = ((hits * pairs).sum(), "pairs")

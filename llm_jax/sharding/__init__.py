@@ -167,21 +167,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(boxed: dict, mesh: Mesh) -> dict:
-    """Shardings of parameters from the logical names they are boxed with (abstract or real)."""
+def param_shardings(params: dict, mesh: Mesh) -> dict:
+    """Shardings of parameters from the logical names of their axes (models.abstract_params)."""
 
-    def one(leaf):
-        if not isinstance(leaf, nn.Partitioned):
-            return replicated(mesh)
-        axes = nn.logical_to_mesh_axes(leaf.names, RULES)
+    def one(param):
+        axes = nn.logical_to_mesh_axes(param.axes, RULES)
         # A size that does not divide (a vocabulary of 65 over 4) stays whole.
         fits = [
             axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, leaf.value.shape, strict=True)
+            for axis, size in zip(axes, param.shape, strict=True)
         ]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
-    return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    return jax.tree.map(one, params)
 
 
 def like_params(tree, params, shardings, mesh: Mesh):

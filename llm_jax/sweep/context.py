@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +68,7 @@ def stretched(setup: Setup, params: Any, reach: int) -> Setup:
     config.model.max_length *= reach
     configs.check(config)
     longer = Setup(config, setup.mesh)
-    shapes = jax.eval_shape(lambda: nn.unbox(models.init_params(longer.model, jax.random.key(0))))
+    shapes = models.abstract_params(longer.model)
     ours, theirs = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
         for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -204,21 +203,19 @@ class Setup:
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh = config, mesh
         _check_attention(config)
+        try:
+            models.heads.check(config.model)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.model = models.build(config.model)
         self.objective = objectives.get(config.objective.name)
         self.tx = optimizer.build(config)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; computes nothing."""
-
-        def both():
-            boxed = models.init_params(self.model, jax.random.key(0))
-            return boxed, init_state(self.model, self.tx, self.config, nn.unbox(boxed))
-
-        boxed, state = jax.eval_shape(both)
-        where = sharding.like_params(
-            state, state.params, sharding.param_shardings(boxed, self.mesh), self.mesh
-        )
+        state = jax.eval_shape(lambda: init_state(self.model, self.tx, self.config))
+        shardings = sharding.param_shardings(models.abstract_params(self.model), self.mesh)
+        where = sharding.like_params(state, state.params, shardings, self.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where
         )

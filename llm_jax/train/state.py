@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ def init_state(
 ) -> TrainState:
     """Returns the state at step 0, from given parameters or those that config.seed draws."""
     if params is None:
-        params = nn.unbox(init_params(model, jax.random.key(config.seed)))
+        params = init_params(model, jax.random.key(config.seed))
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
     return TrainState(zero, params, tx.init(params), ema, zero, zero)

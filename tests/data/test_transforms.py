@@ -36,7 +36,8 @@ def _config(name, length=32, packing=None):
     if c.model.kind == "encoder":
         c.model.head = "mlm"
     if name in ("bert", "albert"):
-        c.model.pooler, c.model.num_classes, c.model.type_vocab_size = True, 2, 2
+        c.model.pooler, c.model.num_labels, c.model.type_vocab_size = True, 2, 2
+        c.model.head = "mlm,sequence"
     if name == "replaced_token_detection":
         c.model.head, c.model.generator_fraction = "detection", 0.5
     c.data.packing = "none" if name in ("bert", "albert", "prefix_lm") else "first_fit"
@@ -485,7 +486,7 @@ def test_large_sets_are_read_as_needed(name):
          "model.kind='decoder': objective.name='masked_lm' needs 'encoder'; set model.kind=enc"),
         ("masked_lm", {"model.head": "lm"}, "model.head='lm': .* needs 'mlm'"),
         ("bert", {"model.pooler": False}, "model.pooler=False: .* needs True"),
-        ("bert", {"model.num_classes": 3}, "model.num_classes=3: .* needs 2"),
+        ("bert", {"model.num_labels": 3}, "model.num_labels=3: .* needs 2"),
         ("albert", {"model.type_vocab_size": 0}, "model.type_vocab_size=0"),
         ("prefix_lm", {"data.packing": "first_fit"}, "data.packing='first_fit'"),
         ("seq2seq", {"model.kind": "decoder"}, "model.kind='decoder'"),

@@ -20,17 +20,17 @@ ENCODER = {
     "activation": "gelu",
 }  # fmt: skip
 MASKED = ENCODER | {"head": "mlm"}
-PAIRS = {"pooler": True, "num_classes": 2, "type_vocab_size": 2}
+PAIRS = {"head": "mlm,sequence", "pooler": True, "num_labels": 2, "type_vocab_size": 2}
 RELATIVE = {"positions": "relative", "norm": "rmsnorm", "use_bias": False, "attention_scale": 1.0}
 MODELS = {
     "gpt2": {},
     "llama": {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activation": "swiglu",
               "num_kv_heads": 2, "head_dim": 6, "tie_embeddings": False},
-    "bert": MASKED | PAIRS,
+    "bert": ENCODER | PAIRS,
     "roberta": MASKED | {"position_offset": 2, "type_vocab_size": 1},
     "distilbert": MASKED,
     "electra": ENCODER | {"head": "detection", "embedding_dim": 10, "type_vocab_size": 2},
-    "albert": MASKED | PAIRS | {"embedding_dim": 10, "share_layers": True},
+    "albert": ENCODER | PAIRS | {"embedding_dim": 10, "share_layers": True},
     "t5": RELATIVE | {"kind": "encoder_decoder", "activation": "geglu_tanh",
                       "num_decoder_layers": 1, "tie_embeddings": False, "max_length": 512},
     "marian": {"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal",
@@ -192,7 +192,7 @@ def test_without_prefix_and_with_old_names(gpt2):
 @pytest.mark.parametrize(
     "changes, head, pooler, classes",
     [
-        (PAIRS | {"head": "mlm"}, "mlm", True, 2),
+        (PAIRS, "mlm,sequence", True, 2),
         ({"head": "mlm", "type_vocab_size": 2}, "mlm", False, 0),
         ({"head": "none", "type_vocab_size": 2, "pooler": True}, "none", True, 0),
         ({"head": "none", "type_vocab_size": 2}, "none", False, 0),
@@ -202,7 +202,7 @@ def test_heads_are_those_in_the_file(changes, head, pooler, classes, tmp_path):
     model, params = make(ENCODER | changes)
     hub.save(model, params, None, tmp_path / "hf")
     found, again, _ = hub.load(tmp_path / "hf")
-    assert (found.head, found.pooler, found.num_classes) == (head, pooler, classes)
+    assert (found.head, found.pooler, found.num_labels) == (head, pooler, classes)
     same(again, params)
     bare = not any("bert." in name for name in load_file(tmp_path / "hf" / "model.safetensors"))
     assert bare == (head == "none")

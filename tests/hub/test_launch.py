@@ -113,7 +113,7 @@ def test_a_trained_electra_leaves_its_generator_behind(keys, tmp_path, capsys):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     setup, _, params, _ = load_params(run)
     tokens = np.arange(5, 17)[None]
-    ours = setup.model.apply({"params": params}, {"tokens": tokens}).scores
+    ours = setup.model.apply({"params": params}, {"tokens": tokens}).heads["detection"]
     with torch.no_grad():
         logits = theirs.eval()(torch.tensor(tokens)).logits
     np.testing.assert_allclose(ours, logits, atol=1e-5)

@@ -39,7 +39,7 @@ def vectors(loaded):
     batch = {"tokens": tokens, "segment_ids": real, "types": types}
     run = jax.jit(lambda params: models.build(model).apply({"params": params}, batch))
     outputs = run(params)
-    return batch, np.asarray(outputs.features), np.asarray(outputs.pooled)
+    return batch, np.asarray(outputs.features), np.asarray(outputs.heads["pooled"])
 
 
 def sentence(features, real):
@@ -50,7 +50,7 @@ def sentence(features, real):
 def test_its_config(loaded):
     model, params, tokenizer = loaded
     assert (model.num_layers, model.embed_dim, model.head) == (6, 384, "none")
-    assert model.pooler and not model.num_classes
+    assert model.pooler and not model.num_labels
     assert sum(x.size for x in jax.tree.leaves(params)) == 22_713_216
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (101, 102, 0)
 

@@ -31,14 +31,14 @@ def _config(text, **model):
 
 def _encoder(text, objective, **model):
     # Few tokens are predicted, and positions are learned: more and shorter rows, larger draws.
-    c = _config(text, kind="encoder", head="mlm", initializer_range=0.1, **model)
+    c = _config(text, **{"kind": "encoder", "head": "mlm", "initializer_range": 0.1} | model)
     c.model.max_length, c.data.batch_size = 32, 64
     c.objective.name = objective
     return c
 
 
 def _bert(text, objective="bert", **model):
-    heads = {"pooler": True, "num_classes": 2, "type_vocab_size": 2}
+    heads = {"head": "mlm,sequence", "pooler": True, "num_labels": 2, "type_vocab_size": 2}
     c = _encoder(text, objective, embed_norm=True, norm_place="post", **heads, **model)
     c.data.packing = "none"
     return c

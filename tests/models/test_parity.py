@@ -16,7 +16,7 @@ from llm_jax import decode, hub, models  # noqa: E402
 @pytest.mark.parametrize("name", measure.CASES)
 def test_same_model_as_the_reference(name, tmp_path):
     found = measure.compare(name, tmp_path)
-    outputs = ("loss", "logits", "features", "encoded", "pooled", "classes")
+    outputs = ("loss", "logits", "features", "encoded", "pooled", "sequence")
     differences = {k: found[k] for k in outputs if k in found}
     assert differences.keys() >= {"loss", "features"}
     assert max(differences.values()) < 1e-4, differences

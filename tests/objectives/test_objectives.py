@@ -111,7 +111,8 @@ def test_masked_losses(name):
     if name == "masked_lm":
         assert set(terms) == {"masked"}
         return
-    logp = log_softmax(np.asarray(outputs.classes, np.float64), axis=-1)[:-1]  # the last: padding
+    scores = np.asarray(outputs.heads["sequence"], np.float64)
+    logp = log_softmax(scores, axis=-1)[:-1]  # the last: padding
     label = batch["next_sentence"][:-1]
     assert weights["pairs"] == 7
     np.testing.assert_allclose(terms["pairs"], -logp[np.arange(7), label].sum(), rtol=1e-5)
@@ -132,11 +133,11 @@ def test_electra_judges_what_the_generator_sampled():
     places = np.zeros(batch["tokens"].shape, bool)
     for row, where, on in zip(places, batch["masked_positions"], used, strict=True):
         row[where[on]] = True
-    replaced = np.asarray(outputs.replaced)
+    replaced = np.asarray(outputs.heads["replaced"])
     assert replaced.any() and not (replaced & ~places).any()
     real = batch["segment_ids"] > 0
     assert weights == {"masked": used.sum(), "tokens": real.sum()}
-    scores = np.asarray(outputs.scores, np.float64)
+    scores = np.asarray(outputs.heads["detection"], np.float64)
     nll = -np.log(np.where(replaced, expit(scores), expit(-scores)))
     np.testing.assert_allclose(terms["tokens"], 50 * nll[real].sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"][0], nll[real].sum(), rtol=1e-5)
@@ -147,7 +148,8 @@ def test_electra_judges_what_the_generator_sampled():
     batch = jax.tree.map(jnp.asarray, batch)
     # Sampling: by the generator's probabilities, drawn afresh with each key, and without gradient.
     apply = jax.jit(lambda key: model.apply({"params": params}, batch, rngs={"dropout": key}))
-    found = jax.vmap(lambda key: apply(key).replaced)(jax.random.split(jax.random.key(3), 400))
+    keys = jax.random.split(jax.random.key(3), 400)
+    found = jax.vmap(lambda key: apply(key).heads["replaced"])(keys)
     rate = np.asarray(found).mean(0)
     for row in range(7):
         for slot in np.flatnonzero(used[row]):
@@ -174,8 +176,9 @@ def test_electra_judges_what_the_generator_sampled():
     cfg.generator_fraction = 0.0
     alone = {k: v for k, v in params.items() if k != "generator"}
     plain = {k: v for k, v in batch.items() if not k.startswith("masked_")}
-    scores = models.build(cfg).apply({"params": alone}, plain).scores
-    np.testing.assert_allclose(scores, model.apply({"params": params}, plain).scores, rtol=1e-5)
+    scores = models.build(cfg).apply({"params": alone}, plain).heads["detection"]
+    whole = model.apply({"params": params}, plain).heads["detection"]
+    np.testing.assert_allclose(scores, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,8 +188,8 @@ def test_parts_add_up_to_the_whole(name):
     rows = batch["tokens"].shape[0]
 
     def part(tree, rows):
-        keep = lambda x: x if x is None or x.shape[0] != 8 else x[rows]
-        return tree._replace(**{k: keep(v) for k, v in tree._asdict().items() if k != "matrix"})
+        keep = lambda x: x if x.shape[0] != 8 else x[rows]
+        return jax.tree.map(keep, tree._replace(matrix=None))._replace(matrix=tree.matrix)
 
     sums = None
     for some in (slice(0, 3), slice(3, rows)):
@@ -245,7 +248,7 @@ def test_padding_changes_nothing(name):
 
 def test_all_padding_is_no_loss():
     hidden = jnp.ones((2, 3, 4))
-    outputs = Outputs(hidden, jnp.ones((5, 4)), classes=jnp.ones((2, 2)))
+    outputs = Outputs(hidden, jnp.ones((5, 4)), heads={"sequence": jnp.ones((2, 2))})
     zero = np.zeros((2, 3), np.int32)
     fields = "segment_ids masked_positions masked_targets masked_weights".split()
     batch = dict.fromkeys(fields, zero) | {"next_sentence": zero[:, 0]}

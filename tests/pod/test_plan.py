@@ -16,8 +16,8 @@ OBJECTIVES = {
     "prefix_lm": {"data.packing": "none"},
     "span_corruption": {"model.kind": "encoder_decoder"},
     "bert": {
-        "model.kind": "encoder", "model.head": "mlm", "model.pooler": True, "model.num_classes": 2,
-        "model.type_vocab_size": 2, "data.packing": "none",
+        "model.kind": "encoder", "model.head": "mlm,sequence", "model.pooler": True,
+        "model.num_labels": 2, "model.type_vocab_size": 2, "data.packing": "none",
     },
 }  # fmt: skip
 

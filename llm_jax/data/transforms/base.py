@@ -34,7 +34,11 @@ class Transform:
         flat = {key: config[key.split(".")[0]][key.split(".")[1]] for key in cls.needs}
         for key, value in flat.items():
             allowed = cls.needs[key]
-            if value not in allowed:
+            if key == "model.head":  # which may have others besides
+                fits = any(set(heads.split(",")) <= set(value.split(",")) for heads in allowed)
+            else:
+                fits = value in allowed
+            if not fits:
                 raise ConfigError(
                     f"{key}={value!r}: objective.name={config.objective.name!r} needs "
                     f"{' or '.join(map(repr, allowed))}; set {key}={allowed[0]}, or choose "

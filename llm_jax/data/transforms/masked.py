@@ -162,9 +162,9 @@ class Bert(MaskedLM):
     scalars = ("next_sentence",)
     needs = {
         "model.kind": ("encoder",),
-        "model.head": ("mlm",),
+        "model.head": ("mlm,sequence",),
         "model.pooler": (True,),
-        "model.num_classes": (2,),
+        "model.num_labels": (2,),
         "model.type_vocab_size": (2,),
         "data.packing": ("none",),
     }
