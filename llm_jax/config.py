@@ -10,6 +10,8 @@ import importlib.util
 import json
 import logging
 import math
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+HERE = Path(__file__).parent
+RECIPES = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 log = logging.getLogger(__name__)
 
 
@@ -56,18 +60,15 @@ def absent(key: str, *values: Any) -> When:
     return When(text, (key,), lambda flat: flat[key] not in values)
 
 
-def kinds(*names: str) -> When:
+def kinds(*names: str, key: str = "model.attention") -> When:
     """One of these kinds of attention is among those of model.attention."""
-    key = "model.attention"
     among = lambda flat: not set(names).isdisjoint(flat[key].split(","))
     return When(f"{key}={' | '.join(names)}", (key,), among)
 
 
 def heads(*names: str) -> When:
     """One of these heads is among those of model.head."""
-    key = "model.head"
-    among = lambda flat: not set(names).isdisjoint(flat[key].split(","))
-    return When(f"{key}={' | '.join(names)}", (key,), among)
+    return kinds(*names, key="model.head")
 
 
 def source(text: str, holds: Callable[[str], bool]) -> When:
@@ -479,10 +480,14 @@ def from_file(spec: str, function: str):
       ConfigError: no such file or variant, or the file fails.
     """
     path, _, variant = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("**/*.py") if p.stem != "__init__")
-        raise ConfigError(f"--config={spec}: no file {path!r}; there are: {', '.join(known)}")
+    file = _recipe(path)
+    if file is None:
+        inside = (p.relative_to(RECIPES) for p in RECIPES.glob("**/*.py") if p.stem != "__init__")
+        known = ", ".join(sorted(f"configs/{p}" for p in inside))
+        raise ConfigError(f"--config={spec}: no file {path!r}; there are: {known}")
+    if "configs" not in sys.modules:  # where recipes find each other, from whatever folder
+        sys.modules["configs"] = types.ModuleType("configs")
+        sys.modules["configs"].__path__ = [str(RECIPES)]
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -501,6 +506,13 @@ def from_file(spec: str, function: str):
         raise
     except Exception as error:
         raise ConfigError(f"--config={spec}: {path} fails: {error!r}") from error
+
+
+def _recipe(path: str) -> Path | None:
+    """A file as it is given; else one of the project's: configs/gpt2.py, gpt2.py or gpt2."""
+    own = RECIPES / path.removeprefix("configs/").removesuffix(".py")
+    candidates = Path(path), own.with_name(f"{own.name}.py")
+    return next((file for file in candidates if path and file.is_file()), None)
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:

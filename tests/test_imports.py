@@ -18,6 +18,10 @@ MAY_USE = {
     "decode": {"config", "attention", "data", "models"},
     "hub": {"config", "files", "data", "models", "sharding", "train"},
     "console": set(),
+    "commands": {
+        "config", "console", "data", "decode", "files", "hub", "models", "pod", "sharding",
+        "sweep", "train",
+    },
     "record": {"files"},
     "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},
     "sweep": {

@@ -1,0 +1,137 @@
+"""The command `llm-jax`, or `python launch.py`: one module a verb, one exit for all errors."""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+import traceback
+
+from llm_jax.commands import eval, export, generate, import_, plan, submit, sweep, train
+from llm_jax.commands.verb import Verb, program
+from llm_jax.config import ConfigError
+from llm_jax.pod import hosts
+from llm_jax.train import Diverged, Restart
+
+VERBS: dict[str, Verb] = {
+    "train": train.VERB,
+    "submit": submit.VERB,
+    "eval": eval.VERB,
+    "generate": generate.VERB,
+    "import": import_.VERB,
+    "export": export.VERB,
+    "sweep": sweep.VERB,
+    "plan": plan.VERB,
+}
+QUICKSTART = ("train", "--config=configs/quickstart.py", "--workdir=runs/quickstart")
+INTERRUPTED = 130
+
+EXAMPLES = """examples:
+  {program}                       # train, evaluate and sample a small GPT, in minutes
+  {program} train --config=configs/shakespeare.py:small --workdir=runs/shakespeare \\
+      --config.data.train=input.txt
+  {program} train --config=configs/quickstart.py --workdir=runs/a --config.train.steps=100
+  {program} eval --workdir=runs/quickstart
+  {program} generate --workdir=runs/quickstart --prompt="def main(" --temperature=0.8
+  {program} import --from=HF_FOLDER --workdir=runs/bert --config.data.train=text.txt
+  {program} export --workdir=runs/quickstart --to=HF_FOLDER
+  {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms --seeds=3
+  {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4   # no TPU needed
+
+Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.
+Run the same train command again to resume. Add --json for one JSON object on stdout.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        raise ConfigError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of all verbs; wrong usage is a ConfigError."""
+    plain = argparse.RawDescriptionHelpFormatter
+    top = _Parser(
+        prog=program(short=True),
+        description="Pretrain, evaluate and sample Transformer language models in JAX.",
+        epilog=EXAMPLES.format(program=program()),
+        formatter_class=plain,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, verb in VERBS.items():
+        epilog = (verb.examples or EXAMPLES).format(program=program())
+        about = verb.about or verb.help
+        sub = commands.add_parser(
+            name, help=verb.help, description=about, epilog=epilog, formatter_class=plain
+        )
+        if verb.workdir:
+            sub.add_argument("--workdir", required=True, help="the run folder")
+        sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        verb.add(sub)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit code, 0 only for success.
+
+    With --json the last line of stdout is one JSON object, after an error {"error": …}.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("--") and argv[0] != "--help"):
+        argv = [*QUICKSTART, *argv]
+    began = time.time()
+    code, result = _outcome(argv)
+    if "--json" in argv:
+        print(json.dumps(result | {"seconds": round(time.time() - began, 2)}), flush=True)
+    return code
+
+
+def _outcome(argv: list[str]) -> tuple[int, dict]:
+    """The exit code and what --json prints; of an error, one line on stderr says what it is."""
+    try:
+        args, overrides = _read(argv)
+        result = VERBS[args.command].run(args, overrides)
+    except KeyboardInterrupt:
+        return INTERRUPTED, {"error": "interrupted"}
+    except Exception as error:
+        known = isinstance(error, (ConfigError, Diverged, Restart, OSError))
+        if not known:
+            traceback.print_exc()
+        kind = "diverged" if isinstance(error, Diverged) else "error"
+        text = str(error) if known else repr(error)
+        if known:
+            print(f"{kind}: {text}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1, {"error": text}
+    if result.get("finished") is False:  # a sweep's is a count
+        return args.stopped_code, result
+    return int(bool(result.get("failed"))), result
+
+
+def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a verb, and the KEY=VALUE of its --config.KEY=VALUE."""
+    for text in argv:
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # bytes that are no UTF-8
+            raise ConfigError(f"{text!r}: is not UTF-8 text")
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    options = [a for a in argv if not a.startswith("--config.")]
+    for option in (a.split("=")[0] for a in options if a.startswith("--")):
+        if "." in option:
+            raise ConfigError(f"{option}: write --config.{option[2:]}")
+    args = parser().parse_args(options)
+    if overrides and not VERBS[args.command].keys:
+        takers = ", ".join(name for name, verb in VERBS.items() if verb.keys)
+        raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
+    if not getattr(args, "workdir", "-").strip():
+        raise ConfigError(f"--workdir={shlex.quote(args.workdir)}: names no folder")
+    return args, overrides
+
+
+def run() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    code = main()
+    if code == INTERRUPTED or (code in (1, 2) and hosts.joined()):
+        # Threads may be inside C++ code; a run that was interrupted here has nothing to save, and
+        # one that failed must not wait for the others' farewell.
+        hosts.end(code)
+    raise SystemExit(code)

@@ -1,0 +1,25 @@
+"""`export`: a checkpoint as a Hugging Face folder."""
+
+import argparse
+
+from llm_jax.commands.verb import Verb
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
+    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    sub.add_argument("--family", help="of those that can express the model; found if not given")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Writes a checkpoint as a Hugging Face folder."""
+    from llm_jax.hub.runs import export_run
+
+    done = export_run(args.workdir, args.target, args.step, args.family, args.dtype)
+    less = f", without its {done['left_out'][0]}" if done["left_out"] else ""
+    print(f"wrote step {done['step']} as {done['family']} to {done['folder']}{less}")
+    return done
+
+
+VERB = Verb(run, add, "write a run's checkpoint as a Hugging Face folder")

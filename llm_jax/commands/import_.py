@@ -1,0 +1,43 @@
+"""`import`: a run folder at step 0 of a Hugging Face folder."""
+
+import argparse
+
+from llm_jax import config as configs
+from llm_jax.commands import samples
+from llm_jax.commands.verb import Verb, shown
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--from", dest="source", required=True, help="the Hugging Face folder")
+    sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Makes a run folder at step 0 of a Hugging Face folder."""
+    config = configs.load(args.config)
+    from llm_jax.hub.runs import import_run
+    from llm_jax.models import heads
+
+    imported = import_run(args.source, args.workdir, config, overrides)
+    what = f"{imported['family']}, {imported['parameters']:,} parameters"
+    print(f"imported {what}, into {args.workdir}")
+    if imported["new"]:
+        print(f"new, to be trained first: {', '.join(imported['new'])}")
+    print("\nnext:")
+    workdir = f"--workdir={args.workdir}"
+    if not heads.speaks(configs.ConfigDict(imported)):
+        print("  it says no words, so there is nothing to train or sample; it gives vectors,")
+        print("  from Python (llm_jax/hub/__init__.py shows how), and can be exported:")
+        print(shown("export", workdir, "--to=FOLDER"))
+        if imported["head"] == "none":
+            print("  to train it, import it again with a new head: --config.model.head=mlm")
+        return imported
+    if not imported["new"]:
+        prompt = samples.usual_prompt(imported["kind"])
+        print(shown("generate", workdir, f"--prompt={prompt}"))
+    data = "SOURCES.txt,TARGETS.txt" if imported["objective"] == "seq2seq" else "FILE"
+    print(shown("train", workdir, f"--config.data.train={data}"))
+    return imported
+
+
+VERB = Verb(run, add, "make a run of a Hugging Face folder (safetensors)", keys=True)

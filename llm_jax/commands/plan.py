@@ -1,0 +1,52 @@
+"""`plan`: what a train step takes on chips that need not be there."""
+
+import argparse
+
+from llm_jax import config as configs
+from llm_jax.commands.verb import Verb, tell
+
+ABOUT = """Compiles the train step of a config for chips that need not be there (TPUs: pip install
+libtpu) and tells what it takes: memory, FLOPs, traffic, and the least time by each. Exit code 1
+if it does not fit."""
+
+EXAMPLES = """examples:
+  {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4 \\
+      --config.data.batch_size=128
+  {program} plan --config=configs/gpt2.py:124m --topology=v5e:4x4 --search
+  {program} plan --config=configs/gpt2.py:124m --topology=cpu:8     # simulated devices
+"""
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", required=True, help="FILE.py[:variant]")
+    sub.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, …, or cpu:8")
+    sub.add_argument("--slices", type=int, default=1, help="so many of it, joined by DCN")
+    sub.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat")
+    sub.add_argument("--compiles", type=int, default=8, help="of --search, at most")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Prints what a config's train step takes on a topology."""
+    config = configs.load(args.config, overrides)
+    import jax
+
+    if not args.topology.startswith("gpu"):
+        jax.config.update("jax_platforms", "cpu")  # nothing is run
+    from llm_jax.pod import plan, report, search
+
+    if args.search:
+        found = search.search(config, args.topology, args.slices, args.compiles, tell)
+        if found["compiled"] and not found["ranked"]:
+            print(f"none of the {found['compiled']} settings that were compiled fits")
+        for place, one in enumerate(found["ranked"], 1):
+            print(f"{place}. {search.line(one)}")
+        return found
+    found = plan.make(config, args.topology, args.slices, tell)
+    print("\n".join(report.lines(found)))
+    return found
+
+
+VERB = Verb(
+    run, add, "what a training step would take on a pod, without one", ABOUT, EXAMPLES, keys=True,
+    workdir=False,
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""`sweep`: plans, runs and reports an ablation."""
+
+import argparse
+from pathlib import Path
+
+from llm_jax.commands.verb import Verb, python, tell
+
+ABOUT = """Trains every variant with the same seeds, each run a process of its own in
+WORKDIR/runs/VARIANT/seedK, and writes WORKDIR/report/ (report.md, report.html). The same command
+goes on where it was stopped and tries again what failed; exit code 1 if anything failed."""
+
+EXAMPLES = """examples:
+  {program} sweep --config=configs/ablations/attention.py --workdir=runs/attention
+  {program} sweep --config=configs/quickstart.py --workdir=runs/positions \\
+      --axis=model.positions=learned,rotary,alibi --match=params --config.train.steps=300
+  {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms \\
+      --index=0 --of=2                     # and another process or machine with --index=1
+  {program} sweep --workdir=runs/norms --report       # of what is finished by now
+
+A config file defines its axes in get_sweep(variant) beside get_config(variant), see
+llm_jax/sweep/spec.py. --axis crosses them with further ones; the first value of each is the
+baseline's. Commas within quotes or brackets belong to a value: model.attention="'a,b'",c.
+"""
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", default="", help="FILE.py[:variant], with or without get_sweep")
+    sub.add_argument("--axis", action="append", default=[], metavar="KEY=V1,V2,…")
+    sub.add_argument("--seeds", type=int, help="runs of each variant; default the file's, or 3")
+    sub.add_argument("--match", help="none | params | flops: solve model.mlp_dim for equal ones")
+    sub.add_argument("--baseline", help="the variant that the others are compared with")
+    sub.add_argument("--lengths", help="tokens at which cost is measured: 512,1024,… or none")
+    sub.add_argument("--index", type=int, default=0, help="of this process, 0 to OF - 1")
+    sub.add_argument("--of", type=int, default=1, help="processes that share the work")
+    sub.add_argument("--report", action="store_true", help="only write the report")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Plans, runs and reports an ablation."""
+    from llm_jax.sweep import execute, report, results
+
+    workdir = Path(args.workdir)
+    if not args.report:
+        execute.share([], args.index, args.of)  # refused before the slow imports
+        plan = _planned(args, overrides)
+        execute.execute(plan, workdir, [*python(), "train"], args.index, args.of, tell)
+    plan = results.read_plan(workdir)
+    states = [run.state() for run in results.runs(plan, workdir)]
+    path = report.write(workdir)
+    counts = {name: states.count(name) for name in ("finished", "failed", "left")}
+    print(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; the report is {path}")
+    return counts | {"report": str(path), "variants": results.as_json(plan, workdir)}
+
+
+def _planned(args, overrides) -> dict:
+    from llm_jax.sweep import spec
+
+    lengths = None if args.lengths is None else spec.lengths(args.lengths)
+    found = spec.load(
+        args.config, args.axis, seeds=args.seeds, match=args.match, baseline=args.baseline,
+        lengths=lengths,
+    )  # fmt: skip
+    found.variants()
+    import jax
+
+    from llm_jax.sweep import plan as plans
+
+    # Shapes are all it needs of JAX; an accelerator is for the runs.
+    jax.config.update("jax_platforms", "cpu")
+    plan = plans.commit(plans.make(found, args.config, overrides), Path(args.workdir))
+    for line in plans.describe_match(plan):
+        tell(f"matched {line}")
+    return plan
+
+
+VERB = Verb(
+    run, add, "train variants of a config over seeds and compare them", ABOUT, EXAMPLES, keys=True
+)

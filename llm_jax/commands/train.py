@@ -1,0 +1,67 @@
+"""`train`: trains to the end of config.train.steps and samples; the quickstart too."""
+
+import argparse
+import shlex
+
+from llm_jax.commands import samples
+from llm_jax.commands.verb import Verb, config_of, shown
+from llm_jax.pod import hosts
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
+    sub.add_argument("--stopped_code", type=int, default=0, help="exit code after SIGTERM's save")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Trains, samples, and says what to do next."""
+    config = config_of(args, overrides)
+    # Only now: a wrong config is refused in the time that Python needs to start.
+    job = hosts.start()
+    from llm_jax.console import Reporter, Silent
+    from llm_jax.models import heads
+    from llm_jax.train.loop import Trainer
+
+    first = job is None or job.index == 0
+    with hosts.together(job):
+        trainer = Trainer(config, args.workdir, Reporter() if first else Silent())
+        summary = trainer.run()
+        speaks = heads.speaks(config.model)
+        sampling = summary["finished"] and config.sample.prompts and speaks
+        params = trainer.params(here=True) if sampling else None
+    if not first:
+        return summary
+    if sampling:
+        from llm_jax.decode import complete
+
+        options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
+        texts = complete(
+            trainer.setup.model,
+            params,
+            trainer.tokenizer,
+            config.sample.prompts,
+            objective=config.objective,
+            max_new_tokens=config.sample.max_new_tokens,
+            seed=config.seed,
+            **options,
+        )
+        samples.write(args.workdir, texts, config.model.kind)
+        samples.show(texts, config.model.kind)
+        summary["samples"] = texts
+    held_out = summary.get("eval_loss")
+    which, loss = ("validation", held_out) if held_out else ("training", summary.get("loss"))
+    what = "finished" if summary["finished"] else "stopped; the same command resumes"
+    reached = f", {which} loss {loss:.3f}" if loss else ""
+    print(f"{what} at step {summary['step']}{reached}; everything is in {args.workdir}")
+    if summary["finished"]:
+        print("\nnext:")
+        if speaks:
+            prompt = (*config.sample.prompts, samples.usual_prompt(config.model.kind))[0]
+            print(shown("generate", f"--workdir={args.workdir}", f"--prompt={prompt}"))
+        print(shown("eval", f"--workdir={args.workdir}"))
+        print(f"  open {shlex.quote(f'{args.workdir}/loss.png')}, or, with tensorboard installed:")
+        print(f"  tensorboard --logdir={shlex.quote(f'{args.workdir}/tensorboard')}")
+    return summary
+
+
+VERB = Verb(run, add, "train, or resume, the run of a config", keys=True)

@@ -1,0 +1,66 @@
+"""What a verb of the command is, and what several of them need."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.files import read_json
+
+ROOT = Path(__file__).parents[2]  # of a checkout, or of what is installed
+
+
+class Verb(NamedTuple):
+    """A verb: `run(args, overrides)` returns what --json prints; "failed" in it is exit code 1."""
+
+    run: Callable[[argparse.Namespace, list[str]], dict]
+    add: Callable[[argparse.ArgumentParser], None]  # declares its options
+    help: str
+    about: str = ""
+    examples: str = ""
+    keys: bool = False  # whether it takes --config.KEY=VALUE
+    workdir: bool = True
+
+
+def program(short: bool = False) -> str:
+    """Returns how this process was called, to be shown in commands: llm-jax or python launch.py."""
+    script = Path(sys.argv[0])
+    if script.stem == "llm-jax":
+        return "llm-jax"
+    path = sys.argv[0] if script.name == "launch.py" and not short else "launch.py"
+    return path if short else f"python {shlex.quote(path)}"
+
+
+def shown(verb: str, *options: str) -> str:
+    """Returns a command to be copied into a shell."""
+    return f"  {program()} {verb} {shlex.join(options)}"
+
+
+def python() -> list[str]:
+    """Returns the command line of another process of this program, run anywhere."""
+    script = ROOT / "launch.py"
+    return [sys.executable, *([str(script)] if script.is_file() else ["-m", "llm_jax"])]
+
+
+def tell(text: str) -> None:
+    """Prints a line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def config_of(args: argparse.Namespace, overrides: list[str]) -> configs.ConfigDict:
+    """Returns the config that is named, else that of the run folder, else the defaults."""
+    file = Path(args.workdir) / "config.json"
+    if args.config or not file.is_file():
+        if not args.config:
+            tell("no --config: a new run of llm_jax/config.py's defaults")
+        return configs.load(args.config, overrides)
+    try:
+        config = configs.from_dict(read_json(file))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    configs.change(config, overrides)
+    return config
