@@ -60,7 +60,7 @@ def get_config(variant="enwik8"):
         m.lsh_buckets = (64, 128)
         m.axial_shape = (512, 1024)
         m.axial_dims = (64, 192)
-        m.dropout = m.attention_dropout = 0.05
+        m.dropout = m.attention_dropout = m.mlp_dropout = m.final_dropout = 0.05
         c.tokenizer.name = "sentencepiece"
         c.data.batch_size = 1
         return c
@@ -79,7 +79,7 @@ def get_config(variant="enwik8"):
         m.window = 128
         m.lsh_chunk = 256
         m.lsh_buckets = (512,)
-        m.dropout = m.attention_dropout = 0.2
+        m.dropout = m.attention_dropout = m.mlp_dropout = m.final_dropout = 0.2
     else:
         m.vocab_size = 259
         m.num_layers = 3

@@ -48,6 +48,7 @@ def get_config(variant="small"):
     c.model.tie_embeddings = not newer
     c.model.scale_output = not newer
     c.model.dropout = c.model.attention_dropout = 0.0 if newer else 0.1
+    c.model.mlp_dropout = c.model.final_dropout = c.model.dropout
     c.model.dtype = "bfloat16"
     c.objective.name = "span_corruption"
     c.tokenizer.name = "sentencepiece"

@@ -226,7 +226,7 @@ class Model:
     experts_per_token = whole(2, 1, when=EXPERTS)
     # Capacity factor: an expert's places, in even shares of a row's tokens; 0: dropless.
     expert_capacity = number(0.0, most=1024, when=EXPERTS)
-    router_balance = number(0.01, when=EXPERTS)  # weight of the load balancing loss (Switch)
+    router_balance = number(0.01, when=EXPERTS)  # load balancing loss, a mean over layers (Switch)
     router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
     # Two residual streams, recomputed on the way back instead of stored; an untied "lm" head sees
     # both, any other their mean.
@@ -236,6 +236,8 @@ class Model:
     scale_embeddings = flag(False)  # multiply token embeddings by sqrt(embed_dim)
     dropout = share(0.0)  # after the embeddings and each sub-layer
     attention_dropout = share(0.0)  # on attention probabilities
+    mlp_dropout = share(0.0)  # in the feed-forward layer, behind its activation (T5)
+    final_dropout = share(0.0)  # behind the last norm (T5)
     init = one_of("normal", "fan_in")  # normal: initializer_range | fan_in: T5's, 1 / sqrt(inputs)
     initializer_range = number(0.02, over=0, most=100, when=given("model.init", "normal"))
     scale_residual_init = flag(False)  # GPT-2: projections into the residual / sqrt(2 num_layers)

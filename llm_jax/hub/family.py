@@ -116,7 +116,8 @@ SILENT = re.compile(
 # Keys of config.model that may differ without making another function of the parameters.
 FREE = {
     "dtype", "quantize", "scan", "remat", "pipeline_pieces", "mlp_chunk", "init",
-    "initializer_range", "scale_residual_init", "dropout", "attention_dropout",
+    "initializer_range", "scale_residual_init", "dropout", "attention_dropout", "mlp_dropout",
+    "final_dropout",
 }  # fmt: skip
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
 # What these do not read, and what a feed-forward layer without experts does not.

@@ -21,8 +21,8 @@ from llm_jax.train.state import init_state
 
 IMPORTED = "imported.json"  # where a run came from
 # Keys of config.model that a folder does not decide.
-CHANGEABLE = ("attention", "dropout", "attention_dropout", "dtype", "max_length", "remat", "scan",
-              "quantize", "pipeline_pieces")
+CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
+              "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces")
 NEW_HEAD = "model.head=mlm"  # for an encoder that has none
 OBJECTIVES = {"decoder": "causal_lm", "encoder_decoder": "seq2seq", "encoder": "masked_lm"}
 

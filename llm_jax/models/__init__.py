@@ -13,8 +13,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits
+from llm_jax.models.moe import router_loss
 
-__all__ = ["Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits"]
+__all__ = [
+    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "router_loss",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,4 +36,5 @@ class Encoder(nn.Module):
             cfg, cfg.num_layers, both_streams=both, deterministic=deterministic, name="stack"
         )
         x = stack(x, context)
-        return Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x
+        x = Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x
+        return nn.Dropout(cfg.final_dropout, deterministic=deterministic)(x)

@@ -125,6 +125,7 @@ class Mlp(nn.Module):
     """
 
     cfg: FrozenConfigDict
+    deterministic: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -137,7 +138,7 @@ class Mlp(nn.Module):
         each = nn.scan(
             lambda self, _, x: (None, one(self, x)),
             variable_broadcast="params",
-            split_rngs={"params": False},
+            split_rngs={"params": False, "dropout": True},
             in_axes=1,
             out_axes=1,
         )
@@ -153,6 +154,7 @@ class Mlp(nn.Module):
         else:
             h = PLAIN[cfg.activation](h)
         h = annotate(h, "batch", "length", "activation_mlp")
+        h = nn.Dropout(cfg.mlp_dropout, deterministic=self.deterministic)(h)
         return Dense(cfg, F, D, ("mlp", "embed"), residual_scale(cfg), name="down")(h)
 
 

@@ -1,12 +1,14 @@
-"""A feed-forward layer of many experts, of which a router gives each token a few."""
+"""Mixture of experts: feed-forward networks of which a router gives each token a few."""
 
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
@@ -15,40 +17,46 @@ from llm_jax.models.layers import GATED, PLAIN, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
-    """Sum over the top experts e of gate_e(x) Mlp_e(x): x [B, T, D] -> [B, T, D].
+    """Sum over the top k experts e of gate_e(x) Mlp_e(x): x [B, T, D] -> [B, T, D].
 
     Gates are the router's softmax, of several experts made to add up to one (Shazeer 2017;
     Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088).
-    With expert_capacity c each row gives an expert at most c k T / E tokens, and those it has
-    no room for pass by; without, none is dropped. Sows 'losses': router_balance times Fedus'
-    equation 4, router_z times the mean square of the router's logsumexp (Zoph 2022, equation 5).
+    Capacity factor c: of a row with n real tokens each expert takes at most ceil(c k n / E); the
+    others are dropped, which leaves them the residual branch's 0. 0 is dropless. Padding takes no
+    capacity. What `router_loss` needs is sown in 'losses', as sums over real tokens.
     """
 
     cfg: FrozenConfigDict
+    deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: Array, real_BT: Array | None = None) -> Array:
+        """real_BT: whether a token is none of padding; None: all are real."""
         cfg = self.cfg
         E, k = cfg.num_experts, cfg.experts_per_token
         # In float32: rounding a router's logits makes it unstable (Fedus 2021, 2.4).
         init = nn.with_logical_partitioning(normal(cfg, cfg.embed_dim), ("embed", None))
-        router = self.param("router", init, (cfg.embed_dim, E))
-        logits = x.astype(jnp.float32) @ router
-        gates = jax.nn.softmax(logits, axis=-1)
-        top, chosen = jax.lax.top_k(gates, k)  # [B, T, k]
+        router_DE = self.param("router", init, (cfg.embed_dim, E))
+        logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), router_DE, precision="highest")
+        gates_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+        top_BTk, expert_BTk = jax.lax.top_k(gates_BTE, k)
         if k > 1:
-            top /= top.sum(-1, keepdims=True)
-        self._sow_losses(logits, gates, chosen)
+            top_BTk /= top_BTk.sum(-1, keepdims=True)
+        self._sow(logits_BTE, gates_BTE, expert_BTk, real_BT)
         kernels = self._kernels()
-        route = self._with_room if cfg.expert_capacity else self._to_all
-        return route(x, top, chosen, kernels).astype(x.dtype)
+        if cfg.expert_capacity:
+            y_BTD = self._with_capacity(x_BTD, top_BTk, expert_BTk, kernels, real_BT)
+        else:
+            y_BTD = self._dropless(x_BTD, top_BTk, expert_BTk, kernels)
+        return y_BTD.astype(x_BTD.dtype)
 
-    def _sow_losses(self, logits, gates, chosen):
-        cfg, E = self.cfg, self.cfg.num_experts
-        share = jax.nn.one_hot(chosen, E).mean((0, 1, 2))
-        balance = E * jnp.sum(share * gates.mean((0, 1)))
-        z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
-        self.sow("losses", "router", cfg.router_balance * balance + cfg.router_z * z)
+    def _sow(self, logits_BTE, gates_BTE, expert_BTk, real_BT):
+        sent_BTE = jax.nn.one_hot(expert_BTk, self.cfg.num_experts).sum(2)
+        z_BT = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))
+        real_BT = jnp.ones(z_BT.shape) if real_BT is None else real_BT.astype(jnp.float32)
+        total = lambda x: jnp.tensordot(real_BT, x, 2)
+        sums = {"sent": total(sent_BTE), "gates": total(gates_BTE), "z": total(z_BT)}
+        self.sow("losses", "router", sums | {"tokens": real_BT.sum()})
 
     def _kernels(self):
         cfg = self.cfg
@@ -62,78 +70,108 @@ class MixtureOfExperts(nn.Module):
             kernels[name] = self.param(name, init, (E, fan_in, out)).astype(cfg.dtype)
         return kernels
 
-    def _with_room(self, x, top, chosen, kernels):
-        """Each row's tokens into its experts' slots [E, B, C], first come, first served."""
-        cfg, (B, T, _) = self.cfg, x.shape
+    def _with_capacity(self, x_BTD, top_BTk, expert_BTk, kernels, real_BT):
+        """Dispatches a row's tokens to its experts' slots [E, B, C], first come, first served."""
+        cfg, (B, T, _) = self.cfg, x_BTD.shape
         E, k = cfg.num_experts, cfg.experts_per_token
-        C = max(1, math.ceil(cfg.expert_capacity * k * T / E))
+        # Of each number of real tokens; counted by Python, whose floats do not depend on XLA.
+        of = [max(1, math.ceil(cfg.expert_capacity * k * n / E)) for n in range(T + 1)]
+        C, capacity_B = of[T], of[T]
         # First choices before second ones, earlier tokens before later ones.
-        wants = jax.nn.one_hot(chosen.swapaxes(1, 2), E, dtype=jnp.int32).reshape(B, k * T, E)
-        slot = (jnp.cumsum(wants, axis=1) - wants) * wants
-        slots = jax.nn.one_hot(slot.sum(-1), C) * (slot.sum(-1) < C)[..., None]
-        place = jnp.einsum("bne,bnc->bnec", wants.astype(jnp.float32), slots)
-        place = place.reshape(B, k, T, E, C)
-        weigh = jnp.einsum("bktec,btk->btec", place, top).astype(x.dtype)
-        sent = jnp.einsum("btec,btd->ebcd", place.sum(1).astype(x.dtype), x)
-        sent = annotate(sent, "experts", "expert_batch", None, "activation_embed")
+        wants_BNE = jax.nn.one_hot(expert_BTk.swapaxes(1, 2), E, dtype=jnp.int32)
+        wants_BNE = wants_BNE.reshape(B, k * T, E)
+        if real_BT is not None:
+            wants_BNE *= jnp.tile(real_BT, k)[..., None]
+            capacity_B = jnp.asarray(of)[real_BT.sum(1)][:, None]
+        slot_BN = ((jnp.cumsum(wants_BNE, axis=1) - wants_BNE) * wants_BNE).sum(-1)
+        slot_BNC = jax.nn.one_hot(slot_BN, C) * (slot_BN < capacity_B)[..., None]
+        place = jnp.einsum("bne,bnc->bnec", wants_BNE.astype(jnp.float32), slot_BNC)
+        place_BkTEC = place.reshape(B, k, T, E, C)
+        weigh_BTEC = jnp.einsum("bktec,btk->btec", place_BkTEC, top_BTk).astype(x_BTD.dtype)
+        sent = jnp.einsum("btec,btd->ebcd", place_BkTEC.sum(1).astype(x_BTD.dtype), x_BTD)
+        sent_EBCD = annotate(sent, "experts", "expert_batch", None, "activation_embed")
         multiply = lambda x, kernel: jnp.einsum("ebci,eio->ebco", x, kernel)
-        done = _feed_forward(cfg.activation, sent, kernels, multiply)
-        done = annotate(done, "experts", "expert_batch", None, "activation_embed")
-        return jnp.einsum("btec,ebcd->btd", weigh, done)
+        done = self._experts(sent_EBCD, kernels, multiply, self._dropout_key())
+        done_EBCD = annotate(done, "experts", "expert_batch", None, "activation_embed")
+        return jnp.einsum("btec,ebcd->btd", weigh_BTEC, done_EBCD)
 
-    def _to_all(self, x, top, chosen, kernels):
+    def _dropless(self, x_BTD, top_BTk, expert_BTk, kernels):
         """Each expert's tokens, however many; none is dropped.
 
         On a mesh that splits experts each device takes the tokens of all with which it shares
         them, adds what its own experts make of these, and gets back the sums of its own tokens.
         """
-        act = self.cfg.activation
         mesh = jax.sharding.get_abstract_mesh()
         axes = ("batch", "length", "experts", "mlp")
         batch, length, experts, mlp = axes = [nn.logical_to_mesh_axes((a,))[0] for a in axes]
-        sizes = (*x.shape[:2], *kernels["up"].shape[::2])
+        sizes = (*x_BTD.shape[:2], *kernels["up"].shape[::2])
         parts = [split.parts(mesh, axis) for axis in axes]
         if max(parts) == 1 or any(map(operator.mod, sizes, parts)):
-            return _dropless(act, 0, x, top, chosen, kernels)
+            return self._grouped(0, x_BTD, top_BTk, expert_BTk, kernels, self._dropout_key())
 
-        def part(x, top, chosen, kernels):
+        def part(x_BTD, top_BTk, expert_BTk, kernels, key):
             first = 0
+            if key is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(mesh.axis_names))
             if experts:
                 first = jax.lax.axis_index(experts) * len(kernels["up"])
                 take = lambda a: jax.lax.all_gather(a, experts, tiled=True)
-                x, top, chosen = take(x), take(top), take(chosen)
-            y = _dropless(act, first, x, top, chosen, kernels)
-            y = jax.lax.psum(y, mlp) if mlp else y
-            return jax.lax.psum_scatter(y, experts, tiled=True) if experts else y
+                x_BTD, top_BTk, expert_BTk = take(x_BTD), take(top_BTk), take(expert_BTk)
+            y_BTD = self._grouped(first, x_BTD, top_BTk, expert_BTk, kernels, key)
+            y_BTD = jax.lax.psum(y_BTD, mlp) if mlp else y_BTD
+            return jax.lax.psum_scatter(y_BTD, experts, tiled=True) if experts else y_BTD
 
         rows, up = PartitionSpec(batch, length), PartitionSpec(experts, None, mlp)
         kinds = dict.fromkeys(kernels, up) | {"down": PartitionSpec(experts, mlp)}
-        spread = jax.shard_map(
-            part, mesh=mesh, in_specs=(rows, rows, rows, kinds), out_specs=rows, check_vma=False
-        )
-        return spread(x, top, chosen, kernels)
+        specs = (rows, rows, rows, kinds, PartitionSpec())
+        spread = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return spread(x_BTD, top_BTk, expert_BTk, kernels, self._dropout_key())
+
+    def _grouped(self, first, x_BTD, top_BTk, expert_BTk, kernels, key):
+        """Tokens sorted by expert, each group through its kernels, of experts from `first` on."""
+        (B, T, D), E, k = x_BTD.shape, len(kernels["up"]), expert_BTk.shape[-1]
+        expert_N = expert_BTk.reshape(-1) - first
+        expert_N = jnp.where((expert_N >= 0) & (expert_N < E), expert_N, E)  # others' stand last
+        order_N = jnp.argsort(expert_N)
+        sizes_E = jnp.bincount(expert_N, length=E).astype(jnp.int32)
+        multiply = lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E)
+        done_ND = self._experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
+        done_ND = jnp.where((jnp.arange(len(done_ND)) < sizes_E.sum())[:, None], done_ND, 0)
+        done_BTkD = done_ND[jnp.argsort(order_N)].reshape(B, T, k, D)
+        return jnp.einsum("btkd,btk->btd", done_BTkD, top_BTk.astype(x_BTD.dtype))
+
+    def _experts(self, x: Array, kernels: dict, multiply: Callable, key: Array | None) -> Array:
+        """The feed-forward of each expert; multiply: (x, kernel) -> x kernel, expert by expert."""
+        act = self.cfg.activation
+        h = multiply(x, kernels["up"])
+        h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
+        if key is not None:
+            kept = 1 - self.cfg.mlp_dropout
+            h = jnp.where(jax.random.bernoulli(key, kept, h.shape), h / kept, 0)
+        return multiply(h, kernels["down"])
+
+    def _dropout_key(self):
+        drop = self.cfg.mlp_dropout and not self.deterministic
+        return self.make_rng("dropout") if drop else None
 
 
-def _dropless(
-    act: str, first: int | jax.Array, x: jax.Array, top: jax.Array, chosen: jax.Array, kernels: dict
-) -> jax.Array:
-    """Tokens sorted by expert, each group through its own kernels, of experts from `first` on."""
-    (B, T, D), E, k = x.shape, len(kernels["up"]), chosen.shape[-1]
-    expert = chosen.reshape(-1) - first
-    expert = jnp.where((expert >= 0) & (expert < E), expert, E)  # the others' stand last
-    order = jnp.argsort(expert)
-    sizes = jnp.bincount(expert, length=E).astype(jnp.int32)
-    rows = x.reshape(-1, D)[order // k]
-    done = _feed_forward(
-        act, rows, kernels, lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes)
-    )
-    done = jnp.where((jnp.arange(len(done)) < sizes.sum())[:, None], done, 0)
-    done = done[jnp.argsort(order)].reshape(B, T, k, D)
-    return jnp.einsum("btkd,btk->btd", done, top.astype(x.dtype))
+def router_loss(cfg: Any, sown: dict) -> Array | float:
+    """What routers add to the loss, from the 'losses' collection of a model's forward pass.
 
-
-def _feed_forward(act: str, x: jax.Array, kernels: dict, multiply: Callable) -> jax.Array:
-    """The feed-forward of each expert; multiply: (x, kernel) -> x kernel, expert by expert."""
-    h = multiply(x, kernels["up"])
-    h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
-    return multiply(h, kernels["down"])
+    router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where expert e is among
+    the top k of a share f_e of tokens (they add up to k) and p_e is its mean gate: Fedus 2021,
+    equation 4, and Zoph 2022, equation 5. Means are over the real tokens of all layers together,
+    as in transformers' load_balancing_loss_func, so that neither depth nor padding changes what a
+    coefficient means. The product is not a sum over tokens: of a batch in microbatches it is the
+    mean of theirs.
+    """
+    E, sums = cfg.num_experts, {}
+    for path, x in jax.tree_util.tree_leaves_with_path(sown):
+        size = (-1, E) if path[-1].key in ("sent", "gates") else (-1,)
+        sums.setdefault(path[-1].key, []).append(x.reshape(size).sum(0))
+    if not sums:
+        return 0.0
+    sent_E, gates_E, z, tokens = (sum(sums[name]) for name in ("sent", "gates", "z", "tokens"))
+    tokens = jnp.maximum(tokens, 1)
+    balance = E * jnp.sum(sent_E * gates_E) / tokens**2
+    return cfg.router_balance * balance + cfg.router_z * z / tokens

@@ -44,7 +44,7 @@ class Block(nn.Module):
     def __call__(self, x: Any, context: Context, only: int | None = None) -> Any:
         """x [B, T, D] -> [B, T, D], or both streams of a reversible stack, see `reversible`.
 
-        `only` gives what sub-layer `only` adds, by itself.
+        only: index of the sub-layer whose residual branch is to be returned by itself.
         """
         cfg = self.cfg
         self.sow("hidden", "input", x)
@@ -61,8 +61,12 @@ class Block(nn.Module):
             sublayers.append(
                 ("cross_norm", lambda y: look(y, context.cross_mask, source=context.encoded))
             )
-        feed_forward = MixtureOfExperts if self.experts else Mlp
-        sublayers.append(("mlp_norm", feed_forward(cfg, name="mlp")))
+        if self.experts:
+            experts = MixtureOfExperts(cfg, self.deterministic, name="mlp")
+            feed_forward = lambda y: experts(y, self._real(context))
+        else:
+            feed_forward = Mlp(cfg, self.deterministic, name="mlp")
+        sublayers.append(("mlp_norm", feed_forward))
         if only is not None:
             return self.branch(x, *sublayers[only])
         for name, sublayer in sublayers:
@@ -74,6 +78,13 @@ class Block(nn.Module):
                 x = Norm(cfg, name=name)(x + self.branch(x, None, sublayer))
             x = jax.tree.map(lambda x: annotate(x, "batch", "length", "activation_embed"), x)
         return x
+
+    def _real(self, context: Context) -> jax.Array | None:
+        """[B, T], whether a token is none of padding; None: all are real."""
+        if self.cache_length:
+            return context.positions < self.cache_length
+        segments = context.mask.query_segments
+        return None if segments is None else segments > 0
 
     def branch(self, x: jax.Array, norm: str | None, sublayer: Any) -> jax.Array:
         """dropout(f(norm(x))); post-norm has its norm after the sum (Xiong 2020, figure 1)."""

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from llm_jax import objectives
-from llm_jax.models import Model, init_params
+from llm_jax.models import Model, init_params, router_loss
 from llm_jax.objectives import Objective
 from llm_jax.train.optimizer import schedule
 
@@ -58,8 +58,7 @@ def make_train_step(
             )  # fmt: skip
             terms, metrics = objective.losses(outputs, part, config.objective)
             metrics = {name: total / weights[term] for name, (total, term) in metrics.items()}
-            # What layers add of themselves (a router's) is a mean over the part's tokens.
-            own = sum(jnp.sum(x) for x in jax.tree.leaves(sown)) / config.train.microbatches
+            own = router_loss(config.model, sown) / config.train.microbatches
             return sum(total / weights[term] for term, total in terms.items()) + own, metrics
 
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
