@@ -110,6 +110,7 @@ def named(spec: str) -> list[str]:
     if not os.path.isdir(spec) and glob.has_magic(spec):
         folder, parts = ("/", spec[1:]) if spec.startswith("/") else ("", spec)
         parts = [part for part in parts.split("/") if part]
+        parts += ["*"] * (parts[-1] == "**")
         for path, where in _matches(folder, os.path.realpath(folder), parts, set()):
             real.setdefault(where, path)
     if not real:
@@ -126,7 +127,7 @@ def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tu
     seen.add((real, len(parts)))
     part, *below = parts
     if part == "**":
-        yield from _matches(folder, real, below or ["*"], seen)
+        yield from _matches(folder, real, below, seen)
     elif not glob.has_magic(part):
         path = os.path.join(folder, part)
         if below and os.path.isdir(path):
