@@ -58,7 +58,6 @@ REFUSED = {
     "optimizer.b2=1.0": r"optimizer.b2=1.0: must be in \[0, 1\)",
     "model.activation=swish": "model.activation='swish': allowed are .*swiglu",
     "optimizer.name=sgd": "optimizer.name='sgd': allowed are adamw",
-    "objective.name=bart": "objective.name='bart': allowed are causal_lm",
     "seed=4294967296": "seed=4294967296: must be at least 0 and at most 4294967295",
     "model.norm_epsilon=-1": "model.norm_epsilon=-1.0: must be above 0",
     "model.norm_epsilon=0": "model.norm_epsilon=0.0: must be above 0",

@@ -78,17 +78,19 @@ stream every host packs all rows and keeps its own; of data.shards streams, one 
 def measure(config_file: str, tfds_dir: str, name: str) -> list[dict]:
     """Tokens, and the CPU and wall seconds that one core takes for them, of each repeat."""
     os.sched_setaffinity(0, {CORE})
-    from llm_jax.data import pipeline, sources
+    from llm_jax import objectives
+    from llm_jax.data import pipeline
 
     config = _config(config_file)
     config.data.train, config.data.tfds_dir = f"tfds:{name}", tfds_dir
     config.data.validation = config.data.test = ""
     config.data.validation_fraction = 0.01
-    docs = sources.splits(config)["train"]
-    tokenizer = pipeline.build_tokenizer(config, docs)
-    iterator = pipeline.train_iterator(config, tokenizer, docs)
+    objective = objectives.get(config.objective.name)
+    docs = objective.splits(config)["train"]
+    tokenizer = objective.build_tokenizer(config, docs)
+    iterator = pipeline.train_iterator(objective.examples(tokenizer, config), docs)
     sides = [s for s in ("segment_ids", "encoder_segment_ids") if s in next(iterator)]
-    for _ in range(pipeline.PREFETCH):
+    for _ in range(pipeline.AHEAD):
         next(iterator)
     runs = [_run(iterator, sides) for _ in range(REPEATS)]
     iterator.close()
@@ -160,15 +162,17 @@ def shuffle() -> None:
     """Starts to read a set of 100 million documents."""
     import tracemalloc
 
+    from llm_jax import objectives
     from llm_jax.data import pipeline, sources, tokenizers
 
     config = _config("gpt2.py:124m")
     tokenizer = tokenizers.Bytes()
     tracemalloc.start()
     began = time.perf_counter()
-    docs = sources.Lazy(_Said(), {"data.text_column": "text"}, mean=2700)
+    docs = sources.Lazy(_Said(), {"text": "text"}, mean=2700)
     parts = sources._hold_out(docs, [0.001, 0.0])
-    iterator = pipeline.train_iterator(config, tokenizer, parts[0])
+    examples = objectives.get(config.objective.name).examples(tokenizer, config)
+    iterator = pipeline.train_iterator(examples, parts[0])
     started = time.perf_counter() - began
     next(iterator)
     first = time.perf_counter() - began - started

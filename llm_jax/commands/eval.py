@@ -17,19 +17,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     import jax
 
     from llm_jax import sharding
-    from llm_jax.data import pipeline, sources
+    from llm_jax.data import pipeline
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
     from llm_jax.train.state import make_eval_step
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    documents = sources.splits(setup.config)[args.split]
+    documents = setup.objective.splits(setup.config)[args.split]
     if not len(documents):
         raise ConfigError(
             f"--split={args.split}: the run has none; data.{args.split} or "
             f"data.{args.split}_fraction of its config would make one"
         )
-    batches = pipeline.eval_batches(setup.config, tokenizer, documents)
+    examples = setup.objective.examples(tokenizer, setup.config)
+    batches = pipeline.eval_batches(examples, documents)
     eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
     with sharding.activate(setup.mesh):
         result = evaluate(eval_step, params, batches, setup.mesh)

@@ -1,11 +1,14 @@
 """Rows to batches, which may grow during training, and of which a process reads only its share."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.data.chunks import Makers
 
 STAGES = 8  # batch sizes on the way to the full one: each is a program of its own
 
@@ -23,6 +26,43 @@ def batch_size(data: ConfigDict, step: int) -> int:
     return data.ramp_start + grown // data.ramp_start * data.ramp_start
 
 
+class Stream:
+    """Rows of every `of`-th chunk from the `shard`-th, without end; the next chunks are made ahead.
+
+    `get_state` is the chunk, of its own, and the row that come next.
+    """
+
+    def __init__(self, makers: Makers, shard: int = 0, of: int = 1):
+        self._makers, self._shard, self._of = makers, shard, of
+        self._chunk, self._row, self._ahead = 0, 0, deque()
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        for _ in range(len(self._makers.chunks) + 1):
+            while len(self._ahead) <= self._makers.count:
+                number = (self._chunk + len(self._ahead)) * self._of + self._shard
+                self._ahead.append(self._makers.start(number))
+            rows = self._ahead[0].result()
+            if self._row < len(rows):
+                self._row += 1
+                return rows[self._row - 1]
+            self._ahead.popleft()
+            self._chunk, self._row = self._chunk + 1, 0
+        raise ConfigError("data.train: no document gives an example; each is too short, or has "
+                          "nothing to predict")
+
+    def get_state(self) -> dict[str, int]:
+        """What JSON can hold; stands exactly behind the last row returned."""
+        return {"chunk": self._chunk, "row": self._row}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues behind the row after which `get_state` was called."""
+        self._chunk, self._row = state["chunk"], state["row"]
+        self._ahead.clear()
+
+
 class Batches:
     """Batches of the rows that data.shards streams yield one at a time, without end.
 
@@ -30,12 +70,19 @@ class Batches:
     only those are opened that yield rows which are `kept`.
 
     Args:
-      streams: (shard) -> an iterator over rows with `get_state` and `set_state`.
+      streams: (shard) -> its rows.
       kept: (n) -> which rows of a batch of n the batches here have.
+      close: stops what the streams have at work.
     """
 
-    def __init__(self, data: ConfigDict, streams: Callable[[int], Iterator], kept: Rows):
-        self._data, self._kept, self._step = data, kept, 0
+    def __init__(
+        self,
+        data: ConfigDict,
+        streams: Callable[[int], Stream],
+        kept: Rows,
+        close: Callable[[], object] = lambda: None,
+    ):
+        self._data, self._kept, self._step, self.close = data, kept, 0, close
         sizes = {batch_size(data, step) for step in range(data.ramp_steps + 1)}
         mine = set().union(*(self._owners(n)[kept(n)].tolist() for n in sizes))
         self._streams = {shard: streams(shard) for shard in sorted(mine)}
@@ -68,17 +115,54 @@ class Batches:
         Raises:
           ConfigError: a state that an older version of this project wrote.
         """
-        if not {"step", "streams"} <= state.keys():
+        known = {"step", "streams"} <= state.keys()
+        if not known or any(s.keys() != {"chunk", "row"} for s in state["streams"].values()):
             raise ConfigError("the checkpoint's place in the data is of an older version of "
                               "llm_jax; resume it with that, or choose another --workdir")
         self._step = state["step"]
         for shard, stream in self._streams.items():
             stream.set_state(state["streams"][str(shard)])
 
+
+class Prefetch:
+    """Makes batches ahead of their use, in a thread; is where the last one returned was.
+
+    Not safe to be used by several threads.
+    """
+
+    def __init__(self, batches: Batches, ahead: int):
+        self._batches, self._size = batches, ahead
+        self._thread, self._ahead = ThreadPoolExecutor(1), deque()
+        self._state = batches.get_state()
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        while len(self._ahead) <= self._size:
+            self._ahead.append(self._thread.submit(self._make))
+        batch, self._state = self._ahead.popleft().result()
+        return batch
+
+    def _make(self) -> tuple[dict[str, np.ndarray], dict]:
+        return next(self._batches), self._batches.get_state()
+
+    def get_state(self) -> dict:
+        """What JSON can hold; stands exactly behind the last batch returned."""
+        return self._state
+
+    def set_state(self, state: dict) -> None:
+        """Continues behind the batch after which `get_state` was called; see Batches."""
+        while self._ahead:
+            self._ahead.pop().cancel()
+        # In the thread, after the batch that it may be making.
+        self._thread.submit(self._batches.set_state, state).result()
+        self._state = self._batches.get_state()
+
     def close(self) -> None:
-        """Stops what the streams have at work."""
-        for stream in self._streams.values():
-            stream.close()
+        """Stops the work that is ahead."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._batches.close()
 
 
 def union(states: list[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""Rows of a set that is read as it is needed: mixed, cut and packed a chunk at a time.
+"""Rows of documents: mixed, cut and packed a chunk at a time, from memory or as they are read.
 
 Documents are shuffled globally by a permutation that is computed index by index (Grain's, a
 Feistel cipher), so that a set of any size starts at once and no list of indices is held.
@@ -11,43 +11,62 @@ import signal
 import threading
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
-from llm_jax.data.sources import Lazy, permuted
-from llm_jax.data.transforms import Transform
-from llm_jax.data.transforms.base import Arrays
-from llm_jax.data.windows import cut, excerpt, streams
+from llm_jax.data.examples import Arrays, Examples, Record
+from llm_jax.data.sources import permuted
+from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
 
 SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
+_IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
+
+
+def padding(name: str, pad_id: int) -> int:
+    """Returns what fills up a field of a batch."""
+    return pad_id if name in _IDS else 0
 
 
 class Chunks:
     """Chunk c of epoch e is number e * len(self) + c, and a function of (seed, number).
 
-    Without a seed: the documents in their order, and in one epoch.
+    Without a seed: the documents in their order, and in one epoch. A chunk has at least two
+    documents, where there are two. The tokens of a list, which is in memory, are kept: `held`.
     """
 
-    def __init__(self, what: Transform, docs: Lazy, padding: Arrays, seed: int | None = None):
-        self._what, self._docs, self._padding, self._seed = what, docs, padding, seed
+    def __init__(self, what: Examples, docs: Sequence[Record], seed: int | None = None):
+        self._what, self._docs, self._seed = what, docs, seed
         self.lengths = what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
-        self._size = max(1, min(len(docs), round(CHUNK / docs.mean)))  # documents
+        pad_id = what.tokenizer.pad_id
+        self._padding = {name: padding(name, pad_id) for name in self.lengths}
+        self.held = self._pool(docs) if what.cut and isinstance(docs, list) else None
+        self._count = max(1, min(round(self._size() / CHUNK), len(docs) // 2))
+
+    def _size(self) -> float:
+        """Tokens of the set, about."""
+        docs = self._docs
+        if self.held is not None:
+            return int(self.held.ends[-1])
+        if isinstance(docs, list):  # four characters a token
+            return sum(len(x) for doc in docs for x in doc.values() if isinstance(x, str)) / 4
+        together = getattr(docs, "together", 0)  # a set may know better
+        return CHUNK * len(docs) / together if together else docs.mean * len(docs)
 
     def __len__(self) -> int:
-        return -(-len(self._docs) // self._size)
+        return self._count
 
     def rows(self, number: int) -> "Rows":
         """Returns the packed rows of a chunk."""
         epoch, nth = divmod(number, len(self))
         count, seed = len(self._docs), self._seed
-        places = range(nth * self._size, min(count, (nth + 1) * self._size))
+        places = range(nth * count // len(self), (nth + 1) * count // len(self))
         if seed is not None:
             places = [permuted(place, count, seed + epoch) for place in places]
         rng = np.random.default_rng((seed or 0, number))
-        examples = self._examples(self._docs.read(places), rng)
+        examples = self._examples(places, rng)
         if seed is not None:
             examples = [examples[i] for i in rng.permutation(len(examples))]
         most = 1 if self._what.config.data.packing == "none" else 0
@@ -73,23 +92,23 @@ class Chunks:
         row |= {name: row[name][0] for name in self._what.scalars}
         return row if self._what.row is None else self._what.row(row, rng)
 
-    def _examples(self, docs: list, rng: np.random.Generator) -> list[Arrays]:
-        what = self._what
-        found = streams(what.tokenizer, docs, what.framed)
+    def _pool(self, docs: list[Record]) -> Pool:
+        texts = [doc["tokens"] if "tokens" in doc else doc["text"] for doc in docs]
+        return Pool(streams(self._what.tokenizer, texts, self._what.framed))
+
+    def _examples(self, places: Sequence[int], rng: np.random.Generator) -> list[Arrays]:
+        what, docs, pool = self._what, self._docs, self.held
+        if pool is None:
+            docs = [docs[i] for i in places] if isinstance(docs, list) else docs.read(places)
+            if not what.cut:
+                return [example for doc in docs for example in what.examples(doc, rng, None)]
+            pool, places = self._pool(docs), range(len(docs))
         phases = None if self._seed is None else rng
-
-        def elsewhere(i, n):
-            other = int(rng.integers(max(1, len(found) - 1)))
-            other = found[(other + (other >= i)) % len(found)]
-            return excerpt(other, int(rng.integers(max(1, len(other)))), n)
-
         examples = []
-        for i, tokens in enumerate(found):
-            draw = functools.partial(elsewhere, i)
-            for window in cut(tokens, what.stride, what.overlap, phases):
-                example = what.example(window, rng, draw)
-                if example is not None:
-                    examples.append(example)
+        for i in places:
+            elsewhere = functools.partial(pool.elsewhere, i, rng=rng)
+            for window in cut(pool.documents[i], what.stride, what.overlap, phases):
+                examples += what.examples(window, rng, elsewhere)
         return examples
 
 
@@ -109,18 +128,23 @@ class Rows(Sequence):
         return self._chunks.row([self._examples[j] for j in self._packed[i]], rng)
 
 
-class Workers:
-    """Processes that pack chunks, each what this process would make of it."""
+class Makers:
+    """What makes chunks ahead of their use: a thread, or `workers` processes."""
 
-    def __init__(self, chunks: Chunks, count: int):
-        spawn = multiprocessing.get_context("spawn")  # a fork would copy the accelerator's threads
-        self._pool = ProcessPoolExecutor(count, spawn, initializer=_serve, initargs=(chunks,))
+    def __init__(self, chunks: Chunks, workers: int = 0):
+        self.chunks, self.count = chunks, max(1, workers)
+        if workers:
+            spawn = multiprocessing.get_context("spawn")  # a fork would copy accelerator's threads
+            how = {"mp_context": spawn, "initializer": _serve, "initargs": (chunks,)}
+            self._pool, self._make = ProcessPoolExecutor(workers, **how), _make
+        else:
+            self._pool, self._make = ThreadPoolExecutor(1), chunks.rows
         # Also before the interpreter takes away what the pool's own end needs.
-        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
-    def rows(self, number: int) -> "Stacked":
-        """Returns the packed rows of a chunk."""
-        return Stacked(self._pool.submit(_make, number).result())
+    def start(self, number: int) -> Future[Sequence[Arrays]]:
+        """Has a chunk made; returns what will be its packed rows."""
+        return self._pool.submit(self._make, number)
 
 
 class Stacked(Sequence):
@@ -151,13 +175,13 @@ def _serve(chunks: Chunks) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(number: int) -> Arrays:
+def _make(number: int) -> Stacked:
     rows = list(_chunks.rows(number))
-    return {name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
+    return Stacked({name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]})
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
-    row = np.empty(length, parts[0].dtype)
+    row = np.empty(length, np.float32 if parts[0].dtype.kind == "f" else np.int32)
     end = 0
     for part in parts:
         start, end = end, end + len(part)

@@ -20,6 +20,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError, base, load
+from llm_jax.data.examples import Record
 from llm_jax.data.pipeline import build_tokenizer
 from llm_jax.data.sources import stored_tokenizer, stream
 from llm_jax.data.tokenizers import TRAINING_CHARACTERS, UNTRAINED, Tokenizer
@@ -32,19 +33,21 @@ def prepare(
     tfds_dir: str = "",
     data: ConfigDict | None = None,
     config: ConfigDict | None = None,
+    specials: Sequence[str] = (),
 ) -> Path:
     """Writes the documents of each split's spec as `tfds:name` and returns its folder.
 
     Args:
       data: how text is read.
       config: the run whose tokenizer's tokens are to be written instead of text.
+      specials: what its objective needs of the tokenizer.
 
     Raises ConfigError when a spec cannot be read, or when the set is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"--name: {name!r} must be lower-case letters, digits and underscores")
-    columns = {"data.text_column": (data or base().data).text_column}
-    tokenizer = config and _tokenizer(config, stream(specs["train"], columns))
+    columns = {"text": (data or base().data).text_column}
+    tokenizer = config and _tokenizer(config, stream(specs["train"], columns), specials)
     builder = _builder_class(name)(
         texts={split: stream(spec, columns) for split, spec in specs.items()},
         tokenizer=tokenizer,
@@ -61,19 +64,20 @@ def prepare(
     return Path(builder.data_dir)
 
 
-def _tokenizer(config: ConfigDict, texts: Iterator[str]) -> Tokenizer:
-    """Builds the config's tokenizer on documents evenly spaced among `texts`."""
+def _tokenizer(config: ConfigDict, docs: Iterator[Record], specials: Sequence[str]) -> Tokenizer:
+    """Builds the config's tokenizer on documents evenly spaced among `docs`."""
     if config.tokenizer.name in UNTRAINED:
-        return build_tokenizer(config, [])
+        return build_tokenizer(config, [], specials)
+    length = lambda doc: len(doc["text"])
     kept, size, step = [], 0, 1
-    for i, text in enumerate(texts):
+    for i, doc in enumerate(docs):
         if i % step == 0:
-            kept.append(text)
-            size += len(text)
+            kept.append(doc)
+            size += length(doc)
         if size > TRAINING_CHARACTERS and len(kept) > 1:
             kept, step = kept[::2], 2 * step
-            size = sum(map(len, kept))
-    return build_tokenizer(config, kept)
+            size = sum(map(length, kept))
+    return build_tokenizer(config, kept, specials)
 
 
 def _builder_class(name: str):
@@ -85,7 +89,7 @@ def _builder_class(name: str):
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = Path(__file__).parent  # TFDS cannot find it when this module is the command
 
-        def __init__(self, *, texts: dict[str, Iterator[str]], tokenizer, about, **kwargs):
+        def __init__(self, *, texts: dict[str, Iterator[Record]], tokenizer, about, **kwargs):
             self.texts, self.tokenizer, self.about = texts, tokenizer, about
             super().__init__(**kwargs)
 
@@ -105,9 +109,10 @@ def _builder_class(name: str):
 
         def _generate_examples(self, docs):
             if self.tokenizer is None:
-                yield from ((i, {"text": text}) for i, text in enumerate(docs))
+                yield from enumerate(docs)
                 return
-            tokens = (t for some in _some(docs) for t in streams(self.tokenizer, some, False))
+            texts = (doc["text"] for doc in docs)
+            tokens = (t for some in _some(texts) for t in streams(self.tokenizer, some, False))
             yield from ((i, {"tokens": ids}) for i, ids in enumerate(tokens))
 
     TextBuilder.name = name
@@ -134,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     if wrong := [arg for arg in rest if not arg.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    from llm_jax import objectives  # as a command, this stands above them
+
     data = base().data
     data.text_column = args.text_column
     specs = {split: getattr(args, split) for split in ("train", "validation", "test")}
@@ -142,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides = [arg.removeprefix("--config.") for arg in rest]
         tokenise = args.config or overrides
         config = load(args.config or "", overrides) if tokenise else None
-        folder = prepare(args.name, specs, args.tfds_dir, data, config)
+        specials = objectives.get(config.objective.name).examples.specials(config) if config else ()
+        folder = prepare(args.name, specs, args.tfds_dir, data, config, specials)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     where = f" --config.data.tfds_dir={args.tfds_dir}" if args.tfds_dir else ""

@@ -1,6 +1,6 @@
 """Where documents come from: the built-in corpus, local text and JSONL, prepared TFDS sets, tasks.
 
-A document is a text, or for some objectives a pair of texts (source, target) or parts of one.
+A document is a record, a dict of named fields: see data/examples.py.
 """
 
 import copy
@@ -20,11 +20,11 @@ from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import corpus, files, tasks, tokenizers, transforms
+from llm_jax.data import corpus, files, tasks, tokenizers
+from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 
-Document = str | np.ndarray | tuple[str, ...] | tuple[tasks.Part, ...]
-Columns = dict[str, str]  # the config's key: the column it names
+Columns = dict[str, str]  # field of a record: the column that data.FIELD_column names
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ class Lazy(Sequence):
     def __len__(self) -> int:
         return len(self.source if self.index is None else self.index)
 
-    def __getitem__(self, i: int) -> Document:
+    def __getitem__(self, i: int) -> Record:
         return self.read([i])[0]
 
-    def read(self, places: Sequence[int]) -> list[Document]:
+    def read(self, places: Sequence[int]) -> list[Record]:
         """Returns the documents at `places`."""
         where = [self._place(i) for i in places]
         many = getattr(self.source, "__getitems__", None)
@@ -71,8 +71,8 @@ class Lazy(Sequence):
         i %= len(self)
         return i if self.index is None else permuted(self.index[i], len(self.source), 0)
 
-    def _document(self, record) -> Document:
-        return _document_of(record, self.columns)
+    def _document(self, record) -> Record:
+        return _select(record, self.columns)
 
 
 class Tokens(Lazy):
@@ -98,10 +98,10 @@ class Tokens(Lazy):
                               "values, or prepare it again with the run's --config")
         return self.tokenizer
 
-    def _document(self, record: bytes) -> np.ndarray:
+    def _document(self, record: bytes) -> Record:
         # Not TFDS's own way, which takes ten times as long.
         feature = _proto().FromString(record).features.feature["tokens"]
-        return np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)
+        return {"tokens": np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)}
 
 
 @functools.cache
@@ -111,48 +111,57 @@ def _proto():
     return tf_example_pb2.Example
 
 
-class _Halves(Sequence):
-    """Both texts of every pair, one after the other."""
+class _Texts(Sequence):
+    """Every text of every record, one after the other."""
 
-    def __init__(self, pairs: Sequence[tuple[str, str]]):
-        self.pairs = pairs
+    def __init__(self, docs: Sequence[Record]):
+        self.docs, self.fields = docs, [field for field in docs[0] if field != "label"]
 
     def __len__(self) -> int:
-        return 2 * len(self.pairs)
+        return len(self.fields) * len(self.docs)
 
     def __getitem__(self, i: int) -> str:
-        return self.pairs[i // 2][i % 2]
+        return self.docs[i // len(self.fields)][self.fields[i % len(self.fields)]]
 
 
-def texts(docs: Sequence[Document]) -> Sequence[str]:
-    """Returns the documents as texts; of a pair, both; of a task, all its words."""
+def texts(docs: Sequence[Record]) -> Sequence[str]:
+    """Returns all texts of the documents, labels left out; of a task, all its words."""
     if isinstance(docs, tasks.Examples):
         return [" ".join(docs.task.words)]
-    if not len(docs) or isinstance(docs[0], str):
-        return docs
-    return [text for pair in docs for text in pair] if isinstance(docs, list) else _Halves(docs)
+    if isinstance(docs, list):
+        return [text for doc in docs for text in _texts_of(doc)]
+    return _Texts(docs) if len(docs) else []
 
 
-def documents(spec: str, data: ConfigDict, pairs: bool = False) -> Sequence[Document]:
+def _texts_of(doc: Record) -> list[str]:
+    if "parts" in doc:
+        return [part.text for part in doc["parts"]]
+    return [text for field, text in doc.items() if field != "label"]
+
+
+def documents(
+    spec: str, data: ConfigDict, fields: Sequence[str] = ("text",)
+) -> Sequence[Record]:
     """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
 
     `builtin:python`, `tfds:name/config:version@split`, a file of a kind that data/files.py reads or
-    a glob of them, or several of these separated by commas. Pairs come from two columns of records,
-    or line by line from text files that follow each other: "a.en,a.de.gz".
+    a glob of them, or several of these separated by commas. Each field comes from the column that
+    data.FIELD_column names; several also line by line from as many text files that follow each
+    other: "a.en,a.de.gz".
     """
-    specs = _parts(spec)
-    if pairs:
+    specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in fields}
+    if len(fields) > 1:
         records = [s for s in specs if s.startswith("tfds:") or _holds_records(s)]
-        lines = [s for s in specs if s not in records]
-        if len(lines) % 2 or not specs:
-            raise ConfigError(f"data: {spec!r} must name text files by twos, source and target, as "
-                              "in \"train.en,train.de\"; or tables (.jsonl, .csv …) or TFDS sets "
-                              "with the columns data.source_column and data.target_column")
-        parts = [_parallel(*both) for both in zip(lines[::2], lines[1::2], strict=True)]
-        columns = {f"data.{name}": data[name] for name in ("source_column", "target_column")}
-        parts += [_read(s, data, columns) for s in records]
+        lines, n = [s for s in specs if s not in records], len(fields)
+        if len(lines) % n or not specs:
+            keys = ", ".join(f"data.{field}_column" for field in fields)
+            raise ConfigError(f"data: {spec!r} must name tables (.jsonl, .tsv, .csv …) or TFDS "
+                              f"sets with the columns {keys}; or {n} text files at a time "
+                              f"({', '.join(fields)}), as in \"train.en,train.de\"")
+        parts = [_parallel(fields, lines[i : i + n]) for i in range(0, len(lines), n)]
     else:
-        parts = [_read(s, data, {"data.text_column": data.text_column}) for s in specs]
+        records, parts = specs, []
+    parts += [_read(s, data, columns) for s in records]
     if len(parts) == 1:
         return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
@@ -161,21 +170,26 @@ def documents(spec: str, data: ConfigDict, pairs: bool = False) -> Sequence[Docu
     return [document for part in parts for document in part]
 
 
-def splits(config: ConfigDict) -> dict[str, Sequence[str]]:
+def splits(
+    config: ConfigDict, fields: Sequence[str] = ("text",), parts: bool = False
+) -> dict[str, Sequence[Record]]:
     """Returns the documents of train, validation and test; no document is in two of them.
 
     A split without a spec of its own takes its share of the training documents, chosen by their
-    content; a corpus of one document is cut in that order instead.
+    content; a corpus of one text is cut in that order instead.
+
+    Args:
+      fields: those that are read of a document.
+      parts: whether records of parts will do, as tasks are.
     """
     data = config.data
-    pairs = transforms.objective(config).pairs
     named = {name: _spec_of(name, data) for name in ("validation", "test")}
     shares = [0.0 if spec else data.get(f"{name}_fraction", 0.0) for name, spec in named.items()]
 
-    def read(split: str, spec: str) -> Sequence[Document]:
+    def read(split: str, spec: str) -> Sequence[Record]:
         if spec.startswith(tasks.PREFIX):
-            return tasks.read(config, spec, split)
-        return documents(spec, data, pairs)
+            return tasks.read(config, spec, split, parts)
+        return documents(spec, data, fields)
 
     train = read("train", data.train)
     train, *held = _hold_out(train, shares) if any(shares) else (train, [], [])
@@ -202,7 +216,7 @@ def _spec_of(name: str, data: ConfigDict) -> str:
     return ""
 
 
-def _hold_out(docs: Sequence[str], shares: list[float]) -> list[Sequence[str]]:
+def _hold_out(docs: Sequence[Record], shares: list[float]) -> list[Sequence[Record]]:
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be shares "
                           "of the documents in [0, 1) that leave some to train on")
@@ -210,11 +224,11 @@ def _hold_out(docs: Sequence[str], shares: list[float]) -> list[Sequence[str]]:
         return [docs.take(part) for part in _shares_of(range(len(docs)), shares)]
     digests = [_digest(doc) for doc in docs]
     unique = sorted(set(digests))
-    if len(unique) == 1 and isinstance(docs[0], str):
-        text = docs[0]
+    if len(unique) == 1 and docs[0].keys() == {"text"}:
+        text = docs[0]["text"]
         train_end, validation_end = (int(len(text) * (1 - s)) for s in (sum(shares), shares[1]))
         parts = text[:train_end], text[train_end:validation_end], text[validation_end:]
-        return [[part] if part else [] for part in parts]
+        return [[{"text": part}] if part else [] for part in parts]
     # By content, not position: adding or reordering files moves few documents between splits.
     owner = {
         digest: split for split, part in enumerate(_shares_of(unique, shares)) for digest in part
@@ -252,7 +266,7 @@ def _without(docs, others, key: str, other_keys: str):
     return kept
 
 
-def _same_words(key: str, docs: Sequence[Document], train: Sequence[Document]) -> None:
+def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> None:
     """Refuses to evaluate on a task with words that training has not."""
     if isinstance(docs, tasks.Examples):
         known = set(train.task.words if isinstance(train, tasks.Examples) else ())
@@ -261,17 +275,18 @@ def _same_words(key: str, docs: Sequence[Document], train: Sequence[Document]) -
                               f"{unknown[0]!r}; give both the same task and vocabulary")
 
 
-def _digest(doc: Document) -> bytes:
-    text = doc if isinstance(doc, str) else "\0".join(doc)
+def _digest(doc: Record) -> bytes:
+    # Without its label: what has two of them is one document all the same.
+    text = "\0".join(_texts_of(doc))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Document]:
+def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     if spec.startswith("builtin:"):
         if spec != "builtin:python":
             raise ConfigError(f"data: {spec!r} is unknown; the one built-in corpus is "
                               "'builtin:python'")
-        return corpus.python_documents()
+        return [{"text": text} for text in corpus.python_documents()]
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
     docs = _in_memory(spec, stream(spec, columns))
@@ -288,11 +303,11 @@ def _holds_records(spec: str) -> bool:
     return not spec.startswith("builtin:") and files.holds_records(files.named(spec)[0])
 
 
-def _in_memory(spec: str, docs: Iterator[Document]) -> list[Document]:
+def _in_memory(spec: str, docs: Iterator[Record]) -> list[Record]:
     """The documents as a list, of at most IN_MEMORY_BYTES of text."""
     kept, size = [], 0
     for doc in docs:
-        size += sum(map(len, (doc,) if isinstance(doc, str) else doc))
+        size += sum(map(len, doc.values()))
         if size > files.IN_MEMORY_BYTES:
             raise files.too_large(spec)
         kept.append(doc)
@@ -318,39 +333,41 @@ def fingerprint(config: ConfigDict) -> dict[str, str]:
     return digests
 
 
-def stream(spec: str, columns: Columns) -> Iterator[Document]:
+def stream(spec: str, columns: Columns) -> Iterator[Record]:
     """Yields the documents of local files, with one record in memory at a time."""
     for file in files.named(spec):
         for where, record in files.records(file, columns.values()):
-            if _full(doc := _document_of(record, columns, where)):
+            if _full(doc := _select(record, columns, where)):
                 yield doc
             elif where == file:
                 log.warning("data: %s is empty", file)
 
 
-def _parallel(source: str, target: str) -> list[tuple[str, str]]:
-    """The pairs of line i here and line i there, where neither is empty."""
-    sides = [[line for file in files.named(spec) for line in files.lines(file)]
-             for spec in (source, target)]  # fmt: skip
-    if len(sides[0]) != len(sides[1]):
-        raise ConfigError(f"data: {source} has {len(sides[0])} lines and {target} has "
-                          f"{len(sides[1])}; line i of one must belong to line i of the other")
-    docs = [pair for pair in zip(*sides, strict=True) if _full(pair)]
+def _parallel(fields: Sequence[str], specs: list[str]) -> list[Record]:
+    """The records of line i of each, where none is empty."""
+    sides = [[line for file in files.named(spec) for line in files.lines(file)] for spec in specs]
+    for spec, side in zip(specs, sides, strict=True):
+        if len(side) != len(sides[0]):
+            raise ConfigError(f"data: {specs[0]} has {len(sides[0])} lines and {spec} has "
+                              f"{len(side)}; line i of one must belong to line i of the other")
+    docs = [dict(zip(fields, line, strict=True)) for line in zip(*sides, strict=True)]
+    docs = [doc for doc in docs if _full(doc)]
     if not docs:
-        raise ConfigError(f"data: {source}, {target} are empty; they must hold text")
+        raise ConfigError(f"data: {', '.join(specs)} are empty; they must hold text")
     return docs
 
 
-def _full(doc: Document) -> bool:
-    return all(text.strip() for text in ((doc,) if isinstance(doc, str) else doc))
+def _full(doc: Record) -> bool:
+    return all(text.strip() for text in doc.values())
 
 
-def _document_of(record: dict, columns: Columns, where: str = "the data") -> Document:
-    found = tuple(_text_of(record, key, column, where) for key, column in columns.items())
-    return found if len(found) > 1 else found[0]
+def _select(record: Record, columns: Columns, where: str = "the data") -> Record:
+    """The fields that are read of what a file has."""
+    return {field: _text_of(record, field, column, where) for field, column in columns.items()}
 
 
-def _text_of(record: dict, key: str, column: str, where: str) -> str:
+def _text_of(record: Record, field: str, column: str, where: str) -> str:
+    key = f"data.{field}_column"
     if column not in record:
         raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}")
     text = record[column]
@@ -358,6 +375,8 @@ def _text_of(record: dict, key: str, column: str, where: str) -> str:
         text = text.decode("utf-8", errors="replace")
     if isinstance(text, list) and all(isinstance(part, str) for part in text):
         text = " ".join(text)  # sentences
+    if field == "label" and isinstance(text, (int, np.integer)):
+        text = str(int(text))
     if not isinstance(text, str):
         raise ConfigError(f"{key}: {column!r} of {where} must be text, not {type(text).__name__}")
     return text
@@ -388,7 +407,7 @@ def _builder(name: str, data: ConfigDict):
     return builder
 
 
-def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Document]:
+def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     name, _, split = spec.partition("@")
     split = split or "train"
     builder = _builder(name, data)
@@ -400,10 +419,10 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Docume
         from tensorflow_datasets import decode
 
         columns, raw = {}, {"deserialize_method": decode.DeserializeMethod.RAW_BYTES}
-    for key, column in columns.items():
+    for field, column in columns.items():
         if column not in info.features:
-            raise ConfigError(f"{key}: {column!r} is not a feature of tfds:{name}, which has "
-                              f"{sorted(info.features)}")
+            raise ConfigError(f"data.{field}_column: {column!r} is not a feature of tfds:{name}, "
+                              f"which has {sorted(info.features)}")
     try:
         source = builder.as_data_source(split=split, **raw)
     except NotImplementedError as error:

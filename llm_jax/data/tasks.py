@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data.transforms.completion import Part
+from llm_jax.data.examples import Part, Record
 
 PREFIX = "task:"
 SPLITS = ("train", "validation", "test")
@@ -219,7 +219,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 class Examples(Sequence):
-    """The documents of one split of a task: tuples of Part.
+    """The documents of one split of a task: records of parts.
 
     No document is in two splits, of whatever seed: its own digest says which one it belongs to
     (train 6/8, validation and test 1/8 each), and what belongs to another is drawn again.
@@ -231,14 +231,20 @@ class Examples(Sequence):
     def __len__(self) -> int:
         return self.task.examples or COUNTS[self.split]
 
-    def __getitem__(self, i: int) -> tuple[Part, ...]:
+    together = 1024  # documents that are packed at a time: they take long to draw
+
+    def read(self, places: Sequence[int]) -> list[Record]:
+        """Returns the documents at `places`."""
+        return [self[i] for i in places]
+
+    def __getitem__(self, i: int) -> Record:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), i % len(self)))
         for _ in range(TRIES):
             drawn = self.task.draw(rng)
             if drawn and _split_of(drawn[0]) == self.split:
-                return _parts(*drawn)
+                return {"parts": _parts(*drawn)}
         raise ConfigError(f"data.{self.split}: {self.task} has no example in {TRIES:,} draws; "
                           "give it more room")
 
@@ -285,18 +291,19 @@ def parse(spec: str, key: str) -> Task:
     return task
 
 
-def read(config: ConfigDict, spec: str, split: str) -> Examples:
-    """Returns the examples that data.`split` = `spec` names.
+def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examples:
+    """Returns the examples that data.`split` = `spec` names; parts: such records can be read.
 
     Raises:
       ConfigError: the spec is wrong, or the config cannot learn from it.
     """
     key = f"data.{split}"
     task = parse(spec, key)
-    needs = {"objective.name": "completion", "tokenizer.name": "words"}
-    for name, needed in needs.items():
-        room, _, last = name.partition(".")
-        if config[room][last] != needed:
+    needs = {"objective.name": ("completion", parts),
+             "tokenizer.name": ("words", config.tokenizer.name == "words")}  # fmt: skip
+    for name, (needed, there) in needs.items():
+        if not there:
+            room, _, last = name.partition(".")
             raise ConfigError(f"{name}={config[room][last]!r}: {key}={spec!r} needs {needed!r}")
     if task.longest > config.model.max_length:
         raise ConfigError(f"model.max_length={config.model.max_length}: {key}={spec!r} has "

@@ -8,13 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llm_jax import objectives
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
-from llm_jax.data.transforms.masked import mask_id
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.sample import generate
 from llm_jax.models import Model
+from llm_jax.objectives.masked_lm import mask_id
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +69,14 @@ def complete(
                     "top_k says how many"
                 )
             return _filled(model, params, tokenizer, prompts, top_k or 5)
-        task = objective.name if objective else ""
-        where = {"eos_id": tokenizer.eos_id, "prefix": task == "prefix_lm"}
+        task = objectives.get(objective.name) if objective else None
+        where = {"eos_id": tokenizer.eos_id, "prefix": task is not None and task.prefix}
         sentinels = {}
         before, behind = tokenizer.around(model.cfg.kind)
         if model.cfg.kind == "encoder_decoder":
             sentinels = {k: i for k, i in tokenizer.specials.items() if k.startswith(SENTINEL)}
-            task_prefix = objective.prefix if task == "seq2seq" else ""
-            sources = (_encode(tokenizer, task_prefix + prompt, sentinels) for prompt in prompts)
+            read = [task.prompt(p, objective) for p in prompts] if task else prompts
+            sources = (_encode(tokenizer, text, sentinels) for text in read)
             where["sources"] = [[*before, *source, *behind] for source in sources]
             starts = [[tokenizer.bos_id] for _ in prompts]
         else:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
-from llm_jax import hub, models, sharding
+from llm_jax import hub, models, objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.hub import files
@@ -24,7 +24,6 @@ IMPORTED = "imported.json"  # where a run came from
 CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
               "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces")
 NEW_HEAD = "model.head=mlm"  # for an encoder that has none
-OBJECTIVES = {"decoder": "causal_lm", "encoder_decoder": "seq2seq", "encoder": "masked_lm"}
 
 
 def import_run(
@@ -50,7 +49,7 @@ def import_run(
     config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
     config.tokenizer.path = str(source)
     if not any(text.startswith("objective.name=") for text in overrides):
-        config.objective.name = OBJECTIVES[model.kind]
+        config.objective.name = objectives.suited(model).name
     headless = model.kind == "encoder" and model.head == "none"
     for text in overrides:
         key = text.partition("=")[0]

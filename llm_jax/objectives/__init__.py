@@ -1,55 +1,57 @@
-"""What is learned: pure functions of a model's outputs and the batch.
+"""What is learned, one record a file: `get(name)` returns it, docs/extending.md adds one.
 
-An objective states its terms twice: `weights(batch)` says how much each term's mean counts
-over (tokens, sentences), `losses(outputs, batch, cfg)` gives the sums. The loss is the sum
-over terms of losses / weights; because the weights need no model, a batch taken in parts
-can be normalised as a whole, and gradient accumulation equals the large batch.
+A record has both sides of an objective: examples, made of documents with NumPy, and the loss, a
+pure function of a model's outputs and the batch. (The processes that pack batches read these files
+too, and with them JAX: Grain, which they cannot do without, brings it anyway.)
+
+A loss states its terms twice: `weights(batch)` says how much each term's mean counts over (tokens,
+sentences), `losses(outputs, batch, cfg)` gives the sums. The loss is the sum over terms of losses /
+weights; because the weights need no model, a batch taken in parts can be normalised as a whole, and
+gradient accumulation equals the large batch.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from llm_jax.objectives import causal_lm, masked_lm, replaced_token_detection, sentence_pair
+from ml_collections import ConfigDict
 
-__all__ = ["OBJECTIVES", "Objective", "get", "tokens"]
+from llm_jax.config import ConfigError
+from llm_jax.objectives import (
+    albert,
+    bert,
+    causal_lm,
+    completion,
+    masked_lm,
+    prefix_lm,
+    replaced_token_detection,
+    seq2seq,
+    span_corruption,
+)
+from llm_jax.objectives.objective import Objective
 
+__all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 
-class Objective(NamedTuple):
-    """One way to learn.
-
-    Attributes:
-      weights: batch -> {term: scalar}.
-      losses: (outputs, batch, config.objective) -> ({term: sum}, {metric: (sum, term)}), the
-        metrics being means over the weight of the term that they name; one is called 'loss'.
-    """
-
-    weights: Callable[[dict], dict]
-    losses: Callable[[Any, dict, Any], tuple[dict, dict]]
-
-
-_NEXT = Objective(causal_lm.weights, causal_lm.losses)
-_PAIR = Objective(sentence_pair.weights, sentence_pair.losses)
-
-OBJECTIVES = {
-    "causal_lm": _NEXT,
-    "prefix_lm": _NEXT,
-    "completion": _NEXT,
-    "span_corruption": _NEXT,
-    "seq2seq": _NEXT,
-    "masked_lm": Objective(masked_lm.weights, masked_lm.losses),
-    "bert": _PAIR,
-    "albert": _PAIR,
-    "replaced_token_detection": Objective(
-        replaced_token_detection.weights, replaced_token_detection.losses
-    ),
-}
+# The first of a kind of model is what an imported one learns if nothing else is said.
+OBJECTIVES: dict[str, Objective] = {
+    module.OBJECTIVE.name: module.OBJECTIVE
+    for module in (
+        causal_lm, prefix_lm, completion, masked_lm, bert, albert, replaced_token_detection,
+        seq2seq, span_corruption,
+    )
+}  # fmt: skip
 
 
 def get(name: str) -> Objective:
-    """Returns the objective of that name; ValueError lists the names there are."""
+    """Returns the objective of that name; ConfigError lists the names there are."""
     if name not in OBJECTIVES:
-        raise ValueError(f"objective.name={name!r}: allowed are {', '.join(OBJECTIVES)}")
+        raise ConfigError(f"objective.name={name!r}: allowed are {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
+
+
+def suited(model: ConfigDict) -> Objective:
+    """Returns the first objective for a model's kind, if possible one for its heads."""
+    heads = set(model.head.split(","))
+    fits = [o for o in OBJECTIVES.values() if o.kind == model.kind]
+    return next((o for o in fits if heads.issuperset(o.heads)), fits[0])
 
 
 def tokens(batch: dict) -> Any:

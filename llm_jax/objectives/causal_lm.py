@@ -1,6 +1,21 @@
-"""Predict the next token: also what a decoder on an encoder learns."""
+"""Predict the next token."""
 
+from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
 from llm_jax.objectives.cross_entropy import cross_entropy
+from llm_jax.objectives.objective import Objective
+
+
+class CausalLM(Examples):
+    """Each token predicts the next: tokens, targets, weights [T]."""
+
+    framed, overlap = True, 1
+
+    @classmethod
+    def lengths(cls, config):
+        return decoder_lengths(config.model.max_length)
+
+    def example(self, piece, rng, elsewhere):
+        return decoder_fields(piece)
 
 
 def weights(batch):
@@ -9,7 +24,7 @@ def weights(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of targets [B, T] where weights [B, T]; reads tokens, targets, weights."""
+    """Cross-entropy of targets [B, T] where weights [B, T]; also of a decoder on an encoder."""
     total, sums = cross_entropy(
         outputs.hidden,
         outputs.matrix,
@@ -21,3 +36,13 @@ def losses(outputs, batch, cfg):
     )
     metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "tokens")}
     return {"tokens": total}, metrics
+
+
+OBJECTIVE = Objective(
+    name="causal_lm",
+    examples=CausalLM,
+    weights=weights,
+    losses=losses,
+    kind="decoder",
+    heads=("lm",),
+)

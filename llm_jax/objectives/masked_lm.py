@@ -1,6 +1,151 @@
 """Predict the tokens that were hidden (Devlin 2019, 3.1); alone, RoBERTa's objective."""
 
+import math
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax.data.examples import Arrays, Examples
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.objectives.cross_entropy import cross_entropy
+from llm_jax.objectives.objective import Objective
+
+
+class Masking:
+    """Chooses mask_rate of a row's ordinary tokens, hides them, and keeps them as targets.
+
+    tokens, segment_ids [T] -> tokens [T] with some changed, and masked_positions, masked_targets
+    (int32), masked_weights (float32) [P], P = ceil(mask_rate T), in order, 0 where there is none.
+    What is chosen are n-grams, n in 1 to `longest` with p(n) ~ 1/n (Lan 2020, 3.1), of tokens or
+    of whole words. `shares`: how much of it becomes [MASK], a random token, or stays (Devlin
+    2019, 3.1). Specials are neither chosen nor drawn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ConfigDict,
+        whole_word: bool = False,
+        longest: int = 1,
+        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    ):
+        self.rate, self.shares, self.longest = config.objective.mask_rate, shares, longest
+        self.size = math.ceil(self.rate * config.model.max_length)
+        self.mask_id = mask_id(tokenizer)
+        special = list(tokenizer.specials.values())
+        special += [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+        self.special = np.isin(np.arange(tokenizer.vocab_size), special)
+        self.ordinary = np.flatnonzero(~self.special)
+        self.starts = word_starts(tokenizer) if whole_word else None
+
+    def __call__(self, row: Arrays, rng: np.random.Generator) -> Arrays:
+        tokens = row["tokens"]
+        chosen = np.sort(self.choose(tokens, row["segment_ids"], rng))
+        n, missing = len(chosen), (0, self.size - len(chosen))
+        corrupt = tokens.copy()
+        draw = rng.random(n)
+        as_mask, as_random = draw < self.shares[0], draw >= 1 - self.shares[1]
+        corrupt[chosen[as_mask]] = self.mask_id
+        corrupt[chosen[as_random]] = rng.choice(self.ordinary, as_random.sum())
+        return row | {
+            "tokens": corrupt,
+            "masked_positions": np.pad(chosen, missing).astype(np.int32),
+            "masked_targets": np.pad(tokens[chosen], missing),
+            "masked_weights": np.pad(np.ones(n, np.float32), missing),
+        }
+
+    def choose(self, tokens: np.ndarray, segments: np.ndarray, rng) -> np.ndarray:
+        """Returns the positions to predict: round(mask_rate n) of the n ordinary tokens."""
+        free = ~self.special[tokens] & (segments > 0)
+        where = np.flatnonzero(free)
+        if not len(where):
+            return where
+        budget = min(max(1, round(self.rate * len(where))), self.size)
+        if self.starts is None and self.longest == 1:
+            return rng.choice(where, budget, replace=False, shuffle=False)
+        # Units (tokens or words) by the index in `where` at which each starts.
+        first = np.ones(len(where), bool)
+        if self.starts is not None:
+            apart = np.diff(where, prepend=-2) > 1
+            first = self.starts[tokens[where]] | apart | (np.diff(segments[where], prepend=0) != 0)
+        edges = np.append(np.flatnonzero(first), len(where))
+        spans: list[np.ndarray] = []
+        for begin, end in self._ngrams(len(edges) - 1, budget, rng):
+            span = where[edges[begin] : edges[end]]
+            if len(span) <= budget:
+                spans.append(span)
+                budget -= len(span)
+            if not budget:
+                break
+        return np.concatenate(spans) if spans else where[:0]
+
+    def _ngrams(self, units: int, budget: int, rng) -> list[tuple[int, int]]:
+        """Disjoint (begin, end) of random n-grams of units, anywhere, in random order."""
+        n = np.arange(1, self.longest + 1)
+        lengths = rng.choice(n, budget, p=1 / n / (1 / n).sum())
+        # Enough for the budget were every unit one token, and no more than there is room for.
+        ends = np.cumsum(lengths)
+        count = min(np.searchsorted(ends, budget) + 1, np.searchsorted(ends, units, "right"))
+        count = max(int(count), 1)
+        lengths = np.minimum(lengths[:count], units)
+        # Spans without overlap are the choice of `count` among the units and spans that remain.
+        slots = units - lengths.sum() + count
+        begins = np.sort(rng.choice(slots, count, replace=False))
+        begins += np.cumsum(lengths) - lengths - np.arange(count)
+        order = rng.permutation(count)
+        return list(zip(begins[order], (begins + lengths)[order], strict=True))
+
+
+class MaskedLM(Examples):
+    """[CLS] tokens [SEP], masked afresh each epoch (RoBERTa: Liu 2019, 4.1 and 4.2).
+
+    tokens [T], masked_positions, masked_targets, masked_weights [P]; see Masking.
+    """
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        self.row = self.masking()
+
+    def masking(self) -> Masking:
+        """The objective's way to mask."""
+        return Masking(self.tokenizer, self.config, self.config.objective.whole_word)
+
+    @classmethod
+    def specials(cls, config):
+        return ("[MASK]",)
+
+    @classmethod
+    def predicted(cls, config):
+        return math.ceil(config.objective.mask_rate * config.model.max_length)
+
+    @property
+    def stride(self):
+        return self.config.model.max_length - 2
+
+    def example(self, piece, rng, elsewhere):
+        ends = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
+        return {"tokens": np.concatenate([ends[0], piece, ends[1]])}
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """Returns the id of the mask token, by either of its usual names."""
+    name = next((n for n in ("[MASK]", "<mask>") if n in tokenizer.specials), "[MASK]")
+    return tokenizer.special(name)
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns bool [V]: whether a token starts a word, as the vocabulary marks it.
+
+    WordPiece marks what does not ('##ing'); the others write the space before a word into its
+    first token (sentencepiece U+2581, byte-level BPE U+0120 or a control's stand-in, or itself).
+    """
+    pieces = tokenizer.pieces()
+    if tokenizer.kind == "words":
+        return np.ones(len(pieces), bool)
+    if any(piece.startswith("##") and len(piece) > 2 for piece in pieces):
+        return np.array([not piece.startswith("##") for piece in pieces])
+    marks = ("\u2581", "\u0120", "\u010a", "\u0109", " ", "\n", "\t")
+    return np.array([piece.startswith(marks) for piece in pieces])
 
 
 def weights(batch):
@@ -24,3 +169,13 @@ def losses(outputs, batch, cfg):
     )
     metrics = {"loss": (sums["loss"], "masked"), "accuracy": (sums["correct"], "masked")}
     return {"masked": total}, metrics
+
+
+OBJECTIVE = Objective(
+    name="masked_lm",
+    examples=MaskedLM,
+    weights=weights,
+    losses=losses,
+    kind="encoder",
+    heads=("mlm",),
+)

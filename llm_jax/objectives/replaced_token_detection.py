@@ -1,9 +1,23 @@
 """Tell the tokens that a small masked model put in from the real ones: ELECTRA (Clark 2020, 2)."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import optax
 
+from llm_jax.config import ConfigError
 from llm_jax.objectives import masked_lm
+
+
+class ReplacedTokenDetection(masked_lm.MaskedLM):
+    """As MaskedLM, but all that is chosen becomes [MASK]; the model samples the replacements
+    (Clark 2020, section 2).
+    """
+
+    def masking(self):
+        return masked_lm.Masking(
+            self.tokenizer, self.config, self.config.objective.whole_word, shares=(1.0, 0.0, 0.0)
+        )
 
 
 def weights(batch):
@@ -28,3 +42,21 @@ def losses(outputs, batch, cfg):
     metrics["accuracy"] = (right.sum().astype(jnp.float32), "tokens")
     metrics["replaced"] = ((replaced & real).sum().astype(jnp.float32), "tokens")
     return terms, metrics
+
+
+def refuse(config):
+    """There must be a generator."""
+    if not config.model.generator_fraction:
+        raise ConfigError("model.generator_fraction=0: objective.name='replaced_token_detection' "
+                          "needs a generator; set a share of the model's width, such as 0.25")
+
+
+OBJECTIVE = dataclasses.replace(
+    masked_lm.OBJECTIVE,
+    name="replaced_token_detection",
+    examples=ReplacedTokenDetection,
+    weights=weights,
+    losses=losses,
+    heads=("detection",),
+    refuse=refuse,
+)

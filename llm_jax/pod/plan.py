@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
-from llm_jax import sharding
+from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.pod import chips, hlo
@@ -45,8 +45,10 @@ def make(
 def prepare(config: ConfigDict, devices: list) -> Setup:
     """Returns the run that these devices would see, with all that can be refused early refused."""
     config = ConfigDict(config.to_dict())
+    objective = objectives.get(config.objective.name)
+    objective.check(config)
     if not config.model.vocab_size and config.tokenizer.name == "bytes":
-        config.model.vocab_size = pipeline.build_tokenizer(config, []).vocab_size
+        config.model.vocab_size = objective.build_tokenizer(config, []).vocab_size
     if not config.model.vocab_size:
         raise ConfigError(
             "model.vocab_size=0: the tokenizer's, which a plan does not train; set the size "
@@ -142,18 +144,18 @@ def _last(path: Path) -> tuple[bool, bool]:
 def batch_like(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of the batches that the data pipeline would make."""
     where = sharding.batch_sharding(setup.mesh)
+    rows = pipeline.row_shapes(setup.objective.examples, setup.config)
     return {
         name: jax.ShapeDtypeStruct((setup.config.data.batch_size, *shape), dtype, sharding=where)
-        for name, (shape, dtype) in pipeline.row_shapes(setup.config).items()
+        for name, (shape, dtype) in rows.items()
     }
 
 
 def work(config: ConfigDict) -> dict[str, float]:
     """Tokens of a step, FLOPs that the model needs for them, and those that remat adds."""
-    tokens = config.data.batch_size * sum(
-        pipeline.objective(config).lengths(config).get(side, 0)
-        for side in ("tokens", "encoder_tokens")
-    )
+    lengths = objectives.get(config.objective.name).examples.lengths(config)
+    sides = (lengths.get(side, 0) for side in ("tokens", "encoder_tokens"))
+    tokens = config.data.batch_size * sum(sides)
     return {
         "tokens": tokens,
         "flops": tokens * flops_per_token(config),

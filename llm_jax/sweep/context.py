@@ -18,6 +18,7 @@ from llm_jax import config as configs
 from llm_jax import models, record, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
+from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.objectives.cross_entropy import token_losses
 from llm_jax.train.run import Setup, load_params
@@ -32,7 +33,7 @@ def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
     Where a model cannot take that length, the reason: {'reason': text}.
     """
     setup, tokenizer, params, step = load_params(workdir)
-    documents = some(sources.splits(setup.config)["validation"], tokenizer)
+    documents = some(setup.objective.splits(setup.config)["validation"], tokenizer)
     length = setup.config.model.max_length
     width = max(1, length // BINS)
     found = {}
@@ -45,7 +46,7 @@ def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
     return {"step": step, "length": length, "bin": width, "reaches": found}
 
 
-def some(documents: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+def some(documents: Sequence[Record], tokenizer: Tokenizer) -> list[Record]:
     """Returns whole documents, drawn at random but always the same, of TEXT tokens or all."""
     found, tokens = [], 0
     for i in np.random.default_rng(0).permutation(len(documents)):
@@ -79,7 +80,7 @@ def stretched(setup: Setup, params: Any, reach: int) -> Setup:
 
 
 def at_reach(
-    setup: Setup, params: Any, tokenizer: Tokenizer, documents: list[str], width: int
+    setup: Setup, params: Any, tokenizer: Tokenizer, documents: list[Record], width: int
 ) -> dict[str, Any]:
     """Mean loss and number of tokens, over all and in bins of `width` positions in a document.
 
@@ -97,7 +98,7 @@ def at_reach(
         add = lambda x: jnp.zeros(count + 1).at[bins].add(x)[:count]
         return add(losses), add(jnp.ones_like(losses))
 
-    batches = pipeline.eval_batches(config, tokenizer, documents)
+    batches = pipeline.eval_batches(setup.objective.examples(tokenizer, config), documents)
     with sharding.activate(setup.mesh):
         parts = [jax.device_get(sums(params, sharding.put(batch, setup.mesh))) for batch in batches]
     loss, tokens = np.sum(np.array(parts, np.float64), axis=0)

@@ -10,9 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
-from llm_jax import record, sharding
+from llm_jax import objectives, record, sharding
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, sources
 from llm_jax.files import read_json, write_json
 from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep
@@ -88,13 +87,14 @@ def _resolved(config: ConfigDict, sizes: dict[str, int]) -> ConfigDict:
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
     if key not in sizes:
-        splits = sources.splits(config)
+        objective = objectives.get(config.objective.name)
+        splits = objective.splits(config)
         if not len(splits["validation"]):
             raise ConfigError(
                 f"data.validation_fraction={config.data.validation_fraction}: variants are "
                 "compared by their validation loss; hold out a share, or set data.validation"
             )
-        sizes[key] = pipeline.build_tokenizer(config, splits["train"]).vocab_size
+        sizes[key] = objective.build_tokenizer(config, splits["train"]).vocab_size
     if 0 < config.model.vocab_size < sizes[key]:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size}: is smaller than the tokenizer's "

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import llm_jax
 from llm_jax import objectives, sharding
-from llm_jax.data import pipeline, sources
+from llm_jax.data import pipeline
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged
 from llm_jax.train.checkpoint import Checkpoints
@@ -54,17 +54,17 @@ class Trainer:
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check(config, self.mesh)
         folder = Folder(workdir)
-        splits = sources.splits(config)
+        objective = objectives.get(config.objective.name)
+        splits = objective.splits(config)
         self.tokenizer = folder.tokenizer(config, splits["train"])
         self.setup = Setup(config, self.mesh)
         rows, size = sharding.rows(self.mesh), config.data.batch_size
         self.shares = size / len(rows(size))  # of a batch, this process holds one
-        self.batches = pipeline.train_iterator(config, self.tokenizer, splits["train"], rows)
+        examples = objective.examples(self.tokenizer, config)
+        self.batches = pipeline.train_iterator(examples, splits["train"], rows)
         self.held_out = None
         if len(splits["validation"]):
-            self.held_out = pipeline.eval_batches(
-                config, self.tokenizer, splits["validation"], rows
-            )
+            self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
         agree(config, self.tokenizer, folder.text)
         folder.commit(config, self.tokenizer)
         self.checkpoints = Checkpoints(workdir, config.checkpoint)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from llm_jax import attention, models, objectives, sharding
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, sources, tokenizers, transforms
+from llm_jax.data import sources, tokenizers
 from llm_jax.data.batches import union
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.models.flops import train_flops
@@ -72,7 +72,8 @@ class Folder:
         """
         self._check_text(config)
         if self.old is None:
-            tokenizer = pipeline.build_tokenizer(config, train_documents)
+            objective = objectives.get(config.objective.name)
+            tokenizer = objective.build_tokenizer(config, train_documents)
         else:
             tokenizer = tokenizers.load(self.path / "tokenizer")
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
@@ -235,7 +236,7 @@ def _check_attention(config: ConfigDict) -> None:
         "causal": (cfg.kind != "encoder", f"model.kind={cfg.kind!r}"),
         "bidirectional": (cfg.kind != "decoder", f"model.kind={cfg.kind!r}"),
         "packing": (packing != "none", f"data.packing={packing!r}"),
-        "prefix": (objective == "prefix_lm", f"objective.name={objective!r}"),
+        "prefix": (objectives.get(objective).prefix, f"objective.name={objective!r}"),
         "dropout": (cfg.attention_dropout > 0, "model.attention_dropout > 0"),
         "grouped": (cfg.num_kv_heads < cfg.num_heads, "model.num_kv_heads < model.num_heads"),
         "bias": (cfg.positions in ("relative", "alibi"), f"model.positions={cfg.positions!r}"),
@@ -279,7 +280,7 @@ def recomputed_flops_per_token(config: ConfigDict) -> float:
 
 
 def _flops_per_token(config, model):
-    what = transforms.objective(config)
+    what = objectives.get(config.objective.name).examples
     lengths = what.lengths(config)
     sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
     return train_flops(model, 1, *sides, what.predicted(config)) / sum(sides)

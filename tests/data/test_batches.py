@@ -5,7 +5,8 @@ import pytest
 
 from llm_jax import config
 from llm_jax.config import ConfigError
-from llm_jax.data import batches, chunks, pipeline, sources
+from llm_jax.data import batches, chunks, sources
+from tests import making
 
 
 def settings(**data):
@@ -20,8 +21,8 @@ def settings(**data):
 def test_grows_in_stages_and_resumes():
     c = settings()
     docs = [f"hello world, this is document {i}; " * 5 for i in range(60)]
-    tokenizer = pipeline.build_tokenizer(c, docs)
-    whole, states = pipeline.train_iterator(c, tokenizer, docs), []
+    tokenizer = making.build_tokenizer(c, docs)
+    whole, states = making.train_iterator(c, tokenizer, docs), []
     found = []
     for _ in range(11):
         found.append(next(whole))
@@ -29,7 +30,7 @@ def test_grows_in_stages_and_resumes():
     sizes = [len(b["tokens"]) for b in found]
     assert sizes == [4, 4, 4, 8, 8, 8, 12, 12, 16, 16, 16]
     for stopped in (0, 4, 9):
-        again = pipeline.train_iterator(c, tokenizer, docs)
+        again = making.train_iterator(c, tokenizer, docs)
         again.set_state(states[stopped])
         for expected in found[stopped + 1 :]:
             np.testing.assert_equal(next(again), expected)
@@ -62,13 +63,13 @@ def start(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", 150)
 
     def make(c, processes, documents=120):
-        tokenizer = pipeline.build_tokenizer(c, [])
+        tokenizer = making.build_tokenizer(c, [])
         records = [Documents(documents) for _ in range(processes)]
         found = []
         for i, read in enumerate(records):
-            docs = sources.Lazy(read, {"data.text_column": "text"}, mean=20)
+            docs = sources.Lazy(read, {"text": "text"}, mean=20)
             rows = lambda n, i=i: np.arange(i * n // processes, (i + 1) * n // processes)
-            found.append(pipeline.train_iterator(c, tokenizer, docs, rows))
+            found.append(making.train_iterator(c, tokenizer, docs, rows))
         return found, records
 
     return make
@@ -116,16 +117,13 @@ def test_a_process_reads_its_shards_alone_and_together_they_read_all(start):
     assert set().union(*(record.read for record in records)) == set(range(300))
 
 
-def test_a_set_in_memory_is_one_stream():
-    c = settings(shards=2)
-    with pytest.raises(ConfigError, match=r"data\.shards=2: .*one stream; set 1"):
-        pipeline.train_iterator(c, pipeline.build_tokenizer(c, []), ["some text"] * 99)
-
-
-def test_a_state_of_an_older_version_is_refused(start):
+@pytest.mark.parametrize("state", [
+    {"rows": {}, "step": 3}, {"step": 3, "streams": {"0": {"next_index": 4}}},
+])
+def test_a_state_of_an_older_version_is_refused(start, state):
     (iterator,), _ = start(settings(), 1)
     with pytest.raises(ConfigError, match="older version"):
-        iterator.set_state({"rows": {}, "step": 3})
+        iterator.set_state(state)
     iterator.close()
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llm_jax.data import chunks, pipeline, sources, tokenizers, windows
+from llm_jax.data import chunks, sources, tokenizers, windows
+from tests import making
 
 TOKENIZER = tokenizers.Bytes()
 
@@ -18,7 +19,7 @@ def _set(count=40, longest=70):
 
 
 def _lazy(docs):
-    return sources.Lazy([{"text": doc} for doc in docs], {"data.text_column": "text"}, mean=35)
+    return sources.Lazy([{"text": doc} for doc in docs], {"text": "text"}, mean=35)
 
 
 def _pairs(batches):
@@ -72,15 +73,14 @@ def test_a_permutation_has_every_place_once(count):
 
 @pytest.mark.parametrize("packing", ["first_fit", "none"])
 @pytest.mark.parametrize("size", [100, 400, 10**6])
-def test_an_epoch_predicts_every_token_once(config, packing, size, monkeypatch):
+@pytest.mark.parametrize("held", [_lazy, making.records], ids=["read", "in memory"])
+def test_an_epoch_predicts_every_token_once(config, packing, size, held, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", size)
     config.data.packing = packing
     docs = _set()
     expected = _expected(docs)
-    assert _pairs(pipeline.eval_batches(config, TOKENIZER, _lazy(docs))) == expected
-    what = pipeline._transform(config, TOKENIZER)
-    padding = dict.fromkeys(("tokens", "targets", "weights"), 0)
-    made = chunks.Chunks(what, _lazy(docs), padding, seed=3)
+    assert _pairs(making.eval_batches(config, TOKENIZER, held(docs))) == expected
+    made = chunks.Chunks(making.examples(config, TOKENIZER), held(docs), seed=3)
     orders = []
     for epoch in range(3):
         numbers = range(epoch * len(made), (epoch + 1) * len(made))
@@ -94,7 +94,7 @@ def test_rows_hold_whole_examples(config):
     docs = _set()
     streams = [windows.stream(TOKENIZER, doc).tobytes() for doc in docs]
     for batch, _ in zip(
-        pipeline.train_iterator(config, TOKENIZER, _lazy(docs)), range(30), strict=False
+        making.train_iterator(config, TOKENIZER, _lazy(docs)), range(30), strict=False
     ):
         assert batch["tokens"].shape == (4, 16)
         for row in range(4):
@@ -110,7 +110,7 @@ def test_rows_hold_whole_examples(config):
 
 def _take(config, workers, state=None, count=6):
     config.data.workers = workers
-    iterator = pipeline.train_iterator(config, TOKENIZER, _lazy(_set()))
+    iterator = making.train_iterator(config, TOKENIZER, _lazy(_set()))
     if state is not None:
         iterator.set_state(state)
     found = [(next(iterator), iterator.get_state()) for _ in range(count)]
@@ -144,9 +144,9 @@ def test_a_hundred_million_documents_start_at_once(config):
     config.model.max_length, config.data.validation_fraction = 256, 0.001
     tracemalloc.start()
     began = time.perf_counter()
-    docs = sources.Lazy(_Endless(), {"data.text_column": "text"}, mean=2900)
+    docs = sources.Lazy(_Endless(), {"text": "text"}, mean=2900)
     train, validation, _ = sources._hold_out(docs, [0.001, 0.0])
-    iterator = pipeline.train_iterator(config, TOKENIZER, train)
+    iterator = making.train_iterator(config, TOKENIZER, train)
     started = time.perf_counter() - began
     batches = [next(iterator)["tokens"] for _ in range(8)]
     peak = tracemalloc.get_traced_memory()[1]

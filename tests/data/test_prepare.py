@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import chunks, files, pipeline, prepare, sources, tokenizers
+from llm_jax.data import chunks, files, prepare, sources, tokenizers
+from tests import making
 
 TEXTS = [f"This is document number {i} of the set. " * (1 + i % 5) for i in range(30)]
 
@@ -33,12 +34,12 @@ def tfds_config(folder, config):
 @pytest.mark.parametrize("limit", [2**31, 0], ids=["in_memory", "lazy"])
 def test_prepared_set_reads_back(tfds_config, monkeypatch, limit):
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", limit)
-    split = sources.splits(tfds_config)
+    split = making.splits(tfds_config)
     assert {name: len(docs) for name, docs in split.items()} == {
         "train": 27, "validation": 3, "test": 1
     }  # fmt: skip
-    assert sorted([*split["train"], *split["validation"]]) == sorted(TEXTS)
-    assert list(split["test"]) == ["For the test."]
+    assert sorted(making.texts([*split["train"], *split["validation"]])) == sorted(TEXTS)
+    assert making.texts(split["test"]) == ["For the test."]
     assert isinstance(split["train"], list) == (limit > 0)
 
 
@@ -55,15 +56,15 @@ def test_reads_without_tensorflow(tfds_config, monkeypatch):
 def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, size):
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunks, "CHUNK", size)
-    docs = sources.splits(tfds_config)["train"]
+    docs = making.splits(tfds_config)["train"]
     tokenizer = tokenizers.Bytes()
-    iterator = pipeline.train_iterator(tfds_config, tokenizer, docs)
+    iterator = making.train_iterator(tfds_config, tokenizer, docs)
     states, batches = [], []
     for _ in range(12):
         states.append(iterator.get_state())
         batches.append(next(iterator))
     for i in (0, 3, 7, 11):
-        again = pipeline.train_iterator(tfds_config, tokenizer, docs)
+        again = making.train_iterator(tfds_config, tokenizer, docs)
         again.set_state(states[i])
         for expected in batches[i:]:
             got = next(again)
@@ -72,9 +73,11 @@ def test_lazy_set_trains_and_resumes(tfds_config, monkeypatch, size):
 
 def test_lazy_set_evaluates_once(tfds_config, monkeypatch):
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
-    docs = sources.splits(tfds_config)["validation"]
-    batches = list(pipeline.eval_batches(tfds_config, tokenizers.Bytes(), docs))
-    assert sum(batch["weights"].sum() for batch in batches) == sum(len(doc) + 1 for doc in docs)
+    docs = making.splits(tfds_config)["validation"]
+    batches = list(making.eval_batches(tfds_config, tokenizers.Bytes(), docs))
+    assert sum(batch["weights"].sum() for batch in batches) == sum(
+        len(doc["text"]) + 1 for doc in docs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,8 @@ def tokens(folder):
 def _of_tokens(config, stored, tokenizer):
     config.data.train = f"tfds:{stored}"
     config.tokenizer.update(tokenizer)
-    docs = sources.splits(config)
-    return docs, pipeline.build_tokenizer(config, docs["train"])
+    docs = making.splits(config)
+    return docs, making.build_tokenizer(config, docs["train"])
 
 
 @pytest.mark.parametrize("name", ["pieces", "bytes"])
@@ -99,16 +102,16 @@ def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypa
     assert {name: len(docs) for name, docs in split.items()} == {
         "train": 27, "validation": 3, "test": 0
     }  # fmt: skip
-    read = [tokenizer.decode(doc) for part in split.values() for doc in part]
+    read = [tokenizer.decode(doc["tokens"]) for part in split.values() for doc in part]
     assert sorted(read) == sorted(TEXTS)
-    assert split["train"][0].dtype == np.uint16
+    assert split["train"][0]["tokens"].dtype == np.uint16
 
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     tfds_config.data.train = "tfds:small@train"
-    text = sources.splits(tfds_config)["train"]
-    both = [sources.Lazy([{"text": tokenizer.decode(doc)} for doc in split["train"]],
+    text = making.splits(tfds_config)["train"]
+    both = [sources.Lazy([{"text": tokenizer.decode(doc["tokens"])} for doc in split["train"]],
                          text.columns), split["train"]]  # fmt: skip
-    both = [pipeline.train_iterator(tfds_config, tokenizer, docs) for docs in both]
+    both = [making.train_iterator(tfds_config, tokenizer, docs) for docs in both]
     for _ in range(5):
         a, b = map(next, both)
         assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -126,12 +129,12 @@ def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypa
 def test_tokens_of_another_tokenizer_are_refused(tfds_config, tokens, name, tokenizer, message):
     with pytest.raises(ConfigError, match=message):
         split, made = _of_tokens(tfds_config, name, tokenizer)
-        pipeline.train_iterator(tfds_config, made, split["train"])
+        making.train_iterator(tfds_config, made, split["train"])
 
 
 def test_pairs_are_not_read_from_tokens(tfds_config, tokens):
     with pytest.raises(ConfigError, match="tfds:bytes is stored as tokens; pairs"):
-        sources.documents("tfds:bytes", tfds_config.data, pairs=True)
+        sources.documents("tfds:bytes", tfds_config.data, ("source", "target"))
 
 
 @pytest.mark.parametrize(

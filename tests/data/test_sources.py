@@ -7,6 +7,7 @@ import pytest
 
 from llm_jax.config import ConfigError
 from llm_jax.data import corpus, sources
+from tests import making
 
 
 def test_builtin_corpus_is_large_deterministic_text():
@@ -28,9 +29,9 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
     write("b.txt", "second\r\nfile\n")
     write("a.txt", "first é")
     write("c.jsonl", '{"text": "one\\u2028line"}\n\n{"text": "two", "n": 1}\n{"text": ""}')
-    texts = sources.documents(f"{tmp_path}/*.txt*", config.data)
+    texts = making.texts(sources.documents(f"{tmp_path}/*.txt*", config.data))
     assert texts == ["first é", "second\r\nfile\n"]
-    both = sources.documents(f"{tmp_path}/a.txt*, {tmp_path}/c.jsonl*", config.data)
+    both = making.texts(sources.documents(f"{tmp_path}/a.txt*, {tmp_path}/c.jsonl*", config.data))
     assert both == ["first é", "one\u2028line", "two"]
 
 
@@ -59,6 +60,10 @@ def test_unknown_builtin(config):
         sources.documents("builtin:pyhton", config.data)
 
 
+def _splits(config):
+    return {name: making.texts(docs) for name, docs in sources.splits(config).items()}
+
+
 def _jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
@@ -68,9 +73,9 @@ def test_held_out_split_depends_on_content_only(tmp_path, config):
     texts = [f"document {i}" for i in range(60)] + ["twin"] * 40
     config.data.validation_fraction, config.data.test_fraction = 0.2, 0.1
     config.data.train = _jsonl(tmp_path / "a.jsonl", texts)
-    split = sources.splits(config)
+    split = _splits(config)
     config.data.train = _jsonl(tmp_path / "b.jsonl", texts[::-1])
-    again = sources.splits(config)
+    again = _splits(config)
     assert {name: set(docs) for name, docs in split.items()} == {
         name: set(docs) for name, docs in again.items()
     }
@@ -85,9 +90,9 @@ def test_one_document_is_cut_in_order(tmp_path, config):
     (tmp_path / "one.txt").write_text(text)
     config.data.train = str(tmp_path / "one.txt")
     config.data.validation_fraction = 0.1
-    assert sources.splits(config) == {"train": [text[:900]], "validation": [text[900:]], "test": []}
+    assert _splits(config) == {"train": [text[:900]], "validation": [text[900:]], "test": []}
     config.data.test_fraction = 0.2
-    assert sources.splits(config) == {
+    assert _splits(config) == {
         "train": [text[:700]], "validation": [text[700:800]], "test": [text[800:]]
     }  # fmt: skip
 
@@ -97,7 +102,7 @@ def test_what_is_evaluated_is_dropped_from_train(tmp_path, config, caplog):
     config.data.validation = _jsonl(tmp_path / "validation.jsonl", ["b", "d", "e"])
     config.data.test = _jsonl(tmp_path / "test.jsonl", ["c", "d"])
     with caplog.at_level(logging.WARNING):
-        split = sources.splits(config)
+        split = _splits(config)
     assert split == {"train": ["a"], "validation": ["b", "e"], "test": ["c", "d"]}
     assert "data.train: dropped 3 of 4 documents" in caplog.text
 
@@ -105,7 +110,7 @@ def test_what_is_evaluated_is_dropped_from_train(tmp_path, config, caplog):
 def test_same_file_for_train_and_validation_is_refused(tmp_path, config):
     config.data.train = config.data.validation = _jsonl(tmp_path / "a.jsonl", ["a", "b"])
     with pytest.raises(ConfigError, match=re.escape("data.train: every document is also in")):
-        sources.splits(config)
+        _splits(config)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
@@ -113,4 +118,4 @@ def test_impossible_fractions(tmp_path, config, fraction):
     config.data.train = _jsonl(tmp_path / "a.jsonl", ["a", "b", "c"])
     config.data.validation_fraction = fraction
     with pytest.raises(ConfigError, match="validation_fraction"):
-        sources.splits(config)
+        _splits(config)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, sources, tasks, tokenizers
-from llm_jax.data.transforms.completion import Completion, Part
+from llm_jax.data import tasks, tokenizers
+from llm_jax.data.examples import Part
+from llm_jax.objectives.completion import Completion
+from tests import making
 
 SPECS = {
     "recall": "task:recall?pairs=4&queries=3&vocab=16&length=20",
@@ -35,10 +37,10 @@ def _examples(spec, split="train", seed=0):
     return tasks.Examples(tasks.parse(spec, "data.train"), split, seed)
 
 
-def _words(parts):
+def _words(document):
     """The words of a document, and the set of places that are scored."""
     words, places = [], set()
-    for part in parts:
+    for part in document["parts"]:
         found = part.text.split()
         places |= set(range(len(words), len(words) + len(found))) if part.scored else set()
         words += found
@@ -172,21 +174,22 @@ def test_examples_are_functions_of_seed_split_and_index(name):
 
 def test_splits_of_a_tiny_space_are_disjoint():
     spec = "task:induction?vocab=3&length=6&examples=3000"
-    found = [{docs[i] for i in range(3000)} for s in tasks.SPLITS for docs in [_examples(spec, s)]]
+    drawn = lambda docs: {docs[i]["parts"] for i in range(3000)}
+    found = [drawn(_examples(spec, split)) for split in tasks.SPLITS]
     assert all(len(part) > 5 for part in found)
     assert len(set.union(*found)) == sum(map(len, found))
     other = _examples(spec, "validation", seed=7)
-    assert not found[0] & {other[i] for i in range(3000)}  # whatever the seed
+    assert not found[0] & drawn(other)  # whatever the seed
 
 
 def test_a_task_brings_its_splits_and_longer_ones_may_follow(tiny):
-    split = sources.splits(tiny("task:induction?examples=50&length=16"))
+    split = making.splits(tiny("task:induction?examples=50&length=16"))
     assert {name: len(docs) for name, docs in split.items()} == {
         "train": 50, "validation": 1000, "test": 1000
     }  # fmt: skip
     assert [split[name].split for name in split] == list(split)
     longer = tiny("task:induction?length=16", test="task:induction?length=30&examples=7")
-    split = sources.splits(longer)
+    split = making.splits(longer)
     assert len(_words(split["test"][0])[0]) == 30 and len(split["test"]) == 7
 
 
@@ -209,28 +212,28 @@ def test_a_task_brings_its_splits_and_longer_ones_may_follow(tiny):
 )
 def test_bad_specs_are_refused(tiny, spec, message):
     with pytest.raises(ConfigError, match=message):
-        sources.splits(tiny(spec))
+        making.splits(tiny(spec))
 
 
 def test_what_cannot_learn_a_task_is_refused(tiny):
     spec = SPECS["induction"]
     with pytest.raises(ConfigError, match="data.validation: its task has words .* such as '5'"):
-        sources.splits(tiny(spec, validation="task:induction?vocab=6&length=12"))
+        making.splits(tiny(spec, validation="task:induction?vocab=6&length=12"))
     config = tiny(spec, validation="")
     config.tokenizer.name = "chars"
     with pytest.raises(ConfigError, match="tokenizer.name='chars': data.train=.* needs 'words'"):
-        sources.splits(config)
+        making.splits(config)
     config.objective.name = "causal_lm"
     with pytest.raises(ConfigError, match="objective.name='causal_lm': .* needs 'completion'"):
-        sources.splits(config)
+        making.splits(config)
 
 
 def _batches(config, split="train"):
-    docs = sources.splits(config)
-    tokenizer = pipeline.build_tokenizer(config, docs["train"])
+    docs = making.splits(config)
+    tokenizer = making.build_tokenizer(config, docs["train"])
     if split == "train":
-        return tokenizer, pipeline.train_iterator(config, tokenizer, docs["train"])
-    return tokenizer, pipeline.eval_batches(config, tokenizer, docs[split])
+        return tokenizer, making.train_iterator(config, tokenizer, docs["train"])
+    return tokenizer, making.eval_batches(config, tokenizer, docs[split])
 
 
 @pytest.mark.parametrize("packing", ["first_fit", "none"])
@@ -292,16 +295,16 @@ def test_a_dialogue_scores_the_assistants_tokens(tiny):
     what = _completion(tiny("unused"))
     tokenizer = what.tokenizer
     turns = (Part("hi>", False), Part("hello.", True), Part("why>", False), Part("so.", True))
-    fields = what.example(turns, None, None)
+    fields = what.example({"parts": turns}, None, None)
     s = [tokenizer.bos_id, *b"hi>hello.why>so.", tokenizer.eos_id]
     assert fields["tokens"].tolist() == s[:-1] and fields["targets"].tolist() == s[1:]
     scored = [target for target, w in zip(s[1:], fields["weights"], strict=True) if w]
     assert scored == [*b"hello.so.", tokenizer.eos_id]
-    first = what.example((*turns[:3], Part("so.", False)), None, None)
+    first = what.example({"parts": (*turns[:3], Part("so.", False))}, None, None)
     assert first["targets"].tolist() == [*b"hi>hello."]  # what follows teaches nothing
-    assert what.example((Part("hi", False), Part("", False)), None, None) is None
-    assert what.example((Part("x" * 32, False), Part("late", True)), None, None) is None
-    cut = what.example((Part("x" * 30, False), Part("late", True)), None, None)
+    assert what.example({"parts": (Part("hi", False), Part("", False))}, None, None) is None
+    assert what.example({"parts": (Part("x" * 32, False), Part("late", True))}, None, None) is None
+    cut = what.example({"parts": (Part("x" * 30, False), Part("late", True))}, None, None)
     assert cut["targets"].tolist() == [*b"x" * 30, *b"la"]
 
 

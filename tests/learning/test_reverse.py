@@ -7,6 +7,7 @@ import pytest
 from llm_jax.config import base
 from llm_jax.decode import generate
 from llm_jax.train.loop import Trainer
+from tests import making
 
 
 class Silent:
@@ -35,9 +36,8 @@ def test_reverses_words_it_has_not_seen(tmp_path):
     c.checkpoint.every = 10_000
     trainer = Trainer(c, tmp_path / "run", Silent(), devices=jax.devices()[:1])
     trainer.run()
-    from llm_jax.data import sources
-
-    pairs = sources.splits(c)["validation"]
+    
+    pairs = making.splits(c)["validation"]
     tokenizer, eos = trainer.tokenizer, trainer.tokenizer.eos_id
     found = generate(
         trainer.setup.model,

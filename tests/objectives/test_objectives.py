@@ -13,9 +13,9 @@ from scipy.special import expit, log_softmax
 from llm_jax import config as configs
 from llm_jax import models, objectives
 from llm_jax.config import base
-from llm_jax.data import pipeline, transforms
 from llm_jax.models import Outputs
 from llm_jax.train.state import init_state, make_eval_step, make_train_step
+from tests import making
 
 NAMES = tuple(objectives.OBJECTIVES)
 WORDS = "the quick brown fox jumps over a lazy dog. it sleeps! who knows why? nobody does.".split()
@@ -26,7 +26,9 @@ def _setup(name, dropout=0.0):
     """A tiny model of the kind that the objective needs, its parameters, and a batch."""
     c = base()
     c.objective.name = name
-    for key, allowed in transforms.OBJECTIVES[name].needs.items():
+    objective = objectives.get(name)
+    c.model.kind, c.model.head = objective.kind, ",".join(objective.heads)
+    for key, allowed in objective.needs.items():
         c.update_from_flattened_dict({key: allowed[0]})
     c.model.update({"max_length": 24, "num_layers": 1, "embed_dim": 16, "num_heads": 2})
     c.model.dropout = dropout
@@ -38,8 +40,8 @@ def _setup(name, dropout=0.0):
     docs = [" ".join(rng.choice(WORDS, rng.integers(2, 30))) for _ in range(40)]
     if name in ("seq2seq", "completion"):
         docs = [(doc[:20], doc[::-1][:20]) for doc in docs]
-    tokenizer = pipeline.build_tokenizer(c, docs)
-    batch = next(pipeline.train_iterator(c, tokenizer, docs))
+    tokenizer = making.build_tokenizer(c, docs)
+    batch = next(making.train_iterator(c, tokenizer, docs))
     batch["segment_ids"][-1] = 0  # as the rows that fill up a last batch
     for field in ("weights", "masked_weights"):
         if field in batch:

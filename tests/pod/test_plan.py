@@ -7,8 +7,8 @@ import pytest
 import launch
 from llm_jax import sharding
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, sources
 from llm_jax.pod import chips, hlo, plan, report, search
+from tests import making
 
 TINY = {"model.vocab_size": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 OBJECTIVES = {
@@ -51,9 +51,9 @@ def test_the_state_is_donated(planned):
 def test_batches_have_the_shapes_of_the_pipeline(tiny, name):
     config = tiny(TINY | OBJECTIVES[name] | {"objective.name": name})
     like = plan.batch_like(plan.prepare(config, jax.devices()[:8]))
-    documents = sources.splits(config)["train"]
-    tokenizer = pipeline.build_tokenizer(config, documents)
-    batch = next(pipeline.train_iterator(config, tokenizer, documents))
+    documents = making.splits(config)["train"]
+    tokenizer = making.build_tokenizer(config, documents)
+    batch = next(making.train_iterator(config, tokenizer, documents))
     assert {k: (x.shape, x.dtype) for k, x in like.items()} == {
         k: (x.shape, x.dtype) for k, x in batch.items()
     }

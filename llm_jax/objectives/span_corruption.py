@@ -1,9 +1,12 @@
 """Span corruption: T5's denoising (Raffel 2020, 3.1.4 and 3.3.4)."""
 
+import dataclasses
+
 import numpy as np
 
 from llm_jax.config import ConfigError
-from llm_jax.data.transforms.base import Transform, decoder_fields, decoder_lengths
+from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
+from llm_jax.objectives import causal_lm
 
 
 def sentinel(i: int) -> str:
@@ -11,7 +14,7 @@ def sentinel(i: int) -> str:
     return f"<extra_id_{i}>"
 
 
-class SpanCorruption(Transform):
+class SpanCorruption(Examples):
     """Spans of tokens become one sentinel each in the input; the target tells what they were.
 
     encoder_tokens [S] = kept tokens and sentinels, eos; targets [T] = each sentinel and its span,
@@ -21,21 +24,10 @@ class SpanCorruption(Transform):
     the paper's text and figure 2 have.)
     """
 
-    needs = {"model.kind": ("encoder_decoder",), "model.head": ("lm",)}
-
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         count = _counts(self.stride, config.objective)[1] + 1
         self.sentinels = np.array([tokenizer.special(sentinel(i)) for i in range(count)], np.int32)
-
-    @classmethod
-    def check(cls, config):
-        super().check(config)
-        o, longest = config.objective, config.model.max_length
-        if o.span_length < 1:
-            raise ConfigError(f"objective.span_length={o.span_length}: must be at least 1")
-        if longest < 4:
-            raise ConfigError(f"model.max_length={longest}: span_corruption needs at least 4")
 
     @classmethod
     def specials(cls, config):
@@ -53,18 +45,18 @@ class SpanCorruption(Transform):
     def stride(self):
         return _window(self.config)
 
-    def example(self, window, rng, elsewhere):
-        if len(window) < 2:
+    def example(self, piece, rng, elsewhere):
+        if len(piece) < 2:
             return None
-        noise = noise_mask(len(window), self.config.objective, rng)
+        noise = noise_mask(len(piece), self.config.objective, rng)
         starts = noise & ~np.append(False, noise[:-1])
         nth = np.cumsum(starts) - 1  # the span that a token is in, or comes after
         eos = [self.tokenizer.eos_id]
-        kept = np.where(starts, self.sentinels[np.maximum(nth, 0)], window)[~noise | starts]
-        spans = np.insert(window[noise], np.flatnonzero(starts[noise]), self.sentinels[nth[starts]])
+        kept = np.where(starts, self.sentinels[np.maximum(nth, 0)], piece)[~noise | starts]
+        spans = np.insert(piece[noise], np.flatnonzero(starts[noise]), self.sentinels[nth[starts]])
         last = [self.sentinels[nth[-1] + 1]]
         target = np.concatenate([[self.tokenizer.bos_id], spans, last, eos])
-        return {"encoder_tokens": np.append(kept, eos).astype(np.int32)} | decoder_fields(target)
+        return {"encoder_tokens": np.append(kept, eos)} | decoder_fields(target)
 
 
 def noise_mask(length: int, o, rng: np.random.Generator) -> np.ndarray:
@@ -100,3 +92,21 @@ def _window(config) -> int:
         if max(length + 1 - noise + spans + 1, noise + spans + 2) > longest:
             return length
         length += 1
+
+
+def refuse(config):
+    """Spans and rows must have room for a token."""
+    o, longest = config.objective, config.model.max_length
+    if o.span_length < 1:
+        raise ConfigError(f"objective.span_length={o.span_length}: must be at least 1")
+    if longest < 4:
+        raise ConfigError(f"model.max_length={longest}: span_corruption needs at least 4")
+
+
+OBJECTIVE = dataclasses.replace(
+    causal_lm.OBJECTIVE,
+    name="span_corruption",
+    examples=SpanCorruption,
+    kind="encoder_decoder",
+    refuse=refuse,
+)

@@ -1,0 +1,98 @@
+"""What the pipeline asks of an objective: how documents are read, and what a row is made of.
+
+A document is a record: a dict of named fields, such as {"text": …}, {"source": …, "target": …},
+{"text": …, "label": …}, {"parts": (Part, …)} or {"tokens": array}.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax.data.tokenizers import Tokenizer
+
+Record = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+Elsewhere = Callable[[int], np.ndarray]
+
+
+class Part(NamedTuple):
+    """A piece of a document, and whether its tokens are to be predicted."""
+
+    text: str
+    scored: bool
+
+
+class Examples:
+    """The examples that an objective makes of documents, for one tokenizer. NumPy only.
+
+    Attributes:
+      cut: a document's text is tokenised (s = [bos] + tokens + [eos], if `framed`) and cut in
+        windows of `stride` tokens and `overlap` more that the next window has too; `examples` is
+        given a window. Else it is given the record.
+      parts: records of parts, as a task's are, can be read.
+      scalars: fields of an example that are one number: [B] in a batch.
+      row: finishes a packed row, with draws of its own.
+    """
+
+    cut = True
+    parts = False
+    framed = False
+    overlap = 0
+    scalars: tuple[str, ...] = ()
+    row: Callable[[Arrays, np.random.Generator], Arrays] | None = None
+
+    def __init__(self, tokenizer: Tokenizer, config: ConfigDict):
+        self.tokenizer, self.config = tokenizer, config
+
+    @classmethod
+    def columns(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Fields of a record that are read; data.FIELD_column names the column of a file."""
+        return ("text",)
+
+    @classmethod
+    def specials(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Special tokens that a tokenizer trained for this objective must have."""
+        return ()
+
+    @classmethod
+    def lengths(cls, config: ConfigDict) -> dict[str, int]:
+        """Length in a row of each field of an example, scalars excepted."""
+        return {"tokens": config.model.max_length}
+
+    @classmethod
+    def predicted(cls, config: ConfigDict) -> int:
+        """Positions of a row that go through the output matrix."""
+        return cls.lengths(config)["tokens"]
+
+    @property
+    def stride(self) -> int:
+        """New tokens in a window."""
+        return self.config.model.max_length
+
+    def examples(
+        self, piece: np.ndarray | Record, rng: np.random.Generator, elsewhere: Elsewhere | None
+    ) -> list[Arrays]:
+        """Returns the examples made of a window or record: none, one, or several of 1-D fields.
+
+        `elsewhere(n)` draws up to n tokens from a random place in another document.
+        """
+        example = self.example(piece, rng, elsewhere)
+        return [] if example is None else [example]
+
+    def example(
+        self, piece: np.ndarray | Record, rng: np.random.Generator, elsewhere: Elsewhere | None
+    ) -> Arrays | None:
+        """Returns the one example made of a window or record; None drops it."""
+        raise NotImplementedError
+
+
+def decoder_fields(s: np.ndarray) -> Arrays:
+    """Each token predicts the next: tokens = s[:-1], targets = s[1:], weights 1."""
+    return {"tokens": s[:-1], "targets": s[1:], "weights": np.ones(len(s) - 1, np.float32)}
+
+
+def decoder_lengths(length: int) -> dict[str, int]:
+    """Rows of what `decoder_fields` returns."""
+    return dict.fromkeys(("tokens", "targets", "weights"), length)

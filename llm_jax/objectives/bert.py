@@ -1,0 +1,100 @@
+"""Masked tokens, and whether one text follows another: BERT's objective (Devlin 2019, 3.1)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm_jax.objectives import masked_lm
+
+ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: a newline in GPT-2's
+
+
+class Bert(masked_lm.MaskedLM):
+    """[CLS] A [SEP] B [SEP], half of the B drawn from another document (Devlin 2019, A.2).
+
+    tokens, types [T] (0 up to the first [SEP], 1 after it), next_sentence: 0 where B follows A,
+    1 where it does not; and what masking adds. A and B are the two parts of a window, which is cut
+    at a random end of a sentence, or anywhere if it has none.
+    """
+
+    scalars = ("next_sentence",)
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        ends = [bool(piece) and piece.endswith(ENDS) for piece in tokenizer.pieces()]
+        self.ends = np.array(ends) & ~self.row.special
+
+    @classmethod
+    def lengths(cls, config):
+        return dict.fromkeys(("tokens", "types"), config.model.max_length)
+
+    @property
+    def stride(self):
+        return self.config.model.max_length - 3
+
+    def example(self, piece, rng, elsewhere):
+        window, places = self.sentences(piece)
+        if len(window) < 2:
+            return None
+        cut = int(rng.choice(places) if len(places) else rng.integers(1, len(window)))
+        a, b, label = self.second(window[:cut], window[cut:], rng, elsewhere)
+        start, end = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
+        tokens = np.concatenate([start, a, end, b, end])
+        types = np.repeat(np.array([0, 1], np.int32), [len(a) + 2, len(b) + 1])
+        label = np.array([label], np.int32)
+        return {"tokens": tokens, "types": types, "next_sentence": label}
+
+    def sentences(self, window):
+        """Returns the window, and where in it a sentence starts after another."""
+        return window, np.flatnonzero(self.ends[window[:-1]]) + 1
+
+    def second(self, a, b, rng, elsewhere):
+        """Returns (A, B, label) of two parts that follow each other."""
+        n = len(b)
+        if rng.random() < 0.5 and len(other := elsewhere(n + self.stride)):
+            if self.ends[a[-1]]:  # as B starts a sentence, so must what takes its place
+                places = np.flatnonzero(self.ends[other[: max(1, len(other) - n)]]) + 1
+                other = other[rng.choice(places) :] if len(places) else other
+            if len(other):
+                return a, other[:n], 1
+        return a, b, 0
+
+
+def weights(batch):
+    """The numbers of masked positions and of sentence pairs."""
+    return masked_lm.weights(batch) | {"pairs": _pairs(batch).sum()}
+
+
+def losses(outputs, batch, cfg):
+    """Masked cross-entropy plus that of heads.sequence [B, 2] against next_sentence [B]."""
+    terms, metrics = masked_lm.losses(outputs, batch, cfg)
+    labels, pairs, logits = batch["next_sentence"], _pairs(batch), outputs.heads["sequence"]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
+    terms["pairs"] = (nll * pairs).sum()
+    metrics["sentence_loss"] = (terms["pairs"], "pairs")
+    metrics["sentence_accuracy"] = ((hits * pairs).sum(), "pairs")
+    return terms, metrics
+
+
+def _pairs(batch):
+    """[B]: 1 for a row, 0 for one that only fills up a batch."""
+    return (batch["segment_ids"][:, 0] > 0).astype(jnp.float32)
+
+
+OBJECTIVE = dataclasses.replace(
+    masked_lm.OBJECTIVE,
+    name="bert",
+    examples=Bert,
+    weights=weights,
+    losses=losses,
+    heads=("mlm", "sequence"),
+    needs={
+        "model.pooler": (True,),
+        "model.num_labels": (2,),
+        "model.type_vocab_size": (2,),
+        "data.packing": ("none",),
+    },
+)

@@ -1,0 +1,85 @@
+"""What an objective is: one record."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+from llm_jax.data import pipeline, sources
+from llm_jax.data.examples import Examples, Record
+from llm_jax.data.tokenizers import Tokenizer
+
+
+def _nothing(config: ConfigDict) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One way to learn: its examples, what it needs, its loss, and how its predictions are scored.
+
+    Attributes:
+      name: objective.name.
+      examples: the class that makes them of documents, called with (tokenizer, config).
+      weights: batch -> {term: scalar}, how much each term's mean counts over (tokens, sentences).
+      losses: (outputs, batch, config.objective) -> ({term: sum}, {metric: (sum, term)}), the
+        metrics being means over the weight of the term that they name; one is called 'loss'.
+      kind: model.kind that it needs.
+      heads: those that model.head must name, others beside them allowed.
+      needs: other keys of the config -> values that will do, the usual one first.
+      refuse: raises ConfigError for what cannot be said so.
+      resolve: (config, training documents) fills in what the config leaves to them, as labels.
+      predict: (outputs, batch) -> {name: [B, …]}, of each row what `score` needs; JAX.
+      score: {name: [rows of the whole set, …]} -> {metric: number}; NumPy.
+      prompt: (text, config.objective) -> the text that the model reads at inference.
+      prefix: a prompt is seen in both directions.
+    """
+
+    name: str
+    examples: type[Examples]
+    weights: Callable[[dict], dict]
+    losses: Callable[[Any, dict, ConfigDict], tuple[dict, dict]]
+    kind: str
+    heads: tuple[str, ...]
+    needs: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    refuse: Callable[[ConfigDict], None] = _nothing
+    resolve: Callable[[ConfigDict, Sequence[Record]], None] = lambda config, documents: None
+    predict: Callable[[Any, dict], dict] | None = None
+    score: Callable[[dict], dict[str, float]] | None = None
+    prompt: Callable[[str, ConfigDict], str] = lambda text, cfg: text
+    prefix: bool = False
+
+    def check(self, config: ConfigDict) -> None:
+        """Raises ConfigError where the config lacks what this objective needs, with the fix."""
+        given = set(config.model.head.split(","))
+        if not given.issuperset(self.heads):
+            self._refuse("model.head", config.model.head, (",".join(self.heads),))
+        for key, allowed in ({"model.kind": (self.kind,)} | dict(self.needs)).items():
+            room, _, last = key.partition(".")
+            if config[room][last] not in allowed:
+                self._refuse(key, config[room][last], allowed)
+        self.refuse(config)
+
+    def _refuse(self, key: str, value: Any, allowed: tuple) -> None:
+        raise ConfigError(
+            f"{key}={value!r}: objective.name={self.name!r} needs "
+            f"{' or '.join(map(repr, allowed))}; set {key}={allowed[0]}, or choose another "
+            "objective"
+        )
+
+    def splits(self, config: ConfigDict) -> dict[str, Sequence[Record]]:
+        """Returns the documents of train, validation and test, of a config that is checked first.
+
+        Raises:
+          ConfigError: see `check` and data.sources.splits.
+        """
+        self.check(config)
+        documents = sources.splits(config, self.examples.columns(config), self.examples.parts)
+        self.resolve(config, documents["train"])
+        return documents
+
+    def build_tokenizer(self, config: ConfigDict, documents: Sequence[Record]) -> Tokenizer:
+        """Trains or opens the config's tokenizer, with the special tokens that are needed."""
+        return pipeline.build_tokenizer(config, documents, self.examples.specials(config))

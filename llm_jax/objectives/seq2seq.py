@@ -1,0 +1,59 @@
+"""From one text to another: translation, summaries, and T5's text-to-text."""
+
+import dataclasses
+
+import numpy as np
+
+from llm_jax.config import ConfigError
+from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
+from llm_jax.objectives import causal_lm
+
+
+class Seq2Seq(Examples):
+    """encoder_tokens [S] = objective.prefix + source + [eos]; the decoder learns target + [eos].
+
+    tokens, targets, weights [T], tokens starting from bos (T5: pad). A source too long for its row
+    loses its end but keeps eos; a target too long is cut, and its end is not learned.
+    """
+
+    cut = False
+
+    @classmethod
+    def columns(cls, config):
+        return ("source", "target")
+
+    @classmethod
+    def lengths(cls, config):
+        longest = config.model.max_length
+        return {"encoder_tokens": longest} | decoder_lengths(config.data.target_length or longest)
+
+    def example(self, piece, rng, elsewhere):
+        tokenizer, lengths = self.tokenizer, self.lengths(self.config)
+        source = tokenizer.encode(prompt(piece["source"], self.config.objective))
+        source = np.append(source[: lengths["encoder_tokens"] - 1], tokenizer.eos_id)
+        target = [[tokenizer.bos_id], tokenizer.encode(piece["target"]), [tokenizer.eos_id]]
+        fields = decoder_fields(np.concatenate(target)[: lengths["targets"] + 1])
+        return {"encoder_tokens": source} | fields
+
+
+def prompt(text, cfg):
+    """Puts objective.prefix before a source."""
+    return cfg.prefix + text
+
+
+def refuse(config):
+    """A target must fit the model."""
+    target, longest = config.data.target_length, config.model.max_length
+    if not 0 <= target <= longest:
+        raise ConfigError(f"data.target_length={target}: must be in 1 to "
+                          f"model.max_length={longest}, or 0 for that")
+
+
+OBJECTIVE = dataclasses.replace(
+    causal_lm.OBJECTIVE,
+    name="seq2seq",
+    examples=Seq2Seq,
+    kind="encoder_decoder",
+    refuse=refuse,
+    prompt=prompt,
+)
