@@ -1,0 +1,9 @@
+"""Which folders are installed; all else is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+recipes = ["llm_jax.configs", *(f"llm_jax.configs.{name}" for name in find_packages("configs"))]
+setup(
+    packages=[*find_packages(include=["llm_jax*"]), *recipes],
+    package_dir={"llm_jax.configs": "configs"},
+)
