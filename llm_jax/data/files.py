@@ -30,6 +30,7 @@ IN_MEMORY_BYTES = 2**31  # of text: what is read whole has at most this much
 BLOCK = 2**18  # bytes read at a time
 WHOLE, SAMPLES, SAMPLE = 2**20, 16, 2**16  # files up to WHOLE bytes are hashed whole, others by
 #   SAMPLES blocks of SAMPLE bytes
+HEAD = 512  # bytes that show what a file is
 AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
 
 
@@ -50,6 +51,8 @@ OTHERS = [
     Other("a bzip2 file", "bz2 bz", rb"BZh[1-9]1AY&SY", "unpack it (bunzip2), or use gzip"),
     Other("an xz file", "xz lzma", rb"\xfd7zXZ\0", "unpack it (unxz), or use gzip"),
     Other("an lz4 file", "lz4", rb"\x04\x22M\x18", "unpack it (unlz4), or use gzip"),
+    Other("a file packed with lzip, compress, brotli or snappy", "lz z br sz", rb"LZIP|\x1f\x9d",
+          "unpack it, or use gzip"),
     Other("a 7z archive", "7z", rb"7z\xbc\xaf\x27\x1c", UNPACK),
     Other("a rar archive", "rar", rb"Rar!\x1a\x07", UNPACK),
     Other("a Word document", "docx doc odt rtf", rb"\{\\rtf", "save it as plain text (.txt)"),
@@ -83,7 +86,7 @@ _BEGINNINGS = re.compile(b"|".join(b"(%s)" % re.sub(rb"(?<!\\)\((?!\?)", b"(?:",
                                    for other in OTHERS), re.DOTALL)  # fmt: skip
 _PARQUET, _GZIP, _ZSTD = b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PACKED = {"gz": "gzip", "gzip": "gzip", "zst": "Zstandard", "zstd": "Zstandard"}
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # what text does not have
@@ -126,17 +129,18 @@ def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tu
         return
     seen.add((real, len(parts)))
     part, *below = parts
+    within = os.path.join(folder, "")
     if part == "**":
         yield from _matches(folder, real, below, seen)
     elif not glob.has_magic(part):
-        path = os.path.join(folder, part)
+        path = within + part
         if below and os.path.isdir(path):
             yield from _matches(path, os.path.realpath(path), below, seen)
         elif not below and os.path.isfile(path):
             yield path, os.path.realpath(path)
         return
     fits = re.compile(glob.fnmatch.translate("*" if part == "**" else part)).match
-    hidden = part.startswith(".")
+    hidden, inside = part.startswith("."), os.path.join(real, "")
     try:
         with os.scandir(folder or ".") as entries:
             # What is a link comes last: a file goes by its own name where it has one here.
@@ -147,12 +151,12 @@ def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tu
         name = entry.name
         if (name[0] == "." and not hidden) or not fits(name):
             continue
-        path = os.path.join(folder, name)
-        where = os.path.realpath(path) if entry.is_symlink() else os.path.join(real, name)
+        path, link = within + name, entry.is_symlink()
+        where = os.path.realpath(path) if link else inside + name
         if part == "**" or below:
-            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+            if os.path.isdir(path) if link else entry.is_dir():
                 yield from _matches(path, where, parts if part == "**" else below, seen)
-        elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
+        elif os.path.isfile(path) if link else entry.is_file():
             yield path, where
 
 
@@ -217,11 +221,11 @@ def lines(path: str) -> list[str]:
 
 def _suffix(path: str) -> tuple[str, str]:
     """(jsonl, gz) of FILE.JSONL.gz; shards of a set are named SUFFIX-00000-of-00010."""
-    name = _SHARD.sub("", os.path.basename(path).lower())
-    stem, packing = os.path.splitext("_" + name)
-    if packing[1:] not in _PACKED:
-        return packing[1:], ""
-    return os.path.splitext(_SHARD.sub("", stem))[1][1:], packing[1:]
+    name = _SHARD.sub("", path[path.rfind("/") + 1 :].lower())
+    *_, kind, packing = ["", "", *name.split(".")[1:]]
+    if packing not in _PACKED:
+        return packing, ""
+    return _SHARD.sub("", f".{kind}")[1:], packing
 
 
 @contextlib.contextmanager
@@ -240,7 +244,11 @@ def _unpacked(
     if first.startswith((_GZIP, _ZSTD)):
         file.seek(0)
         blocks = (_gunzip if first.startswith(_GZIP) else _zstd)(path, file)
-        first = next(blocks, b"")
+        first = b""
+        for block in blocks:
+            first += block
+            if len(first) >= HEAD:
+                break
         if first.startswith((_GZIP, _ZSTD, _PARQUET)):
             raise ConfigError(f"data: {path} holds another packed file; unpack it once")
         return first, blocks
@@ -498,7 +506,7 @@ def _parquet(path: str) -> Iterator[Located]:
                 for record in batch.to_pylist():
                     yield f"{path}[{count}]", record
                     count += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data: {path} is not a whole Parquet file ({error})") from error
 
 

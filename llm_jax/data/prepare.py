@@ -2,8 +2,8 @@
 
     python -m llm_jax.data.prepare --name=my_text --train='texts/*.txt' --tfds_dir=DIR
 
-then data.train = 'tfds:my_text' and data.tfds_dir = 'DIR' read it. Only one file at a time need
-fit in memory, here and when it is read. A split that is not given is held out of train then.
+then data.train = 'tfds:my_text' and data.tfds_dir = 'DIR' read it. Only one document at a time is
+in memory, of .json one file. A split that is not given is held out of train when it is read.
 
 With --config=FILE.py[:variant] and --config.KEY=VALUE the set holds the tokens of that config's
 tokenizer, which is kept beside it; runs of the same tokenizer read them many times faster. One
@@ -130,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--name", required=True, help="of the set, as in tfds:NAME")
-    parser.add_argument("--train", required=True, help="file or glob: .txt, .jsonl, .gz of them")
+    parser.add_argument("--train", required=True, help="file or glob: text or tables (.jsonl …)")
     parser.add_argument("--validation", help="the same, of its validation split")
     parser.add_argument("--test", help="the same, of its test split")
-    parser.add_argument("--text_column", default="text", help="of JSONL records")
+    parser.add_argument("--text_column", default="text", help="of tables")
     parser.add_argument("--tfds_dir", default="", help="where to; default: TFDS's own folder")
     parser.add_argument("--config", help="FILE.py[:variant]: write its tokenizer's tokens")
     args, rest = parser.parse_known_args(argv)

@@ -161,6 +161,7 @@ def documents(
         parts = [_parallel(fields, lines[i : i + n]) for i in range(0, len(lines), n)]
     else:
         records, parts = specs, []
+    _check_once(records)
     parts += [_read(s, data, columns) for s in records]
     if len(parts) == 1:
         return parts[0]
@@ -299,6 +300,16 @@ def _parts(spec: str) -> list[str]:
     return [spec] if os.path.isfile(spec) else [s.strip() for s in spec.split(",") if s.strip()]
 
 
+def _check_once(specs: list[str]) -> None:
+    """Refuses a file that two of several specs name; a glob alone names each file once."""
+    local = [s for s in specs if not s.startswith(("builtin:", "tfds:"))] if len(specs) > 1 else []
+    seen = set()
+    for file in itertools.chain(*map(files.named, local)):
+        if (real := os.path.realpath(file)) in seen:
+            raise ConfigError(f"data: {', '.join(specs)} names {file} twice; name each file once")
+        seen.add(real)
+
+
 def _holds_records(spec: str) -> bool:
     return not spec.startswith("builtin:") and files.holds_records(files.named(spec)[0])
 
@@ -369,7 +380,8 @@ def _select(record: Record, columns: Columns, where: str = "the data") -> Record
 def _text_of(record: Record, field: str, column: str, where: str) -> str:
     key = f"data.{field}_column"
     if column not in record:
-        raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}")
+        raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)} "
+                          "(of a .csv or .tsv without a header, name columns by number, from 0)")
     text = record[column]
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")

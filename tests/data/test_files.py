@@ -451,6 +451,46 @@ def test_more_text_than_memory_takes_is_refused(tmp_path, config, monkeypatch):
     assert len(_read(tmp_path / "a.jsonl.gz")) == 20
 
 
+@pytest.mark.parametrize("spec", ["a.txt,a.txt", "a.txt, *.txt", "./*.txt,link", "**,b.txt"])
+def test_a_file_named_twice_is_refused(tmp_path, monkeypatch, config, spec):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, "a.txt", "b.txt")
+    (tmp_path / "link").symlink_to("a.txt")
+    with pytest.raises(ConfigError, match=r"names \S*(a.txt|b.txt|link) twice"):
+        sources.documents(spec, config.data)
+    assert len(sources.documents("a.txt,b.txt", config.data)) == 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "A.CSV.GZ", "a.parquet"])
+def test_columns_are_named_alike(tmp_path, config, name):
+    kind, _, packing = name.lower().removeprefix("a.").partition(".")
+    records = [{"text": "first", "label": "1"}, {"text": "second", "label": "0"}]
+    path = tmp_path / name
+    path.write_bytes(PACKINGS[packing and f".{packing}"](WRITERS[kind](records)))
+    config.data.text_column = "label"
+    assert sources.documents(str(path), config.data) == [{"text": "1"}, {"text": "0"}]
+    config.data.text_column = "body"
+    told = f"data.text_column: 'body' is not in {re.escape(str(path))}"
+    with pytest.raises(ConfigError, match=rf"{told}\S*, which has \['label', 'text'\]"):
+        sources.documents(str(path), config.data)
+    config.data.text_column = "text"
+    assert sources.documents(str(path), config.data, ("text", "label")) == records
+    config.data.source_column, config.data.target_column = "text", "label"
+    pairs = sources.documents(str(path), config.data, ("source", "target"))
+    assert pairs == [{"source": r["text"], "target": r["label"]} for r in records]
+
+
+def test_columns_by_number(tmp_path, config):
+    (tmp_path / "a.tsv").write_text("it \"was\t1\nok\t0\n")
+    config.data.text_column, config.data.label_column = "0", "1"
+    assert sources.documents(f"{tmp_path}/a.tsv", config.data, ("text", "label")) == [
+        {"text": 'it "was', "label": "1"}, {"text": "ok", "label": "0"}
+    ]  # fmt: skip
+    config.data.text_column = "sentence"
+    with pytest.raises(ConfigError, match="data.text_column: 'sentence' .* by number, from 0"):
+        sources.documents(f"{tmp_path}/a.tsv", config.data)
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     if os.geteuid() == 0:
         path = "/proc/self/mem"  # root may open any file, but not read this
