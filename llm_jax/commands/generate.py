@@ -11,9 +11,9 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--max_new_tokens", type=int, help="64, or what there is room for")
     sub.add_argument("--temperature", type=float, help="0: greedy; default 1, encoder-decoders 0")
-    sub.add_argument("--top_k", type=int, default=0, help="0: all; of a masked model, 5")
-    sub.add_argument("--top_p", type=float, default=1.0)
-    sub.add_argument("--beams", type=int, default=1, help="more than 1: beam search")
+    sub.add_argument("--top_k", type=int, help="0: all; of a masked model, 5")
+    sub.add_argument("--top_p", type=float)
+    sub.add_argument("--beams", type=int, help="more than 1: beam search")
     sub.add_argument("--length_penalty", type=float, help="of beam search, default 0.6")
     sub.add_argument("--seed", type=int, default=0)
 

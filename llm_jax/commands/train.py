@@ -43,6 +43,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             objective=config.objective,
             max_new_tokens=config.sample.max_new_tokens,
             seed=config.seed,
+            imported=False,
             **options,
         )
         samples.write(args.workdir, texts, config.model.kind)

@@ -1,18 +1,20 @@
 """Text to ids and back: bytes, characters, words, BPE, WordPiece, published files."""
 
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from llm_jax import files
 from llm_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
@@ -24,17 +26,28 @@ UNTRAINED = ("bytes", "file", "sentencepiece")  # by tokenizer.name: built witho
 # Specials that stand for a gap in a text, and so for the blank before it.
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = "<extra_id_"
+IMPORTED = {"frame": list, "roles": dict, "generation": dict, "chat_template": (str, dict)}
 
 
 class Tokenizer(ABC):
     """One interface to every tokenizer.
 
-    Attributes: `vocab_size` (every id is below it), `bos_id`, `eos_id`, `pad_id`, and `specials`,
-    the ids of all special tokens by name. `opens` is false of an imported one that puts no bos_id
-    before a text: a decoder's prompts then begin without it.
+    Attributes:
+      vocab_size: every id is below it.
+      bos_id, eos_id, pad_id: begin, end and pad a text; several may be one token.
+      specials: the ids of all special tokens by name.
+
+    Of an imported one, besides, None where there is none:
+      frame: the ids that it puts before and behind a text.
+      roles: what transformers calls its special tokens: {"mask_token": "<mask>", ...}.
+      generation: its generation_config.json.
+      chat_template: a Jinja template, or several by name.
     """
 
-    opens: bool = True
+    frame: tuple[list[int], list[int]] | None = None
+    roles: dict[str, str] | None = None
+    generation: dict[str, Any] | None = None
+    chat_template: str | dict[str, str] | None = None
     kind: str
     vocab_size: int
     bos_id: int
@@ -66,8 +79,17 @@ class Tokenizer(ABC):
     def around(self, kind: str) -> tuple[list[int], list[int]]:
         """Returns the ids before and behind a text that a model of this model.kind is to read."""
         bos, eos = [self.bos_id], [self.eos_id]
-        decoder = bos if self.opens else [], []
-        return {"encoder": (bos, eos), "encoder_decoder": ([], eos)}.get(kind, decoder)
+        usual = {"encoder": (bos, eos), "encoder_decoder": ([], eos)}.get(kind, (bos, []))
+        return tuple(self.frame or usual)
+
+    def read(self, text: str) -> list[int]:
+        """Returns the ids of a prompt: special tokens that it spells are read as such."""
+        names = sorted(self.specials, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            ids += [self.specials[part]] if i % 2 else self.encode(part).tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns `encode` of each text, on all cores where the tokenizer can."""
@@ -82,7 +104,6 @@ class Tokenizer(ABC):
         """Returns a digest of all that `save` writes: tokenizers with the same one encode alike."""
         with tempfile.TemporaryDirectory() as folder:
             about = self._write(Path(folder))
-            about.pop("opens", None)  # of prompts
             digest = hashlib.blake2b(repr((self.kind, about)).encode(), digest_size=16)
             for file in sorted(Path(folder).iterdir()):
                 digest.update(file.name.encode() + file.read_bytes())
@@ -100,16 +121,22 @@ class Tokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": self.kind, **self._write(folder)}
-        _replace(folder / ABOUT, json.dumps(about, ensure_ascii=False, indent=1))
+        about |= {name: value for name in IMPORTED if (value := getattr(self, name)) is not None}
+        files.write_json(folder / ABOUT, about)
 
 
 def load(folder: str | Path) -> Tokenizer:
     """Opens what `Tokenizer.save` wrote; raises ConfigError when it is not there."""
     folder = Path(folder)
     try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-        return _KINDS[about["kind"]]._open(folder, about)
-    except (OSError, ValueError, KeyError) as error:
+        about = files.read_json(folder / ABOUT)
+        tokenizer = _KINDS[about["kind"]]._open(folder, about)
+        for name in about.keys() & IMPORTED:
+            if not isinstance(about[name], IMPORTED[name]):
+                raise ValueError(f"{ABOUT}: {name}={about[name]!r}")
+            setattr(tokenizer, name, about[name])
+        return tokenizer
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} holds no readable tokenizer ({error}); "
                           "it must be a folder that Tokenizer.save wrote") from error
 
@@ -267,9 +294,21 @@ class HuggingFace(Tokenizer):
         encoding = self._tokenizer.encode(_valid(text), add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
-    def framed(self, text: str) -> list[int]:
-        """Returns the ids of text with those that tokenizer.json itself puts around it."""
-        return self._tokenizer.encode(_valid(text)).ids
+    def read(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = False
+        ids = self._tokenizer.encode(_valid(text), add_special_tokens=False).ids
+        self._tokenizer.encode_special_tokens = True
+        return ids
+
+    def template(self) -> tuple[list[int], list[int]]:
+        """Returns the ids that tokenizer.json's post-processor puts before and behind a text."""
+        from tokenizers import Tokenizer, models
+
+        one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # any text is one token
+        one.post_processor = self._tokenizer.post_processor
+        text = one.encode("a")
+        at = text.special_tokens_mask.index(0)
+        return text.ids[:at], text.ids[at + 1 :]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(
@@ -288,15 +327,13 @@ class HuggingFace(Tokenizer):
         return found
 
     def _write(self, folder: Path) -> dict:
-        _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
-        return {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id", "opens")}
+        files.write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        return {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id")}
 
     @classmethod
     def _open(cls, folder: Path, about: dict) -> "HuggingFace":
         tokenizer = _parse(folder / "tokenizer.json")
-        found = cls(tokenizer, about["bos_id"], about["eos_id"], about["pad_id"])
-        found.opens = about.get("opens", True)
-        return found
+        return cls(tokenizer, about["bos_id"], about["eos_id"], about["pad_id"])
 
 
 class SentencePiece(Tokenizer):
@@ -327,6 +364,10 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._model.encode(_valid(text)), np.int32)
+
+    def read(self, text: str) -> list[int]:
+        gap = f" +(?={'|'.join(map(re.escape, (*MASKS, SENTINEL)))})"
+        return super().read(re.sub(gap, "", text))  # the blank before it is in what fills it
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in self._model.encode([_valid(t) for t in texts])]
@@ -371,6 +412,14 @@ def _sample(docs: Sequence[str]) -> list[str]:
     return [docs[i] for i in range(0, len(docs), step)]
 
 
+def _added(name: str):
+    """A special token; the blank before a gap is a part of what fills it."""
+    from tokenizers import AddedToken
+
+    gap = name.startswith((*MASKS, SENTINEL))
+    return AddedToken(name, special=True, normalized=False, lstrip=gap)
+
+
 def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
     """GPT-2's: over bytes, so that every text can be encoded; one special ends and pads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -381,7 +430,7 @@ def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> Hugging
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[end, *specials],
+        special_tokens=[end, *map(_added, specials)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -423,7 +472,7 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
     # fall with those numbers. A first pass without merges finds them; the second gets them sorted.
     inner = sorted(token for token in train(0, names) if len(token) == 3 and token[:2] == "##")
     tokenizer = new(train(vocab_size, names + inner))
-    tokenizer.add_special_tokens(names)
+    tokenizer.add_special_tokens([_added(name) for name in names])
     ids = {name: tokenizer.token_to_id(name) for name in names}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -449,7 +498,7 @@ def _open_file(path: Path, specials: list[str]) -> HuggingFace:
     stated = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (path.parent / name).is_file():
-            stated |= json.loads((path.parent / name).read_text("utf-8"))
+            stated |= files.read_json(path.parent / name)
 
     def find(role: str, *aliases: str) -> int | None:
         tokens = [stated.get(f"{alias}_token") for alias in (role, *aliases)]
@@ -484,9 +533,3 @@ def _file(config: ConfigDict) -> Path:
                           + ("a tokenizer.json" if config.name == "file" else "a .model")
                           + "; tokenizer.name=bpe trains one on your text instead")
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)

@@ -1,8 +1,9 @@
-"""Text from a model: sampling and beam search with a key/value cache, and filling of gaps."""
+"""Text from a model: sampling and beam search with a KV cache, and filling of masks."""
 
 from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.fill import fill
+from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
 from llm_jax.decode.text import complete
 
-__all__ = ["Hypothesis", "beam_search", "complete", "fill", "generate"]
+__all__ = ["Hypothesis", "Request", "beam_search", "complete", "fill", "generate"]

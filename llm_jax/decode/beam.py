@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Reader, cacheable, check, encoder_batch, pad, round_up
+from llm_jax.decode.cache import Reader, prepare
 from llm_jax.models import Model
 
 
@@ -26,15 +26,16 @@ def beam_search(
     *,
     max_new_tokens: int,
     sources: Sequence[Sequence[int]] | None = None,
-    eos_id: int = -1,
+    eos_id: int | Sequence[int] = (),
     beams: int = 4,
     length_penalty: float = 0.6,
     prefix: bool = False,
     cached: bool | None = None,
+    allowed: np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
     """The `beams` best continuations found for each prompt, best first.
 
-    A continuation ends with eos_id or has max_new_tokens. Its log-probability is divided by
+    A continuation ends with an eos_id or has max_new_tokens. Its log-probability is divided by
     ((5 + tokens) / 6)^length_penalty, eos_id counted (Wu 2016, equation 14, without coverage;
     Vaswani 2017, 6.1 takes 4 beams and 0.6). `transformers` divides by tokens^length_penalty:
     the two agree at 0. Arguments as in `sample.generate`.
@@ -42,8 +43,10 @@ def beam_search(
     Raises:
       ValueError: as `generate`, or more tokens than model.max_length holds.
     """
-    check(model, prompts, sources, max_new_tokens)
-    if beams < 1 or length_penalty < 0:
+    program, inputs = prepare(
+        model, params, prompts, max_new_tokens, sources, eos_id, allowed, prefix, cached
+    )
+    if beams < 1 or not 0 <= length_penalty < np.inf:
         raise ValueError(
             f"beams={beams}, length_penalty={length_penalty}: need beams >= 1, length_penalty >= 0"
         )
@@ -53,30 +56,24 @@ def beam_search(
             f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
             f"model.max_length={length} leaves room for {length - longest + 1}"
         )
-    tokens, lengths = pad(prompts, length)
-    cached = cacheable(model) if cached is None else cached
-    found, scores = _search(
-        model, round_up(max_new_tokens, length), beams, cached, prefix, params,
-        encoder_batch(model, sources), tokens, lengths, max_new_tokens, eos_id, length_penalty,
-    )  # fmt: skip
-    some = [np.isfinite(row) for row in np.asarray(scores)]
-    found = [rows[i].tolist() for rows, i in zip(np.asarray(found), some, strict=True)]
-    scores = [row[i].tolist() for row, i in zip(np.asarray(scores), some, strict=True)]
+    ids, scores = map(np.asarray, _search(program, beams, inputs, max_new_tokens, length_penalty))
     return [
-        [Hypothesis([t for t in row if t >= 0], s) for row, s in zip(*both, strict=True)]
-        for both in zip(found, scores, strict=True)
+        [
+            Hypothesis([t for t in row if t >= 0], score)
+            for row, score in zip(rows[real].tolist(), of_rows[real].tolist(), strict=True)
+        ]
+        for rows, of_rows, real in zip(ids, scores, np.isfinite(scores), strict=True)
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _search(
-    model, room, beams, cached, prefix, params, source, tokens, lengths, steps, eos_id, alpha
-):
+@partial(jax.jit, static_argnums=(0, 1))
+def _search(program, beams, inputs, steps, alpha):
     """Prompts [B, T] -> ids [B, beams, room], -1 behind each end, and scores [B, beams]."""
-    B, T = tokens.shape
-    reader = Reader(model, params, source, min(T + room, model.cfg.max_length), cached, prefix)
+    B, room, lengths = len(inputs.tokens), program.room, inputs.lengths
+    reader = Reader.of(program, inputs)
     penalty = lambda n: ((5 + n) / 6) ** alpha
-    ahead = jnp.arange(2 * beams) < beams
+    candidates = min(1 + len(inputs.eos), program.model.cfg.vocab_size) * beams
+    ahead = jnp.arange(candidates) < beams
 
     def expand(index, logits, live, scores, done, best):
         """Each live beam's continuations: the best go on, those that end are kept.
@@ -84,10 +81,10 @@ def _search(
         logits [B, beams, V]; live and done [B, beams, room]; scores and best [B, beams].
         """
         total = scores[..., None] + jax.nn.log_softmax(logits, axis=-1)
-        # At most one in each beam ends, so that of twice as many enough go on.
-        total, choice = jax.lax.top_k(total.reshape(B, -1), 2 * beams)
+        # At most E in each beam end, so that of (1 + E) times as many enough go on.
+        total, choice = jax.lax.top_k(total.reshape(B, -1), candidates)
         parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
-        ended = token == eos_id
+        ended = (token[..., None] == inputs.eos).any(-1)
         rows = _rows(live, parent).at[:, :, index].set(token)
         # Behind the first `beams`, a continuation is there only to replace one that ended.
         final = jnp.where(ended & ahead, total / penalty(index + 1), -jnp.inf)
@@ -109,7 +106,7 @@ def _search(
         logits = logits.reshape(B, beams, -1)
         return index + 1, cache, *expand(index, logits, live, scores, done, best)
 
-    logits, cache = reader.start(tokens, lengths)
+    logits, cache = reader.start(inputs.tokens, lengths)
     wide, cache = reader.widen(cache, beams)
     none = jnp.full((B, beams), -jnp.inf)
     blank = jnp.full((B, beams, room), -1, jnp.int32)

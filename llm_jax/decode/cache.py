@@ -1,4 +1,4 @@
-"""How a decoder reads prompts and goes on, one token at a time, with a key/value cache."""
+"""Incremental decoding with a KV cache: prefill of prompts, then one token a row at a time."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,11 +16,32 @@ def cacheable(model: Model) -> bool:
     return all("cache" in attention.get(k).supports for k in model.cfg.attention.split(","))
 
 
+class Program(NamedTuple):
+    """What a decoding program is compiled for: hashable, a static argument of jit."""
+
+    model: Model
+    room: int  # new tokens, at most
+    cached: bool
+    prefix: bool
+
+
+class Inputs(NamedTuple):
+    """The arrays that a decoding program reads; what is None leaves its part of it out."""
+
+    params: Any
+    tokens: np.ndarray  # prompts [B, T], zeros behind each
+    lengths: np.ndarray  # [B]
+    source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
+    eos: np.ndarray  # ids that end a row [E]; -1: none does
+    allowed: np.ndarray | None  # ids that may be drawn, bool [V]
+
+
 class Reader(NamedTuple):
-    """A decoder, what it looks at, and how much it may come to hold; lives inside a jit.
+    """Decoder, parameters, encoder batch and size of the KV cache: traced, inside a jit.
 
     Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1. Without `cached` the
-    cache is the tokens so far, and each step reads all of them again.
+    cache is the tokens so far, and each step reads all of them again. Logits of ids that are not
+    allowed are -inf.
     """
 
     model: Model
@@ -29,6 +50,13 @@ class Reader(NamedTuple):
     size: int  # tokens a row comes to hold at most
     cached: bool = True
     prefix: bool = False  # the whole prompt sees itself (a prefix language model)
+    allowed: jax.Array | None = None  # bool [V]
+
+    @classmethod
+    def of(cls, program: Program, inputs: Inputs) -> "Reader":
+        size = min(inputs.tokens.shape[1] + program.room, program.model.cfg.max_length)
+        return cls(program.model, inputs.params, inputs.source, size, program.cached,
+                   program.prefix, inputs.allowed)  # fmt: skip
 
     def start(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Any]:
         """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache."""
@@ -48,7 +76,7 @@ class Reader(NamedTuple):
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
         outputs, cache = self._step({}, tokens, positions, **more)
         last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - 1, axis=1)
-        return models.logits(outputs._replace(hidden=last))[:, 0], cache
+        return self._logits(outputs._replace(hidden=last)), cache
 
     def advance(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         """One more token a row [B], at positions [B] -> logits [B, V] after it, and the cache."""
@@ -57,7 +85,7 @@ class Reader(NamedTuple):
             cache = cache | {"tokens": cache["tokens"].at[0, rows, positions].set(tokens)}
             return self._recompute(cache, positions), cache
         outputs, cache = self._step(cache, tokens[:, None], positions[:, None])
-        return models.logits(outputs)[:, 0], cache
+        return self._logits(outputs), cache
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
         """Each row n times over, neighbours equal."""
@@ -81,7 +109,12 @@ class Reader(NamedTuple):
             batch["prefix"] = cache["prefix"][0]
         outputs = self.model.apply({"params": self.params}, batch)
         hidden = jnp.take_along_axis(outputs.hidden, last[:, None, None], axis=1)
-        return models.logits(outputs._replace(hidden=hidden))[:, 0]
+        return self._logits(outputs._replace(hidden=hidden))
+
+    def _logits(self, outputs: models.Outputs) -> jax.Array:
+        """Outputs of one token a row -> float32 [B, V]."""
+        logits = models.logits(outputs)[:, 0]
+        return logits if self.allowed is None else jnp.where(self.allowed, logits, -jnp.inf)
 
 
 def round_up(n: int, most: int) -> int:
@@ -98,7 +131,25 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
     return tokens, lengths
 
 
-def check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
+def prepare(
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    sources: Sequence[Sequence[int]] | None, eos_id: int | Sequence[int],
+    allowed: np.ndarray | None, prefix: bool, cached: bool | None,
+) -> tuple[Program, Inputs]:
+    """The program and the arrays that continue these prompts; ValueError where there are none."""
+    length = model.cfg.max_length
+    _check(model, prompts, sources, max_new_tokens)
+    if allowed is not None and (np.shape(allowed) != (model.cfg.vocab_size,) or not any(allowed)):
+        raise ValueError(f"allowed: must be bool [{model.cfg.vocab_size}] and allow some id")
+    cached = cacheable(model) if cached is None else cached
+    program = Program(model, round_up(max_new_tokens, length), cached, prefix)
+    eos = np.array([*np.ravel(eos_id)] or [-1], np.int32)
+    return program, Inputs(
+        params, *pad(prompts, length), encoder_batch(model, sources), eos, allowed
+    )
+
+
+def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
     """Raises ValueError where the model cannot continue these prompts."""
     cfg = model.cfg
     if cfg.kind == "encoder" or not models.heads.speaks(cfg):

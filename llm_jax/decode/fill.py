@@ -14,11 +14,18 @@ from llm_jax.models import Model
 
 
 def fill(
-    model: Model, params: Any, prompts: Sequence[Sequence[int]], mask_id: int, *, top_k: int = 5
+    model: Model,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    mask_id: int,
+    *,
+    top_k: int = 5,
+    allowed: np.ndarray | None = None,
 ) -> list[list[list[tuple[int, float]]]]:
     """For each prompt and each mask_id in it, the top_k (id, probability), likeliest first.
 
-    Each gap is filled as if the others stayed open (Devlin 2019, 3.1).
+    Each gap is filled as if the others stayed open (Devlin 2019, 3.1). Probabilities are among
+    the `allowed` ids, bool [V]; None: all.
 
     Raises:
       ValueError: a prompt without mask_id or too long, top_k out of range, or another model.
@@ -26,8 +33,9 @@ def fill(
     cfg = model.cfg
     if cfg.kind != "encoder" or not models.heads.speaks(cfg):
         raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} fills no gaps")
-    if not 1 <= top_k <= cfg.vocab_size:
-        raise ValueError(f"top_k={top_k}: must be in 1 … model.vocab_size={cfg.vocab_size}")
+    allowed = np.ones(cfg.vocab_size, bool) if allowed is None else allowed
+    if not 1 <= top_k <= allowed.sum():
+        raise ValueError(f"top_k={top_k}: must be in 1 … {allowed.sum()}, the ids there are")
     gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
     for prompt, places in zip(prompts, gaps, strict=True):
         if not places:
@@ -38,8 +46,9 @@ def fill(
             )
     tokens, lengths = pad(prompts, cfg.max_length)
     places, counts = pad(gaps, cfg.max_length)
-    found = _fill(model, round_up(top_k, cfg.vocab_size), params, tokens, lengths, places)
-    ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in found)
+    most = round_up(top_k, cfg.vocab_size)
+    likeliest = _fill(model, most, params, tokens, lengths, places, allowed)
+    ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in likeliest)
     return [
         [list(zip(*pair, strict=True)) for pair in zip(i[:n], p[:n], strict=True)]
         for i, p, n in zip(ids, probabilities, counts, strict=True)
@@ -47,10 +56,11 @@ def fill(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _fill(model, top_k, params, tokens, lengths, places):
+def _fill(model, top_k, params, tokens, lengths, places, allowed):
     """Tokens [B, T] with gaps at places [B, P] -> ids and probabilities [B, P, top_k]."""
     real = jnp.arange(tokens.shape[1]) < lengths[:, None]
     batch = {"tokens": tokens, "segment_ids": real.astype(jnp.int32), "masked_positions": places}
-    probability = jax.nn.softmax(models.logits(model.apply({"params": params}, batch)), axis=-1)
+    logits = models.logits(model.apply({"params": params}, batch))
+    probability = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     values, ids = jax.lax.top_k(probability, top_k)
     return ids, values

@@ -2,10 +2,10 @@
 
 import itertools
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax import objectives
@@ -13,13 +13,13 @@ from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.fill import fill
+from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
 log = logging.getLogger(__name__)
 
-NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
 
 def complete(
     model: Model,
@@ -28,104 +28,120 @@ def complete(
     prompts: Sequence[str],
     *,
     objective: ConfigDict | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    beams: int = 1,
-    length_penalty: float | None = None,
+    **settings: Any,
 ) -> list[dict]:
     """One {prompt, completion, tokens} a prompt: continued, answered, or its gaps filled in.
 
-    A decoder continues the prompt, at temperature 1 if none is given. An encoder-decoder reads
-    it and writes from the tokenizer's bos_id (which is pad where, as in T5, there is no bos);
-    greedily, if no temperature is given. A masked model fills [MASK] or <mask>: `completion`
-    and `tokens` are the prompt with each gap's best token, and `candidates` has a list for each
-    gap, of the top_k (0: 5) {token, text, probability}. Beam search adds `score`.
+    A decoder continues the prompt: prompt + completion is the whole text. An encoder-decoder reads
+    it and writes from the tokenizer's bos_id (which is pad where, as in T5, there is no bos). A
+    masked model fills [MASK] or <mask>: `completion` and `tokens` are the prompt with each gap's
+    best token, and `candidates` has a list for each gap, of the top_k (0: 5) {token, text,
+    probability}. Beam search adds `score`.
+
+    Special tokens that a prompt spells are read as such, as transformers reads them (in training
+    text they are text). Ids that no token of the tokenizer has are never drawn.
 
     Args:
-      max_new_tokens: None: 64, or as many as model.max_length leaves room for. More than that
-        only sampling and greedy search can write, forgetting the beginning: a warning says so.
       objective: config.objective, by which prompts are laid out as the model has learned them:
         seq2seq's prefix in front, a prefix language model's seen in both directions.
+      **settings: fields of Request.
 
     Raises:
       ConfigError: a prompt that the model cannot take, or settings that do not go together.
     """
-    draws = temperature is not None or top_p < 1
-    if beams != 1 and (draws or top_k):
-        raise ConfigError(
-            f"beams={beams}: beam search draws nothing; leave out temperature, top_k and top_p, "
-            "or use beams=1"
-        )
-    if beams == 1 and length_penalty is not None:
-        raise ConfigError(f"length_penalty={length_penalty}: only beam search has one; use beams=4")
+    request = Request(**settings)
+    kind = model.cfg.kind
+    request.check(kind)
     try:
-        if model.cfg.kind == "encoder":
-            if draws or beams != 1:
-                raise ConfigError(
-                    "temperature, top_p, beams: a masked model only lists what is likeliest; "
-                    "top_k says how many"
-                )
-            return _filled(model, params, tokenizer, prompts, top_k or 5)
-        task = objectives.get(objective.name) if objective else None
-        where = {"eos_id": tokenizer.eos_id, "prefix": task is not None and task.prefix}
-        sentinels = {}
-        before, behind = tokenizer.around(model.cfg.kind)
-        if model.cfg.kind == "encoder_decoder":
-            sentinels = {k: i for k, i in tokenizer.specials.items() if k.startswith(SENTINEL)}
-            read = [task.prompt(p, objective) for p in prompts] if task else prompts
-            sources = (_encode(tokenizer, text, sentinels) for text in read)
-            where["sources"] = [[*before, *source, *behind] for source in sources]
-            starts = [[tokenizer.bos_id] for _ in prompts]
-        else:
-            starts = [[*before, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
-            starts = [start or [tokenizer.bos_id] for start in starts]  # something must come first
-        length, longest = model.cfg.max_length, max(map(len, starts))
-        room = max(1, length - longest + 1)
-        if max_new_tokens is None:
-            max_new_tokens = min(NEW_TOKENS, room)
-        where["max_new_tokens"] = max_new_tokens
-        if beams == 1 and max_new_tokens > room:
-            log.warning(
-                "max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d leaves room "
-                "for %d; beyond that, the beginning is forgotten",
-                max_new_tokens, longest, length, room,
-            )  # fmt: skip
-        if beams != 1:
-            alpha = 0.6 if length_penalty is None else length_penalty
-            best = beam_search(model, params, starts, beams=beams, length_penalty=alpha, **where)
-            found = [hypotheses[0].tokens for hypotheses in best]
-            more = [{"score": hypotheses[0].score} for hypotheses in best]
-        else:
-            if temperature is None:
-                temperature = 1.0 if model.cfg.kind == "decoder" else 0.0
-            draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-            found = generate(model, params, starts, **draw, **where)
-            more = [{}] * len(found)
+        if kind == "encoder":
+            return _fill_gaps(model, params, tokenizer, prompts, request)
+        request = request.resolve(kind, tokenizer.generation)
+        write = _answer if kind == "encoder_decoder" else _continue
+        return write(model, params, tokenizer, prompts, request, objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return [
-        {"prompt": prompt, "completion": _decode(tokenizer, tokens, sentinels), "tokens": tokens}
-        | extra
-        for prompt, tokens, extra in zip(prompts, found, more, strict=True)
-    ]
 
 
-def _filled(model, params, tokenizer, prompts, top_k):
-    mask, (before, behind) = mask_id(tokenizer), tokenizer.around(model.cfg.kind)
+def _continue(model, params, tokenizer, prompts, request, objective) -> list[dict]:
+    before, behind = tokenizer.around("decoder")
+    rows = [[*before, *tokenizer.read(prompt), *behind] for prompt in prompts]
+    rows = [row or [tokenizer.bos_id] for row in rows]  # something must come first
+    prefix = bool(objective) and bool(objectives.get(objective.name).prefix)
+    samples = _write(model, params, tokenizer, rows, request, prefix=prefix)
+    for row, sample in zip(rows, samples, strict=True):
+        # The blank between the two is in the text of both, but of neither alone.
+        whole, start = tokenizer.decode(row + sample["tokens"]), tokenizer.decode(row)
+        alone = tokenizer.decode(sample["tokens"])
+        sample["completion"] = whole.removeprefix(start) if whole.startswith(start) else alone
+    return _with(prompts, samples)
+
+
+def _answer(model, params, tokenizer, prompts, request, objective) -> list[dict]:
+    before, behind = tokenizer.around("encoder_decoder")
+    task = objectives.get(objective.name) if objective else None
+    texts = [task.prompt(prompt, objective) for prompt in prompts] if task else prompts
+    sources = [[*before, *tokenizer.read(text), *behind] for text in texts]
+    starts = [[tokenizer.bos_id] for _ in prompts]
+    samples = _write(model, params, tokenizer, starts, request, sources=sources)
+    for sample in samples:
+        sample["completion"] = _with_sentinels(tokenizer, sample["tokens"])
+    return _with(prompts, samples)
+
+
+def _write(model, params, tokenizer, rows, request, **where) -> list[dict]:
+    """{tokens}, with a beam's score, for each row of ids."""
+    length, longest = model.cfg.max_length, max(map(len, rows))
+    room = max(1, length - longest + 1)
+    count = request.tokens(longest, room)
+    where |= {"max_new_tokens": count, "allowed": _allowed(model, tokenizer, request)}
+    where["eos_id"] = tokenizer.eos_id if request.eos_ids is None else request.eos_ids
+    if request.beams > 1:
+        alpha = request.length_penalty
+        best = beam_search(model, params, rows, beams=request.beams, length_penalty=alpha, **where)
+        return [{"tokens": beams[0].tokens, "score": beams[0].score} for beams in best]
+    if count > room:
+        log.warning(
+            "max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d leaves room "
+            "for %d; beyond that, the beginning is forgotten",
+            count, longest, length, room,
+        )  # fmt: skip
+    draw = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    return [{"tokens": ids} for ids in generate(model, params, rows, **draw, **where)]
+
+
+def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray:
+    """bool [V]: the ids that a token of the tokenizer has, without those to be suppressed."""
+    named = np.array([bool(piece) for piece in tokenizer.pieces()])[: model.cfg.vocab_size]
+    allowed = np.pad(named, (0, model.cfg.vocab_size - len(named)))
+    allowed[[i for i in request.suppressed if 0 <= i < len(allowed)]] = False
+    return allowed
+
+
+def _with(prompts: Sequence[str], samples: list[dict]) -> list[dict]:
+    first = ("prompt", "completion", "tokens")
+    samples = [{"prompt": p} | sample for p, sample in zip(prompts, samples, strict=True)]
+    return [{name: sample[name] for name in first} | sample for sample in samples]
+
+
+def _fill_gaps(model, params, tokenizer, prompts, request) -> list[dict]:
+    mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
+    name = tokenizer.pieces()[mask]
     rows = []
     for prompt in prompts:
-        ids = _encode(tokenizer, prompt, dict.fromkeys(MASKS, mask))
+        text = prompt
+        for other in MASKS:
+            text = text.replace(other, name)
+        ids = tokenizer.read(text)
         if mask not in ids:
-            raise ConfigError(f"prompt {prompt!r}: put {MASKS[0]} where the model is to fill in")
+            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
         rows.append([*before, *ids, *behind])
     samples = []
-    found = fill(model, params, rows, mask, top_k=top_k)
-    for prompt, row, gaps in zip(prompts, rows, found, strict=True):
+    allowed = _allowed(model, tokenizer, request)
+    filled = fill(model, params, rows, mask, top_k=request.top_k or 5, allowed=allowed)
+    for prompt, row, gaps in zip(prompts, rows, filled, strict=True):
         best = iter(gap[0][0] for gap in gaps)
-        tokens = [next(best) if token == mask else token for token in row[1:-1]]
+        row = row[len(before) : len(row) - len(behind)]
+        tokens = [next(best) if token == mask else token for token in row]
         candidates = [
             [{"token": i, "text": tokenizer.decode([i]), "probability": p} for i, p in gap]
             for gap in gaps
@@ -135,19 +151,8 @@ def _filled(model, params, tokenizer, prompts, top_k):
     return samples
 
 
-def _encode(tokenizer: Tokenizer, text: str, specials: dict[str, int]) -> list[int]:
-    """Ids of text, in which these specials, and no others, are read as such."""
-    *parts, last = re.split(f"({'|'.join(map(re.escape, specials))})", text) if specials else [text]
-    ids = []
-    for part, special in zip(parts[::2], parts[1::2], strict=True):
-        # Elsewhere than in bytes, the blank before a word is in its token, so in the gap.
-        part = part if tokenizer.kind in ("bytes", "chars") else part.rstrip(" ")
-        ids += [*tokenizer.encode(part).tolist(), specials[special]]
-    return ids + tokenizer.encode(last).tolist()
-
-
-def _decode(tokenizer: Tokenizer, ids: Iterable[int], specials: dict[str, int]) -> str:
-    """Text of ids, in which these specials show."""
-    names = {i: name for name, i in specials.items()}
+def _with_sentinels(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """Text of ids, in which sentinels show."""
+    names = {i: name for name, i in tokenizer.specials.items() if name.startswith(SENTINEL)}
     runs = itertools.groupby(ids, key=names.get)
     return " ".join(filter(None, (name or tokenizer.decode(list(run)) for name, run in runs)))

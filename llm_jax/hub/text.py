@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llm_jax.data import tokenizers
-from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub import files
 from llm_jax.hub.family import Family
 
@@ -45,9 +45,7 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
         if isinstance(value, int) and 0 <= value < found.vocab_size:
             setattr(found, ours, value)
     if kind == "file":
-        config = folder / "tokenizer_config.json"
-        said = files.read_json(config) if config.is_file() else {}
-        found.opens = found.framed("a")[0] == found.bos_id or bool(said.get("add_bos_token"))
+        found.frame = found.template()
     return found
 
 
@@ -106,11 +104,7 @@ def _tokenizer_json(tokenizer: Tokenizer, folder: Path, kind: str) -> dict[str, 
             pair=[*first, "$A", *last, "$B:1", *(f"{text}:1" for text in last)],
             special_tokens=[(name[i], i) for i in {*before, *behind}],
         )
-    whole = json.loads(backend.to_str())
-    if tokenizer.kind == "huggingface":  # decode.complete drops the blank before a gap
-        for token in whole["added_tokens"]:
-            token["lstrip"] |= token["content"].startswith((*MASKS, SENTINEL))
-    return whole
+    return json.loads(backend.to_str())
 
 
 def _of_characters(tokenizer: Tokenizer):

@@ -180,5 +180,13 @@ def test_a_fingerprint_outlives_saving_and_tells_tokenizers_apart(name, tmp_path
     made[0].save(tmp_path)
     assert tokenizers.load(tmp_path).fingerprint() == made[0].fingerprint()
     assert (made[0].fingerprint() == made[1].fingerprint()) == (name == "bytes")
-    made[0].opens = not made[0].opens  # of prompts: it encodes alike
-    assert tokenizers.load(tmp_path).fingerprint() == made[0].fingerprint()
+    # What it puts around a prompt, and all that decoding reads, is kept; it encodes alike.
+    about = {"frame": [[1], []], "roles": {"eos_token": "[EOS]"}, "chat_template": "{{ x }}é",
+             "generation": {"eos_token_id": [1, 2]}}  # fmt: skip
+    for name, value in about.items():
+        setattr(made[0], name, value)
+    made[0].save(tmp_path)
+    again = tokenizers.load(tmp_path)
+    assert again.fingerprint() == made[0].fingerprint() == made[0].fingerprint()
+    assert {name: getattr(again, name) for name in about} == about
+    assert again.around("encoder") == ([1], [])

@@ -12,6 +12,7 @@ from tests.tiny_models import tiny_model
 
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
 LENGTH = 16
+NAN, INF = float("nan"), float("inf")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,6 +63,11 @@ def test_eos_stops_a_row_while_others_go_on():
     cut = run(eos_id=eos)
     assert cut == [row[: row.index(eos) + 1] if eos in row else row for row in free]
     assert len(cut[0]) < 13 and len(cut[1]) == 24
+    # Of several, the first that comes.
+    other = next(t for t in free[1] if t != eos)
+    ends = lambda row: [i for i, t in enumerate(row) if t in (eos, other)]
+    assert run(eos_id=[other, eos]) == [row[: min(ends(row), default=99) + 1] for row in free]
+    assert run(eos_id=[]) == free
 
 
 def test_an_encoder_decoder_reads_ragged_sources():
@@ -122,7 +128,12 @@ def test_what_is_refused():
         ([[1] * 17], {}, "max_length=16"),
         ([[1]], {"sources": [[1]]}, "takes none"),
         ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
-        ([[1]], {"top_p": 0.0}, "top_p=0.0"),
+        *[([[1]], {"temperature": t}, "temperature=") for t in (NAN, INF, -INF, 1e39, -1e-45)],
+        *[([[1]], {"top_p": p}, "top_p=") for p in (NAN, INF, 0.0, -0.1, 1.01)],
+        ([[1]], {"top_k": -1}, "top_k=-1"),
+        ([[1]], {"seed": 2**32}, "seed=4294967296"),
+        ([[1]], {"seed": -1}, "seed=-1"),
+        ([[1]], {"allowed": np.zeros(11, bool)}, "allow some id"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -175,7 +186,47 @@ def test_draws_follow_the_definition(settings):
     assert np.all(np.abs(counts / n - right) <= 5 * np.sqrt(right * (1 - right) / n) + 1e-12)
 
 
-def test_equals_stay_together():
+@pytest.mark.parametrize("small", [1e-6, 1e-30, 1.2e-38, 1e-38, 1e-45, 5e-324])
+def test_the_smallest_settings_are_the_limit(small):
+    """Temperature and top_p toward 0 leave the likeliest token, here never the first."""
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=6)
+    right = run(temperature=0)
+    assert any(0 not in row for row in right)
+    for how in ({"temperature": small}, {"top_p": small}, {"top_p": small, "top_k": 3},
+                {"temperature": small, "top_p": small}, {"temperature": 3e38, "top_p": small}):
+        assert (run(**how) == right) or how.get("temperature") == 3e38
+    # Without a likeliest one, what is drawn is even.
+    keys = jax.random.split(jax.random.key(0), 99)
+    even = jnp.tile(jnp.array([[0.0, 1, 1]]), (99, 1))
+    drawn = sample.choose(even, keys, max(small, sample.TINY), None, small)
+    assert set(drawn.tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**31, 2**32 - 1])
+def test_large_seeds_are_seeds(largest):
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=20)
+    assert len({str(run(seed=seed)) for seed in (largest, largest - 1, 0)}) == 3
+
+
+def test_ids_that_are_not_allowed_are_never_drawn():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    allowed = np.arange(11) % 3 == 1
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=20, allowed=allowed)
+    free = generate(model, params, PROMPTS, max_new_tokens=20, temperature=0)
+    assert not all(allowed[t] for row in free for t in row)
+    for how in ({"temperature": 0}, {"temperature": 3e38}, {"top_k": 9}, {"top_p": 0.99}):
+        assert all(allowed[t] for row in run(**how, seed=5) for t in row)
+    row = list(PROMPTS[0])
+    for _ in range(6):  # the likeliest of those allowed
+        tokens = np.array([row + [0] * (LENGTH - len(row))])
+        logits = np.asarray(whole(model, params, {"tokens": tokens})[0, len(row) - 1])
+        row.append(int(np.where(allowed, logits, -INF).argmax()))
+    assert run(temperature=0)[0][:6] == row[5:]
+
+
+def test_ties_at_the_threshold_are_all_kept():
     logits = jnp.zeros((4000, 4)).at[:, 3].set(-1.0)
     keys = jax.random.split(jax.random.key(0), 4000)
     for settings in ({"top_k": 1}, {"top_p": 0.1}):

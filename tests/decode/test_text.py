@@ -48,7 +48,7 @@ def test_fill_refuses():
         ([BOS, 5, EOS], 5, "no mask token"),
         ([MASK] * 17, 5, "max_length=16"),
         ([MASK], 0, "top_k=0"),
-        ([MASK], V + 1, f"vocab_size={V}"),
+        ([MASK], V + 1, f"top_k={V + 1}: must be in 1 … {V}"),
     ]:
         with pytest.raises(ValueError, match=message):
             fill(model, params, [prompt], MASK, top_k=top_k)
@@ -97,6 +97,36 @@ def test_by_default_no_more_than_there_is_room_for(beams, caplog):
             run(max_new_tokens=13)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder", "encoder"])
+def test_ids_that_no_token_has_are_never_drawn(kind):
+    """A vocabulary padded to a round number, its padding the likeliest by far."""
+    head = "mlm" if kind == "encoder" else "lm"
+    model, params = tiny_model(V + 60, kind=kind, head=head)
+    if kind == "encoder":
+        (sample,) = complete(model, params, TOKENIZER, ["a[MASK]"], top_k=V)
+        (gap,) = sample["candidates"]
+        assert sorted(c["token"] for c in gap) == [*range(V)]
+        assert sum(c["probability"] for c in gap) == pytest.approx(1)
+        with pytest.raises(ConfigError, match=f"top_k={V + 1}"):
+            complete(model, params, TOKENIZER, ["a[MASK]"], top_k=V + 1)
+        return
+    run = functools.partial(complete, model, params, TOKENIZER, ["ab", "c"], max_new_tokens=8)
+    for how in ({"temperature": 0.0}, {"temperature": 50.0}, {"beams": 3}):
+        assert all(0 <= t < V for sample in run(**how) for t in sample["tokens"])
+
+
+def test_prompt_and_completion_are_the_text():
+    """The blank of a word piece, or of a metaspace, shows between two tokens alone."""
+    config = types.SimpleNamespace(name="wordpiece", vocab_size=60, get=lambda *_: [])
+    tokenizer = tokenizers.build(config, WORDS)
+    model, params = tiny_model(tokenizer.vocab_size)
+    samples = complete(model, params, tokenizer, ["the cat"] * 6, max_new_tokens=5)
+    for sample in samples:
+        whole = [*tokenizer.encode("the cat").tolist(), *sample["tokens"]]
+        assert "the cat" + sample["completion"] == tokenizer.decode(whole)
+    assert any(sample["completion"].startswith(" ") for sample in samples)
+
+
 def test_prompts_are_laid_out_as_the_objective_has_it():
     objective = configs.base().objective
     model, params = tiny_model(V, positions="relative")
@@ -121,12 +151,11 @@ def test_sentinels_are_read_and_shown():
     names = ["<extra_id_0>", "<extra_id_1>"]
     tokenizer = Bytes(names)
     zero, one = (tokenizer.specials[name] for name in names)
-    specials = dict(zip(names, (zero, one), strict=True))
-    assert text._encode(tokenizer, "a<extra_id_0>b<extra_id_1>", specials) == [97, zero, 98, one]
-    assert text._encode(tokenizer, "a<extra_id_0>", {}) == [*b"a<extra_id_0>"]
-    found = text._decode(tokenizer, [zero, 97, 98, one, EOS], specials)
+    assert tokenizer.read("a<extra_id_0>b<extra_id_1>") == [97, zero, 98, one]
+    assert Bytes().read("a<extra_id_0>") == [*b"a<extra_id_0>"]
+    found = text._with_sentinels(tokenizer, [zero, 97, 98, one, EOS])
     assert found == "<extra_id_0> ab <extra_id_1>"
-    assert text._decode(tokenizer, [97, zero, 98], {}) == "ab"
+    assert text._with_sentinels(Bytes(), [97, zero, 98]) == "ab"
 
 
 @pytest.mark.parametrize("name", ["bytes", "wordpiece", "bpe"])

@@ -10,8 +10,7 @@ from llm_jax import config as configs
 from llm_jax import hub, models
 from llm_jax.data import tokenizers
 from llm_jax.decode import complete
-from llm_jax.decode.text import _encode
-from tests.hub.test_hub import MASKED, MODELS, make
+from tests.hub.test_hub import MODELS, make
 
 TEXT = ["the cat sat on the mat and the dog sat on the cat", "a dog, a mat; the end"] * 20
 SENTINELS = ("<extra_id_0>", "<extra_id_1>")
@@ -56,13 +55,12 @@ def test_the_same_text_gives_the_same_ids(family, kind, tmp_path):
 
     assert len(set(map(tuple, ours))) > 1
     before, behind = tokenizer.around(model.cfg.kind)
-    names = {name: tokenizer.specials[name] for name in specials}
     auto = transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForSeq2SeqLM
     theirs = auto.from_pretrained(tmp_path / "hf").eval()
     encode = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     for prompt, right in zip(prompts, ours, strict=True):
         batch = encode(prompt, return_tensors="pt")
-        ids = [*before, *_encode(tokenizer, prompt, names), *behind]
+        ids = [*before, *tokenizer.read(prompt), *behind]
         assert batch["input_ids"].tolist() == [ids]
         with torch.no_grad():
             found = theirs.generate(**batch, max_new_tokens=NEW, do_sample=False)
@@ -87,10 +85,8 @@ def test_sentencepiece_models_as_published(family, options, tmp_path):
     path = str(tmp_path / "x.model")
     model, _, tokenizer = export(tmp_path / "hf", family, "sentencepiece", specials, path=path)
     before, behind = tokenizer.around(model.cfg.kind)
-    text, names = "the cat and a dog", {}
-    if specials:
-        text, names = "the <extra_id_0> and <extra_id_1>", tokenizer.specials
-    ids = [*before, *_encode(tokenizer, text, names), *behind]
+    text = "the <extra_id_0> and <extra_id_1>" if specials else "the cat and a dog"
+    ids = [*before, *tokenizer.read(text), *behind]
     assert ids_of(tmp_path / "hf", text) == ids
 
 
@@ -115,7 +111,6 @@ def test_an_imported_gpt2_that_adds_nothing_goes_on_so(tmp_path):
     tokenizer.save(tmp_path / "kept")
     tokenizer = tokenizers.load(tmp_path / "kept")
     assert tokenizer.around("decoder") == ([], [])
-    assert tokenizer.around("encoder_decoder") == ([], [tokenizer.eos_id])
     how = {"max_new_tokens": 2, "temperature": 0.0}
     assert complete(model, params, tokenizer, ["", "the"], **how)[0]["tokens"]
     hub.save(cfg, params, tokenizer, tmp_path / "b")
@@ -137,7 +132,7 @@ def test_of_every_kind(family, kind, tmp_path):
 
 
 def test_bert_has_neither_bos_nor_eos(tmp_path):
-    export(tmp_path / "hf", "bert", "wordpiece", changes=MASKED)
+    export(tmp_path / "hf", "bert", "wordpiece")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     about = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
     assert not {"bos_token_id", "eos_token_id"} & set(config)

@@ -1,0 +1,166 @@
+"""What is asked of decoding, and what an imported model's generation_config.json adds to it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llm_jax.config import ConfigError
+
+NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
+FILE = "generation_config.json"
+# What is applied, and what is not but changes nothing at these values (None: unset).
+APPLIED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p",
+           "eos_token_id", "suppress_tokens", "bad_words_ids", "num_beams"}  # fmt: skip
+NEUTRAL = {
+    "min_length": (0,), "min_new_tokens": (0,), "typical_p": (1.0,), "repetition_penalty": (1.0,),
+    "min_p": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,), "forced_bos_token_id": (), "forced_eos_token_id": (),
+    "begin_suppress_tokens": ([],), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
+    "penalty_alpha": (0,), "guidance_scale": (1, 1.0), "num_beam_groups": (1,),
+    "diversity_penalty": (0,), "sequence_bias": (), "force_words_ids": (), "constraints": (),
+    "exponential_decay_length_penalty": (), "stop_strings": ([],), "max_time": (),
+    "watermarking_config": (), "dola_layers": (), "remove_invalid_values": (False,),
+    "renormalize_logits": (False,), "prompt_lookup_num_tokens": (0,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """Decoding settings; None leaves one to the imported generation_config.json, or the default.
+
+    Attributes:
+      max_new_tokens: default 64, or as many as model.max_length leaves room for. More than that
+        only sampling and greedy search can write, forgetting the beginning: a warning says so.
+      temperature: 0 is greedy. Default 1, but of an encoder-decoder 0.
+      top_k, top_p: sampling's cuts, default 0 and 1 (none); of a masked model, top_k is the number
+        of candidates, default 5.
+      seed: of the draws, 0 … 2^32 - 1.
+      beams: more than 1: beam search.
+      length_penalty: of beam search, default 0.6.
+      eos_ids: all ids that end a text; default the tokenizer's eos_id.
+      suppressed: ids that are never drawn.
+      max_length: tokens of prompt and text together.
+      imported: whether an imported generation_config.json is read.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    beams: int | None = None
+    length_penalty: float | None = None
+    eos_ids: Sequence[int] | None = None
+    suppressed: Sequence[int] = ()
+    max_length: int | None = None
+    imported: bool = True
+
+    def check(self, kind: str) -> None:
+        """Raises ConfigError where the settings do not go together for a model.kind."""
+        searches = self.beams not in (None, 1)
+        draws = self.temperature is not None or self.top_p not in (None, 1)
+        if kind == "encoder":
+            if draws or searches:
+                raise ConfigError(
+                    "temperature, top_p, beams: a masked model only lists what is likeliest; "
+                    "top_k says how many"
+                )
+        elif searches and (draws or self.top_k):
+            raise ConfigError(
+                f"beams={self.beams}: beam search draws nothing; leave out temperature, top_k and "
+                "top_p, or use beams=1"
+            )
+        elif self.length_penalty is not None and not searches:
+            raise ConfigError(
+                f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
+            )
+        if searches and self.beams < 1:
+            raise ConfigError(f"beams={self.beams}: must be 1 or more")
+
+    def resolve(self, kind: str, stated: Mapping[str, Any] | None) -> "Request":
+        """Fills in what is left open: from `stated`, a generation_config.json, as transformers
+        takes it (greedy unless do_sample, top_k 50 where it draws); then the defaults.
+
+        A setting given here wins over the file's; any of temperature, top_k and top_p decides all
+        three. Raises ConfigError for an entry of the file that would change the text and is not
+        in llm_jax.
+        """
+        asked = self
+        if stated is not None and self.imported:
+            asked = self._with(_Stated(stated))
+        draws = kind == "decoder" or (asked.top_k or asked.top_p not in (None, 1))
+        defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "beams": 1,
+                    "length_penalty": 0.6}  # fmt: skip
+        return replace(
+            asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None}
+        )
+
+    def _with(self, stated: "_Stated") -> "Request":
+        changes: dict[str, Any] = {"eos_ids": stated.ids("eos_token_id"),
+                                   "suppressed": stated.suppressed()}  # fmt: skip
+        stated.check()
+        beams = stated.get("num_beams", 1)
+        if self.beams is None and beams != 1:
+            raise ConfigError(
+                f"{FILE}: num_beams={beams}, whose scores llm_jax normalises otherwise; beams=1 "
+                "searches greedily, beams=4 with the length penalty of Wu 2016"
+            )
+        if self.max_new_tokens is None:
+            changes |= {k: stated.get(k) for k in ("max_new_tokens", "max_length")}
+        if self.beams in (None, 1) and (self.temperature, self.top_k, self.top_p) == (None,) * 3:
+            if stated.get("do_sample", False):
+                defaults = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+                changes |= {k: stated.get(k, v) for k, v in defaults.items()}
+            else:
+                changes["temperature"] = 0.0
+        return replace(self, **changes)
+
+    def tokens(self, prompt: int, room: int) -> int:
+        """Returns max_new_tokens after a prompt of so many tokens, with room for so many more."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is not None:
+            return max(1, self.max_length - prompt)
+        return min(NEW_TOKENS, room)
+
+
+class _Stated:
+    """The entries of a generation_config.json, with their types checked."""
+
+    def __init__(self, entries: Mapping[str, Any]):
+        self.entries = {k: v for k, v in entries.items() if v is not None}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.entries.get(name, default)
+        kinds = {"do_sample": bool, "temperature": (int, float), "top_p": (int, float)}
+        if value is not default and (
+            not isinstance(value, kinds.get(name, int))
+            or (isinstance(value, bool) and name != "do_sample")
+        ):
+            raise ConfigError(f"{FILE}: {name}={value!r} is not a number that it can have")
+        return value
+
+    def ids(self, name: str) -> list[int]:
+        value = self.entries.get(name, [])
+        value = value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+            raise ConfigError(f"{FILE}: {name}={value!r} must be an id or a list of ids")
+        return value
+
+    def suppressed(self) -> list[int]:
+        """Ids that are never drawn: suppress_tokens, and bad_words_ids of one token."""
+        words = self.entries.get("bad_words_ids", [])
+        if not isinstance(words, list) or not all(isinstance(w, list) for w in words):
+            raise ConfigError(f"{FILE}: bad_words_ids={words!r} must be a list of lists of ids")
+        if any(len(word) != 1 for word in words):
+            raise ConfigError(f"{FILE}: bad_words_ids={words!r} of several tokens are not in "
+                              "llm_jax; take them out of the file to decode without them")
+        return [*self.ids("suppress_tokens"), *(word[0] for word in words)]
+
+    def check(self) -> None:
+        for name, value in self.entries.items():
+            if name in NEUTRAL and value not in NEUTRAL[name]:
+                raise ConfigError(
+                    f"{FILE}: {name}={value!r} is not in llm_jax; take it out of tokenizer/{FILE} "
+                    "of the run to decode without it"
+                )
