@@ -30,6 +30,7 @@ from llm_jax.hub.family import (
 )
 
 __all__ = ["FAMILIES", "family_of", "load", "save"]
+SHOWN = 20  # tensors that an error lists
 
 
 def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
@@ -50,6 +51,7 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
         if name in tensors and not np.any(tensors.get(name)):
             tensors.drop(name)
     model = to_model(family, hf, tensors)
+    _check_depth(family, model, tensors)
     wanted = plan(family, model)
     stand_ins = _check(family, wanted, tensors, folder, added)
     params = from_tensors(wanted, lambda name: tensors.get(stand_ins.get(name, name)))
@@ -67,6 +69,28 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
         lambda name: name if name.startswith(whole) else family.prefix + name
     )
     return family.prefix
+
+
+def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> None:
+    """Compares the layers of config.json with those in the file, before any are made."""
+    for stack in ("encoder", "decoder"):
+        starts = {
+            re.escape(theirs.partition("{}")[0])
+            for ours, theirs in family.modules.items()
+            if ours.startswith(stack) and "{}" in theirs
+        }
+        if starts:
+            pattern = re.compile(rf"(?:{'|'.join(starts)})(\d+)\.")
+            there = len({m[1] for name in tensors if (m := pattern.match(name))})
+            both = model.kind == "encoder_decoder" and stack == "decoder"
+            ours = "num_decoder_layers" if both else "num_layers"
+            key = next(key.theirs for key in family.keys if key.ours == ours)
+            # A few are told tensor by tensor where the file has none.
+            if model[ours] != there and (there or model[ours] > 1000):
+                raise ConfigError(
+                    f"config.json: {key} makes {model[ours]} layers of the {stack}, the weight "
+                    f"files have {there}"
+                )
 
 
 def _check(
@@ -100,9 +124,10 @@ def _check(
         elif not any(re.fullmatch(p, name) for p in (*family.dropped, *family.aliases)):
             wrong.append(f"unexpected: {own(name)}")
     if wrong:
+        rest = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
         raise ConfigError(
             f"{folder} does not hold the {family.name} model of its config.json; of its tensors "
-            f"{len(wrong)} are wrong:\n  " + "\n  ".join(wrong)
+            f"{len(wrong)} are wrong:\n  " + "\n  ".join(wrong[:SHOWN] + rest)
         )
     return stand_ins
 
@@ -158,6 +183,8 @@ def save(
     hf = text.ids(table, tokenizer) | to_hf(table, model)
     wanted = plan(table, model)
     wanted |= {name: wanted[newer] for name, newer in table.aliases.items()}
+    if model.tie_embeddings and hf.get("tie_word_embeddings") is False:  # T5, tied but unscaled
+        wanted |= {"lm_head.weight": wanted[table.copies["lm_head.weight"]]}
     if table.prefix and all(name.startswith(table.prefix) for name in wanted) and _headless(model):
         names = {name: name.removeprefix(table.prefix) for name in wanted}
         wanted = {names[name]: pieces for name, pieces in wanted.items()}

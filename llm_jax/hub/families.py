@@ -7,6 +7,7 @@ others, and the name of each module.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.hub.family import TOKEN_IDS, Family, Key
 
@@ -39,11 +40,11 @@ GPT2 = Family(
     name="gpt2",
     model={"activation": "gelu_tanh"},
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 50257),
         Key("n_positions", "max_length", 1024),
-        Key("n_embd", "embed_dim"),
-        Key("n_layer", "num_layers"),
-        Key("n_head", "num_heads"),
+        Key("n_embd", "embed_dim", 768),
+        Key("n_layer", "num_layers", 12),
+        Key("n_head", "num_heads", 12),
         Key("n_inner", "mlp_dim"),
         Key("activation_function", "activation", "gelu_new", ACTIVATIONS),
         Key("layer_norm_epsilon", "norm_epsilon", 1e-5),
@@ -56,6 +57,12 @@ GPT2 = Family(
     fixed={
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
+    },
+    synonyms={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
     },
     linear=False,
     prefix="transformer.",
@@ -80,42 +87,73 @@ GPT2 = Family(
 )  # fmt: skip
 
 
+_ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3"}
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
 def _read_rope(hf: dict, names: Collection[str]) -> dict:
-    """Both spellings: rope_parameters, and rope_theta beside rope_scaling before it."""
-    rope = dict(hf.pop("rope_scaling", None) or {}) | dict(hf.pop("rope_parameters", None) or {})
-    rope = {"rope_theta": hf.pop("rope_theta", 10_000.0), **rope}
-    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
-    if rope["rope_type"] == "llama3":
+    """Both spellings: rope_parameters, and rope_scaling beside rope_theta, which goes before it."""
+    new, old = hf.pop("rope_parameters", None), hf.pop("rope_scaling", None)
+    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if not isinstance(value, dict | None):
+            raise ConfigError(f"config.json: {name}={value!r}: must be an object")
+    rope = {"rope_theta": hf.pop("rope_theta", 10_000.0)} | (old or new or {})
+    kind = rope.setdefault("rope_type", rope.pop("type", "default"))
+    for name, value in (new or {}).items():  # transformers 5 would take the old spelling
+        if rope.get(name, value) != value:
+            raise ConfigError(
+                f"config.json: rope_parameters has {name}={value!r}, rope_scaling and rope_theta "
+                f"{name}={rope[name]!r}; remove one of the two spellings"
+            )
+    if kind == "llama3":
+        length = hf.pop("original_max_position_embeddings", None)
+        rope |= {"original_max_position_embeddings": length} if length else {}
         rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings", 2048))
-    elif rope["rope_type"] == "linear":
-        rope.pop("original_max_position_embeddings", None)
+    missing = [name for name in _ROPE_NEEDS.get(kind, ()) if rope.get(name) is None]
+    if missing:
+        raise ConfigError(f"config.json: rope_type={kind!r} needs {', '.join(missing)}")
+    if kind in ("default", "linear"):  # which read no other
+        rope = {k: rope[k] for k in ("rope_theta", "rope_type", *_ROPE_NEEDS.get(kind, ()))} | {
+            k: v for k, v in rope.items() if k == "partial_rotary_factor"
+        }
     return hf | {f"rope_parameters.{k}": v for k, v in rope.items()}
 
 
-def _write_rope(hf: dict) -> dict:
+def _write_llama(hf: dict) -> dict:
+    """RoPE in both spellings: transformers 4 and many servers read the old one alone."""
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
+    if width % heads:
+        raise ConfigError(
+            f"model.embed_dim={width}: transformers opens a llama only where it is a multiple of "
+            f"model.num_heads={heads}, whatever model.head_dim is"
+        )
+    hf["initializer_range"] = min(hf["initializer_range"], 1.0)  # larger ones it does not open
     start = "rope_parameters."
     rope = {k.removeprefix(start): v for k, v in hf.items() if k.startswith(start)}
-    used = {
-        "default": ("rope_theta", "rope_type"),
-        "linear": ("rope_theta", "rope_type", "factor"),
-        "llama3": tuple(rope),
-    }[rope["rope_type"]]
-    rest = {k: v for k, v in hf.items() if not k.startswith(start)}
-    return rest | {"rope_parameters": {k: rope[k] for k in used}}
+    base, kind = rope["rope_theta"], rope["rope_type"]
+    scaling = {"rope_type": kind} | {k: rope[k] for k in _ROPE_NEEDS.get(kind, ())}
+    return {k: v for k, v in hf.items() if not k.startswith(start)} | {
+        "rope_parameters": {"rope_theta": base} | scaling,
+        "rope_theta": base,
+        "rope_scaling": scaling if kind != "default" else None,
+    }
 
 
 LLAMA = Family(
     name="llama",
     model={"norm": "rmsnorm", "positions": "rotary"},
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 32000),
         Key("max_position_embeddings", "max_length", 2048),
-        Key("hidden_size", "embed_dim"),
-        Key("num_hidden_layers", "num_layers"),
-        Key("num_attention_heads", "num_heads"),
+        Key("hidden_size", "embed_dim", 4096),
+        Key("num_hidden_layers", "num_layers", 32),
+        Key("num_attention_heads", "num_heads", 32),
         Key("num_key_value_heads", "num_kv_heads"),
         Key("head_dim", "head_dim"),
-        Key("intermediate_size", "mlp_dim"),
+        Key("intermediate_size", "mlp_dim", 11008),
         Key("hidden_act", "activation", "silu", GATED),
         Key("rms_norm_eps", "norm_epsilon", 1e-6),
         Key("attention_bias", "use_bias", False),
@@ -124,9 +162,7 @@ LLAMA = Family(
         Key("initializer_range", "initializer_range", 0.02),
         Key("tie_word_embeddings", "tie_embeddings", False),
         Key("rope_parameters.rope_theta", "rotary_base"),
-        Key("rope_parameters.rope_type", "rotary_scaling", "default", {
-            "default": "none", "linear": "linear", "llama3": "llama3",
-        }),
+        Key("rope_parameters.rope_type", "rotary_scaling", "default", _ROPE_TYPES),
         Key("rope_parameters.factor", "rotary_factor"),
         Key("rope_parameters.original_max_position_embeddings", "rotary_original_length"),
     ),
@@ -156,7 +192,7 @@ LLAMA = Family(
     dropped=(r".*\.rotary_emb\.inv_freq",),
     sentencepiece="LlamaTokenizer",
     read=_read_rope,
-    write=_write_rope,
+    write=_write_llama,
 )  # fmt: skip
 
 # BERT and those that follow from it.
@@ -167,20 +203,37 @@ POST_NORM = {
     "embed_norm": True,
     "head": "none",
 }
-BERT_KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("max_position_embeddings", "max_length", 512),
-    Key("type_vocab_size", "type_vocab_size", 2),
-    Key("hidden_size", "embed_dim"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("intermediate_size", "mlp_dim"),
-    Key("hidden_act", "activation", "gelu", ACTIVATIONS),
-    Key("layer_norm_eps", "norm_epsilon", 1e-12),
-    Key("hidden_dropout_prob", "dropout", 0.1),
-    Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
-    Key("initializer_range", "initializer_range", 0.02),
-)
+BERT_SIZES = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+def _bert_keys(**defaults: Any) -> tuple[Key, ...]:
+    default = BERT_SIZES | defaults
+    return (
+        Key("vocab_size", "vocab_size", default["vocab_size"]),
+        Key("max_position_embeddings", "max_length", 512),
+        Key("type_vocab_size", "type_vocab_size", 2),
+        Key("hidden_size", "embed_dim", default["hidden_size"]),
+        Key("num_hidden_layers", "num_layers", default["num_hidden_layers"]),
+        Key("num_attention_heads", "num_heads", default["num_attention_heads"]),
+        Key("intermediate_size", "mlp_dim", default["intermediate_size"]),
+        Key("hidden_act", "activation", default["hidden_act"], ACTIVATIONS),
+        Key("layer_norm_eps", "norm_epsilon", 1e-12),
+        Key("hidden_dropout_prob", "dropout", default["hidden_dropout_prob"]),
+        Key("attention_probs_dropout_prob", "attention_dropout",
+            default["attention_probs_dropout_prob"]),
+        Key("initializer_range", "initializer_range", 0.02),
+    )  # fmt: skip
+
+
 BERT_IDS = {"pad_token_id": "pad_id"}
 BERT_FIXED = {
     "tie_word_embeddings": (True,),
@@ -214,14 +267,15 @@ def _bert_modules(name: str) -> dict[str, str]:
 
 def count_labels(hf: dict) -> int:
     """How many labels config.json has; transformers leaves them out where there are two."""
-    return len(hf.get("id2label") or ()) or hf.get("num_labels", 2)
+    labels = hf.get("id2label")
+    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
 
 
 BERT = Family(
     name="bert",
     model=POST_NORM,
     ids=BERT_IDS,
-    keys=BERT_KEYS,
+    keys=_bert_keys(),
     fixed=BERT_FIXED,
     prefix="bert.",
     modules=_bert_modules("bert") | {
@@ -260,11 +314,15 @@ BERT = Family(
 
 def _read_offset(hf: dict, names: Collection[str]) -> dict:
     """RoBERTa counts positions from behind the padding id, in a table longer by as many."""
-    offset = hf.get("pad_token_id", 1) + 1
-    return hf | {
-        "position_offset": offset,
-        "max_position_embeddings": hf.get("max_position_embeddings", 512) - offset,
-    }
+    pad, length = hf.get("pad_token_id", 1), hf.get("max_position_embeddings", 512)
+    for name, value in (("pad_token_id", pad), ("max_position_embeddings", length)):
+        configs.typed(f"config.json: {name}", 0, value)
+    if not 0 <= pad < length - 1:
+        raise ConfigError(
+            f"config.json: pad_token_id={pad}: roberta counts positions from it, and has "
+            f"max_position_embeddings={length}"
+        )
+    return hf | {"position_offset": pad + 1, "max_position_embeddings": length - pad - 1}
 
 
 def _write_offset(hf: dict) -> dict:
@@ -278,7 +336,7 @@ def _write_offset(hf: dict) -> dict:
 ROBERTA = Family(
     name="roberta",
     model=POST_NORM,
-    keys=(*BERT_KEYS, Key("position_offset", "position_offset")),
+    keys=(*_bert_keys(vocab_size=50265), Key("position_offset", "position_offset")),
     fixed=BERT_FIXED,
     prefix="roberta.",
     modules=_bert_modules("roberta") | {
@@ -304,18 +362,21 @@ DISTILBERT = Family(
     model=POST_NORM,
     ids=BERT_IDS,
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 30522),
         Key("max_position_embeddings", "max_length", 512),
-        Key("dim", "embed_dim"),
-        Key("n_layers", "num_layers"),
-        Key("n_heads", "num_heads"),
-        Key("hidden_dim", "mlp_dim"),
+        Key("dim", "embed_dim", 768),
+        Key("n_layers", "num_layers", 6),
+        Key("n_heads", "num_heads", 12),
+        Key("hidden_dim", "mlp_dim", 3072),
         Key("activation", "activation", "gelu", ACTIVATIONS),
         Key("dropout", "dropout", 0.1),
         Key("attention_dropout", "attention_dropout", 0.1),
         Key("initializer_range", "initializer_range", 0.02),
     ),
     fixed={"tie_word_embeddings": (True,)},
+    synonyms={
+        "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"
+    },
     prefix="distilbert.",
     modules={
         "embed": "distilbert.embeddings.word_embeddings",
@@ -344,7 +405,10 @@ ELECTRA = Family(
     name="electra",
     model=POST_NORM,
     ids=BERT_IDS,
-    keys=(*BERT_KEYS, Key("embedding_size", "embedding_dim", 128)),
+    keys=(
+        *_bert_keys(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+        Key("embedding_size", "embedding_dim", 128),
+    ),
     fixed=BERT_FIXED,
     prefix="electra.",
     modules=_bert_modules("electra") | {
@@ -381,10 +445,11 @@ ALBERT = Family(
     name="albert",
     model=POST_NORM | {"share_layers": True},
     keys=(
-        *(k for k in BERT_KEYS if k.theirs not in ("hidden_act", "intermediate_size")),
-        Key("intermediate_size", "mlp_dim", 16384),
+        *_bert_keys(
+            vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
+            hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
         Key("embedding_size", "embedding_dim", 128),
-        Key("hidden_act", "activation", "gelu_new", ACTIVATIONS),
     ),
     fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
     prefix="albert.",
@@ -430,12 +495,32 @@ ALBERT = Family(
 
 
 def _read_t5(hf: dict, names: Collection[str]) -> dict:
-    """Before scale_decoder_outputs, untied meant unscaled; since, tied is said of every model."""
-    tied = hf.get("tie_word_embeddings", True)
-    scaled = hf.get("scale_decoder_outputs", tied)
-    if not scaled and "lm_head.weight" in names:
-        tied = False
+    """Untied once meant unscaled; transformers 5 ties whatever has no matrix of its own."""
+    scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
+    tied = scaled or "lm_head.weight" not in names
+    said = hf.get("feed_forward_proj", "relu")
+    # Two entries that transformers derives from the one above, and that overrule it where given.
+    gated, _, function = said.rpartition("-") if isinstance(said, str) else ("", "", said)
+    derived = {
+        "is_gated_act": gated == "gated",
+        "dense_act_fn": "gelu_new" if said == "gated-gelu" else function,
+    }
+    for name, value in derived.items():
+        if hf.get(name, value) != value:
+            raise ConfigError(
+                f"config.json: {name}={hf[name]!r} and feed_forward_proj={said!r} differ"
+            )
     return hf | {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
+
+
+def _write_t5(hf: dict) -> dict:
+    """transformers 4 scales what is tied, and nothing else."""
+    if hf["scale_decoder_outputs"] and not hf["tie_word_embeddings"]:
+        raise ConfigError(
+            "model.scale_output=True with model.tie_embeddings=False: t5 scales its outputs where "
+            "it ties them"
+        )
+    return hf | {"tie_word_embeddings": hf["scale_decoder_outputs"]}
 
 
 _T5_GATED = {"mlp/gate": "wi_0", "mlp/up": "wi_1"}
@@ -450,14 +535,14 @@ T5 = Family(
         "init": "fan_in",
     },
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 32128),
         Key("n_positions", "max_length", 512),
-        Key("d_model", "embed_dim"),
-        Key("d_kv", "head_dim"),
-        Key("d_ff", "mlp_dim"),
-        Key("num_layers", "num_layers"),
+        Key("d_model", "embed_dim", 512),
+        Key("d_kv", "head_dim", 64),
+        Key("d_ff", "mlp_dim", 2048),
+        Key("num_layers", "num_layers", 6),
         Key("num_decoder_layers", "num_decoder_layers"),
-        Key("num_heads", "num_heads"),
+        Key("num_heads", "num_heads", 8),
         Key("relative_attention_num_buckets", "relative_buckets", 32),
         Key("relative_attention_max_distance", "relative_max_distance", 128),
         Key("feed_forward_proj", "activation", "relu", {
@@ -478,6 +563,12 @@ T5 = Family(
         Key("scale_decoder_outputs", "scale_output"),
     ),
     fixed={"is_encoder_decoder": (True,)},
+    synonyms={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
     modules={
         "embed": "shared",
         "encoder/relative_bias":
@@ -523,6 +614,7 @@ T5 = Family(
     ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},
     specials=tuple(f"<extra_id_{i}>" for i in reversed(range(100))),
     read=_read_t5,
+    write=_write_t5,
 )  # fmt: skip
 
 _MARIAN_LAYER = {
@@ -539,16 +631,16 @@ MARIAN = Family(
     name="marian",
     model={"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal"},
     keys=(
-        Key("vocab_size", "vocab_size"),
+        Key("vocab_size", "vocab_size", 58101),
         Key("decoder_vocab_size", "vocab_size"),
         Key("max_position_embeddings", "max_length", 1024),
-        Key("d_model", "embed_dim"),
-        Key("encoder_layers", "num_layers"),
-        Key("decoder_layers", "num_decoder_layers"),
-        Key("encoder_attention_heads", "num_heads"),
-        Key("decoder_attention_heads", "num_heads"),
-        Key("encoder_ffn_dim", "mlp_dim"),
-        Key("decoder_ffn_dim", "mlp_dim"),
+        Key("d_model", "embed_dim", 1024),
+        Key("encoder_layers", "num_layers", 12),
+        Key("decoder_layers", "num_decoder_layers", 12),
+        Key("encoder_attention_heads", "num_heads", 16),
+        Key("decoder_attention_heads", "num_heads", 16),
+        Key("encoder_ffn_dim", "mlp_dim", 4096),
+        Key("decoder_ffn_dim", "mlp_dim", 4096),
         Key("activation_function", "activation", "gelu", ACTIVATIONS),
         Key("scale_embedding", "scale_embeddings", False),
         Key("dropout", "dropout", 0.1),
@@ -564,6 +656,11 @@ MARIAN = Family(
         "normalize_embedding": (None, False),
         "add_final_layer_norm": (None, False),
         "static_position_embeddings": (None, True),
+    },
+    synonyms={
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
     },
     prefix="model.",
     modules={"embed": "model.shared", "output_bias": "final_logits_bias"}
@@ -596,10 +693,19 @@ _DEFAULT = ["local", "lsh"] * 3
 
 def _read_reformer(hf: dict, names: Collection[str]) -> dict:
     """Their list of layers as our pattern, and no axes where positions have none."""
-    layers = [{"local": _LOCAL}.get(kind, kind) for kind in hf.pop("attn_layers", _DEFAULT)]
+    kinds = hf.get("attn_layers", _DEFAULT)
+    if not kinds or not isinstance(kinds, list) or not {"local", "lsh"}.issuperset(kinds):
+        raise ConfigError(f"config.json: attn_layers={kinds!r}: lists 'local' and 'lsh' layers")
+    layers = [{"local": _LOCAL}.get(kind, kind) for kind in kinds]
     n = len(layers)
     period = next(p for p in range(1, n + 1) if layers == layers[:p] * (n // p))
-    hf |= {"attention": ",".join(layers[:period]), "num_hidden_layers": n}
+    if hf.get("num_hidden_layers", n) != n:
+        raise ConfigError(
+            f"config.json: num_hidden_layers={hf['num_hidden_layers']!r} and the {n} entries of "
+            "attn_layers differ"
+        )
+    hf |= {"attention": ",".join(layers[:period]), "attn_layers": n}
+    hf.setdefault("is_decoder", False)
     buckets = hf.get("num_buckets", ())
     hf["num_buckets"] = (buckets,) if isinstance(buckets, int) else tuple(buckets)
     if not hf.get("axial_pos_embds", True):
@@ -608,7 +714,7 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
 
 
 def _write_reformer(hf: dict) -> dict:
-    kinds, n = hf.pop("attention").split(","), hf.pop("num_hidden_layers")
+    kinds, n = hf.pop("attention").split(","), hf.pop("attn_layers")
     if not {_LOCAL, _LSH}.issuperset(kinds):
         raise ConfigError(
             f"model.attention={','.join(kinds)!r}: reformer has {_LOCAL} and {_LSH} layers"
@@ -643,7 +749,7 @@ REFORMER = Family(
         Key("vocab_size", "vocab_size", 320),
         Key("max_position_embeddings", "max_length", 4096),
         Key("hidden_size", "embed_dim", 256),
-        Key("num_hidden_layers", "num_layers"),
+        Key("attn_layers", "num_layers"),
         Key("num_attention_heads", "num_heads", 12),
         Key("attention_head_size", "head_dim", 64),
         Key("feed_forward_size", "mlp_dim", 512),

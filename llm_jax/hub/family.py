@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
     theirs: str
     ours: str
-    default: Any = None  # theirs, where config.json leaves it out; None: ours
+    default: Any = None  # that of their config class; None: derived from others, as ours is
     values: Mapping[str, str] | None = None  # theirs -> ours; of several names the first is written
 
 
@@ -44,6 +44,7 @@ class Family:
       model: the keys of config.model that make the family.
       keys: what config.json says in other words.
       fixed: entries of config.json with the values that we can express, the first written.
+      synonyms: other names that transformers takes for some of them.
       modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
       gated_modules: the entries that a gated feed-forward has instead.
       prefix: before the names of the headless model; a file may leave it out.
@@ -73,6 +74,7 @@ class Family:
     modules: Mapping[str, str]
     classes: Mapping[str, str]
     fixed: Mapping[str, tuple] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
     gated_modules: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -100,6 +102,7 @@ FIXED = {
     "add_cross_attention": (False,),
     "pruned_heads": (None, {}),
     "quantization_config": (None,),
+    "per_layer_config": (None, {}),
 }
 # What config.json says that does not bear on the function computed.
 SILENT = re.compile(
@@ -119,6 +122,7 @@ FREE = {
     "initializer_range", "scale_residual_init", "dropout", "attention_dropout", "mlp_dropout",
     "final_dropout",
 }  # fmt: skip
+MAY_BE_0 = ("type_vocab_size", "position_offset")  # sizes of which 0 is not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
 # What these do not read, and what a feed-forward layer without experts does not.
 OF_KINDS = ("window", "stride", "global_tokens", "block", "random_", "landmarks", "latent_", "lsh_")
@@ -132,7 +136,11 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     Raises:
       ConfigError: an entry of config.json that our model cannot express, with its value.
     """
-    hf = family.read({k: v for k, v in hf.items() if v is not None}, names)
+    null = [key.theirs for key in family.keys if key.default is not None]
+    for name in null:
+        if hf.get(name, "") is None:
+            raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
+    hf = family.read(_one_name(family, {k: v for k, v in hf.items() if v is not None}), names)
     for name, allowed in (FIXED | family.fixed).items():
         if name in hf and hf[name] not in allowed:
             raise ConfigError(
@@ -151,6 +159,9 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         if value is None:
             continue
         value = _translated(family, key, value)
+        value = configs.typed(f"config.json: {key.theirs}", model[key.ours], value)
+        if type(value) is int and value < 1 and key.ours not in MAY_BE_0:
+            raise ConfigError(f"config.json: {key.theirs}={value}: must be 1 or more")
         first = came_from.setdefault(key.ours, key)
         if first is not key and model[key.ours] != value:
             if key.ours in FREE:
@@ -160,7 +171,7 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
                 f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax has one key "
                 f"for both, model.{key.ours}"
             )
-        model[key.ours] = configs.typed(f"config.json: {key.theirs}", model[key.ours], value)
+        model[key.ours] = value
     for ours, starts in family.heads.items():
         there = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
         if there:
@@ -176,14 +187,31 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     model = configs.resolve(model, 0)
     whole = configs.base()
     whole.model = model
-    configs.check(whole)
+    try:
+        configs.check(whole)
+    except ConfigError as error:
+        names = {ours: key.theirs for ours, key in came_from.items()}
+        names.setdefault("head_dim", f"{names['embed_dim']} / {names['num_heads']}")
+        text = re.sub(r"\bmodel\.(\w+)", lambda m: names.get(m[1], m[0]), str(error))
+        raise ConfigError(f"config.json: {text}") from error
     return model
+
+
+def _one_name(family: Family, hf: dict) -> dict:
+    """Returns config.json with each entry under the name that `keys` have for it."""
+    for other, name in family.synonyms.items():
+        value = hf.pop(other, None)
+        if value is not None and hf.setdefault(name, value) != value:
+            raise ConfigError(
+                f"config.json: {other}={value!r} and {name}={hf[name]!r} differ, and mean the same"
+            )
+    return hf
 
 
 def _translated(family: Family, key: Key, value: Any) -> Any:
     if key.values is None:
         return value
-    if value not in key.values:
+    if not isinstance(value, Hashable) or value not in key.values:
         raise ConfigError(
             f"config.json: {key.theirs}={value!r} is not in llm_jax; for {family.name} there are "
             f"{', '.join(key.values)}"
