@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -141,9 +142,23 @@ def texts(empty: bool = True, when: When | None = None) -> Key:
     return Key((), allows, "must be texts" + " that are not empty" * (not empty), when)
 
 
+def factors(when: When | None = None) -> Key:
+    """A tuple of (regular expression, factor), empty by default."""
+    pair = lambda x: isinstance(x, tuple) and len(x) == 2 and _is_pattern(x[0])
+    allows = lambda v: all(pair(x) and type(x[1]) in (int, float) and 0 <= x[1] < 1e6 for x in v)
+    return Key((), allows, 'must be pairs like ("encoder/.*", 0.1), factors of at least 0', when)
+
+
 def devices(default: int) -> Key:
     """A size of the mesh: at least 1, or -1 for the devices that are left."""
     return Key(default, lambda v: v == -1 or 1 <= v <= 2**24, "must be positive, or -1")
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return bool(re.compile(value)) and isinstance(value, str)
+    except (re.error, TypeError, RecursionError, OverflowError):
+        return False
 
 
 def _is_text(value: str) -> bool:
@@ -325,18 +340,27 @@ class Optimizer:
     learning_rate = number(1e-3, most=1000)
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
     warmup_steps = whole(100, 0, COUNT)
-    # Length of the final decay; 0: a fifth of train.steps.
-    decay_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "wsd"))
+    # At the peak, behind the warm-up (T5: 10,000).
+    hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
+    # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
+    # fifth of train.steps.
+    decay_steps = whole(
+        0, 0, COUNT, when=given("optimizer.schedule", "cosine", "linear", "wsd")
+    )  # fmt: skip
     # Last learning rate / learning_rate.
     final_fraction = number(
         0.1, most=1, when=given("optimizer.schedule", "cosine", "linear", "wsd")
     )
     b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
     b2 = share(0.95, when=ADAM | given("optimizer.name", "lion"))
-    eps = number(1e-8, over=0, most=10, when=given("optimizer.name", "adamw"))
+    eps = number(1e-8, over=0, most=10, when=ADAM)
     muon_momentum = share(0.95, when=given("optimizer.name", "muon"))
     weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
     clip_norm = number(1.0)  # 0: no clipping
+    # Of the learning rate, (("encoder/.*", 0.1), …): that of the first pattern that matches a
+    # parameter's whole path; none: 1; 0: frozen.
+    rate_factors = factors()
+    decay_factors = factors(when=given("optimizer.weight_decay"))  # likewise of weight_decay
 
 
 class Train:
@@ -551,7 +575,7 @@ def typed(key: str, default, value):
         value = float(max(-BEYOND, min(value, BEYOND))) if type(value) is int else value
     elif isinstance(default, (tuple, list)):
         ok = isinstance(value, (tuple, list))
-        value = tuple(value) if ok else value
+        value = tuple(tuple(x) if type(x) is list else x for x in value) if ok else value
     else:
         ok = isinstance(value, type(default))
     if not ok:

@@ -22,7 +22,7 @@ from llm_jax import config as configs
 from llm_jax.attention import lsh
 from llm_jax.hub.family import from_tensors, plan
 from llm_jax.objectives.cross_entropy import cross_entropy
-from llm_jax.train import optimizer
+from llm_jax.train import groups, optimizer
 
 
 class Case(NamedTuple):
@@ -426,18 +426,19 @@ def train(name: str, folder: Path, steps: int = 100) -> tuple[np.ndarray, np.nda
     c.optimizer.schedule = "constant"
     c.optimizer.warmup_steps = 0
     c.optimizer.clip_norm = 0.0
-    tx = optimizer.build(c)
+    group = groups.of(c, models.abstract_params(module))
+    tx = optimizer.build(c, group)
     batches = [batch(case, model, seed) for seed in range(steps)]
 
     wanted = plan(hub.families.get(theirs.config.model_type), model)
     tensors = dict(theirs.named_parameters())
-    decay = [n for n, pieces in wanted.items() if pieces[0].path[-1] in optimizer.DECAYED]
-    groups = [
+    decay = [n for n, pieces in wanted.items() if group["/".join(pieces[0].path)].decay]
+    apart = [
         {"params": [tensors[n] for n in decay], "weight_decay": c.optimizer.weight_decay},
         {"params": [tensors[n] for n in wanted if n not in decay], "weight_decay": 0.0},
     ]
     o = c.optimizer
-    adam = torch.optim.AdamW(groups, lr=o.learning_rate, betas=(o.b1, o.b2), eps=o.eps)
+    adam = torch.optim.AdamW(apart, lr=o.learning_rate, betas=(o.b1, o.b2), eps=o.eps)
     expected = []
     for inputs, _ in batches:
         adam.zero_grad()

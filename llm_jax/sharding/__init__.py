@@ -185,7 +185,7 @@ def param_shardings(params: dict, mesh: Mesh) -> dict:
 def like_params(tree, params, shardings, mesh: Mesh):
     """Shardings of an optimizer state: a leaf that mirrors a parameter lies like it.
 
-    A leaf mirrors the parameter whose path ends its own path and whose shape it has;
+    A leaf mirrors the parameter whose path is a part of its own and whose shape it has;
     everything else (counts, factored statistics) is whole on every device.
     """
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -193,8 +193,9 @@ def like_params(tree, params, shardings, mesh: Mesh):
     shapes = {str_path(p): x.shape for p, x in paths}
 
     def one(path, leaf):
-        for start in range(len(path)):
-            name = str_path(path[start:])
+        ends = range(len(path), 0, -1)
+        for part in (path[start:end] for end in ends for start in range(end)):
+            name = str_path(part)
             if name in where and shapes[name] == leaf.shape:
                 return where[name]
         return replicated(mesh)

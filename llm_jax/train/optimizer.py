@@ -1,6 +1,8 @@
-"""Optimizers and learning-rate schedules by name, from Optax."""
+"""Optimizers and learning-rate schedules by name, from Optax, each parameter seen by itself."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,83 +10,145 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
-# LayerNorm scales and biases are not decayed (BERT's and GPT-2's practice).
-DECAYED = ("kernel", "embedding", "output")
+from llm_jax.train.groups import Group, name
 
 
 def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """Returns step -> learning rate: linear warm-up, then config.optimizer.schedule.
 
-    inverse_sqrt: peak * sqrt(warmup / step) (Vaswani 2017, 5.3). wsd: constant, then a
-    linear decay over the last decay_steps (Hu 2024, MiniCPM, section 4).
+    inverse_sqrt: peak * sqrt(start / step) from start = warmup_steps + hold_steps on, the peak
+    between them (Vaswani 2017, 5.3: no hold; Raffel 2020, 3.1.2: no warm-up). cosine, linear: to
+    final_fraction within decay_steps, and on at that. wsd: constant, then a linear decay over
+    the last decay_steps (Hu 2024, MiniCPM, section 4).
     """
     o, steps = config.optimizer, config.train.steps
     peak, last, warmup = o.learning_rate, o.learning_rate * o.final_fraction, o.warmup_steps
-    rest = max(steps - warmup, 1)
+    after_warmup = max(steps - warmup, 1)
     if o.schedule == "constant":
         after = optax.constant_schedule(peak)
     elif o.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, o.final_fraction)
+        after = optax.cosine_decay_schedule(peak, o.decay_steps or after_warmup, o.final_fraction)
     elif o.schedule == "linear":
-        after = optax.linear_schedule(peak, last, rest)
+        after = optax.linear_schedule(peak, last, o.decay_steps or after_warmup)
     elif o.schedule == "inverse_sqrt":
-        start = max(warmup, 1)
-        after = lambda step: peak * (start / jnp.maximum(step + start, start)) ** 0.5
+        start = max(warmup + o.hold_steps, 1)
+        after = lambda step: peak * (start / jnp.maximum(step + warmup, start)) ** 0.5
     else:
         decay = o.decay_steps or max(steps // 5, 1)
-        after = optax.linear_schedule(peak, last, decay, transition_begin=max(rest - decay, 0))
+        begin = max(after_warmup - decay, 0)
+        after = optax.linear_schedule(peak, last, decay, transition_begin=begin)
     # The first step is already taken at peak / warmup: a step at zero would teach nothing.
     ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup]) if warmup else after
 
 
-def decayed(params: dict) -> dict:
-    """True for matrices and embeddings, which weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
+    """Returns the optimizer: clip by global norm, direction, decoupled decay, learning rate.
 
+    update = -rate(step) rate_factor (direction(clipped gradient) + decay decay_factor parameter)
 
-def build(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer: clip by global norm, direction, decoupled decay, learning rate."""
+    It is for the trained parameters alone, None standing in for the others (`groups.split`).
+    """
     o = config.optimizer
     parts = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-    parts.append(direction(o))
-    if o.weight_decay:
-        parts.append(optax.add_decayed_weights(o.weight_decay, mask=decayed))
+    names = sorted({group.optimizer for group in groups.values() if group.rate})
+    directions = {which: direction(which, o, groups) for which in names}
+    if len(names) == 1:
+        parts.append(directions[names[0]])
+    else:
+        kind = lambda path, _: groups[name(path)].optimizer
+        parts.append(
+            optax.partition(
+                directions, lambda params: jax.tree_util.tree_map_with_path(kind, params)
+            )
+        )
+
+    def decay_and_factor(path, update, param):
+        group = groups[name(path)]
+        decay = o.weight_decay * group.decay
+        update = update + decay * param if decay else update
+        return update if group.rate == 1 else group.rate * update
+
+    parts.append(
+        optax.stateless(
+            lambda updates, params: jax.tree_util.tree_map_with_path(
+                decay_and_factor, updates, params
+            )
+        )
+    )
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config)))
 
 
-def direction(o: ConfigDict) -> optax.GradientTransformation:
-    """Returns what config.optimizer.name makes of a gradient, before decay and learning rate.
+def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
+    """Returns what an optimizer makes of a gradient, before decay and learning rate.
 
     adamw: Loshchilov and Hutter 2019. lion: Chen 2023. adafactor: Shazeer and Stern 2018.
-    muon: Jordan 2024 for matrices, scaled to Adam's size (Liu 2025, 2.2), AdamW for the rest.
+    muon: Jordan 2024, scaled to Adam's size (Liu 2025, 2.2); its groups are the layers' matrices.
     """
-    if o.name == "adamw":
+    if which == "adamw":
         return optax.scale_by_adam(o.b1, o.b2, o.eps)
-    if o.name == "lion":
+    if which == "lion":
         return optax.scale_by_lion(o.b1, o.b2)
-    if o.name == "adafactor":
+    if which == "adafactor":
         # Optax's aliases end in a factor of -1, which the learning rate brings again.
-        return optax.chain(optax.adafactor(), optax.scale(-1.0))
-    muon = optax.contrib.muon(
-        1.0,
-        beta=o.muon_momentum,
-        adam_b1=o.b1,
-        adam_b2=o.b2,
-        muon_weight_dimension_numbers=_muon_axes,
-        consistent_rms=0.2,
+        return apart(optax.chain(optax.adafactor(), optax.scale(-1.0)), groups)
+    axes = lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: _muon_axes(groups[name(path)]), params
     )
-    return optax.chain(muon, optax.scale(-1.0))
+
+    def to_adams_size(path, x):
+        return 0.2 * math.sqrt(max(_matrix(groups[name(path)], x.shape)[-2:])) * x
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(beta=o.muon_momentum, weight_dimension_numbers=axes),
+        optax.stateless(lambda x, _: jax.tree_util.tree_map_with_path(to_adams_size, x)),
+    )
 
 
-def _muon_axes(params: dict) -> dict:
-    """Which axes of a kernel make its matrix: [layers, inputs…, outputs…]; others get AdamW."""
+def _muon_axes(group: Group) -> optax.contrib.MuonDimensionNumbers:
+    inputs, *outputs = group.spaces
+    return optax.contrib.MuonDimensionNumbers(inputs, sum(outputs, ()))
 
-    def one(path, x):
-        if path[-1].key != "kernel":
-            return None
-        split = 3 if path[-2].key == "out" else 2  # attention's output contracts heads and kv
-        axes = tuple(range(1, x.ndim))
-        return optax.contrib.MuonDimensionNumbers(axes[: split - 1], axes[split - 1 :])
 
-    return jax.tree_util.tree_map_with_path(one, params)
+def _matrix(group: Group, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter as matrices [..., in, out]; a vector's own."""
+    if len(group.spaces) < 2:
+        return shape
+    inputs = math.prod(shape[i] for i in group.spaces[0])
+    outputs = math.prod(shape[i] for space in group.spaces[1:] for i in space)
+    return *shape[: group.stacked], inputs, outputs
+
+
+def apart(
+    tx: optax.GradientTransformation, groups: dict[str, Group]
+) -> optax.GradientTransformation:
+    """Applies tx to each layer's and each expert's parameter by itself, a matrix as [in, out].
+
+    The state of [layers, D, N, H] is that of so many matrices [D, N H], stacked. T5X does so by
+    its logical_factor_rules (layers and experts: BATCH).
+    """
+
+    def shaped(path, x):
+        return x.reshape(_matrix(groups[name(path)], x.shape))
+
+    def each(function, path):
+        for _ in range(groups[name(path)].stacked):
+            function = jax.vmap(function)
+        return function
+
+    def init(params):
+        one = lambda path, p: each(tx.init, path)(shaped(path, p))
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        updates, states = [], []
+        for (path, p), g, s in zip(
+            leaves, tree.flatten_up_to(grads), tree.flatten_up_to(state), strict=True
+        ):
+            new, s = each(tx.update, path)(shaped(path, g), s, shaped(path, p))
+            updates.append(new.reshape(p.shape))
+            states.append(s)
+        return tree.unflatten(updates), tree.unflatten(states)
+
+    return optax.GradientTransformation(init, update)

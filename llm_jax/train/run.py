@@ -24,13 +24,13 @@ from llm_jax.data import sources, tokenizers
 from llm_jax.data.batches import union
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.models.flops import train_flops
-from llm_jax.train import optimizer
+from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.state import TrainState, init_state
 
 # What an imported run, not yet trained, has already: other keys may still change.
 IMPORTED = (
-    "model.", "tokenizer.", "optimizer.name", "optimizer.clip_norm", "optimizer.weight_decay",
+    "model.", "tokenizer.", "optimizer.name", "optimizer.clip_norm", "optimizer.rate_factors",
     "train.ema_decay",
 )  # fmt: skip
 
@@ -210,12 +210,14 @@ class Setup:
             raise ConfigError(str(error)) from error
         self.model = models.build(config.model)
         self.objective = objectives.get(config.objective.name)
-        self.tx = optimizer.build(config)
+        self.params = models.abstract_params(self.model)
+        self.groups = groups.of(config, self.params)
+        self.tx = optimizer.build(config, self.groups)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; computes nothing."""
         state = jax.eval_shape(lambda: init_state(self.model, self.tx, self.config))
-        shardings = sharding.param_shardings(models.abstract_params(self.model), self.mesh)
+        shardings = sharding.param_shardings(self.params, self.mesh)
         where = sharding.like_params(state, state.params, shardings, self.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from llm_jax import objectives
 from llm_jax.models import Model, init_params, router_loss
 from llm_jax.objectives import Objective
+from llm_jax.train import groups
 from llm_jax.train.optimizer import schedule
 
 
@@ -35,69 +36,125 @@ def init_state(
         params = init_params(model, jax.random.key(config.seed))
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay else None
-    return TrainState(zero, params, tx.init(params), ema, zero, zero)
+    opt_state = tx.init(groups.split(config, params)[0])
+    return TrainState(zero, params, opt_state, ema, zero, zero)
+
+
+def loss(
+    model: Model,
+    objective: Objective,
+    config: ConfigDict,
+    params: Any,
+    batch: dict,
+    key: jax.Array,
+    weights: dict | None = None,
+) -> tuple[jax.Array, dict]:
+    """Returns (what training minimises, {metric: mean}) of a batch, with dropout from `key`.
+
+    weights: {term: what its sum over the batch is divided by}; None: the batch's own sums.
+    """
+    weights = objective.weights(batch) if weights is None else weights
+    weights = {term: jnp.maximum(weight, 1e-9) for term, weight in weights.items()}
+    outputs, sown = model.apply(
+        {"params": params}, batch, deterministic=False, rngs={"dropout": key}, mutable=["losses"]
+    )
+    terms, metrics = objective.losses(outputs, batch, config.objective)
+    total = sum(total / weights[term] for term, total in terms.items())
+    total += router_loss(config.model, sown)
+    return total, {name: total / weights[term] for name, (total, term) in metrics.items()}
+
+
+def gradients(
+    loss: Callable, params: Any, batch: dict, key: jax.Array, weights: dict, microbatches: int
+) -> tuple[tuple[jax.Array, dict], Any]:
+    """Returns ((loss, metrics), gradients) of a batch, by gradient accumulation over its parts.
+
+    Terms that are sums over tokens are divided by the whole batch's weights, so that they equal
+    the large batch's, however its padding is spread. A router's balance loss is a product of two
+    means, of each part's own tokens: its mean over the parts is not the large batch's.
+
+    Args:
+      loss: (params, batch, key, weights) -> (loss, metrics); a part is a batch of fewer rows.
+      weights: of the whole batch, see `loss`.
+    """
+    grad_of = jax.value_and_grad(loss, has_aux=True)
+    if microbatches == 1:
+        return grad_of(params, batch, key, weights)
+    each = {term: weight / microbatches for term, weight in weights.items()}
+
+    def add(total, part_and_index):
+        part, i = part_and_index
+        one = grad_of(params, part, jax.random.fold_in(key, i), each)
+        return jax.tree.map(lambda a, b: a + b / microbatches, total, one), None
+
+    # Strided, so that each part is spread over the mesh as the batch is.
+    split = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(grad_of, params, jax.tree.map(lambda x: x[0], parts), key, each)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))[0]
+
+
+def update(
+    tx: optax.GradientTransformation,
+    config: ConfigDict,
+    state: TrainState,
+    grads: Any,
+    finite: jax.Array,
+) -> TrainState:
+    """Returns the next state; where `finite` is false only the counters move.
+
+    The average of the parameters is ema_decay average + (1 - ema_decay) parameters after each
+    step that is not skipped. Frozen parameters, None in grads, stay what they are.
+    """
+    trained, frozen = groups.split(config, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    new, ema = keep(optax.apply_updates(trained, updates), trained), state.ema
+    if ema is not None:
+        average, _ = groups.split(config, ema)
+        average = keep(optax.incremental_update(new, average, 1 - config.train.ema_decay), average)
+        ema = groups.join(average, frozen)
+    skip = 1 - finite.astype(jnp.int32)
+    return TrainState(
+        step=state.step + 1,
+        params=groups.join(new, frozen),
+        opt_state=keep(opt_state, state.opt_state),
+        ema=ema,
+        skipped=state.skipped + skip,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+    )
 
 
 def make_train_step(
-    model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict
+    model: Model,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    config: ConfigDict,
+    gradients: Callable = gradients,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Returns the pure step. Randomness is fold_in(key(seed), step): a resumed run repeats it.
+    """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were
-    and is counted. Metrics are scalars: loss (nats a weighted token), grad_norm, ….
+    Randomness is fold_in(key(seed), step): a resumed run repeats it. A step whose loss or
+    gradient is not finite leaves parameters and optimizer as they were and is counted.
+
+    gradients: another function of the same arguments as `gradients`, for example one that takes
+      and clips each example's by itself (DP-SGD; Abadi 2016).
     """
     rate = schedule(config)
 
-    def gradients(params, batch, key):
-        weights = {k: jnp.maximum(w, 1e-9) for k, w in objective.weights(batch).items()}
-
-        def loss_of(params, part, key):
-            outputs, sown = model.apply(
-                {"params": params}, part, deterministic=False, rngs={"dropout": key},
-                mutable=["losses"],
-            )  # fmt: skip
-            terms, metrics = objective.losses(outputs, part, config.objective)
-            metrics = {name: total / weights[term] for name, (total, term) in metrics.items()}
-            own = router_loss(config.model, sown) / config.train.microbatches
-            return sum(total / weights[term] for term, total in terms.items()) + own, metrics
-
-        grad_of = jax.value_and_grad(loss_of, has_aux=True)
-        n = config.train.microbatches
-        if n == 1:
-            return grad_of(params, batch, key)
-
-        def add(total, part_and_index):
-            part, i = part_and_index
-            more = grad_of(params, part, jax.random.fold_in(key, i))
-            return jax.tree.map(jnp.add, total, more), None
-
-        # Strided, so that each part is spread over the mesh as the batch is.
-        parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
-        shapes = jax.eval_shape(grad_of, params, jax.tree.map(lambda x: x[0], parts), key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (parts, jnp.arange(n)))[0]
-
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (total, metrics), grads = gradients(state.params, batch, key)
-        norm = optax.global_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - config.train.ema_decay)
+        trained, frozen = groups.split(config, state.params)
 
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-        skip = 1 - finite.astype(jnp.int32)
-        new = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(ema, state.ema),
-            skipped=state.skipped + skip,
-            skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
-        )
+        def loss_of(trained, batch, key, weights=None):
+            params = groups.join(trained, frozen)
+            return loss(model, objective, config, params, batch, key, weights)
+
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        weights, parts = objective.weights(batch), config.train.microbatches
+        (total, metrics), grads = gradients(loss_of, trained, batch, key, weights, parts)
+        norm = optax.global_norm(grads)
+        new = update(tx, config, state, grads, jnp.isfinite(total) & jnp.isfinite(norm))
         metrics |= {
             "objective": total,
             "grad_norm": norm,

@@ -1,0 +1,121 @@
+"""Parameter groups: which parameters are matrices, and the factors that patterns give them.
+
+What a parameter is follows from its logical axes, which models/ names, not from its path: a stack
+of layers is many parameters, heads and their dimensions are one space, and what maps one space
+to another is a matrix. Patterns are regular expressions over whole paths, of which the first that
+matches counts, as in big_vision's optax wrapper (Beyer 2022).
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+
+STACKED = ("layers", "experts")  # axes along which separate parameters lie
+HEADS = ("heads", "kv_heads")
+
+
+class Group(NamedTuple):
+    """What the optimizer knows of a parameter.
+
+    Attributes:
+      stacked: number of leading axes along which separate parameters lie.
+      spaces: the axes of each space that it maps between, inputs first; a vector has one.
+      matrix: decayed; embeddings are matrices.
+      optimizer: "adamw" … of config.CHOICES.
+      rate: factor of the learning rate; 0: frozen.
+      decay: factor of the weight decay.
+    """
+
+    stacked: int
+    spaces: tuple[tuple[int, ...], ...]
+    matrix: bool
+    optimizer: str
+    rate: float
+    decay: float
+
+
+def name(path: tuple) -> str:
+    """A parameter's path as "decoder/stack/layers/block/mlp/up/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def of(config: ConfigDict, params: Any) -> dict[str, Group]:
+    """Returns {path: Group} of a tree of models.Param, which name their logical axes.
+
+    Raises:
+      ConfigError: a pattern of config.optimizer that no parameter matches.
+    """
+    o = config.optimizer
+    leaves = {name(path): p.axes for path, p in jax.tree_util.tree_leaves_with_path(params)}
+    rates, decays = _rates(config, leaves), first(config, "decay_factors", leaves, 1.0)
+    groups = {}
+    for path, axes in leaves.items():
+        stacked = sum(axis in STACKED for axis in axes)
+        spaces = _spaces(axes, stacked)
+        # A Dense's kernel is a matrix also where its one output is a scalar, without an axis.
+        matrix = len(spaces) > 1 or path.endswith("/kernel")
+        muon = len(spaces) > 1 and "layers" in path.split("/")
+        optimizer = "adamw" if o.name == "muon" and not muon else o.name
+        decay = decays[path] if matrix else 0.0
+        groups[path] = Group(stacked, spaces, matrix, optimizer, rates[path], decay)
+    return groups
+
+
+def _spaces(axes: tuple[str | None, ...], stacked: int) -> tuple[tuple[int, ...], ...]:
+    """("layers", "heads", "kv", "embed") -> ((1, 2), (3,)): two spaces, the first of two axes."""
+    spaces = []
+    for i in range(stacked, len(axes)):
+        if axes[i] == "kv" and axes[i - 1] in HEADS:
+            spaces[-1] += (i,)
+        else:
+            spaces.append((i,))
+    return tuple(spaces)
+
+
+def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) -> dict[str, float]:
+    """Returns {path: the value of the first pattern of config.optimizer[key] that matches it}.
+
+    Raises:
+      ConfigError: a pattern that matches none of the paths.
+    """
+    pairs = config.optimizer[key]
+    for pattern, _ in pairs:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            parts = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
+            raise ConfigError(
+                f"optimizer.{key}: no parameter's path matches {pattern!r}; there are: "
+                f"{', '.join(parts)}"
+            )
+    return {
+        path: next((value for pattern, value in pairs if re.fullmatch(pattern, path)), default)
+        for path in paths
+    }
+
+
+def _rates(config: ConfigDict, paths: Iterable[str]) -> dict[str, float]:
+    rates = first(config, "rate_factors", paths, 1.0)
+    if not any(rates.values()):
+        raise ConfigError("optimizer.rate_factors: every parameter is frozen; nothing would learn")
+    return rates
+
+
+def split(config: ConfigDict, params: Any) -> tuple[Any, Any]:
+    """Returns (trained, frozen): both like params, with None for the leaves of the other."""
+    flat = {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    rates = _rates(config, flat)
+    pick = lambda trained: jax.tree_util.tree_map_with_path(
+        lambda path, x: x if (rates[name(path)] > 0) == trained else None, params
+    )
+    return pick(True), pick(False)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+    """Puts together what `split` has split."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None
+    )
