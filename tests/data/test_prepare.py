@@ -1,4 +1,6 @@
+import gzip
 import importlib.abc
+import json
 import sys
 
 import numpy as np
@@ -86,6 +88,33 @@ def tokens(folder):
     args = [f"--train={folder}/*.txt", f"--tfds_dir={folder}"]
     prepare.main(["--name=pieces", *args, "--config.tokenizer.vocab_size=300"])
     prepare.main(["--name=bytes", *args, "--config.tokenizer.name=bytes"])
+
+
+def test_prepares_more_than_memory_takes(tmp_path, config, monkeypatch):
+    """A record at a time, as the refusal of reading it whole recommends."""
+    texts = [f"{i} " * 40 for i in range(100)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.JSONL.gz").write_bytes(gzip.compress(lines.encode()))
+    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 1000)
+    with pytest.raises(ConfigError, match="python -m llm_jax.data.prepare"):
+        sources.documents(f"{tmp_path}/a.JSONL.gz", config.data)
+    prepare.main(["--name=large", f"--train={tmp_path}/a.JSONL.gz", f"--tfds_dir={tmp_path}"])
+    config.data.tfds_dir = str(tmp_path)
+    docs = sources.documents("tfds:large", config.data)
+    assert isinstance(docs, sources.Lazy)
+    assert sorted(doc["text"] for doc in docs) == sorted(texts)
+
+
+def test_a_damaged_file_leaves_no_set(tmp_path, config):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' * 5 + '{"text"')
+    args = ["--name=cut", f"--train={tmp_path}/a.jsonl", f"--tfds_dir={tmp_path}"]
+    with pytest.raises(SystemExit, match="a.jsonl:6: not readable as JSON"):
+        prepare.main(args)
+    config.data.tfds_dir = str(tmp_path)
+    with pytest.raises(ConfigError, match="tfds:cut is not prepared"):
+        sources.documents("tfds:cut", config.data)
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n')
+    prepare.main(args)
 
 
 def _of_tokens(config, stored, tokenizer):
