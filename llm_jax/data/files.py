@@ -51,7 +51,7 @@ OTHERS = [
     Other("a bzip2 file", "bz2 bz", rb"BZh[1-9]1AY&SY", "unpack it (bunzip2), or use gzip"),
     Other("an xz file", "xz lzma", rb"\xfd7zXZ\0", "unpack it (unxz), or use gzip"),
     Other("an lz4 file", "lz4", rb"\x04\x22M\x18", "unpack it (unlz4), or use gzip"),
-    Other("a file packed with lzip, compress, brotli or snappy", "lz z br sz", rb"LZIP|\x1f\x9d",
+    Other("a file of lzip, compress, brotli or snappy", "lz z br sz", rb"LZIP\x01|\x1f\x9d",
           "unpack it, or use gzip"),
     Other("a 7z archive", "7z", rb"7z\xbc\xaf\x27\x1c", UNPACK),
     Other("a rar archive", "rar", rb"Rar!\x1a\x07", UNPACK),
@@ -65,11 +65,11 @@ OTHERS = [
     Other("a zip archive", "zip", rb"PK(\x03\x04|\x05\x06)", UNPACK),
     Other("an Office document of before 2007", "", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", TEXT),
     Other("a PDF document", "pdf", rb"%PDF-", "extract its text (pdftotext) to .txt"),
-    Other("an Arrow file, as Hugging Face datasets keeps them", "arrow feather", rb"ARROW1",
+    Other("an Arrow file, as Hugging Face datasets keeps them", "arrow feather", rb"ARROW1\0",
           "write it with Dataset.to_json(\"NAME.jsonl\")"),
     Other("an ORC file", "orc", NONE, "write it as .parquet or .jsonl"),
     Other("an Avro file", "avro", rb"Obj\x01", "write it as .parquet or .jsonl"),
-    Other("weights of a model", "safetensors gguf msgpack", rb".{4}\0{4}\{|GGUF",
+    Other("weights of a model", "safetensors gguf msgpack", rb".{4}\0{4}\{|GGUF.\0{3}",
           "data.* name text; a pretrained model is init_from"),
     Other("a TFDS or ArrayRecord file", "tfrecord tfrecords array_record arrayrecord riegeli", NONE,
           "name its set instead: tfds:NAME, with data.tfds_dir"),
@@ -78,13 +78,13 @@ OTHERS = [
     Other("an image", "png jpg jpeg gif webp bmp tif tiff ico heic",
           rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "only text is read"),
     Other("a sound or a film", "mp3 wav flac ogg m4a mp4 mkv avi mov webm",
-          rb"RIFF.{4}(WAVE|AVI )|fLaC|OggS|.{4}ftyp|\x1aE\xdf\xa3", "only text is read"),
+          rb"RIFF.{4}(WAVE|AVI )|fLaC\0|OggS\0|\0{3}.ftyp|\x1aE\xdf\xa3", "only text is read"),
     Other("a program", "exe dll pyc", rb"\x7fELF|MZ.{2}\0", "only text is read"),
 ]  # fmt: skip
 _BY_SUFFIX = {suffix: other for other in OTHERS for suffix in other.suffixes.split()}
 _BEGINNINGS = re.compile(b"|".join(b"(%s)" % re.sub(rb"(?<!\\)\((?!\?)", b"(?:", other.begins)
                                    for other in OTHERS), re.DOTALL)  # fmt: skip
-_PARQUET, _GZIP, _ZSTD = b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PARQUET, _GZIP, _ZSTD = b"PAR1\x15", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PACKED = {"gz": "gzip", "gzip": "gzip", "zst": "Zstandard", "zstd": "Zstandard"}
 _SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",

@@ -97,6 +97,13 @@ def test_text_is_one_record(tmp_path, packing):
         assert not files.holds_records(str(path))
 
 
+@pytest.mark.parametrize("word", ["GGUF", "LZIP", "PAR1", "OggS", "fLaC", "ARROW1", "MZ", "BM",
+                                  "PK", "RIFF", "ID3", "BZh", "ORC", "Obj", "abcdftyp", "7z"])
+def test_text_may_begin_like_anything(tmp_path, word):
+    (tmp_path / "a.txt").write_text(f"{word} is how a file begins")
+    assert _read(tmp_path / "a.txt") == [{"text": f"{word} is how a file begins"}]
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "noname"])
 def test_packed_without_saying_so(tmp_path, name):
     """First bytes decide on packing; .txt.gz that was renamed is no text of its own."""
