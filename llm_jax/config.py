@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,14 +314,12 @@ class Data:
     validation_fraction = share(0.05, when=absent("data.validation"))
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    # A column of a table (.jsonl, .json, .csv, .tsv, .parquet …) or TFDS set, by its name; by its
-    # number, from 0, where a .csv or .tsv has no header.
-    text_column = text("text", empty=False, when=RECORDS)
-    # Of pairs (seq2seq, completion), likewise; parallel text files go without:
+    text_column = text("text", empty=False, when=RECORDS)  # of JSONL and TFDS records
+    # Of pairs (seq2seq, completion), in JSONL and TFDS records; parallel text files go without:
     # data.train="train.en,train.de".
     source_column = text("source", empty=False, when=PAIRS)
     target_column = text("target", empty=False, when=PAIRS)
-    # A class, likewise.
+    # A class, by name (JSONL, TFDS).
     label_column = text("label", empty=False, when=given("objective.name", "classification"))
     # Of the decoder's rows; 0: model.max_length.
     target_length = whole(0, when=given("objective.name", "seq2seq"))
@@ -446,8 +444,10 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict:
     return out
 
 
-def load(spec: str = "", overrides: list[str] | tuple[str, ...] = ()) -> ConfigDict:
+def load(spec: str = "", overrides: Sequence[str] = (), by_hand: bool = True) -> ConfigDict:
     """Loads `path.py[:variant]` (empty: the defaults), applies `key=value` overrides, checks all.
+
+    by_hand: the overrides are somebody's: one that nothing reads is refused.
 
     Raises:
       ConfigError: naming the file or key, its value, and what is allowed.
@@ -457,12 +457,12 @@ def load(spec: str = "", overrides: list[str] | tuple[str, ...] = ()) -> ConfigD
         raise ConfigError(f"--config={spec}: the file defines no get_config(variant)")
     check(config)
     _check_schedule(config, KEYS)
-    change(config, overrides)
+    change(config, overrides, by_hand)
     return config
 
 
-def change(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
-    """Applies `key=value` overrides, given by hand, and checks the whole, as `load` does."""
+def change(config: ConfigDict, overrides: Sequence[str], by_hand: bool = True) -> None:
+    """Applies `key=value` overrides and checks the whole, as `load` does."""
     keys = []
     for override in overrides:
         key, sep, text = override.partition("=")
@@ -472,7 +472,7 @@ def change(config: ConfigDict, overrides: list[str] | tuple[str, ...]) -> None:
         keys.append(key)
     check(config)
     _check_schedule(config, keys)
-    for key in keys:
+    for key in keys if by_hand else ():
         if reason := unread(config, key):
             raise ConfigError(reason)
 
@@ -483,7 +483,7 @@ def unread(config: ConfigDict, key: str) -> str:
     if when is None or when.holds(flat):
         return ""
     present = ", ".join(f"{k}={flat[k]!r}" for k in dict.fromkeys(when.keys))
-    return f"{key}={flat[key]!r}: nothing reads it with {present}; it is read with {when.text}"
+    return f"{key}: nothing reads it with {present}; it is read with {when.text}"
 
 
 def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
@@ -552,7 +552,8 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     value = text if isinstance(default, str) else _literal(text)
     if isinstance(default, tuple):
         value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        if not KEYS[key].allows(value) and KEYS[key].allows((text,)):
+        allows = KEYS[key].allows
+        if not text.startswith(("(", "[")) and not allows(value) and allows((text,)):
             value = (text,)  # a prompt such as "1, 2"
     *groups, last = key.split(".")
     for group in groups:
@@ -563,7 +564,9 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        str(value)  # refuses a number of thousands of digits
+        return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False}.get(text.lower(), text)
 
@@ -582,10 +585,15 @@ def typed(key: str, default, value):
         ok = isinstance(value, type(default))
     if not ok:
         raise ConfigError(
-            f"{key}={value!r}: expected {type(default).__name__} like {default!r}, "
+            f"{key}={_shown(value)}: expected {type(default).__name__} like {default!r}, "
             f"got {type(value).__name__}"
         )
     return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _unknown(key: str) -> ConfigError:
@@ -612,93 +620,81 @@ def check(config: ConfigDict) -> None:
         if name not in flat:
             raise ConfigError(f"config key {name!r} is missing; start from llm_jax.config.base()")
         if not key.allows(typed(name, key.default, flat[name])):
-            raise ConfigError(f"{name}={flat[name]!r}: {key.allowed}")
-    _check_model(config.model)
-    d = config.data
-    if d.ramp_steps and (d.ramp_start < 1 or d.batch_size % d.ramp_start):
-        raise ConfigError(
-            f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
-        )
+            raise ConfigError(f"{name}={_shown(flat[name])}: {key.allowed}")
+    for conflict in (*_conflicts(config.model), *_batch_conflicts(config.data, config.train)):
+        raise ConfigError(conflict)
+
+
+def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:
+    """Yields each key that others do not go with, and why."""
+    if d.ramp_steps and d.batch_size % d.ramp_start:
+        yield f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
     if d.shards > d.batch_size:
-        raise ConfigError(f"data.shards={d.shards}: at most data.batch_size={d.batch_size}")
-    steps = config.train.profile_steps
-    if steps and not (len(steps) == 2 and 0 <= steps[0] < steps[1]):
-        raise ConfigError(f"train.profile_steps={steps}: must be (start, stop) with start < stop")
-    if config.data.batch_size % config.train.microbatches:
-        raise ConfigError(
-            f"train.microbatches={config.train.microbatches}: must divide "
-            f"data.batch_size={config.data.batch_size}"
-        )
+        yield f"data.shards={d.shards}: at most data.batch_size={d.batch_size}"
+    steps = t.profile_steps
+    if steps and not (len(steps) == 2 and steps[0] < steps[1]):
+        yield f"train.profile_steps={steps}: must be (start, stop) with start < stop"
+    if d.batch_size % t.microbatches:
+        yield f"train.microbatches={t.microbatches}: must divide data.batch_size={d.batch_size}"
 
 
-def _check_model(m: ConfigDict) -> None:
-    if not m.head_dim and m.embed_dim % m.num_heads:
-        raise ConfigError(
-            f"model.num_heads={m.num_heads}: must divide model.embed_dim={m.embed_dim}, "
-            "or set model.head_dim"
-        )
+def _conflicts(m: ConfigDict) -> Iterator[str]:
+    """Yields each key of the model that others do not go with, why, and the fix."""
     kv_heads = m.num_kv_heads or m.num_heads
-    if kv_heads < 1 or m.num_heads % kv_heads:
-        raise ConfigError(
-            f"model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads} "
-            "(0 means one for each head)"
-        )
     head_dim = m.head_dim or m.embed_dim // m.num_heads
-    if m.positions == "rotary" and head_dim % 2:
-        raise ConfigError(f"model.positions='rotary': needs an even head_dim, got {head_dim}")
+    rotary, pattern = m.positions == "rotary", m.attention.split(",")
+    if not m.head_dim and m.embed_dim % m.num_heads:
+        yield (f"model.num_heads={m.num_heads}: must divide model.embed_dim={m.embed_dim}, "
+               "or set model.head_dim")
+    if m.num_heads % kv_heads:
+        yield (f"model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads} "
+               "(0 means one for each head)")
+    if rotary and head_dim % 2:
+        yield f"model.positions='rotary': needs an even head_dim, got {head_dim}"
+    if rotary and m.rotary_scaling == "ntk" and head_dim < 4:
+        yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
+    if rotary and "latent" in pattern and m.latent_rotary % 2:
+        yield f"model.latent_rotary={m.latent_rotary}: must be even"
+    # A causal stack has all buckets on one side; half of those are of exact distances.
+    exact = m.relative_buckets // (4 if m.kind == "encoder" else 2)
+    if m.positions == "relative" and m.relative_max_distance <= exact:
+        yield (f"model.relative_max_distance={m.relative_max_distance}: must be above the {exact} "
+               f"distances that model.relative_buckets={m.relative_buckets} tell apart")
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
-        raise ConfigError(
-            f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
-            f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False"
-        )
+        yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
+               f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
     if m.positions == "axial":
-        if len(m.axial_shape) != 2 or math.prod(m.axial_shape) < m.max_length:
-            raise ConfigError(
-                f"model.axial_shape={m.axial_shape}: needs rows and columns for at least "
-                f"model.max_length={m.max_length} positions"
-            )
         width = m.embedding_dim or m.embed_dim
+        if len(m.axial_shape) != 2 or math.prod(m.axial_shape) < m.max_length:
+            yield (f"model.axial_shape={m.axial_shape}: needs rows and columns for at least "
+                   f"model.max_length={m.max_length} positions")
         if len(m.axial_dims) != 2 or sum(m.axial_dims) != width:
-            raise ConfigError(
-                f"model.axial_dims={m.axial_dims}: needs two widths that add up to {width}"
-            )
+            yield f"model.axial_dims={m.axial_dims}: needs two widths that add up to {width}"
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
-        raise ConfigError(
-            f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
-            f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat"
-        )
-    if any(part < 2 or part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
-        raise ConfigError(
-            f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
-        )
-    pattern = m.attention.split(",")
-    if m.num_experts and not 1 <= m.experts_per_token <= m.num_experts:
-        raise ConfigError(
-            f"model.experts_per_token={m.experts_per_token}: must be 1 to "
-            f"model.num_experts={m.num_experts}"
-        )
-    if m.num_experts and (m.reversible or m.mlp_chunk):
-        raise ConfigError(
-            f"model.num_experts={m.num_experts}: not with model.reversible={m.reversible} or "
-            f"model.mlp_chunk={m.mlp_chunk}"
-        )
+        yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
+               f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
+    if any(part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
+        yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
     if m.quantize != "none" and m.num_experts:
-        raise ConfigError(
-            f"model.quantize={m.quantize!r}: not with model.num_experts={m.num_experts}, whose "
-            "products it does not reach"
-        )
+        yield (f"model.quantize={m.quantize!r}: not with model.num_experts={m.num_experts}, whose "
+               "products it does not reach")
     if m.quantize != "none" and importlib.util.find_spec("qwix") is None:
-        raise ConfigError(f"model.quantize={m.quantize!r}: needs `pip install qwix`")
-    if m.num_experts and m.num_layers % math.lcm(len(pattern), m.expert_every):
-        raise ConfigError(
-            f"model.expert_every={m.expert_every}: must divide model.num_layers={m.num_layers}, "
-            f"together with the {len(pattern)} kinds of model.attention"
-        )
-    if m.num_layers % len(pattern):
-        raise ConfigError(
-            f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "
-            f"model.num_layers={m.num_layers}"
-        )
+        yield f"model.quantize={m.quantize!r}: needs `pip install qwix`"
+    for layers in (m.num_layers, m.num_decoder_layers or m.num_layers):
+        if layers % len(pattern):
+            yield (f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "
+                   f"model.num_layers={layers}")
+    if not m.num_experts:
+        return
+    if m.experts_per_token > m.num_experts:
+        yield (f"model.experts_per_token={m.experts_per_token}: must be 1 to "
+               f"model.num_experts={m.num_experts}")
+    if m.reversible or m.mlp_chunk:
+        yield (f"model.num_experts={m.num_experts}: not with model.reversible={m.reversible} or "
+               f"model.mlp_chunk={m.mlp_chunk}")
+    if m.num_layers % math.lcm(len(pattern), m.expert_every):
+        yield (f"model.expert_every={m.expert_every}: must divide model.num_layers={m.num_layers}, "
+               f"together with the {len(pattern)} kinds of model.attention")
 
 
 def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:

@@ -1,9 +1,12 @@
 """Configs: how they are loaded and changed, and that what cannot run is refused by name."""
 
+import argparse
 import json
+import re
 
 import pytest
 
+from llm_jax import commands
 from llm_jax import config as configs
 from llm_jax.config import ConfigError, base, check, differences, flatten, load, resolve
 
@@ -79,6 +82,101 @@ REFUSED = {
 def test_refused(override):
     with pytest.raises(ConfigError, match=REFUSED[override]):
         load("", [override])
+
+
+# By hand: the only keys that may be negative, 0, or empty where others of their type may not.
+NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
+NOT_ZERO = {
+    # a divisor, or a size without which there is nothing
+    "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
+    "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.initializer_range",
+    "model.rotary_original_length", "model.relative_buckets", "model.relative_max_distance",
+    "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
+    "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
+    "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
+    "data.shards", "data.ramp_start", "optimizer.eps", "train.steps", "train.log_every",
+    "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
+    "eval.every", "sample.max_new_tokens", *NEGATIVE,
+}  # fmt: skip
+MAY_BE_EMPTY = {
+    "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
+}  # fmt: skip
+
+
+def accepted(key, text):
+    """Whether a value is allowed, whatever reads it; what is refused names the key."""
+    try:
+        config = load("", [f"{key}={text}"], by_hand=False)
+    except ConfigError as error:
+        # By its name, or as what another key has to fit.
+        assert key in str(error) and len(str(error)) < 2000
+        return False
+    again = configs.from_json(configs.to_json(config))
+    assert flatten(again) == flatten(config)
+    return True
+
+
+@pytest.mark.parametrize("key", configs.KEYS)
+def test_odd_values(key):
+    default = configs.KEYS[key].default
+    no = ["{}", "{1: 2}", "b'x'", "None", "lambda: 0"] * (not isinstance(default, str | tuple))
+    if isinstance(default, bool):
+        no += ["0", "1", "''", "yes"]
+    elif isinstance(default, int | float):
+        no += ["nan", "inf", "-inf", "1e999", "-1e999", "1e300", "9" * 30, "0x" + "f" * 9000, "'1'"]
+        no += ["True", "()", "", "1j", "-0.5", "-2"]
+        no += ["1.0", "1e3"] * isinstance(default, int)
+        no += ["-1"] * (key not in NEGATIVE) + ["0", "0.0"] * (key in NOT_ZERO)
+        if key not in NOT_ZERO:
+            assert accepted(key, "0")
+    elif isinstance(default, str):
+        no += ["a\0b", "\ud800"] + ["", " "] * (key not in MAY_BE_EMPTY)
+    else:
+        texts = key in ("tokenizer.specials", "sample.prompts")
+        no += ["('a\\0',)", "('\\ud800',)", "(('a',),)", "(None,)", "[-1]"]
+        no += [] if texts else ["(-1,)", "(1.0,)", "(True,)", "('1',)", "(1e999,)", "x"]
+    assert [text for text in no if accepted(key, text)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "null", '"model"', "[" * 10**5, "{}", '{"model": 3}',
+     '{"model": {"window": {}}}', '{"model": {"window": null}}', '{"modle": {}}',
+     '{"model": {"windw": 3}}', '{"seed": [1]}',
+     '{"model": {"norm_epsilon": NaN}}', '{"model": {"num_layers": 1e400}}',
+     '{"model": {"norm": "x"}}', '{"model": {"num_layers": true}}', '{"": {"": 1}}'],
+)  # fmt: skip
+def test_a_saved_config_that_is_none(text, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(str(file))):
+        commands.verb.config_of(argparse.Namespace(workdir=tmp_path, config=""), [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.positions=relative", "model.relative_max_distance=16"], "must be above the 16 di"),
+        (["model.positions=rotary", "model.rotary_scaling=ntk", "model.head_dim=2"], "at least 4"),
+        (["model.attention=latent", "model.positions=rotary", "model.latent_rotary=3"], "be even"),
+        (["model.kind=encoder_decoder", "model.attention=dense,local",
+          "model.num_decoder_layers=3"], "its 2 kinds must divide model.num_layers=3"),
+        (["train.profile_steps=(3, 2)"], "start < stop"),
+        (["optimizer.schedule=wsd", "optimizer.decay_steps=2000"], "longer than train.steps=1000"),
+    ],
+)  # fmt: skip
+def test_keys_that_do_not_go_together(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load("", overrides)
+
+
+def test_a_run_cut_short_by_hand_is_told_that_its_warm_up_is_longer(caplog, tmp_path):
+    load("configs/quickstart.py", ["train.steps=20"])
+    assert "warmup_steps=50: longer than train.steps=20" in caplog.text
+    recipe = "from llm_jax.config import base\ndef get_config():\n    c = base()\n"
+    (tmp_path / "r.py").write_text(recipe + "    c.train.steps = 20\n    return c\n")
+    with pytest.raises(ConfigError, match="warmup_steps=100: longer than train.steps=20"):
+        load(str(tmp_path / "r.py"))
 
 
 def test_rotary_needs_an_even_head():

@@ -65,9 +65,7 @@ def search(
 
 def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
-    for key, value in setting.items():
-        configs.set_key(changed, key, str(value))
-    configs.check(changed)
+    configs.change(changed, [f"{k}={value}" for k, value in setting.items()], by_hand=False)
     return changed
 
 

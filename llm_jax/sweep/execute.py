@@ -15,12 +15,13 @@ from typing import IO
 
 import numpy as np
 
+from llm_jax import config as configs
 from llm_jax import record
 from llm_jax.config import ConfigError
 from llm_jax.files import read_json, write_json
 from llm_jax.sweep import results
 from llm_jax.sweep.results import Run
-from llm_jax.sweep.spec import slug
+from llm_jax.sweep.spec import read_by, slug
 
 ROOT = Path(__file__).parent.parent.parent
 LAST_LINES = 12  # of a failed run's log that are kept beside its exit code
@@ -84,8 +85,10 @@ def _measure(
 
 def arguments(plan: dict, run: Run) -> list[str]:
     """What makes the train command that of one run."""
-    keys = plan["variants"][run.label]["keys"] | {"seed": run.seed}
-    changes = [*plan["overrides"], *(f"{key}={value}" for key, value in keys.items())]
+    variant = plan["variants"][run.label]
+    keys = variant["keys"] | {"seed": run.seed}
+    shared = read_by(configs.from_dict(variant["config"]), plan["overrides"])
+    changes = [*shared, *(f"{key}={value}" for key, value in keys.items())]
     config = [f"--config={plan['spec']}"] if plan["spec"] else []
     return [*config, *(f"--config.{c}" for c in changes), f"--workdir={run.folder}"]
 

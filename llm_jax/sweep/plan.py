@@ -14,7 +14,7 @@ from llm_jax import objectives, record, sharding
 from llm_jax.config import ConfigError
 from llm_jax.files import read_json, write_json
 from llm_jax.models.flops import count_params
-from llm_jax.sweep.spec import Sweep
+from llm_jax.sweep.spec import Sweep, read_by
 from llm_jax.train.run import Setup, flops_per_token
 
 STEP = 8  # model.mlp_dim is solved in multiples of this
@@ -41,8 +41,12 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     found = {}
     for label, keys in variants.items():
         with _naming(label):
-            changes = [*overrides, *(f"{key}={value}" for key, value in keys.items())]
-            found[label] = _resolved(configs.load(spec, changes), sizes)
+            own = [f"{key}={value}" for key, value in keys.items()]
+            read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
+            found[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
+    for text in overrides:
+        if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in found.values()]):
+            raise ConfigError(reasons[0])
     baseline = next(iter(variants))
     for label, keys in variants.items():
         if sweep.match != "none" and "model.mlp_dim" in keys:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_jax import config as configs
-from llm_jax.config import ConfigError
+from llm_jax.config import ConfigDict, ConfigError
 
 MATCHES = ("none", "params", "flops")
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
@@ -78,6 +78,11 @@ class Sweep:
             raise ConfigError(f"--seeds={self.seeds}: must be at least 1")
         if self.match not in MATCHES:
             raise ConfigError(f"--match={self.match}: allowed are {', '.join(MATCHES)}")
+
+
+def read_by(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Returns the 'key=value' that this variant reads of those which all share."""
+    return [text for text in overrides if not configs.unread(config, text.partition("=")[0])]
 
 
 def slug(label: str) -> str:

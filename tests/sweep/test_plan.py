@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.sweep import Sweep, plan
+from llm_jax.sweep import Sweep, execute, plan, results
 
 HEADS = {"dense": {}, "one key head": {"model.num_kv_heads": 1}, "lsh": {"model.attention": "lsh"}}
 WIDE = {"model.embed_dim": 64, "model.mlp_dim": 256}
@@ -53,6 +54,32 @@ def test_a_variant_that_cannot_run_is_named(name, overrides):
     with pytest.raises(ConfigError) as error:
         plan.make(Sweep(axes=({"a": {}, "x": changes},), match="params"), "", overrides())
     assert re.search(message, str(error.value)), str(error.value)
+
+
+LOCAL = {"model.attention": "local"}
+
+
+@pytest.mark.parametrize(
+    ("axis", "keys", "message"),
+    [
+        ({"a": {}, "x": {"model.window": 8}}, {}, "'x': model.window: nothing reads it with"),
+        ({"a": {}, "x": {"model.norm": "rmsnorm"}}, {"model.window": 8}, "^model.window: nothing"),
+        ({"a": {}, "x": LOCAL | {"model.window": 8}}, {"model.window": 4}, None),
+    ],
+)
+def test_a_key_that_nothing_reads(axis, keys, message, overrides):
+    """An axis's by its variant; what all share by none of them."""
+    make = lambda axis: plan.make(Sweep(axes=(axis,)), "", overrides(keys))
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            make(axis)
+    else:
+        made = make(axis)
+        run = lambda label: execute.arguments(made, results.Run(label, 0, Path("r"), 1))
+        assert "--config.model.window=4" not in run("a")
+        assert run("x").index("--config.model.window=8") > run("x").index(
+            "--config.model.window=4"
+        )
 
 
 def test_the_seed_is_the_sweeps(sweep, overrides):
