@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from llm_jax.config import ConfigError
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding.hardware import kind
 
 
 class Chip(NamedTuple):
@@ -22,14 +22,14 @@ class Chip(NamedTuple):
     dcn_rate: float
 
 
-# By part of `device_kind` in lower case, first match counts: Google Cloud's pages of each TPU,
+# By part of the device's kind, first match counts: Google Cloud's pages of each TPU,
 # "System architecture": HBM capacity (GiB) and bandwidth; half the bidirectional ICI bandwidth;
 # DCN bandwidth (where the page has none, the host's network card shared by its chips).
 # A JAX device is one chip, on TPU7x one of its two chiplets.
 GiB = 2**30
 CHIPS = (
-    ("v6 lite", Chip(32 * GiB, 1638e9, 400e9, 12.5e9)),
-    ("v5 lite", Chip(16 * GiB, 819e9, 200e9, 3.125e9)),
+    ("v6e", Chip(32 * GiB, 1638e9, 400e9, 12.5e9)),
+    ("v5e", Chip(16 * GiB, 819e9, 200e9, 3.125e9)),
     ("tpu7x", Chip(96 * GiB, 3690e9, 300e9, 6.25e9)),
     ("v5", Chip(95 * GiB, 2765e9, 600e9, 6.25e9)),
     ("v4", Chip(32 * GiB, 1228e9, 300e9, 6.25e9)),
@@ -45,9 +45,7 @@ KNOWN = ", ".join(f"{kind}:{shape}" for kind, shape in TPUS.items())
 
 def chip(device: jax.Device) -> Chip | None:
     """Rates of a device; None where they are not known (a CPU)."""
-    kind = device.device_kind.lower()
-    found = next((chip for name, chip in CHIPS if name in kind), None)
-    return found if peak_flops(device) else None
+    return next((chip for name, chip in CHIPS if name in kind(device)), None)
 
 
 def devices(topology: str, slices: int = 1) -> list:
@@ -56,14 +54,14 @@ def devices(topology: str, slices: int = 1) -> list:
     Raises:
       ConfigError: no such topology, no libtpu, or fewer devices here than asked for.
     """
-    kind, _, shape = topology.partition(":")
+    name, _, shape = topology.partition(":")
     if slices < 1:
         raise ConfigError(f"--slices={slices}: must be at least 1")
-    if kind in ("cpu", "gpu") and shape.isdigit() and int(shape):
-        return _here(topology, kind, int(shape) * slices)
+    if name in ("cpu", "gpu") and shape.isdigit() and int(shape):
+        return _here(topology, name, int(shape) * slices)
     sizes = shape.split("x")
-    if kind not in TPUS or not all(s.isdigit() and int(s) for s in sizes):
-        gpu = "GPUs are compiled for only where they are (gpu:8); " if kind in GPUS else ""
+    if name not in TPUS or not all(s.isdigit() and int(s) for s in sizes):
+        gpu = "GPUs are compiled for only where they are (gpu:8); " if name in GPUS else ""
         raise ConfigError(
             f"--topology={topology}: {gpu}there are {KNOWN} and other shapes of these, and "
             "cpu:8 or another number of simulated devices"

@@ -1,9 +1,11 @@
 """The statistics, held to numbers that were worked out on paper."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from llm_jax.sweep import report, results
 
@@ -22,6 +24,42 @@ def test_a_pair_alone_has_no_test():
     alone = results.paired({0: 3.0}, {0: 1.0})
     assert alone.mean == 2 and math.isnan(alone.p) and math.isnan(alone.half_width)
     assert math.isnan(results.paired({0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0}).p)
+
+
+LOSSES = {  # variant -> seed -> validation loss at each evaluation; without a last one: unfinished
+    "base": {0: (3.0, 1.0, 2.0), 1: (5.0, 4.0, 4.5), 2: (2.0, 1.9, 1.5), 3: (9.0, 9.0)},
+    "other": {3: (1.0, 1.0, 1.1), 2: (2.5, 0.5, 1.0), 1: (4.0, 2.0, 3.25), 0: (3.0, 3.5)},
+    "third": {0: (2.0, 2.0, 2.4), 1: (4.6, 4.0, 4.2), 2: (1.0, 1.0, 1.6), 3: (9.0, 9.0)},
+}
+
+
+def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
+    """Neither the best nor the first loss; pairs are of a seed, not of the order of folders."""
+    variant = {"config": {"train": {"steps": 30}}}
+    plan = {"seeds": 4, "baseline": "base", "variants": dict.fromkeys(LOSSES, variant)}
+    for run in results.runs(plan, tmp_path):
+        losses = LOSSES[run.label][run.seed]
+        rows = [
+            {"step": 10 * i, "tokens": 8, "tokens_per_second": 1.0, "eval_loss": loss}
+            for i, loss in enumerate(losses, 1)
+        ]
+        (run.folder / "checkpoints" / str(10 * len(losses))).mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    base, other, third = results.summaries(plan, tmp_path)
+    assert base.losses == {0: 2.0, 1: 4.5, 2: 1.5} and base.difference is None
+    assert other.losses == {1: 3.25, 2: 1.0, 3: 1.1}
+    tests = {
+        "other": stats.ttest_1samp(np.array([3.25 - 4.5, 1.0 - 1.5]), 0.0),
+        "third": stats.ttest_1samp(np.array([2.4 - 2.0, 4.2 - 4.5, 1.6 - 1.5]), 0.0),
+    }
+    for found, n in ((other, 2), (third, 3)):
+        test = tests[found.label]
+        assert found.difference.n == n and found.difference.p == pytest.approx(test.pvalue)
+    assert other.difference.mean == pytest.approx(-0.875)
+    assert third.difference.mean == pytest.approx(0.2 / 3)
+    low, high = sorted(test.pvalue for test in tests.values())
+    assert min(other.holm, third.holm) == pytest.approx(min(1.0, 2 * low))
+    assert max(other.holm, third.holm) == pytest.approx(max(min(1.0, 2 * low), high))
 
 
 def test_holm():

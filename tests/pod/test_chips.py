@@ -1,0 +1,48 @@
+"""Rates of chips, as their makers' pages have them, in the units of those pages."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from llm_jax.pod import chips
+from llm_jax.sharding.hardware import peak_flops
+
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: BF16 TFLOPs, HBM GiB, HBM GBps, bidirectional
+# ICI GBps and DCN Gbps of a chip; and how many JAX devices a chip is.
+TPUS = {
+    ("TPU v4",): (275, 32, 1228, 600, 50, 1),
+    ("TPU v5 lite", "TPU v5e"): (197, 16, 819, 400, 25, 1),
+    ("TPU v5", "TPU v5p"): (459, 95, 2765, 1200, 50, 1),
+    ("TPU v6 lite", "TPU v6e"): (918, 32, 1638, 800, 100, 1),
+    ("TPU7x",): (2307, 192, 7380, 1200, 100, 2),
+}
+# NVIDIA's data sheets of the SXM boards: dense BF16 TFLOPs, GB, TB/s, NVLink GB/s both ways, and
+# the network card of ConnectX-7, Gb/s.
+GPUS = {
+    ("NVIDIA H100 80GB HBM3",): (989, 80, 3.35, 900, 400),
+    ("NVIDIA H200",): (989, 141, 4.8, 900, 400),
+}
+
+
+@pytest.mark.parametrize(("kind", "page"), [(k, v) for ks, v in TPUS.items() for k in ks])
+def test_tpus(kind, page):
+    flops, gib, hbm, ici, dcn, devices = page
+    device = SimpleNamespace(device_kind=kind)
+    assert peak_flops(device) == flops * 1e12 / devices
+    # Sent one way: half of what goes both ways.
+    rates = (gib * 2**30, hbm * 1e9, ici / 2 * 1e9, dcn / 8 * 1e9)
+    assert chips.chip(device) == pytest.approx([rate / devices for rate in rates])
+
+
+@pytest.mark.parametrize(("kind", "page"), [(k, v) for ks, v in GPUS.items() for k in ks])
+def test_gpus(kind, page):
+    flops, gb, hbm, nvlink, network = page
+    device = SimpleNamespace(device_kind=kind)
+    assert peak_flops(device) == flops * 1e12
+    rates = [gb * 1e9, hbm * 1e12, nvlink / 2 * 1e9, network / 8 * 1e9]
+    assert chips.chip(device) == pytest.approx(rates)
+
+
+def test_what_is_not_known_has_no_rates():
+    device = SimpleNamespace(device_kind="cpu")
+    assert chips.chip(device) is None and peak_flops(device) is None
