@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +15,8 @@ import pytest
 import launch
 from llm_jax import commands
 from llm_jax.commands import samples
-from llm_jax.train import loop
+from llm_jax.config import ConfigError
+from llm_jax.train import Diverged, Restart, loop
 from llm_jax.train.metrics import read
 
 SIX = {
@@ -233,3 +237,89 @@ def test_without_a_command_it_shows_help_or_runs_the_quickstart(capsys, monkeypa
 def test_wrong_usage_exits_with_2(argv, capsys):
     assert launch.main(argv) == 2
     assert "usage: launch.py" in capsys.readouterr().err
+
+
+WRONG = {
+    "train": ["train", "--workdir={tmp}/r", "--config.model.norm=x"],
+    "usage": ["train"],
+    "unknown option": ["eval", "--workdir={tmp}", "--loud"],
+    "unknown verb": ["fly"],
+    "key without --config": ["train", "--workdir={tmp}/r", "--model.norm=x"],
+    "eval": ["eval", "--workdir={tmp}"],
+    "generate": ["generate", "--workdir={tmp}"],
+    "import": ["import", "--workdir={tmp}/r", "--from={tmp}"],
+    "export": ["export", "--workdir={tmp}", "--to={tmp}/out"],
+    "plan": ["plan", "--config=quickstart", "--topology=v9:2"],
+    "sweep": ["sweep", "--workdir={tmp}/r", "--axis=model.norm"],
+    "report": ["sweep", "--workdir={tmp}/r", "--report"],
+    "submit": ["submit", "--workdir={tmp}/r", "--on=gke"],
+    "no folder": ["train", "--workdir="],
+    "blanks": ["eval", "--workdir=  "],
+    "no text": ["train", "--workdir={tmp}/r", "--config.data.train=a\udcffb"],
+    "no byte": ["train", "--workdir={tmp}/a\0b"],
+    "no name": ["export", "--workdir={tmp}", "--to=a\udcff"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_error_is_one_line_and_one_object(name, tmp_path, capsys, monkeypatch, no_compiling):
+    monkeypatch.chdir(tmp_path)
+    code = launch.main([a.format(tmp=tmp_path) for a in WRONG[name]] + ["--json"])
+    captured = capsys.readouterr()
+    (line,) = (line for line in captured.err.splitlines() if line.startswith("error: "))
+    assert code == 2 and "Traceback" not in captured.err
+    (last,) = captured.out.splitlines()
+    assert f"error: {json.loads(last)['error']}" == line.encode(errors="replace").decode()
+    assert list(tmp_path.iterdir()) == []
+
+
+RAISED = {
+    "interrupted": (KeyboardInterrupt(), 130, "interrupted"),
+    "disk": (OSError(28, "No space left on device", "/runs/a"), 1, "No space left .* '/runs/a'"),
+    "diverged": (Diverged("step 7"), 1, "step 7"),
+    "lost": (Restart("another process"), 1, "another process"),
+    "config": (ConfigError("a key"), 2, "a key"),
+    "ours": (ZeroDivisionError("by us"), 1, "ZeroDivisionError.*by us"),
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_whatever_a_verb_raises_json_says_it(name, verb, capsys, monkeypatch):
+    error, expected, message = RAISED[name]
+
+    def run(args, overrides):
+        raise error
+
+    monkeypatch.setitem(commands.VERBS, verb, commands.VERBS[verb]._replace(run=run))
+    options = ["--workdir=x"] * commands.VERBS[verb].workdir
+    needs = {"import": "--from=x", "export": "--to=x", "submit": "--on=slurm"}
+    options += [needs[verb]] if verb in needs else []
+    options += ["--config=x", "--topology=cpu:8"] * (verb == "plan")
+    assert launch.main([verb, *options, "--json"]) == expected
+    captured = capsys.readouterr()
+    assert re.search(message, json.loads(captured.out.splitlines()[-1])["error"])
+    assert ("Traceback" in captured.err) == (name == "ours")  # a bug is shown where it is
+
+
+def test_printed_commands_are_quoted_for_the_shell(run, tmp_path, capsys, arguments):
+    copy = shutil.copytree(run, tmp_path / "it's a run; ls")
+    assert launch.main(["train", f"--workdir={copy}", *arguments(SIX)]) == 0
+    printed = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    words = [shlex.split(line.partition(", or,")[0]) for line in printed]
+    assert words[:2] == [
+        ["python", "launch.py", "generate", f"--workdir={copy}", "--prompt=ab"],
+        ["python", "launch.py", "eval", f"--workdir={copy}"],
+    ]
+    assert words[2] == ["open", f"{copy}/loss.png"]
+    assert words[3] == ["tensorboard", f"--logdir={copy}/tensorboard"]
+
+
+def test_a_wrong_config_is_refused_before_anything_slow_is_imported():
+    code = (
+        "import sys, launch\n"
+        "assert launch.main(['train', '--workdir=x', '--config.model.norm=x']) == 2\n"
+        "slow = {'jax', 'flax', 'grain', 'orbax', 'scipy', 'tensorflow_datasets', 'rich'}\n"
+        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
