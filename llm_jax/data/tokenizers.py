@@ -1,6 +1,7 @@
 """Text to ids and back: bytes, characters, words, BPE, WordPiece, published files."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -300,6 +301,10 @@ class HuggingFace(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         return ids
 
+    def decoder(self) -> str:
+        """Returns what tokenizer.json says of the way back to text, as JSON."""
+        return json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
+
     def template(self) -> tuple[list[int], list[int]]:
         """Returns the ids that tokenizer.json's post-processor puts before and behind a text."""
         from tokenizers import Tokenizer, models
@@ -394,6 +399,34 @@ class SentencePiece(Tokenizer):
 
 
 _KINDS = {kind.kind: kind for kind in (Bytes, Chars, Words, HuggingFace, SentencePiece)}
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """Returns the UTF-8 bytes of text that each id stands for, int32 [V], 0 for specials.
+
+    None where ids do not spell a text (words, WordPiece). Sentencepiece counts the blank that it
+    puts before a text, and all count a text as it is after normalisation.
+    """
+    pieces, utf8 = tokenizer.pieces(), lambda piece: len(piece.encode("utf-8"))
+    blank = lambda piece: 1 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else utf8(
+        piece.replace("\u2581", " ")
+    )
+    match tokenizer.kind:
+        case "bytes":
+            count = lambda piece: 1
+        case "chars":
+            count = utf8
+        case "sentencepiece":
+            count = blank
+        case "huggingface" if "ByteLevel" in tokenizer.decoder():
+            count = len  # each byte is written as one character
+        case "huggingface" if "\u2581" in tokenizer.decoder() or "Metaspace" in tokenizer.decoder():
+            count = blank
+        case _:
+            return None
+    counts = np.array([count(piece) for piece in pieces], np.int32)
+    counts[list(tokenizer.specials.values())] = 0
+    return counts
 
 
 def _valid(text: str) -> str:

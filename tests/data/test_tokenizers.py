@@ -93,6 +93,22 @@ def test_bytes_lose_nothing(build, name):
     assert tokenizer.decode(tokenizer.encode(STRANGE)) == STRANGE
 
 
+@pytest.mark.parametrize("name", ["bytes", "chars", "bpe", "sentencepiece"])
+def test_bytes_of_tokens_add_up_to_those_of_the_text(build, name):
+    tokenizer = build(name)
+    text = STRANGE if name in ("bytes", "bpe") else "class 12 (Tokenizer): return"
+    if name == "sentencepiece":
+        text = " naïve 漢字 🙂 class"  # with the blank that it puts first
+    counts = tokenizers.token_bytes(tokenizer)
+    assert counts[tokenizer.encode(text.lstrip(" "))].sum() == len(text.encode())
+    assert not counts[list(tokenizer.specials.values())].any()
+
+
+@pytest.mark.parametrize("name", ["wordpiece", "file"])
+def test_tokens_that_do_not_spell_the_text_have_no_bytes(build, name):
+    assert tokenizers.token_bytes(build(name)) is None
+
+
 @pytest.mark.parametrize("name", ["bpe", "wordpiece"])
 def test_training_repeats(build, name, tmp_path):
     for folder in ("a", "b"):
