@@ -1,11 +1,13 @@
 """What training carries from step to step, and the step: (state, batch) -> (state, metrics)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -169,15 +171,28 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Model, objective: Objective, config: ConfigDict
+    model: Model,
+    objective: Objective,
+    config: ConfigDict,
+    token_bytes: np.ndarray | None = None,
 ) -> Callable[[Any, dict], tuple[dict, dict]]:
-    """Returns (params, batch) -> ({metric: sum}, {metric: weight}), to be added over batches."""
+    """Returns (params, batch) -> ({metric: sum}, {metric: weight}), to be added over batches.
+
+    token_bytes: [V], UTF-8 bytes of each token; a decoder then has bits_per_byte, the loss of all
+    targets, ends of documents too, in bits over the bytes that they stand for: comparable between
+    tokenizers.
+    """
 
     def eval_step(params, batch):
         outputs = model.apply({"params": params}, batch)
         _, metrics = objective.losses(outputs, batch, config.objective)
         weights = objective.weights(batch)
         sums = {name: total for name, (total, _) in metrics.items()}
-        return sums, {name: weights[term] for name, (_, term) in metrics.items()}
+        weights = {name: weights[term] for name, (_, term) in metrics.items()}
+        if token_bytes is not None and model.cfg.kind == "decoder":
+            sums["bits_per_byte"] = sums["loss"] / math.log(2)
+            counts = jnp.asarray(token_bytes)[batch["targets"]]
+            weights["bits_per_byte"] = (counts * batch["weights"]).sum()
+        return sums, weights
 
     return eval_step

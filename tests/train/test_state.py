@@ -104,3 +104,20 @@ def test_evaluation_weighs_tokens_not_batches(tiny, batch):
         mean = np.average([result[name] for result in one], weights=tokens)
         np.testing.assert_allclose(found[name], mean, rtol=1e-6)
     assert evaluate(step, params, batches, mesh, max_batches=1) == one[0]
+
+
+def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_targets(tiny, batch):
+    from llm_jax.train.evaluate import evaluate
+
+    config = tiny()
+    config.model = configs.resolve(config.model, 259)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    setup = Setup(config, mesh)
+    params = setup.draw_state(jax.tree.map(lambda x: x.sharding, setup.abstract_state())).params
+    table = np.arange(259, dtype=np.int32) % 5  # bytes of each token; some have none
+    step = jax.jit(make_eval_step(setup.model, setup.objective, config, table))
+    batches = [batch(config, seed) for seed in range(2)]
+    found = evaluate(step, params, batches, mesh)
+    written = sum(table[t] for rows in batches for t in rows["targets"][rows["weights"] > 0])
+    bits = found["loss"] * found["tokens"] / np.log(2)
+    np.testing.assert_allclose(found["bits_per_byte"], bits / written, rtol=1e-5)
