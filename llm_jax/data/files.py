@@ -391,7 +391,7 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
         return
     if not raw.strip():
         return
-    content = parse_json(_json_text(raw, path), f"data: {path}", (dict, list))
+    content = parse_json(_json_text(raw, path), f"data: {path}", object)
     if isinstance(content, dict):
         lists = {key: value for key, value in content.items()
                  if value and isinstance(value, list) and isinstance(value[0], dict)}  # fmt: skip
@@ -399,6 +399,8 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
             raise ConfigError(f"data: {path} holds several lists of records, {sorted(lists)}; give "
                               "each a file of its own")
         content = lists.get("data") or next(iter(lists.values()), [content])
+    if not isinstance(content, list):
+        raise ConfigError(f"data: {path}: holds a {type(content).__name__}, not a list of objects")
     for i, value in enumerate(content):
         if not isinstance(value, dict):
             raise ConfigError(f"data: {path}[{i}]: holds a {type(value).__name__}, not a JSON "
@@ -434,10 +436,14 @@ def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loca
     """Tab-separated, quotes as they stand (as in GLUE); or a token a line, as CoNLL."""
     split = _lines(path, blocks)
     ahead = list(itertools.islice(split, AHEAD))
-    split = itertools.chain(ahead, split)
+    header = _decoded(ahead[0][1], ahead[0][0]).split("\t") if ahead else []
     blocks_of_lines = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
     if blocks_of_lines.count(True) > 1:
-        return _sentences(split, lambda text: text.split("\t"))
+        if not columns & set(header):
+            return _sentences(itertools.chain(ahead, split), lambda text: text.split("\t"))
+        sentences = _sentences(itertools.chain(ahead[1:], split), lambda text: text.split("\t"))
+        return ((w, dict(zip(header, r.values(), strict=False))) for w, r in sentences)
+    split = itertools.chain(ahead, split)
     return _table(((w, _decoded(line, w).split("\t")) for w, line in split if line), columns)
 
 

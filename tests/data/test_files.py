@@ -185,7 +185,8 @@ def test_line_ends_of_windows(tmp_path, kind):
         ("a.json", b'[{"text": "a"}', "{}: not readable as JSON"),
         ("a.json", b'{"text": "a"}\n{"text"', "{}:2: not readable as JSON"),
         ("a.json", b'{"x": [{"a": 1}], "y": [{"a": 1}]}', "{} holds several lists of records"),
-        ("a.json", b"3", "{}: holds a int"),
+        ("a.json", b"3", "{}: holds a int, not a list of objects"),
+        ("a.json", b"null", "{}: holds a NoneType, not a list of objects"),
         ("a.json", b'[{"text": "\\ud83d"}]', "{} holds half a surrogate pair"),
         ("a.csv", b"a,b\n1,2\n3\n", "{}:3 has 1 columns, where the first line has 2"),
         ("a.csv", b'a,b\n1,"2\n3,4\n', "{}:3 is not CSV: unexpected end of data"),
@@ -360,6 +361,10 @@ def test_tokens_a_line(tmp_path):
     ]
     assert _read(tmp_path / "a.tsv") == [
         {"0": ["EU", "says"], "1": ["B-ORG", "O"]}, {"0": ["No"], "1": ["O"]}
+    ]  # fmt: skip
+    (tmp_path / "b.tsv").write_text("token\ttag\nEU\tB-ORG\n\nNo\tO\n")
+    assert _read(tmp_path / "b.tsv", ["token", "tag"]) == [
+        {"token": ["EU"], "tag": ["B-ORG"]}, {"token": ["No"], "tag": ["O"]}
     ]  # fmt: skip
     first, second = _read(tmp_path / "a.conllu")
     assert first["form"] == first["1"] == ["de", "le"] and first["lemma"] == ["ADP", "DET"]
