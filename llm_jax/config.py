@@ -314,12 +314,14 @@ class Data:
     validation_fraction = share(0.05, when=absent("data.validation"))
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    text_column = text("text", empty=False, when=RECORDS)  # of JSONL and TFDS records
-    # Of pairs (seq2seq, completion), in JSONL and TFDS records; parallel text files go without:
+    # A column of a table (.jsonl, .json, .csv, .tsv, .parquet …) or TFDS set, by its name; by its
+    # number, from 0, where a .csv or .tsv has no header.
+    text_column = text("text", empty=False, when=RECORDS)
+    # Of pairs (seq2seq, completion), likewise; parallel text files go without:
     # data.train="train.en,train.de".
     source_column = text("source", empty=False, when=PAIRS)
     target_column = text("target", empty=False, when=PAIRS)
-    # A class, by name (JSONL, TFDS).
+    # A class, likewise.
     label_column = text("label", empty=False, when=given("objective.name", "classification"))
     # Of the decoder's rows; 0: model.max_length.
     target_length = whole(0, when=given("objective.name", "seq2seq"))
