@@ -19,8 +19,17 @@ def read_json(path: str | Path, expect: type = dict) -> Any:
     """Returns what a JSON file holds: an object, or a list where expect=list.
 
     Raises:
-      ConfigError: missing, not a file, unreadable, larger than MAX_BYTES, not UTF-8, not JSON,
-        nested deeper than MAX_DEPTH, or not of the expected type; names the file.
+      ConfigError: as `read_text`, or not JSON, nested deeper than MAX_DEPTH, or not of the
+        expected type; names the file.
+    """
+    return parse_json(read_text(path), str(path), expect)
+
+
+def read_text(path: str | Path) -> str:
+    """Returns a file's text.
+
+    Raises:
+      ConfigError: missing, not a file, unreadable, larger than MAX_BYTES, not UTF-8; names it.
     """
     path = Path(path)
     if not path.exists():
@@ -31,12 +40,11 @@ def read_json(path: str | Path, expect: type = dict) -> Any:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(f"{path}: {size:,} bytes; at most {MAX_BYTES:,} are read as JSON")
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    return parse_json(text, str(path), expect)
 
 
 def parse_json(text: str, where: str, expect: type = dict) -> Any:

@@ -27,7 +27,11 @@ UNTRAINED = ("bytes", "file", "sentencepiece")  # by tokenizer.name: built witho
 # Specials that stand for a gap in a text, and so for the blank before it.
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = "<extra_id_"
-IMPORTED = {"frame": list, "roles": dict, "generation": dict, "chat_template": (str, dict)}
+IMPORTED = {"frame": list, "roles": dict, "generation": dict, "chat_template": (str, dict),
+            "clean_up": bool, "split_specials": bool}  # fmt: skip
+# Blanks that clean_up takes out of what is decoded.
+CLEAN = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m",
+         " 's": "'s", " 've": "'ve", " 're": "'re"}  # fmt: skip
 
 
 class Tokenizer(ABC):
@@ -43,12 +47,16 @@ class Tokenizer(ABC):
       roles: what transformers calls its special tokens: {"mask_token": "<mask>", ...}.
       generation: its generation_config.json.
       chat_template: a Jinja template, or several by name.
+      clean_up: true where blanks before punctuation are no part of the text.
+      split_specials: true where special tokens in a prompt are text after all.
     """
 
     frame: tuple[list[int], list[int]] | None = None
     roles: dict[str, str] | None = None
     generation: dict[str, Any] | None = None
     chat_template: str | dict[str, str] | None = None
+    clean_up: bool | None = None
+    split_specials: bool | None = None
     kind: str
     vocab_size: int
     bos_id: int
@@ -296,7 +304,7 @@ class HuggingFace(Tokenizer):
         return np.array(encoding.ids, np.int32)
 
     def read(self, text: str) -> list[int]:
-        self._tokenizer.encode_special_tokens = False
+        self._tokenizer.encode_special_tokens = bool(self.split_specials)
         ids = self._tokenizer.encode(_valid(text), add_special_tokens=False).ids
         self._tokenizer.encode_special_tokens = True
         return ids
@@ -323,7 +331,10 @@ class HuggingFace(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        for spaced, clean in CLEAN.items() if self.clean_up else ():
+            text = text.replace(spaced, clean)
+        return text
 
     def pieces(self) -> list[str]:
         found = [""] * self.vocab_size
@@ -516,9 +527,10 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
 
 
 # What published tokenizers call them, most telling first.
+ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "[SEP]")
 _NAMES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]"),
-    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "[SEP]"),
+    "eos": ENDS,
     "pad": ("<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
 

@@ -1,6 +1,7 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json or a sentencepiece .model.
+"""The tokenizer of a Hugging Face folder, and what goes with it: generation_config.json, chats.
 
-What is written tokenises in transformers as decode.complete does here.
+Reading is what AutoTokenizer makes of the folder (hub/classes.py); what is written tokenises in
+transformers as prompts are read here.
 """
 
 import json
@@ -9,13 +10,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from llm_jax.data import tokenizers
-from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.hub import files
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import ENDS, HuggingFace, Tokenizer
+from llm_jax.files import read_text
+from llm_jax.hub import classes, files
 from llm_jax.hub.family import Family
 
-MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-# What transformers calls special tokens, and how they are spelt.
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+# Entries of config.json that stand for generation_config.json where there is none.
+GENERATES = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length",
+    "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty",
+    "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+    "suppress_tokens", "begin_suppress_tokens", "typical_p", "diversity_penalty",
+)  # fmt: skip
+# What transformers calls special tokens, and how they are spelt here.
 ROLES = {
     "[MASK]": "mask_token",
     "<mask>": "mask_token",
@@ -27,26 +36,69 @@ ROLES = {
 
 
 def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
-    """Returns the folder's tokenizer with the ids that config.json states; None if it has none."""
-    if (folder / tokenizers.ABOUT).is_file():  # written by `save`, ids and all
-        return tokenizers.load(folder)
-    if (folder / "tokenizer.json").is_file():
-        kind, file, specials = "file", folder / "tokenizer.json", ()
-    else:
-        file = next((folder / name for name in MODELS if (folder / name).is_file()), None)
-        kind, specials = "sentencepiece", family.specials
-    if file is None:
+    """Returns the folder's tokenizer, as AutoTokenizer reads it; None if it has none.
+
+    An encoder's texts begin with its cls_token and end with its sep_token; an encoder-decoder's
+    begin with decoder_start_token_id.
+    """
+    made = classes.read(folder, hf)
+    if made is None:
         return None
-    about = {"name": kind, "path": str(file), "specials": specials}
-    found = tokenizers.build(ConfigDict(about), ())
-    for theirs, ours in family.ids.items():  # in the table's order: the start of decoding last
-        value = hf.get(theirs)
-        value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, int) and 0 <= value < found.vocab_size:
-            setattr(found, ours, value)
-    if kind == "file":
-        found.frame = found.template()
-    return found
+    named = {role: made.backend.token_to_id(text) for role, text in made.roles.items()}
+    file = folder / GENERATION
+    generation = files.read_json(file) if file.is_file() else hf
+    known = generation if file.is_file() else dict.fromkeys(GENERATES)
+    generation = {k: v for k, v in generation.items() if k in known and v is not None}
+
+    def first(*roles: str) -> int | None:
+        return next((named[role] for role in roles if named.get(role) is not None), None)
+
+    kind = family.model.get("kind", "decoder")
+    encoder = kind == "encoder"
+    eos = first("sep_token", "eos_token") if encoder else first("eos_token", "sep_token")
+    eos = _id(generation.get("eos_token_id")) if eos is None else eos
+    if eos is None:
+        usual = map(made.backend.token_to_id, ENDS)
+        eos = next((i for i in usual if i is not None), None)
+    if eos is None or eos < 0:
+        raise ConfigError(f'{folder}: no file names an end-of-text token; put "eos_token": "</s>", '
+                          f"or what it is called, into {classes.CONFIG}")
+    pad = first("pad_token")
+    pad = eos if pad is None else pad
+    bos = first("cls_token", "bos_token") if encoder else first("bos_token", "cls_token")
+    if kind == "encoder_decoder":
+        start = (generation.get("decoder_start_token_id"), hf.get("decoder_start_token_id"))
+        bos = next((i for i in map(_id, start) if i is not None), pad)
+    tokenizer = HuggingFace(made.backend, pad if bos is None else bos, eos, pad)
+    tokenizer.frame = tokenizer.template()
+    tokenizer.roles = made.roles
+    tokenizer.generation = generation
+    tokenizer.chat_template = _chat_template(folder, made.config)
+    tokenizer.split_specials = made.config.get("split_special_tokens", False) or None
+    merges = type(made.backend.model).__name__ == "BPE"
+    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    if made.config.get("clean_up_tokenization_spaces") and (not merges or made.config.get(forced)):
+        tokenizer.clean_up = True
+    return tokenizer
+
+
+def _id(value: Any) -> int | None:
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    """chat_template.jinja and additional_chat_templates, before tokenizer_config.json's own."""
+    more = folder / "additional_chat_templates"
+    templates = {p.stem: read_text(p) for p in sorted(more.glob("*.jinja"))}
+    if (folder / TEMPLATE).is_file():
+        templates = {"default": read_text(folder / TEMPLATE)} | templates
+    if templates:
+        return templates["default"] if [*templates] == ["default"] else templates
+    stated = config.get("chat_template")
+    if isinstance(stated, list):
+        stated = {one["name"]: one["template"] for one in stated}
+    return stated
 
 
 def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | None]:
