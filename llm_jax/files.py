@@ -58,9 +58,8 @@ def parse_json(text: str, where: str, expect: type = dict) -> Any:
     except ValueError as error:
         raise ConfigError(f"{where}: not readable as JSON ({error})") from error
     if not isinstance(content, expect):
-        raise ConfigError(
-            f"{where}: holds a {type(content).__name__}, not a JSON {NAMES.get(expect, expect)}"
-        )
+        name = NAMES.get(expect, "object or list")
+        raise ConfigError(f"{where}: holds a {type(content).__name__}, not a JSON {name}")
     level = [content]
     for _ in range(MAX_DEPTH):
         children = (x.values() if isinstance(x, dict) else x for x in level)

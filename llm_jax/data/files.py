@@ -391,7 +391,7 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
         return
     if not raw.strip():
         return
-    content = parse_json(_json_text(raw, path), f"data: {path}", object)
+    content = parse_json(_json_text(raw, path), f"data: {path}", (dict, list))
     if isinstance(content, dict):
         lists = {key: value for key, value in content.items()
                  if value and isinstance(value, list) and isinstance(value[0], dict)}  # fmt: skip
@@ -399,8 +399,6 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
             raise ConfigError(f"data: {path} holds several lists of records, {sorted(lists)}; give "
                               "each a file of its own")
         content = lists.get("data") or next(iter(lists.values()), [content])
-    if not isinstance(content, list):
-        raise ConfigError(f"data: {path}: holds a {type(content).__name__}, not a list of objects")
     for i, value in enumerate(content):
         if not isinstance(value, dict):
             raise ConfigError(f"data: {path}[{i}]: holds a {type(value).__name__}, not a JSON "
