@@ -703,7 +703,8 @@ def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
     """Returns a copy of config.model with every 0-means-derived size filled in."""
     m = ConfigDict(model.to_dict())
     m.vocab_size = m.vocab_size or vocab_size
-    m.num_decoder_layers = m.num_decoder_layers or m.num_layers
+    both = m.kind == "encoder_decoder"
+    m.num_decoder_layers = (both and m.num_decoder_layers) or m.num_layers
     m.num_kv_heads = m.num_kv_heads or m.num_heads
     m.head_dim = m.head_dim or m.embed_dim // m.num_heads
     m.embedding_dim = m.embedding_dim or m.embed_dim

@@ -70,6 +70,13 @@ def test_recipes_come_along(installed, name):
 
 
 @pytest.mark.slow
+def test_jobs_come_along(installed):
+    found = installed("submit", "--workdir=r", "--config=quickstart", "--on=slurm", "--nodes=2")
+    assert found.returncode == 0, found.stderr
+    assert "llm-jax train --config=quickstart --workdir=r --stopped_code=75 &" in found.stdout
+
+
+@pytest.mark.slow
 def test_a_sweep_starts_its_runs(installed):
     keys = [f"--config.{key}" for key in TINY]
     axis = ["--axis=model.norm=layernorm,rmsnorm", "--seeds=1", "--lengths=none", "--json"]

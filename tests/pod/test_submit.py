@@ -25,7 +25,7 @@ GIVEN = {
 
 
 def job(on, changes=None):
-    return make(on, "job", TRAIN, GIVEN[on] | (changes or {}), "/code")
+    return make(on, "job", TRAIN, GIVEN[on] | (changes or {}), Path("/code"))
 
 
 def test_a_slurm_script():
@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused(on, changes, message):
 
 def test_names_are_checked():
     with pytest.raises(ConfigError, match="--name=My Job"):
-        make("slurm", "My Job", TRAIN, {})
+        make("slurm", "My Job", TRAIN, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_slurm_starts_again_what_has_more_to_do(code, restarts, again, tmp_path)
     for name, body in {"srun": f"exit {code}", "scontrol": f"echo $* > {tmp_path}/asked"}.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(0o755)
-    script = make("slurm", "job", TRAIN, {}).text
+    script = make("slurm", "job", TRAIN, {}, None).text
     environ = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     environ["SLURM_RESTART_COUNT"] = str(restarts)
     found = subprocess.run(["bash"], input=script, text=True, env=environ, check=False)
