@@ -177,6 +177,7 @@ MASKING = given(
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
+CLASSES = given("objective.name", "classification")
 ADAM = given("optimizer.name", "adamw", "muon")
 
 
@@ -321,8 +322,10 @@ class Data:
     # data.train="train.en,train.de".
     source_column = text("source", empty=False, when=PAIRS)
     target_column = text("target", empty=False, when=PAIRS)
-    # A class, likewise.
-    label_column = text("label", empty=False, when=given("objective.name", "classification"))
+    # Of classification: a label, and the second text of a pair; empty: there is one text.
+    label_column = text("label", empty=False, when=CLASSES)
+    pair_column = text("", when=CLASSES)
+    labels = texts(empty=False, when=CLASSES)  # in order; (): those of the training set
     # Of the decoder's rows; 0: model.max_length.
     target_length = whole(0, when=given("objective.name", "seq2seq"))
     # Empty: TFDS's own default.

@@ -18,6 +18,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     from llm_jax import sharding
     from llm_jax.data import pipeline
+    from llm_jax.models import heads
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
     from llm_jax.train.state import make_eval_step
@@ -33,13 +34,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     batches = pipeline.eval_batches(examples, documents)
     eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
     with sharding.activate(setup.mesh):
-        result = evaluate(eval_step, params, batches, setup.mesh)
-    perplexity = math.exp(min(result["loss"], 700))
-    print(
-        f"step {step}, {args.split}: loss {result['loss']:.4f}, perplexity {perplexity:.2f}, "
-        f"accuracy {result['accuracy']:.3f}, {result['tokens']:,} tokens"
-    )
-    return {"step": step, "split": args.split, "perplexity": perplexity} | result
+        result = evaluate(eval_step, params, batches, setup.mesh, score=setup.objective.score)
+    if heads.speaks(setup.config.model):
+        result = {"perplexity": math.exp(min(result["loss"], 700))} | result
+    counts = {name: result[name] for name in ("examples", "tokens") if name in result}
+    shown = [f"{name} {value:.4g}" for name, value in result.items() if name not in counts]
+    shown += [f"{value:,} {name}" for name, value in counts.items()]
+    print(f"step {step}, {args.split}: {', '.join(shown)}")
+    return {"step": step, "split": args.split} | result
 
 
 VERB = Verb(run, add, "mean loss of a run's checkpoint on held-out text")

@@ -6,6 +6,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def save(
     folder: str | Path,
     family: str | None = None,
     *,
+    labels: Sequence[str] = (),
     dtype: str = "float32",
     shard_bytes: float = 5e9,
 ) -> str:
@@ -170,6 +172,7 @@ def save(
       params: the parameter tree, NumPy or JAX arrays.
       folder: new or empty.
       family: one of FAMILIES; None: the first that can express the model.
+      labels: names of the model's num_labels labels, in order; (): not told.
       dtype: float32, bfloat16 or float16.
 
     Raises:
@@ -181,6 +184,10 @@ def save(
     model = kept(model)
     table = families.get(family or family_of(model))
     hf = text.ids(table, tokenizer) | to_hf(table, model)
+    if model.num_labels:
+        names = [str(name) for name in labels] or [f"LABEL_{i}" for i in range(model.num_labels)]
+        hf["id2label"] = {str(i): name for i, name in enumerate(names)}
+        hf["label2id"] = {name: i for i, name in enumerate(names)}
     wanted = plan(table, model)
     wanted |= {name: wanted[newer] for name, newer in table.aliases.items()}
     if model.tie_embeddings and hf.get("tie_word_embeddings") is False:  # T5, tied but unscaled

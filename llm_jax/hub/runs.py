@@ -61,6 +61,9 @@ def import_run(
                 f"--config.{key}: comes from {source}; of model, import can change "
                 f"{', '.join(CHANGEABLE)}"
             )
+    names = files.read_json(Path(source) / files.CONFIG).get("id2label")
+    if model.num_labels and names and config.objective.name == "classification":
+        config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
     configs.change(config, overrides)
     pipeline.check_vocab(config, tokenizer)
     new = _new_head(config, params) if config.model.head != model.head else {}
@@ -128,6 +131,8 @@ def export_run(
     if family is None and about.is_file():  # several families may express the same model
         family = files.read_json(about)["family"]
     setup, tokenizer, params, step = load_params(workdir, step)
-    name = hub.save(setup.config.model, params, tokenizer, target, family, dtype=dtype)
+    config = setup.config
+    more = {"labels": config.data.labels, "dtype": dtype}
+    name = hub.save(config.model, params, tokenizer, target, family, **more)
     left_out = ["generator"] if setup.config.model.generator_fraction else []
     return {"family": name, "step": step, "folder": str(target), "left_out": left_out}

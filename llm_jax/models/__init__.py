@@ -12,11 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax.models.electra import Electra
-from llm_jax.models.model import Model, Outputs, logits
+from llm_jax.models.model import Model, Outputs, logits, real
 from llm_jax.models.moe import router_loss
 
 __all__ = [
-    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "router_loss",
+    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "real",
+    "router_loss",
 ]  # fmt: skip
 
 

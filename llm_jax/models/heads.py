@@ -46,7 +46,8 @@ class DetectionHead(nn.Module):
         return Dense(cfg, D, (), ("embed",), name="score")(x)
 
 
-def _linear(cfg: FrozenConfigDict, count: int) -> nn.Module:
+def linear(cfg: FrozenConfigDict, count: int) -> nn.Module:
+    """Returns a dense layer [..., D] -> [..., count]."""
     return Dense(cfg, (cfg.embed_dim,), (count,), ("embed", "norm"))
 
 
@@ -71,9 +72,9 @@ HEADS: dict[str, Head] = {
     "lm": Head(None, words=True),
     "mlm": Head(MaskedLMHead, words=True),
     "detection": Head(DetectionHead),
-    "sequence": Head(lambda cfg: _linear(cfg, cfg.num_labels), pooled=True, labels=True),
-    "token": Head(lambda cfg: _linear(cfg, cfg.num_labels), labels=True),
-    "span": Head(lambda cfg: _linear(cfg, 2)),  # start and end (Devlin 2019, 4.2)
+    "sequence": Head(lambda cfg: linear(cfg, cfg.num_labels), pooled=True, labels=True),
+    "token": Head(lambda cfg: linear(cfg, cfg.num_labels), labels=True),
+    "span": Head(lambda cfg: linear(cfg, 2)),  # start and end (Devlin 2019, 4.2)
 }
 
 

@@ -70,17 +70,19 @@ class Model(nn.Module):
         self.head_dropout = nn.Dropout(cfg.head_dropout)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """batch: tokens [B, T]; optional positions, segment_ids, types [B, T], prefix [B],
-        masked_positions [B, P] (where alone a masked model is asked); encoder_* for the source.
+        """batch: tokens [B, T]; optional positions, types [B, T], prefix [B], masked_positions
+        [B, P] (where alone a masked model is asked); encoder_* for the source. Which tokens are
+        padding says segment_ids (0; sequences packed in a row have numbers of their own) or an
+        attention_mask (0 padding, 1 real, on either side of a row); without, all are real.
         """
         tokens = batch["tokens"]
-        positions = batch.get("positions", default_positions(tokens))
-        segments = batch.get("segment_ids")
+        positions, segments = positions_of(batch), segments_of(batch)
         if self.cfg.kind == "encoder":
             features = self.encoder(
                 tokens, positions, segments, batch.get("types"), deterministic=deterministic
             )
-            return self._outputs(features, batch.get("masked_positions"), deterministic)
+            first = None if segments is None else (segments > 0).argmax(1)
+            return self._outputs(features, batch.get("masked_positions"), deterministic, first)
         encoded = None
         if self.cfg.kind == "encoder_decoder":
             encoded = self.encode(batch, deterministic=deterministic)
@@ -89,7 +91,7 @@ class Model(nn.Module):
             positions,
             segments,
             encoded=encoded,
-            encoded_segments=batch.get("encoder_segment_ids"),
+            encoded_segments=segments_of(batch, "encoder_"),
             prefix=batch.get("prefix"),
             deterministic=deterministic,
         )
@@ -97,12 +99,11 @@ class Model(nn.Module):
         return outputs._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        """encoder_tokens [B, S], optional encoder_positions, encoder_segment_ids -> [B, S, D]."""
-        tokens = batch["encoder_tokens"]
+        """encoder_tokens [B, S] and what else of the batch is the source's -> [B, S, D]."""
         return self.encoder(
-            tokens,
-            batch.get("encoder_positions", default_positions(tokens)),
-            batch.get("encoder_segment_ids"),
+            batch["encoder_tokens"],
+            positions_of(batch, "encoder_"),
+            segments_of(batch, "encoder_"),
             deterministic=deterministic,
         )
 
@@ -132,7 +133,9 @@ class Model(nn.Module):
         features: jax.Array,
         masked_positions: jax.Array | None = None,
         deterministic: bool = True,
+        first: jax.Array | None = None,
     ) -> Outputs:
+        """first: [B], where each row begins; None: at 0."""
         cfg, hidden = self.cfg, features
         matrix = bias = None
         if masked_positions is not None:
@@ -146,8 +149,8 @@ class Model(nn.Module):
             bias = self.output_bias
         if cfg.scale_output:
             hidden *= cfg.embed_dim**-0.5
-        first = features[:, 0]
-        pooled = self.pooler(first) if cfg.pooler else first
+        start = features[:, 0] if first is None else features[jnp.arange(len(first)), first]
+        pooled = self.pooler(start) if cfg.pooler else start
         found = {"pooled": pooled} if cfg.pooler else {}
         for name in self.names:
             head = heads.HEADS[name]
@@ -158,6 +161,25 @@ class Model(nn.Module):
         return Outputs(hidden, matrix, bias, features, heads=found)
 
 
-def default_positions(tokens: jax.Array) -> jax.Array:
-    """[B, T] counting from 0 in every row."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+def segments_of(batch: dict, side: str = "") -> jax.Array | None:
+    """[B, T] numbers of sequences in a row, 0 for padding; None: nothing says what is padding."""
+    mask = batch.get(f"{side}segment_ids", batch.get(f"{side}attention_mask"))
+    return None if mask is None else jnp.asarray(mask, jnp.int32)
+
+
+def positions_of(batch: dict, side: str = "") -> jax.Array:
+    """[B, T] as the batch says, else counted from the first token of a row that is no padding."""
+    if (given := batch.get(f"{side}positions")) is not None:
+        return given
+    tokens = batch[f"{side}tokens"]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    segments = segments_of(batch, side)
+    if segments is None:
+        return positions
+    return jnp.maximum(positions - (segments > 0).argmax(1, keepdims=True), 0)
+
+
+def real(batch: dict) -> jax.Array:
+    """[B, T]: whether a token is one, and no padding."""
+    segments = segments_of(batch)
+    return jnp.ones(batch["tokens"].shape, bool) if segments is None else segments > 0

@@ -19,6 +19,7 @@ from llm_jax.objectives import (
     albert,
     bert,
     causal_lm,
+    classification,
     completion,
     masked_lm,
     prefix_lm,
@@ -35,7 +36,7 @@ OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
         causal_lm, prefix_lm, completion, masked_lm, bert, albert, replaced_token_detection,
-        seq2seq, span_corruption,
+        classification, seq2seq, span_corruption,
     )
 }  # fmt: skip
 
@@ -56,5 +57,6 @@ def suited(model: ConfigDict) -> Objective:
 
 def tokens(batch: dict) -> Any:
     """How many tokens a model reads in a batch, padding not counted; the source side's too."""
-    sides = [name for name in ("segment_ids", "encoder_segment_ids") if name in batch]
-    return sum((batch[name] > 0).sum() for name in sides) if sides else batch["tokens"].size
+    names = [side + name for side in ("", "encoder_") for name in ("segment_ids", "attention_mask")]
+    masks = [batch[name] > 0 for name in names if name in batch]
+    return sum(mask.sum() for mask in masks) if masks else batch["tokens"].size

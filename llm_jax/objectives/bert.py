@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from llm_jax import models
 from llm_jax.objectives import masked_lm
 
 ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: a newline in GPT-2's
@@ -81,7 +82,7 @@ def losses(outputs, batch, cfg):
 
 def _pairs(batch):
     """[B]: 1 for a row, 0 for one that only fills up a batch."""
-    return (batch["segment_ids"][:, 0] > 0).astype(jnp.float32)
+    return models.real(batch).any(1).astype(jnp.float32)
 
 
 OBJECTIVE = dataclasses.replace(

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
+from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.objectives import masked_lm
 
@@ -22,7 +23,7 @@ class ReplacedTokenDetection(masked_lm.MaskedLM):
 
 def weights(batch):
     """The numbers of masked positions and of tokens."""
-    return masked_lm.weights(batch) | {"tokens": (batch["segment_ids"] > 0).sum()}
+    return masked_lm.weights(batch) | {"tokens": models.real(batch).sum()}
 
 
 def losses(outputs, batch, cfg):
@@ -33,7 +34,7 @@ def losses(outputs, batch, cfg):
     terms, of_generator = masked_lm.losses(outputs, batch, cfg)
     metrics = {f"generator_{name}": value for name, value in of_generator.items()}
     scores, replaced = outputs.heads["detection"], outputs.heads["replaced"]
-    real = batch["segment_ids"] > 0
+    real = models.real(batch)
     nll = optax.sigmoid_binary_cross_entropy(scores, replaced.astype(jnp.float32))
     nll = jnp.where(real, nll, 0).sum()
     right = ((scores > 0) == replaced) & real

@@ -109,6 +109,7 @@ class Trainer:
             f"{m.num_heads} heads, {m.dtype}",
             "data": f"{d.train}, {self.config.tokenizer.name} tokenizer of "
             f"{self.tokenizer.vocab_size:,}",
+            **({"labels": ", ".join(d.labels)} if d.labels else {}),
             "batch": f"{d.batch_size} sequences of {m.max_length} tokens",
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",
             "mesh": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind} {split or ''}",
@@ -227,7 +228,8 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Means over the validation set."""
         limit = self.config.eval.max_batches
-        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit)
+        score = self.setup.objective.score
+        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit, score)
 
     def save(self, loss: float | None = None) -> None:
         """Starts writing a checkpoint of this step; `loss` is the validation loss there."""

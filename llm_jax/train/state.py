@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from llm_jax import objectives
-from llm_jax.models import Model, init_params, router_loss
+from llm_jax.models import Model, init_params, real, router_loss
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
 from llm_jax.train.optimizer import schedule
@@ -175,8 +175,11 @@ def make_eval_step(
     objective: Objective,
     config: ConfigDict,
     token_bytes: np.ndarray | None = None,
-) -> Callable[[Any, dict], tuple[dict, dict]]:
-    """Returns (params, batch) -> ({metric: sum}, {metric: weight}), to be added over batches.
+) -> Callable[[Any, dict], tuple[dict, dict, dict]]:
+    """Returns (params, batch) -> ({metric: sum}, {metric: weight}, {prediction: [B, …]}).
+
+    The first two are to be added over batches; predictions are those that the objective scores,
+    with 'real' [B], false of rows that only fill up a batch, and 'tokens' [B], how many they have.
 
     token_bytes: [V], UTF-8 bytes of each token; a decoder then has bits_per_byte, the loss of all
     targets, ends of documents too, in bits over the bytes that they stand for: comparable between
@@ -193,6 +196,10 @@ def make_eval_step(
             sums["bits_per_byte"] = sums["loss"] / math.log(2)
             counts = jnp.asarray(token_bytes)[batch["targets"]]
             weights["bits_per_byte"] = (counts * batch["weights"]).sum()
-        return sums, weights
+        if objective.predict is None:
+            return sums, weights, {}
+        tokens = real(batch).sum(1)
+        about = {"real": tokens > 0, "tokens": tokens}
+        return sums, weights, objective.predict(outputs, batch) | about
 
     return eval_step

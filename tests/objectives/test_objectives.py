@@ -40,6 +40,9 @@ def _setup(name, dropout=0.0):
     docs = [" ".join(rng.choice(WORDS, rng.integers(2, 30))) for _ in range(40)]
     if name in ("seq2seq", "completion"):
         docs = [(doc[:20], doc[::-1][:20]) for doc in docs]
+    if name == "classification":
+        docs = [{"text": doc[:30], "label": str(len(doc) % 3)} for doc in docs]
+        objective.resolve(c, docs)
     tokenizer = making.build_tokenizer(c, docs)
     batch = next(making.train_iterator(c, tokenizer, docs))
     batch["segment_ids"][-1] = 0  # as the rows that fill up a last batch
@@ -121,7 +124,7 @@ def test_masked_losses(name):
     assert metrics["sentence_loss"] == (terms["pairs"], "pairs")
     assert metrics["sentence_accuracy"] == ((logp.argmax(-1) == label).sum(), "pairs")
     step = make_eval_step(model, objectives.get(name), _setup(name)[0])
-    sums, counts = step(params, batch)
+    sums, counts, _ = step(params, batch)
     mean = {key: float(sums[key] / counts[key]) for key in sums}
     assert mean["loss"] == pytest.approx((nll * used).sum() / used.sum(), rel=1e-5)
     assert mean["sentence_loss"] == pytest.approx(-logp[np.arange(7), label].mean(), rel=1e-5)

@@ -1,0 +1,129 @@
+"""Which of some labels a text, or a pair of texts, has (Devlin 2019, 4.1)."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.data.examples import Examples
+from llm_jax.objectives.objective import Objective
+
+
+class Classification(Examples):
+    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], and the place of its label in data.labels.
+
+    tokens, types [T] (0 up to the first [SEP], 1 after it), label. Of what is too long for a row
+    the longer text loses its end.
+    """
+
+    cut = False
+    scalars = ("label",)
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        names = config.data.labels
+        self.ids = {name: i for i, name in enumerate(names)}
+        if not any(name.isdigit() for name in names):  # an imported model's names, and data's ids
+            self.ids |= {str(i): i for i in range(len(names))}
+
+    @classmethod
+    def columns(cls, config):
+        return ("text", *["pair"] * bool(config.data.pair_column), "label")
+
+    @classmethod
+    def lengths(cls, config):
+        fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
+        return dict.fromkeys(fields, config.model.max_length)
+
+    def example(self, piece, rng, elsewhere):
+        if piece["label"] not in self.ids:
+            raise ConfigError(f"data.label_column: {piece['label']!r} is none of data.labels="
+                              f"{self.config.data.labels}, which are those of the training set")
+        encode, eos_id = self.tokenizer.encode, self.tokenizer.eos_id
+        texts = [encode(piece[field]) for field in ("text", "pair") if field in piece]
+        texts = shortened(texts, self.config.model.max_length - 1 - len(texts))
+        tokens = [[self.tokenizer.bos_id], *(np.append(ids, eos_id) for ids in texts)]
+        types = np.arange(2).repeat([1 + len(tokens[1]), sum(map(len, tokens[2:]))])
+        fields = {"tokens": np.concatenate(tokens), "types": types}
+        fields = {name: fields[name] for name in self.lengths(self.config)}
+        return fields | {"label": np.array([self.ids[piece["label"]]])}
+
+
+def shortened(texts, room):
+    """Returns one or two texts, cut to `room` tokens in all: the longer one first."""
+    if len(texts) == 1:
+        return [texts[0][:room]]
+    a, b = map(len, texts)
+    a = min(a, max(room - b, (room + 1) // 2))
+    return [texts[0][:a], texts[1][: room - a]]
+
+
+def resolve(config, documents):
+    """Fills in data.labels, in order of their names or numbers, and model.num_labels."""
+    order = lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    labels = config.data.labels or tuple(sorted({doc["label"] for doc in documents}, key=order))
+    if len(labels) < 2:
+        raise ConfigError(f"data.label_column={config.data.label_column!r}: the training set has "
+                          f"no other label than {', '.join(labels)}; there must be two")
+    if config.model.num_labels not in (0, len(labels)):
+        raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
+                          f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
+    config.data.labels, config.model.num_labels = labels, len(labels)
+
+
+def weights(batch):
+    """The number of examples."""
+    return {"examples": models.real(batch).any(1).sum().astype(jnp.float32)}
+
+
+def losses(outputs, batch, cfg):
+    """Cross-entropy of heads.sequence [B, C] against label [B]."""
+    logits, label = outputs.heads["sequence"], batch["label"]
+    wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], cfg.label_smoothing)
+    real = models.real(batch).any(1).astype(jnp.float32)
+    each = {
+        "objective": optax.softmax_cross_entropy(logits, wanted),
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+        "accuracy": logits.argmax(-1) == label,
+    }
+    sums = {name: (x * real).sum() for name, x in each.items()}
+    terms = {"examples": sums.pop("objective")}
+    return terms, {name: (total, "examples") for name, total in sums.items()}
+
+
+def predict(outputs, batch):
+    """Of each row its logits and its label."""
+    return {"logits": outputs.heads["sequence"], "label": batch["label"]}
+
+
+def score(predictions):
+    """Accuracy; precision, recall and F1 of each label, averaged over the labels that occur.
+
+    A label that occurs neither in the set nor among the predictions does not count; one that is
+    never predicted has precision 0, one that is not in the set recall 0.
+    """
+    guess, label = predictions["logits"].argmax(-1), predictions["label"]
+    occur = np.union1d(guess, label)
+    hits = np.array([((guess == i) & (label == i)).sum() for i in occur])
+    guessed, there = (np.array([(x == i).sum() for i in occur]) for x in (guess, label))
+    return {
+        "accuracy": float((guess == label).mean()),
+        "precision": float((hits / np.maximum(guessed, 1)).mean()),
+        "recall": float((hits / np.maximum(there, 1)).mean()),
+        "f1": float((2 * hits / (guessed + there)).mean()),
+    }
+
+
+OBJECTIVE = Objective(
+    name="classification",
+    examples=Classification,
+    weights=weights,
+    losses=losses,
+    kind="encoder",
+    heads=("sequence",),
+    needs={"data.packing": ("none",)},  # the head reads a row's first token
+    resolve=resolve,
+    predict=predict,
+    score=score,
+)

@@ -1,0 +1,279 @@
+"""Sequence classification, from the columns of a file to what transformers makes of the export."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import llm_jax
+from llm_jax import config as configs
+from llm_jax import hub, objectives
+from llm_jax.config import ConfigError
+from llm_jax.data import sources, tokenizers
+from llm_jax.models import heads
+from llm_jax.objectives import classification
+from llm_jax.train.evaluate import evaluate
+from llm_jax.train.loop import Trainer
+from tests import making
+
+TOKENIZER = tokenizers.Bytes()
+
+
+def settings(**changes):
+    keys = {
+        "objective.name": "classification", "model.kind": "encoder", "model.head": "sequence",
+        "model.pooler": True, "model.type_vocab_size": 2, "model.max_length": 16,
+        "model.num_layers": 1, "model.embed_dim": 16, "model.num_heads": 2,
+        "data.packing": "none", "data.batch_size": 8, "tokenizer.name": "bytes",
+        "train.log_every": 10,
+    }  # fmt: skip
+    c = configs.base()
+    c.update_from_flattened_dict(keys | {k.replace("__", "."): v for k, v in changes.items()})
+    configs.check(c)
+    return c
+
+
+def made(labels=("0", "1"), **changes):
+    c = settings(**changes)
+    c.data.labels = labels
+    return making.examples(c, TOKENIZER)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_are_those_of_scikit_learn(seed, classes):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(40, classes)) + (np.arange(classes) == 0)  # some are never guessed
+    label = rng.integers(0, max(2, classes - seed), 40)  # some never occur
+    ours = classification.score({"logits": logits, "label": label})
+    guess = logits.argmax(-1)
+    expected = metrics.precision_recall_fscore_support(
+        label, guess, average="macro", zero_division=0
+    )
+    assert [ours[k] for k in ("precision", "recall", "f1")] == pytest.approx(expected[:3])
+    assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(label, guess))
+
+
+def test_examples_of_texts_and_pairs():
+    start, end = TOKENIZER.bos_id, TOKENIZER.eos_id
+    one = made().example({"text": "ab", "label": "1"}, None, None)
+    assert one["tokens"].tolist() == [start, *b"ab", end]
+    assert one["types"].tolist() == [0] * 4 and one["label"].tolist() == [1]
+    both = made().example({"text": "ab", "pair": "cde", "label": "0"}, None, None)
+    assert both["tokens"].tolist() == [start, *b"ab", end, *b"cde", end]
+    assert both["types"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert "types" not in made(model__type_vocab_size=0).example(
+        {"text": "ab", "label": "1"}, None, None
+    )
+
+
+@pytest.mark.parametrize("a", [1, 5, 6, 7, 8, 30])
+@pytest.mark.parametrize("b", [1, 6, 7, 8, 30])
+def test_the_longer_text_is_cut(a, b):
+    piece = {"text": "x" * a, "pair": "y" * b, "label": "0"}
+    tokens = made().example(piece, None, None)["tokens"].tolist()
+    kept = [a, b]
+    while sum(kept) > 13:  # token by token, of the second where both are as long
+        kept[kept.index(max(kept)) if kept[0] != kept[1] else 1] -= 1
+    assert [tokens.count(ord(c)) for c in "xy"] == kept
+    assert len(tokens) <= 16 and tokens[-1] == TOKENIZER.eos_id
+    alone = made().example({"text": "x" * a, "label": "0"}, None, None)["tokens"]
+    assert len(alone) == min(a + 2, 16) and alone[-1] == TOKENIZER.eos_id
+
+
+def test_labels_are_the_training_sets_in_order():
+    c = settings()
+    objective = objectives.get("classification")
+    objective.resolve(c, [{"label": x} for x in ("10", "2", "2", "0")])
+    assert c.data.labels == ("0", "2", "10") and c.model.num_labels == 3
+    c = settings()
+    objective.resolve(c, [{"label": x} for x in ("no", "Yes", "maybe", "no")])
+    assert c.data.labels == ("Yes", "maybe", "no")
+    for labels, change, message in (
+        (["a", "a"], {}, "data.label_column='label': .* no other label than a"),
+        (["a", "b"], {"model__num_labels": 3}, "model.num_labels=3: data.labels has 2: a, b"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            objective.resolve(settings(**change), [{"label": x} for x in labels])
+    with pytest.raises(ConfigError, match="data.label_column: '2' is none of data.labels="):
+        made().example({"text": "a", "label": "2"}, None, None)
+    # Data has numbers, an imported model names.
+    assert made(("bad", "good")).example({"text": "a", "label": "1"}, None, None)["label"] == [1]
+    with pytest.raises(ConfigError, match="'0' is none of"):  # names that are numbers are names
+        made(("1", "2")).example({"text": "a", "label": "0"}, None, None)
+
+
+def test_columns_are_read_by_name_or_number(tmp_path):
+    rows = [("good film", "really", "1"), ("bad film", "no", "0"), ("so so", "hm", "1")]
+    (tmp_path / "a.tsv").write_text("\n".join(["sentence\tmore\tgold", *map("\t".join, rows)]))
+    (tmp_path / "b.tsv").write_text("\n".join(map("\t".join, rows)))
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(json.dumps({"sentence": a, "more": b, "gold": int(c)}) for a, b, c in rows)
+    )
+    named = {"data__text_column": "sentence", "data__label_column": "gold"}
+    pair = named | {"data__pair_column": "more"}
+    numbered = {"data__text_column": "0", "data__label_column": "2"}
+    cases = ("a.tsv", named), ("a.tsv", pair), ("b.tsv", numbered), ("c.jsonl", pair)
+    for file, columns in cases:
+        c = settings(**columns)
+        docs = sources.documents(
+            str(tmp_path / file), c.data, classification.Classification.columns(c)
+        )
+        expected = [{"text": a, "pair": b, "label": label} for a, b, label in rows]
+        assert docs == [
+            {k: v for k, v in doc.items() if k != "pair" or "data__pair_column" in columns}
+            for doc in expected
+        ]
+    c = settings(**named | {"data__label_column": "sentiment"})
+    with pytest.raises(ConfigError, match="data.label_column: 'sentiment' is not in"):
+        sources.documents(str(tmp_path / "a.tsv"), c.data, ("text", "label"))
+
+
+def _write(path, count, seed):
+    """A label that one word decides."""
+    rng = np.random.default_rng(seed)
+    rows = [("".join(rng.choice(list("abcd"), 6)), int(rng.integers(2))) for _ in range(count)]
+    lines = [f"{text}{'+-'[label]}\t{label}" for text, label in rows]
+    path.write_text("\n".join(["text\tlabel", *lines]))
+    return [label for _, label in rows]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that has learned it, and the labels of its validation set, which fills 2.6 batches."""
+    folder = tmp_path_factory.mktemp("classes")
+    _write(folder / "train.tsv", 300, seed=0)
+    labels = _write(folder / "valid.tsv", 21, seed=1)
+    c = settings(
+        data__train=str(folder / "train.tsv"), data__validation=str(folder / "valid.tsv"),
+        train__steps=120, eval__every=120, checkpoint__every=120, optimizer__learning_rate=3e-3,
+        optimizer__warmup_steps=10, model__norm_place="post", model__embed_norm=True,
+    )  # fmt: skip
+    return folder, c, labels
+
+
+class _Silent:
+    def start(self, facts, step, steps):
+        self.facts = facts
+
+    def note(self, text): ...
+    def progress(self, step, values): ...
+    def stop(self): ...
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    folder, c, labels = run
+    reporter = _Silent()
+    trainer = Trainer(c, folder / "run", reporter, jax.devices()[:1])
+    return trainer, trainer.run(), reporter
+
+
+def test_a_run_shows_and_keeps_its_labels_and_scores_the_whole_set(run, trained):
+    folder, c, labels = run
+    trainer, last, reporter = trained
+    assert reporter.facts["labels"] == "0, 1"
+    kept = json.loads((folder / "run" / "config.json").read_text())
+    assert kept["data"]["labels"] == ["0", "1"] and kept["model"]["num_labels"] == 2
+    assert last["eval_accuracy"] > 0.9
+    seen = {}
+
+    def score(predictions):
+        seen.update(predictions)
+        return {"given": 1.0}
+
+    found = evaluate(
+        trainer.eval_step, trainer.params(), trainer.held_out, trainer.mesh, score=score
+    )
+    assert seen["label"].tolist() == labels  # in order, each once, and no row of padding
+    assert found["given"] == 1.0 and found["examples"] == 21
+    assert found["accuracy"] == pytest.approx((seen["logits"].argmax(-1) == labels).mean())
+    assert found["tokens"] == 21 * 9  # seven letters, start and end
+
+
+def test_the_exported_classifier_is_transformers_own(trained, run, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder, _, _ = run
+    trainer, _, _ = trained
+    model = trainer.setup.config.model
+    hub.save(model, trainer.params(), None, tmp_path / "hf", labels=("bad", "good"))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert theirs.config.id2label == {0: "bad", 1: "good"} and theirs.num_labels == 2
+    tokens = np.random.default_rng(0).integers(0, 259, (3, 12))
+    mask = np.arange(12) < [[12], [7], [3]]
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int)))
+    ours = trainer.setup.model.apply(
+        {"params": trainer.params()}, {"tokens": tokens, "attention_mask": mask}
+    )
+    np.testing.assert_allclose(ours.heads["sequence"], expected.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_a_transformers_classifier_is_read(classes, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=20, max_position_embeddings=12, num_labels=classes,
+        initializer_range=0.3,
+    )).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    lm = llm_jax.load(tmp_path)
+    assert lm.config.model.num_labels == classes and lm.config.model.head == "sequence"
+    tokens = np.random.default_rng(0).integers(0, 30, (2, 9))
+    types = np.arange(9) > np.array([[4], [6]])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), token_type_ids=torch.tensor(types.astype(int)))
+    found = lm.outputs({"tokens": tokens, "types": types.astype(int)}).heads["sequence"]
+    np.testing.assert_allclose(found, expected.logits, atol=1e-4)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_sst2_from_scratch_beats_the_majority(shared_data, tmp_path):
+    files = {name: str(shared_data / "sst2" / f"{name}.tsv") for name in ("train", "dev")}
+    c = configs.load("configs/finetune/classify.py", [
+        f"data.train={files['train']}", f"data.validation={files['dev']}",
+        "data.text_column=0", "data.label_column=1",
+    ])  # fmt: skip
+    last = Trainer(c, tmp_path / "run", _Silent(), jax.devices()[:1]).run()
+    gold = [line.rpartition("\t")[2].strip() for line in open(files["dev"])]
+    majority = max(gold.count(label) for label in set(gold)) / len(gold)
+    assert last["eval_examples"] == len(gold)
+    assert last["eval_accuracy"] > majority + 0.15 and last["eval_f1"] > 0.65
+
+
+def test_docs_extending_runs_as_it_stands(run, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    for table in (objectives.OBJECTIVES, heads.HEADS, hub.FAMILIES):  # as they were, afterwards
+        for name, row in list(table.items()):
+            monkeypatch.setitem(table, name, row)
+    monkeypatch.setitem(objectives.OBJECTIVES, "sentiment", None)
+    monkeypatch.setitem(heads.HEADS, "mood", None)
+    names = {"train_file": tmp_path / "train.tsv", "valid_file": tmp_path / "valid.tsv"}
+    for seed, file in enumerate(names.values()):
+        _write(file, 200, seed)
+        file.write_text(file.read_text().replace("\t0", "\tbad").replace("\t1", "\tgood"))
+    space = {name: str(file) for name, file in names.items()}
+    space |= {"workdir": tmp_path / "run", "hf_folder": tmp_path / "hf", "reporter": _Silent()}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/extending.md", "exec"), space)
+    assert space["last"]["eval_matthews"] > 0.8
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits
+    trainer = space["trainer"]
+    found = trainer.setup.model.apply({"params": trainer.params()}, {"tokens": tokens})
+    np.testing.assert_allclose(found.heads["mood"], expected, atol=1e-4)
+    assert hub.load(tmp_path / "hf")[0].head == "mood"
