@@ -19,12 +19,19 @@ class CausalLM(Examples):
 
 
 def weights(batch):
-    """The number of target tokens."""
-    return {"tokens": batch["weights"].sum()}
+    """The number of target tokens, and of those that accuracy counts."""
+    return {"tokens": batch["weights"].sum(), "asked": _asked(batch).sum()}
+
+
+def _asked(batch):
+    return batch.get("asked", batch["weights"])
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of targets [B, T] where weights [B, T]; also of a decoder on an encoder."""
+    """Cross-entropy of targets [B, T] where weights [B, T]; also of a decoder on an encoder.
+
+    Accuracy is over asked [B, T] where a batch has it.
+    """
     total, sums = cross_entropy(
         outputs.hidden,
         outputs.matrix,
@@ -33,8 +40,9 @@ def losses(outputs, batch, cfg):
         bias=outputs.bias,
         label_smoothing=cfg.label_smoothing,
         z_loss=cfg.z_loss,
+        counted=_asked(batch),
     )
-    metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "tokens")}
+    metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "asked")}
     return {"tokens": total}, metrics
 
 

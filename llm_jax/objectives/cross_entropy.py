@@ -71,6 +71,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 0,
     pieces: int = 0,
+    counted: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Returns the weighted sum of the tokens' losses, and sums to report.
 
@@ -89,6 +90,7 @@ def cross_entropy(
       z_loss: keeps z near 0 (PaLM, arXiv 2204.02311, section 5).
       chunk: positions of the length axis whose logits exist at a time; 0: chosen.
       pieces: of the vocabulary, taken one after the other; 0: chosen, 1: the whole.
+      counted: [B, T], weights of tokens in `correct`; None: as in the loss.
 
     Returns:
       The loss, and a dict of sums over tokens times their weights: loss (in nats, without
@@ -109,7 +111,8 @@ def cross_entropy(
         "correct": tokens.correct,
         "weight": jnp.ones_like(z),
     }
-    return total, {name: (weights * x).sum() for name, x in reported.items()}
+    sums = {name: (weights * x).sum() for name, x in reported.items()}
+    return total, sums | ({} if counted is None else {"correct": (counted * tokens.correct).sum()})
 
 
 def chunk_length(B: int, T: int, V: int) -> int:

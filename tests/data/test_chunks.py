@@ -108,6 +108,69 @@ def test_rows_hold_whole_examples(config):
                 assert np.array_equal(batch["positions"][row][where], np.arange(where.sum()))
 
 
+SEEDS = range(12)
+
+
+def _order(config, docs, seed, number, held):
+    """Which documents the rows of a chunk are, in their order; each document is one row."""
+    config.data.packing = "none"
+    made = chunks.Chunks(making.examples(config, TOKENIZER), held(docs), seed)
+    texts = [TOKENIZER.decode(row["tokens"][1:]) for row in made.rows(number)]
+    return tuple(docs.index(text) for text in texts), len(made)
+
+
+@pytest.mark.parametrize("held", [_lazy, making.records], ids=["read", "in memory"])
+def test_seed_and_epoch_decide_which_documents_meet(config, held, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 350)
+    docs = [f"document {i:02}" for i in range(90)]
+    _, count = _order(config, docs, 0, 0, held)
+    assert count > 2
+    for numbers in ([0] * 12, [count * epoch for epoch in range(12)]):  # of seeds, of epochs
+        seeds = SEEDS if not any(numbers) else [3] * 12
+        orders = [_order(config, docs, *x, held)[0] for x in zip(seeds, numbers, strict=True)]
+        # Which documents: of 90 choose as many, no two draws are alike; half are from either end.
+        assert len({frozenset(order) for order in orders}) == 12
+        first = np.concatenate(orders)
+        assert abs((first < 45).mean() - 0.5) < 0.15
+        # In which order: no more ascents than descents, as many as in a random permutation.
+        ascents = np.concatenate([np.diff(order) > 0 for order in orders])
+        assert abs(ascents.mean() - 0.5) < 0.15
+    whole = [_order(config, docs, 3, number, held)[0] for number in range(count)]
+    assert sorted(sum(whole, ())) == list(range(90))
+    alone = [_order(config, docs, None, number, held)[0] for number in range(count)]
+    assert sum(alone, ()) == tuple(range(90))
+
+
+@pytest.mark.parametrize("held", [_lazy, making.records], ids=["read", "in memory"])
+def test_seed_and_epoch_decide_cuts_and_masks(config, held):
+    text = "".join(chr(33 + i) for i in range(80))
+    starts = lambda rows: frozenset(int(row["tokens"][0]) for row in rows)
+    what = making.examples(config, TOKENIZER)
+    of_seeds = {starts(chunks.Chunks(what, held([text]), seed).rows(0)) for seed in SEEDS}
+    one = chunks.Chunks(what, held([text]), 0)
+    of_epochs = {starts(one.rows(epoch)) for epoch in SEEDS}
+    assert len(of_seeds) > 6 and len(of_epochs) > 6  # of 16 phases
+    config.objective.name, config.model.kind, config.model.head = "masked_lm", "encoder", "mlm"
+    tokenizer = making.build_tokenizer(config, [text])
+    what = making.examples(config, tokenizer)
+    masks = lambda rows: b"".join(row["masked_positions"].tobytes() for row in rows)
+    of_seeds = {masks(chunks.Chunks(what, held(["short"] * 4), seed).rows(0)) for seed in SEEDS}
+    one = chunks.Chunks(what, held(["short"] * 4), 0)
+    of_epochs = {masks(one.rows(epoch)) for epoch in SEEDS}
+    assert len(of_seeds) > 6 and len(of_epochs) > 6
+
+
+def test_a_run_of_other_seed_reads_in_other_order(config):
+    docs = [f"document {i:02}" for i in range(90)]
+    config.data.packing = "none"
+    first = []
+    for config.seed in SEEDS:
+        iterator = making.train_iterator(config, TOKENIZER, docs)
+        first.append(next(iterator)["tokens"].tobytes())
+        iterator.close()
+    assert len(set(first)) == len(SEEDS)
+
+
 def _take(config, workers, state=None, count=6):
     config.data.workers = workers
     iterator = making.train_iterator(config, TOKENIZER, _lazy(_set()))

@@ -222,6 +222,25 @@ def test_span_corruption_of_512_tokens_has_the_papers_numbers():
     assert rates.min() > 0.08 and rates.max() < 0.22  # every place, but for the ends
 
 
+@pytest.mark.parametrize(
+    ("inputs", "window", "targets"),
+    [(64, 70, 14), (128, 141, 29), (256, 284, 58), (512, 568, 114), (1024, 1137, 229)],
+)
+def test_windows_are_those_of_t5s_random_spans_helper(inputs, window, targets):
+    """By hand from its definition: of n tokens round(0.15 n) are noise, in round(that / 3) spans;
+    inputs are kept + spans + 1, targets noise + spans + 1, n the most that fits.
+    """
+    config = _config("span_corruption", inputs)
+    tokenizer, what = _made(config, ["text"])
+    assert what.stride == window
+    assert what.lengths(config)["targets"] == targets + 1  # the last sentinel, as in its figure 2
+    example = what.example(np.zeros(window, np.uint16), np.random.default_rng(0), None)
+    noise, spans = round(0.15 * window), round(round(0.15 * window) / 3)
+    sentinels = example["encoder_tokens"] > 258
+    assert sentinels.sum() == spans and (~sentinels).sum() == window - noise + 1
+    assert (example["targets"] == 0).sum() == noise
+
+
 @pytest.mark.parametrize(("rate", "mean"), [(0.15, 3.0), (0.5, 3.0), (0.3, 8.0), (0.15, 1.0)])
 def test_span_corruption_can_be_undone(rate, mean):
     config = _config("span_corruption", 64)

@@ -88,19 +88,52 @@ def test_next_token_losses(name):
     wanted = (nll * batch["weights"]).sum()
     np.testing.assert_allclose(terms["tokens"], wanted, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"][0], wanted, rtol=1e-5)
-    assert metrics["accuracy"][0] == (hits * batch["weights"]).sum()
+    asked = batch.get("asked", batch["weights"])
+    assert metrics["accuracy"] == ((hits * asked).sum(), "asked")
+    assert weights["asked"] == asked.sum()
 
 
-def test_label_smoothing_is_optax_of_smoothed_labels():
-    c, _, _, batch = _setup("seq2seq")
-    outputs, *_ = _run("seq2seq")
+@pytest.mark.parametrize("name", NAMES)
+def test_label_smoothing_and_z_loss_reach_every_objective(name):
+    """Of PaLM's z-loss and of optax's smoothed labels; metrics report the loss without them."""
+    c, _, _, batch = _setup(name)
+    outputs, plain, metrics, _ = _run(name)
     cfg = c.objective.copy_and_resolve_references()
-    cfg.label_smoothing = 0.1
-    terms, _ = objectives.get("seq2seq").losses(outputs, batch, cfg)
-    logits = models.logits(outputs)
-    labels = optax.smooth_labels(jax.nn.one_hot(batch["targets"], logits.shape[-1]), 0.1)
-    wanted = (optax.softmax_cross_entropy(logits, labels) * batch["weights"]).sum()
-    np.testing.assert_allclose(terms["tokens"], wanted, rtol=1e-5)
+    cfg.label_smoothing, cfg.z_loss = 0.1, 0.01
+    terms, with_both = objectives.get(name).losses(outputs, batch, cfg)
+    if name == "classification":
+        term, logits, targets = "examples", outputs.heads["sequence"], batch["label"]
+        weights = batch["segment_ids"][:, 0] > 0
+        cfg.z_loss = 0.0  # of few classes, which has none
+    else:
+        term = "masked" if "masked_targets" in batch else "tokens"
+        side = "masked_" if term == "masked" else ""
+        logits, targets = models.logits(outputs), batch[f"{side}targets"]
+        weights = batch[f"{side}weights"]
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), 0.1)
+    z = jax.scipy.special.logsumexp(logits, axis=-1)
+    each = optax.softmax_cross_entropy(logits, labels) + cfg.z_loss * z**2
+    np.testing.assert_allclose(terms[term], (each * weights).sum(), rtol=1e-5)
+    assert abs(terms[term] / plain[term] - 1) > 1e-3
+    np.testing.assert_allclose(with_both["loss"][0], metrics["loss"][0], rtol=1e-6)
+
+
+def test_accuracy_counts_neither_ties_nor_a_completions_end():
+    """A constant model knows nothing; of an answer's end all that is known is that it comes."""
+    c, _, _, batch = _setup("completion")
+    eos = 258
+    vocab = c.model.vocab_size
+    for column, hits in ((None, 0), (eos, 0), (int(batch["targets"][batch["asked"] > 0][0]), None)):
+        matrix = np.zeros((vocab, 2), np.float32)
+        if column is not None:
+            matrix[column] = 1
+        outputs = Outputs(jnp.ones((*batch["tokens"].shape, 2)), jnp.asarray(matrix))
+        _, metrics = objectives.get("completion").losses(outputs, batch, c.objective)
+        right = (batch["targets"] == (column or 0)) & (batch["asked"] > 0)
+        assert metrics["accuracy"][0] == (right.sum() if hits is None else hits)
+    scored = batch["targets"][batch["weights"] > 0]
+    assert (scored == eos).sum() > 3  # the loss has them
+    assert batch["asked"].sum() == batch["weights"].sum() - (scored == eos).sum()
 
 
 @pytest.mark.parametrize("name", ["masked_lm", "bert", "albert"])
@@ -184,6 +217,22 @@ def test_electra_judges_what_the_generator_sampled():
     scores = models.build(cfg).apply({"params": alone}, plain).heads["detection"]
     whole = model.apply({"params": params}, plain).heads["detection"]
     np.testing.assert_allclose(scores, whole, rtol=1e-5)
+
+
+def test_what_electras_generator_gets_right_is_not_replaced():
+    name = "replaced_token_detection"
+    c, model, params, batch = _setup(name)
+    certain = int(batch["masked_targets"][0, 0])
+    bias = params["generator"]["output_bias"].at[certain].add(1e4)
+    sure = params | {"generator": params["generator"] | {"output_bias": bias}}
+    used = batch["masked_weights"] > 0
+    for target, expected in ((certain, False), ((certain + 1) % 256, True)):
+        asked = batch | {"masked_targets": np.where(used, target, 0).astype(np.int32)}
+        replaced = model.apply({"params": sure}, asked).heads["replaced"]
+        places = np.zeros(replaced.shape, bool)
+        for row, where, on in zip(places, batch["masked_positions"], used, strict=True):
+            row[where[on]] = expected
+        np.testing.assert_array_equal(replaced, places)
 
 
 @pytest.mark.parametrize("name", NAMES)
