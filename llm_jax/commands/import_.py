@@ -25,14 +25,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         print(f"new, to be trained first: {', '.join(imported['new'])}")
     print("\nnext:")
     workdir = f"--workdir={args.workdir}"
-    if not heads.speaks(configs.ConfigDict(imported)):
+    if imported["head"] in ("none", "detection"):
         print("  it says no words, so there is nothing to train or sample; it gives vectors,")
         print("  from Python (llm_jax/hub/__init__.py shows how), and can be exported:")
         print(shown("export", workdir, "--to=FOLDER"))
         if imported["head"] == "none":
             print("  to train it, import it again with a new head: --config.model.head=mlm")
         return imported
-    if not imported["new"]:
+    if not imported["new"] and heads.speaks(configs.ConfigDict(imported)):
         prompt = samples.usual_prompt(imported["kind"])
         print(shown("generate", workdir, f"--prompt={prompt}"))
     data = "SOURCES.txt,TARGETS.txt" if imported["objective"] == "seq2seq" else "FILE"

@@ -20,17 +20,17 @@ class CausalLM(Examples):
 
 def weights(batch):
     """The number of target tokens, and of those that accuracy counts."""
-    return {"tokens": batch["weights"].sum(), "asked": _asked(batch).sum()}
+    return {"tokens": batch["weights"].sum(), "answers": _answers(batch).sum()}
 
 
-def _asked(batch):
-    return batch.get("asked", batch["weights"])
+def _answers(batch):
+    return batch.get("answer_weights", batch["weights"])
 
 
 def losses(outputs, batch, cfg):
     """Cross-entropy of targets [B, T] where weights [B, T]; also of a decoder on an encoder.
 
-    Accuracy is over asked [B, T] where a batch has it.
+    Accuracy is over answer_weights [B, T] where a batch has them.
     """
     total, sums = cross_entropy(
         outputs.hidden,
@@ -40,9 +40,9 @@ def losses(outputs, batch, cfg):
         bias=outputs.bias,
         label_smoothing=cfg.label_smoothing,
         z_loss=cfg.z_loss,
-        counted=_asked(batch),
+        counted=_answers(batch),
     )
-    metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "asked")}
+    metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "answers")}
     return {"tokens": total}, metrics
 
 

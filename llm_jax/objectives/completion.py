@@ -13,9 +13,9 @@ class Completion(causal_lm.CausalLM):
 
     A record has parts, or a source (the prompt) and a target, of which the second is scored; parts
     are tokenised one by one. tokens, targets, weights [T] of s = [bos] + parts + [eos], weights 1
-    where the target is of a scored part; eos belongs to the last. asked [T]: what accuracy counts,
-    which is all of those but eos. What follows the last scored token is left out, and so is what a
-    row cannot hold; a document without any is dropped.
+    where the target is of a scored part; eos belongs to the last. answer_weights [T], by which
+    accuracy goes, are the same but for eos. What follows the last scored token is left out, and so
+    is what a row cannot hold; a document without any is dropped.
     """
 
     cut, parts = False, True
@@ -26,7 +26,7 @@ class Completion(causal_lm.CausalLM):
 
     @classmethod
     def lengths(cls, config):
-        return super().lengths(config) | {"asked": config.model.max_length}
+        return super().lengths(config) | {"answer_weights": config.model.max_length}
 
     def example(self, piece, rng, elsewhere):
         parts = piece.get("parts") or (Part(piece["source"], False), Part(piece["target"], True))
@@ -36,7 +36,7 @@ class Completion(causal_lm.CausalLM):
             np.concatenate([[self.tokenizer.bos_id], *ids, [self.tokenizer.eos_id]])
         )
         fields["weights"] *= np.append(scored, parts[-1].scored)
-        fields["asked"] = np.append(fields["weights"][:-1], np.float32(0))
+        fields["answer_weights"] = np.append(fields["weights"][:-1], np.float32(0))
         places = np.flatnonzero(fields["weights"][: self.config.model.max_length])
         return {name: x[: places[-1] + 1] for name, x in fields.items()} if len(places) else None
 

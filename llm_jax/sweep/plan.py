@@ -83,28 +83,31 @@ def _naming(label: str) -> Iterator[None]:
         raise ConfigError(f"variant {label!r}: {error}") from error
 
 
-def _resolved(config: ConfigDict, sizes: dict[str, int]) -> ConfigDict:
+def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     """The config with its sizes filled in, refused as training would refuse it.
 
-    sizes: the tokenizers' that are known, since most variants have the same.
+    sizes: vocabulary and labels of data that are known, since most variants have the same.
     """
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
+    objective = objectives.get(config.objective.name)
     if key not in sizes:
-        objective = objectives.get(config.objective.name)
         splits = objective.splits(config)
         if not len(splits["validation"]):
             raise ConfigError(
                 f"data.validation_fraction={config.data.validation_fraction}: variants are "
                 "compared by their validation loss; hold out a share, or set data.validation"
             )
-        sizes[key] = objective.build_tokenizer(config, splits["train"]).vocab_size
-    if 0 < config.model.vocab_size < sizes[key]:
+        tokenizer = objective.build_tokenizer(config, splits["train"])
+        sizes[key] = tokenizer.vocab_size, config.data.labels
+    vocab_size, config.data.labels = sizes[key]
+    objective.resolve(config, [])
+    if 0 < config.model.vocab_size < vocab_size:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size}: is smaller than the tokenizer's "
-            f"{sizes[key]}"
+            f"{vocab_size}"
         )
-    config.model = configs.resolve(config.model, sizes[key])
+    config.model = configs.resolve(config.model, vocab_size)
     Setup(config, sharding.make_mesh(configs.base().mesh, jax.devices()[:1])).abstract_state()
     return config
 

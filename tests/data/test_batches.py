@@ -117,6 +117,36 @@ def test_a_process_reads_its_shards_alone_and_together_they_read_all(start):
     assert set().union(*(record.read for record in records)) == set(range(300))
 
 
+def test_streams_of_a_set_in_memory_cover_its_epochs_together():
+    """Shard s of n has chunk s, s + n, … of what one stream has, whichever epoch they are of."""
+    docs = [{"text": f"{i:04}"} for i in range(50)]
+
+    def read(shards, count):
+        c = settings(shards=shards, packing="none", batch_size=2 * shards, ramp_steps=0)
+        examples = making.examples(c, making.build_tokenizer(c, docs))
+        chunks_ = chunks.Chunks(examples, docs, seed=5)
+        assert len(chunks_) == 1
+        makers = chunks.Makers(chunks_)
+        streams = [batches.Stream(makers, shard, shards) for shard in range(shards)]
+        found = [[next(stream)["tokens"].tobytes() for _ in range(count)] for stream in streams]
+        makers.close()
+        return found
+
+    (alone,) = read(1, 200)
+    first, second = read(2, 100)
+    assert first == alone[:50] + alone[100:150] and second == alone[50:100] + alone[150:]
+
+
+def test_what_gives_no_example_is_told():
+    c = settings(ramp_steps=0)
+    c.objective.name = "completion"
+    docs = [{"source": "x" * 99, "target": "late"}] * 3
+    iterator = making.train_iterator(c, making.build_tokenizer(c, docs), docs)
+    with pytest.raises(ConfigError, match="data.train: no document gives an example"):
+        next(iterator)
+    iterator.close()
+
+
 @pytest.mark.parametrize("state", [
     {"rows": {}, "step": 3}, {"step": 3, "streams": {"0": {"next_index": 4}}},
 ])

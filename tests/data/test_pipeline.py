@@ -103,6 +103,29 @@ def test_cuts_cover_a_document(length, overlap):
     assert len(firsts) > 10 if long else len(firsts) == 1  # a phase of its own for each draw
 
 
+def test_elsewhere_is_any_place_outside_the_document():
+    """Every token of other documents is as likely the start; few come only from short ones."""
+    lengths = [5, 20, 3, 40]
+    pool = windows.Pool([np.full(n, i) + 100 * np.arange(n) for i, n in enumerate(lengths)])
+    rng = np.random.default_rng(0)
+    for own in range(4):
+        places = Counter()
+        for _ in range(4000):
+            drawn = pool.elsewhere(own, 4, rng)
+            other = drawn[0] % 100
+            assert (drawn % 100 == other).all() and len(drawn) == min(4, lengths[other])
+            assert (np.diff(drawn) == 100).all()
+            places[int(other)] += 1
+        outside = sum(lengths) - lengths[own]
+        for other, n in enumerate(lengths):
+            p = n / outside if other != own else 0
+            assert abs(places[other] - 4000 * p) <= 5 * np.sqrt(4000 * p * (1 - p))
+        starts = {int(pool.elsewhere(own, 1, rng)[0]) for _ in range(3000)}
+        assert len(starts) == outside  # of one token: each is drawn
+    alone = windows.Pool([np.arange(9)])
+    assert {int(alone.elsewhere(0, 1, rng)[0]) for _ in range(300)} == set(range(9))
+
+
 @pytest.mark.parametrize("ramp", [0, 3])
 def test_processes_hold_the_rows_of_one_stream(config, ramp):
     """Batches and states are those of one process, so that any number of them can resume."""

@@ -46,7 +46,7 @@ def _setup(name, dropout=0.0):
     tokenizer = making.build_tokenizer(c, docs)
     batch = next(making.train_iterator(c, tokenizer, docs))
     batch["segment_ids"][-1] = 0  # as the rows that fill up a last batch
-    for field in ("weights", "masked_weights"):
+    for field in ("weights", "masked_weights", "answer_weights"):
         if field in batch:
             batch[field][-1] = 0
     if "encoder_segment_ids" in batch:
@@ -88,9 +88,9 @@ def test_next_token_losses(name):
     wanted = (nll * batch["weights"]).sum()
     np.testing.assert_allclose(terms["tokens"], wanted, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"][0], wanted, rtol=1e-5)
-    asked = batch.get("asked", batch["weights"])
-    assert metrics["accuracy"] == ((hits * asked).sum(), "asked")
-    assert weights["asked"] == asked.sum()
+    answers = batch.get("answer_weights", batch["weights"])
+    assert metrics["accuracy"] == ((hits * answers).sum(), "answers")
+    assert weights["answers"] == answers.sum()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,18 +122,18 @@ def test_accuracy_counts_neither_ties_nor_a_completions_end():
     """A constant model knows nothing; of an answer's end all that is known is that it comes."""
     c, _, _, batch = _setup("completion")
     eos = 258
-    vocab = c.model.vocab_size
-    for column, hits in ((None, 0), (eos, 0), (int(batch["targets"][batch["asked"] > 0][0]), None)):
-        matrix = np.zeros((vocab, 2), np.float32)
+    letter = int(batch["targets"][batch["answer_weights"] > 0][0])
+    for column, hits in ((None, 0), (eos, 0), (letter, None)):  # constant, or always the same
+        matrix = np.zeros((c.model.vocab_size, 2), np.float32)
         if column is not None:
             matrix[column] = 1
         outputs = Outputs(jnp.ones((*batch["tokens"].shape, 2)), jnp.asarray(matrix))
         _, metrics = objectives.get("completion").losses(outputs, batch, c.objective)
-        right = (batch["targets"] == (column or 0)) & (batch["asked"] > 0)
+        right = (batch["targets"] == (column or 0)) & (batch["answer_weights"] > 0)
         assert metrics["accuracy"][0] == (right.sum() if hits is None else hits)
     scored = batch["targets"][batch["weights"] > 0]
     assert (scored == eos).sum() > 3  # the loss has them
-    assert batch["asked"].sum() == batch["weights"].sum() - (scored == eos).sum()
+    assert batch["answer_weights"].sum() == batch["weights"].sum() - (scored == eos).sum()
 
 
 @pytest.mark.parametrize("name", ["masked_lm", "bert", "albert"])
@@ -228,6 +228,7 @@ def test_what_electras_generator_gets_right_is_not_replaced():
     used = batch["masked_weights"] > 0
     for target, expected in ((certain, False), ((certain + 1) % 256, True)):
         asked = batch | {"masked_targets": np.where(used, target, 0).astype(np.int32)}
+        asked = jax.tree.map(jnp.asarray, asked)
         replaced = model.apply({"params": sure}, asked).heads["replaced"]
         places = np.zeros(replaced.shape, bool)
         for row, where, on in zip(places, batch["masked_positions"], used, strict=True):

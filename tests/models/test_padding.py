@@ -1,0 +1,103 @@
+"""A row's outputs do not depend on its padding, however a batch says what is padding."""
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax import models
+from tests.tiny_models import tiny_model
+
+LENGTHS = (9, 4, 1)
+KINDS = {
+    "decoder": {},
+    "learned": {"positions": "learned"},
+    "alibi": {"positions": "alibi"},
+    "encoder": {"kind": "encoder", "head": "mlm,sequence", "num_labels": 3, "pooler": True},
+    "unpooled": {"kind": "encoder", "head": "sequence,token,span", "num_labels": 2},
+    "relative": {"kind": "encoder", "head": "mlm", "positions": "relative"},
+    "encoder_decoder": {"kind": "encoder_decoder", "positions": "learned"},
+}
+
+
+def _padded(rows, left, total=11):
+    """(ids, mask) [B, total] of rows, padded with a token that is an ordinary one elsewhere."""
+    ids, mask = np.full((len(rows), total), 7), np.zeros((len(rows), total), np.int32)
+    for i, row in enumerate(rows):
+        place = slice(total - len(row), total) if left else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("field", ["attention_mask", "segment_ids"])
+@pytest.mark.parametrize("name", KINDS)
+def test_padding_changes_nothing(name, field, left):
+    model, params = tiny_model(**KINDS[name])
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 11, n) for n in LENGTHS]
+    ids, mask = _padded(rows, left)
+    batch = {"tokens": ids, field: mask}
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch))
+    sources = None
+    if name == "encoder_decoder":
+        sources = [rng.integers(0, 11, n) for n in LENGTHS[::-1]]
+        source, there = _padded(sources, left)
+        batch |= {"encoder_tokens": source, f"encoder_{field}": there}
+    outputs = apply(batch)
+    for i, row in enumerate(rows):
+        alone = {"tokens": row[None]}
+        if sources:
+            alone["encoder_tokens"] = sources[i][None]
+        expected, real = apply(alone), mask[i] > 0
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+        close(outputs.features[i][real], expected.features[0])
+        if outputs.matrix is not None:
+            close(models.logits(outputs)[i][real], models.logits(expected)[0])
+        for head, value in outputs.heads.items():
+            ours = value[i] if value.ndim == 2 else value[i][real]
+            close(ours, expected.heads[head][0])
+
+
+def test_a_batch_without_a_mask_is_all_real():
+    model, params = tiny_model()
+    ids = np.random.default_rng(0).integers(0, 11, (2, 8))
+    plain = model.apply({"params": params}, {"tokens": ids}).hidden
+    masked = model.apply({"params": params}, {"tokens": ids, "attention_mask": ids >= 0}).hidden
+    np.testing.assert_allclose(plain, masked, atol=1e-6)
+    assert models.real({"tokens": ids}).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "sequences"}, "model.head='sequences': 'sequences' is not one of lm, mlm"),
+        ({"head": "sequence"}, "model.num_labels=0: model.head='sequence' needs"),
+        ({"head": "token,mlm"}, "model.num_labels=0: model.head='token,mlm' needs"),
+        ({"head": "lm,mlm"}, "model.head='lm,mlm': .* only one of lm and mlm"),
+        ({"head": "span,span"}, "model.head='span,span': one of a name"),
+        ({"head": "lm,"}, "model.head='lm,': '' is not one of"),
+        ({"head": "none,lm"}, "model.head='none,lm': 'none' is not one of"),
+    ],
+)
+def test_heads_that_there_are_not_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**changes)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+@pytest.mark.parametrize("pooler", [False, True])
+@pytest.mark.parametrize("head", ["lm", "mlm", "sequence", "token", "span", "detection", "none",
+                                  "lm,sequence", "mlm,token,span"])  # fmt: skip
+def test_every_combination_of_heads_builds(kind, pooler, head):
+    """By shapes alone: a head can be had with and without a pooler, over any kind of model."""
+    model, _ = tiny_model(kind=kind, pooler=pooler, head=head, num_labels=3)
+    fields = "tokens", "encoder_tokens"
+    batch = {name: jax.ShapeDtypeStruct((2, 5), np.int32) for name in fields}
+    tree = models.abstract_params(model)
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), tree)
+    outputs = jax.eval_shape(lambda p, b: model.apply({"params": p}, b), params, batch)
+    shapes = {"sequence": (2, 3), "token": (2, 5, 3), "span": (2, 5, 2), "detection": (2, 5)}
+    expected = {name: shapes[name] for name in head.split(",") if name in shapes}
+    expected |= {"pooled": (2, 16)} if pooler else {}
+    assert {name: x.shape for name, x in outputs.heads.items()} == expected
+    assert (outputs.matrix is not None) == ("lm" in head or "mlm" in head)
