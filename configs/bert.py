@@ -51,6 +51,7 @@ def get_config(variant="base"):
     c.optimizer.final_fraction = 0.0
     c.optimizer.warmup_steps = 10_000
     c.optimizer.weight_decay = 0.01
+    c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
     c.optimizer.eps = 1e-6
     c.train.steps = 1_000_000

@@ -4,8 +4,10 @@ python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
     --config.data.train=FILE
 
 124m, 355m, 774m, 1.5b: 12 to 48 layers, 768 to 1600 wide, length 1,024. The paper's WebText
-was not released; data.train takes any text. Rate and batch follow GPT-3's table 2.1, since
-the paper gives neither. tokenizer.path: GPT-2's own tokenizer.json, for its 50,257 tokens.
+was not released; data.train takes any text. Batches of 512 sequences (section 2.3); dropout 0.1
+is GPT-1's, which the paper does not change. It tells neither rate, optimizer nor steps: peak
+rates, Adam, decay and the cosine to a tenth follow GPT-3 (table 2.1, appendix B), warm-up and
+600,000 steps nanoGPT's reproduction. tokenizer.path: GPT-2's own tokenizer.json, of 50,257 tokens.
 """
 
 from llm_jax.config import base
@@ -34,6 +36,8 @@ def get_config(variant="124m"):
     c.data.train = "tfds:c4/en"
     c.data.batch_size = 512
     c.optimizer.learning_rate = rate
+    c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.95, 1e-8
+    c.optimizer.weight_decay = 0.1
     c.optimizer.warmup_steps = 2000
     c.train.steps = 600_000
     c.eval.every = c.checkpoint.every = 1000

@@ -5,21 +5,27 @@ python launch.py train --config=configs/gpt3.py:125m --workdir=runs/gpt3 \\
 
 GPT-2's architecture, with dense and locally banded sparse attention alternating over the
 layers (section 2.1; the band's width is not published: 256 here), length 2,048, 300 billion
-tokens. Heads and head sizes as printed, also where they do not multiply to the width
-(1.3b: 24 x 128 for 2,048; 13b: 40 x 128 for 5,140). No weights are public.
+tokens. The table prints 24 heads for 1.3b and a width of 5,140 for 13b, whose heads then do not
+multiply to the width; 16 heads and 5,120 give the parameter counts beside them, and are here.
+Appendix B counts in tokens: the batch grows from 32,000 tokens over the first 8 billion (4 to 12
+there), the rate over 375 million, here linearly in steps; its cosine reaches a tenth at 260
+billion, and stays there. Adam(0.9, 0.95, 1e-8), decay 0.1, clip 1.0. No weights are public.
 """
 
+from ml_collections import ConfigDict
+
 from llm_jax.config import base
+from llm_jax.data.batches import batch_size
 
 #           layers  width  heads  head  tokens a batch  peak rate
 VARIANTS = {
     "125m": (12, 768, 12, 64, 0.5e6, 6e-4),
     "350m": (24, 1024, 16, 64, 0.5e6, 3e-4),
     "760m": (24, 1536, 16, 96, 0.5e6, 2.5e-4),
-    "1.3b": (24, 2048, 24, 128, 1e6, 2e-4),
+    "1.3b": (24, 2048, 16, 128, 1e6, 2e-4),
     "2.7b": (32, 2560, 32, 80, 1e6, 1.6e-4),
     "6.7b": (32, 4096, 32, 128, 2e6, 1.2e-4),
-    "13b": (40, 5140, 40, 128, 2e6, 1e-4),
+    "13b": (40, 5120, 40, 128, 2e6, 1e-4),
     "175b": (96, 12288, 96, 128, 3.2e6, 0.6e-4),
 }
 
@@ -41,12 +47,24 @@ def get_config(variant="125m"):
     c.tokenizer.vocab_size = 50257
     c.data.train = "tfds:c4/en"
     c.data.batch_size = round(tokens / 2048 / 32) * 32
-    # From 32k tokens to all, linearly over the first 4 to 12 billion (appendix B): here 8.
     c.data.ramp_start = 16
-    c.data.ramp_steps = round(8e9 / ((c.data.batch_size + 16) / 2 * 2048))
+    c.data.ramp_steps = 1000
+    mean = sum(batch_size(c.data, step) for step in range(1000)) / 1000
+    c.data.ramp_steps = round(8e9 / (mean * 2048))
     c.optimizer.learning_rate = rate
+    c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.95, 1e-8
     c.optimizer.weight_decay = 0.1
-    c.train.steps = round(300e9 / (c.data.batch_size * 2048))
-    c.optimizer.warmup_steps = round(375e6 / (c.data.batch_size * 2048))
+    c.train.steps = steps_of(c.data, 300e9)
+    c.optimizer.warmup_steps = steps_of(c.data, 375e6)
+    c.optimizer.decay_steps = steps_of(c.data, 260e9) - c.optimizer.warmup_steps
     c.eval.every = c.checkpoint.every = 1000
     return c
+
+
+def steps_of(data: ConfigDict, tokens: float) -> int:
+    """Returns how many steps read so many tokens, from the first on, while the batch grows."""
+    step, rows = 0, tokens / 2048
+    while step < data.ramp_steps and rows > 0:
+        rows -= batch_size(data, step)
+        step += 1
+    return step + max(0, round(rows / data.batch_size))

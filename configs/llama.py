@@ -6,28 +6,35 @@ python launch.py train --config=configs/llama.py:8b --workdir=runs/llama \\
 Pre-norm decoder: RMSNorm, rotary positions, SwiGLU, no biases; grouped queries in 2-70b and
 all of 3. Plain 8b, 70b and 405b are LLaMA 3, at the 8,192 tokens it was pretrained with; its
 stretched positions are model.rotary_scaling=llama3. tokenizer.path: the model's own.
+
+1 and 2 (2023a, section 2.2; 2023b, section 2.2): AdamW(0.9, 0.95), decay 0.1, clip 1.0, 4 million
+tokens a batch, 2,000 steps of warm-up, cosine to a tenth over 1.0 (1-7b, 1-13b), 1.4 (1-33b,
+1-65b) or 2.0 (all of 2) trillion tokens. 3 (section 3.4.1, of 405b; "similar recipes" for 8b and
+70b): 8,000 steps of warm-up, cosine from 8e-5 to 8e-7, a hundredth, over 1,200,000 steps; the
+batch is the second of its three, 8 million tokens. Adam's epsilon is 2's 1e-5, for all: 1 and 3
+tell none. Decay and clip of 3 are 2's.
 """
 
 from llm_jax.config import base
 
-#              layers  width  heads  kv heads  mlp  peak rate
+#              layers  width  heads  kv heads  mlp  peak rate  trillion tokens
 VARIANTS = {
-    "1-7b": (32, 4096, 32, 32, 11008, 3e-4),
-    "1-13b": (40, 5120, 40, 40, 13824, 3e-4),
-    "1-33b": (60, 6656, 52, 52, 17920, 1.5e-4),
-    "1-65b": (80, 8192, 64, 64, 22016, 1.5e-4),
-    "2-7b": (32, 4096, 32, 32, 11008, 3e-4),
-    "2-13b": (40, 5120, 40, 40, 13824, 3e-4),
-    "2-70b": (80, 8192, 64, 8, 28672, 1.5e-4),
-    "3-8b": (32, 4096, 32, 8, 14336, 3e-4),
-    "3-70b": (80, 8192, 64, 8, 28672, 1.5e-4),
-    "3-405b": (126, 16384, 128, 8, 53248, 8e-5),
+    "1-7b": (32, 4096, 32, 32, 11008, 3e-4, 1.0),
+    "1-13b": (40, 5120, 40, 40, 13824, 3e-4, 1.0),
+    "1-33b": (60, 6656, 52, 52, 17920, 1.5e-4, 1.4),
+    "1-65b": (80, 8192, 64, 64, 22016, 1.5e-4, 1.4),
+    "2-7b": (32, 4096, 32, 32, 11008, 3e-4, 2.0),
+    "2-13b": (40, 5120, 40, 40, 13824, 3e-4, 2.0),
+    "2-70b": (80, 8192, 64, 8, 28672, 1.5e-4, 2.0),
+    "3-8b": (32, 4096, 32, 8, 14336, 3e-4, None),
+    "3-70b": (80, 8192, 64, 8, 28672, 1.5e-4, None),
+    "3-405b": (126, 16384, 128, 8, 53248, 8e-5, None),
 }
 VARIANTS |= {name.removeprefix("3-"): v for name, v in VARIANTS.items() if name[0] == "3"}
 
 
 def get_config(variant="8b"):
-    layers, width, heads, kv_heads, mlp, rate = VARIANTS[variant]
+    layers, width, heads, kv_heads, mlp, rate, trillions = VARIANTS[variant]
     generation = int(variant[0]) if variant[1] == "-" else 3
     c = base()
     c.model.vocab_size = 128256 if generation == 3 else 32000
@@ -53,7 +60,12 @@ def get_config(variant="8b"):
     c.data.batch_size = 2048 if generation == 1 else 1024
     c.mesh.data, c.mesh.fsdp = 1, -1  # no chip holds parameters and optimizer state whole
     c.optimizer.learning_rate = rate
+    c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.95, 1e-5
+    c.optimizer.weight_decay = 0.1
+    c.optimizer.clip_norm = 1.0
+    c.optimizer.final_fraction = 0.01 if generation == 3 else 0.1
     c.optimizer.warmup_steps = 8000 if generation == 3 else 2000
-    c.train.steps = {1: 250_000, 2: 500_000, 3: 1_200_000}[generation]
+    tokens = c.data.batch_size * c.model.max_length
+    c.train.steps = 1_200_000 if generation == 3 else round(trillions * 1e12 / tokens)
     c.eval.every = c.checkpoint.every = 1000
     return c

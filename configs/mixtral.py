@@ -4,22 +4,25 @@ python launch.py train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral \
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
 LLaMA with eight experts a layer, two a token, none dropped. The paper tells neither data, steps
-nor learning rate: these are LLaMA 2's. --config.mesh.expert=8 gives each expert its own chips.
+nor learning rate: these are LLaMA 2's for as many parameters as a token meets (13B and 39B), its
+4 million tokens a batch and 2 trillion in all. router_balance: the 0.02 and 0.001 of the released
+config.json files (`router_aux_loss_coef`), which transformers takes of all layers' tokens
+together. 8x22b has v0.1's vocabulary of 32,000; v0.3 and the instructed model have 32,768.
+--config.mesh.expert=8 gives each expert its own chips.
 """
 
 from configs import llama
 
-#          layers  width  heads  kv heads  mlp  vocabulary  length
+#          layers  width  heads  kv heads  mlp  length  peak rate  balance
 VARIANTS = {
-    "8x7b": (32, 4096, 32, 8, 14336, 32000, 32768),
-    "8x22b": (56, 6144, 48, 8, 16384, 32768, 65536),
+    "8x7b": (32, 4096, 32, 8, 14336, 32768, 3e-4, 0.02),
+    "8x22b": (56, 6144, 48, 8, 16384, 65536, 1.5e-4, 0.001),
 }
 
 
 def get_config(variant="8x7b"):
-    layers, width, heads, kv_heads, mlp, vocabulary, length = VARIANTS[variant]
+    layers, width, heads, kv_heads, mlp, length, rate, balance = VARIANTS[variant]
     c = llama.get_config("2-7b")
-    c.model.vocab_size = vocabulary
     c.model.max_length = length
     c.model.num_layers = layers
     c.model.embed_dim = width
@@ -29,5 +32,7 @@ def get_config(variant="8x7b"):
     c.model.rotary_base = 1e6
     c.model.num_experts = 8
     c.model.experts_per_token = 2
-    c.model.router_balance = 0.02
+    c.model.router_balance = balance
+    c.data.batch_size = 2**22 // length
+    c.optimizer.learning_rate = rate
     return c

@@ -4,7 +4,7 @@ python launch.py train --config=configs/roberta.py:base --workdir=runs/roberta \
     --config.data.train=FILE
 
 BERT without segments and next sentence, byte-level BPE of 50,265, dynamic masking, batches
-of 8,192 for 500,000 steps.
+of 8,192 for 500,000 steps; Adam(0.9, 0.98, 1e-6), no clipping of gradients (table 9: 0.0).
 """
 
 from configs import bert
@@ -30,5 +30,6 @@ def get_config(variant="base"):
     c.optimizer.learning_rate = rate
     c.optimizer.warmup_steps = warmup
     c.optimizer.b2 = 0.98
+    c.optimizer.clip_norm = 0.0
     c.train.steps = 500_000
     return c

@@ -5,7 +5,10 @@ python launch.py train --config=configs/t5.py:small --workdir=runs/t5 \\
 
 Encoder-decoder, relative biases shared over layers, RMSNorm, no biases; v1.1: gated GELU, an
 output matrix of its own, no dropout in pretraining. Span corruption, 15 % in spans of 3, 128
-sequences of 512 tokens, Adafactor at 1 / sqrt(max(step, 10^4)), 2^19 steps (section 3.1).
+sequences of 512 tokens, Adafactor at 1 / sqrt(max(step, 10^4)), that is 0.01 for 10,000 steps
+without a warm-up, 2^19 steps (section 3.1.2); dropout 0.1, also inside the feed-forward layer and
+behind the last norm (section 2.1: "within the feed-forward network, …, and at the input and
+output of the entire stack").
 spiece.model is the published vocabulary; without it, --config.tokenizer.name=bpe trains one.
 """
 
@@ -58,7 +61,8 @@ def get_config(variant="small"):
     c.optimizer.name = "adafactor"
     c.optimizer.learning_rate = 1e-2
     c.optimizer.schedule = "inverse_sqrt"
-    c.optimizer.warmup_steps = 10_000
+    c.optimizer.warmup_steps = 0
+    c.optimizer.hold_steps = 10_000
     c.optimizer.weight_decay = 0.0
     c.optimizer.clip_norm = 0.0
     c.train.steps = 2**19
