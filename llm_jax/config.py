@@ -275,7 +275,7 @@ class Model:
     # Pipeline microbatches, in which a batch goes through mesh.pipeline's stages; 0: as many.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
     # none | dots: keeps products | full: layers' inputs | offload: those, on the host
-    remat = one_of("none", "dots", "full", "offload", when=absent("model.reversible"))
+    remat = one_of("none", "dots", "full", "offload")
 
 
 class Objective:

@@ -57,7 +57,7 @@ another (above): a hint that answers a row matter, not a finding."""
 
 def take(folder: Path) -> None:
     """Writes results/FOLDER.json from a sweep's folder: accuracy by variant, seed and step."""
-    plan = results.read_plan(folder)
+    plan = results.read_design(folder)
     accuracy: dict[str, dict[int, list]] = {label: {} for label in plan["variants"]}
     for run in results.runs(plan, folder):
         if run.state() == "finished":

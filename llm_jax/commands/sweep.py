@@ -1,4 +1,4 @@
-"""`sweep`: plans, runs and reports an ablation."""
+"""`sweep`: designs, runs and reports an ablation."""
 
 import argparse
 from pathlib import Path
@@ -42,17 +42,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     workdir = Path(args.workdir)
     if not args.report:
         execute.share([], args.index, args.of)  # refused before the slow imports
-        plan = _planned(args, overrides)
-        execute.execute(plan, workdir, [*python(), "train"], args.index, args.of, tell)
-    plan = results.read_plan(workdir)
-    states = [run.state() for run in results.runs(plan, workdir)]
+        design = _designed(args, overrides)
+        execute.execute(design, workdir, [*python(), "train"], args.index, args.of, tell)
+    design = results.read_design(workdir)
+    states = [run.state() for run in results.runs(design, workdir)]
     path = report.write(workdir)
     counts = {name: states.count(name) for name in ("finished", "failed", "left")}
     print(", ".join(f"{n} {name}" for name, n in counts.items()) + f"; the report is {path}")
-    return counts | {"report": str(path), "variants": results.as_json(plan, workdir)}
+    return counts | {"report": str(path), "variants": results.as_json(design, workdir)}
 
 
-def _planned(args, overrides) -> dict:
+def _designed(args, overrides) -> dict:
     from llm_jax.sweep import spec
 
     lengths = None if args.lengths is None else spec.lengths(args.lengths)
@@ -63,14 +63,14 @@ def _planned(args, overrides) -> dict:
     found.variants()
     import jax
 
-    from llm_jax.sweep import plan as plans
+    from llm_jax.sweep import design as designs
 
     # Shapes are all it needs of JAX; an accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    plan = plans.commit(plans.make(found, args.config, overrides), Path(args.workdir))
-    for line in plans.describe_match(plan):
+    design = designs.commit(designs.make(found, args.config, overrides), Path(args.workdir))
+    for line in designs.describe_match(design):
         tell(f"matched {line}")
-    return plan
+    return design
 
 
 VERB = Verb(

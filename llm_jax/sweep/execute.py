@@ -35,7 +35,7 @@ def share(items: list, index: int, of: int) -> list:
 
 
 def execute(
-    plan: dict,
+    design: dict,
     workdir: Path,
     train: list[str],
     index: int = 0,
@@ -48,21 +48,21 @@ def execute(
       train: the command that trains a run, without the run's own arguments.
       tell: takes a line of progress.
     """
-    mine = share(results.runs(plan, workdir), index, of)
-    labels = share(list(plan["variants"]), index, of)
+    mine = share(results.runs(design, workdir), index, of)
+    labels = share(list(design["variants"]), index, of)
     with _Children(tell) as children:
         for run in mine:
             if run.state() != "finished":
-                _train(run, plan, [*train, *arguments(plan, run)], children)
-                tell(_progress(run, plan, workdir, of))
-            if run.state() == "finished" and plan["reaches"]:
-                asked = {"reaches": plan["reaches"]}
+                _train(run, design, [*train, *arguments(design, run)], children)
+                tell(_progress(run, design, workdir, of))
+            if run.state() == "finished" and design["reaches"]:
+                asked = {"reaches": design["reaches"]}
                 _measure("context", run.folder / "context.json", asked, children, tell)
-        for label in labels if plan["lengths"] else []:
+        for label in labels if design["lengths"] else []:
             file = workdir / "cost" / f"{slug(label)}.json"
             asked = {
-                "model": plan["variants"][label]["config"]["model"],
-                "lengths": plan["lengths"],
+                "model": design["variants"][label]["config"]["model"],
+                "lengths": design["lengths"],
             }
             _measure("cost", file, asked, children, tell)
 
@@ -83,17 +83,17 @@ def _measure(
         tell(f"measuring failed with exit code {code}, see {log_file}")
 
 
-def arguments(plan: dict, run: Run) -> list[str]:
+def arguments(design: dict, run: Run) -> list[str]:
     """What makes the train command that of one run."""
-    variant = plan["variants"][run.label]
+    variant = design["variants"][run.label]
     keys = variant["keys"] | {"seed": run.seed}
-    shared = read_by(configs.from_dict(variant["config"]), plan["overrides"])
+    shared = read_by(configs.from_dict(variant["config"]), design["overrides"])
     changes = [*shared, *(f"{key}={value}" for key, value in keys.items())]
-    config = [f"--config={plan['spec']}"] if plan["spec"] else []
+    config = [f"--config={design['spec']}"] if design["spec"] else []
     return [*config, *(f"--config.{c}" for c in changes), f"--workdir={run.folder}"]
 
 
-def _train(run: Run, plan: dict, command: list[str], children: "_Children") -> None:
+def _train(run: Run, design: dict, command: list[str], children: "_Children") -> None:
     """One run to its end; run.json says with what command, and what came of it."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run.folder) as first:
@@ -170,9 +170,9 @@ class _Children:
         return code
 
 
-def _progress(run: Run, plan: dict, workdir: Path, of: int) -> str:
+def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:
     """How the run ended, and how the whole stands, runs of other processes included."""
-    everything = results.runs(plan, workdir)
+    everything = results.runs(design, workdir)
     states = [other.state() for other in everything]
     done, failed, left = (states.count(s) for s in ("finished", "failed", "left"))
     times = [

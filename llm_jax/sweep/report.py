@@ -58,16 +58,16 @@ def write(workdir: Path) -> Path:
     Raises:
       ConfigError: the folder holds no sweep.
     """
-    plan = results.read_plan(workdir)
+    design = results.read_design(workdir)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
-    found = results.summaries(plan, workdir)
+    found = results.summaries(design, workdir)
     blocks = [
-        *_top(plan, workdir),
-        *_quality(plan, found, folder),
-        *_curves(plan, found, folder),
-        *_cost(plan, workdir, folder),
-        *_context(plan, workdir, folder),
+        *_top(design, workdir),
+        *_quality(design, found, folder),
+        *_curves(design, found, folder),
+        *_cost(design, workdir, folder),
+        *_context(design, workdir, folder),
     ]
     title = f"Sweep: {workdir.resolve().name}"
     (folder / "report.md").write_text(markdown(title, blocks))
@@ -75,22 +75,22 @@ def write(workdir: Path) -> Path:
     return folder / "report.md"
 
 
-def _top(plan: dict, workdir: Path) -> list[Block]:
+def _top(design: dict, workdir: Path) -> list[Block]:
     """What was run, where, and what is not there."""
-    begun = plan["begun"]
+    begun = design["begun"]
     versions = ", ".join(f"{k} {v}" for k, v in begun["versions"].items())
-    everything = results.runs(plan, workdir)
+    everything = results.runs(design, workdir)
     states = {run: run.state() for run in everything}
     done = sum(state == "finished" for state in states.values())
-    measured = [found for _, found in results.stored(plan, workdir, "context.json")]
+    measured = [found for _, found in results.stored(design, workdir, "context.json")]
     told = [begun, *measured, *(run.note() for run in everything)]
     each = lambda name: ", ".join(sorted({str(found[name]) for found in told if name in found}))
     blocks = [
         Code(begun["command"]),
         Text(
             f"Begun {begun['time']}; commit {each('commit') or 'unknown'}; {versions}; "
-            f"{each('hardware')}. {len(plan['variants'])} variants of "
-            f"{plan['spec'] or 'the default config'}, {plan['seeds']} seeds each, the same for "
+            f"{each('hardware')}. {len(design['variants'])} variants of "
+            f"{design['spec'] or 'the default config'}, {design['seeds']} seeds each, the same for "
             f"all; {done} of {len(everything)} runs are finished."
         ),
     ]
@@ -110,7 +110,7 @@ def _top(plan: dict, workdir: Path) -> list[Block]:
     return blocks
 
 
-def _quality(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
+def _quality(design: dict, found: list[Summary], folder: Path) -> list[Block]:
     base, *_ = found
     compared = sum(math.isfinite(s.holm) for s in found)
     tested = f"Nothing is tested against {base.label}, which takes two seeds of both."
@@ -121,7 +121,7 @@ def _quality(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
         )
     rows = []
     for s in found:
-        variant, d = plan["variants"][s.label], s.difference
+        variant, d = design["variants"][s.label], s.difference
         rows.append([
             s.label,
             f"{variant['parameters']:,}",
@@ -145,20 +145,20 @@ def _quality(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
             "Tokens a second are the median of what was logged, whatever else the machine did at "
             "the time."
         ),
-        Text(_matched(plan)),
+        Text(_matched(design)),
         Table(header, rows),
         *_picture(folder, "differences.png", "Grey: single seeds. Blue: mean and 95 % interval."),
     ]
 
 
-def _matched(plan: dict) -> str:
-    if plan["match"] == "none":
+def _matched(design: dict) -> str:
+    if design["match"] == "none":
         return "Nothing was matched: variants may differ in parameters and in FLOPs."
-    name = {"params": "parameters", "flops": "flops_per_token"}[plan["match"]]
-    target = plan["variants"][plan["baseline"]][name]
+    name = {"params": "parameters", "flops": "flops_per_token"}[design["match"]]
+    target = design["variants"][design["baseline"]][name]
     each = [
         f"{label}: {v['config']['model']['mlp_dim']:,} ({v[name] / target - 1:+.2%})"
-        for label, v in plan["variants"].items()
+        for label, v in design["variants"].items()
     ]
     return (
         f"Matched in {name.replace('_', ' ')} by model.mlp_dim (what is left of the "
@@ -166,8 +166,8 @@ def _matched(plan: dict) -> str:
     )
 
 
-def _curves(plan: dict, found: list[Summary], folder: Path) -> list[Block]:
-    flops = {label: v["flops_per_token"] for label, v in plan["variants"].items()}
+def _curves(design: dict, found: list[Summary], folder: Path) -> list[Block]:
+    flops = {label: v["flops_per_token"] for label, v in design["variants"].items()}
     figures.curves(folder / "loss.png", found, flops)
     shown = _picture(
         folder,
@@ -187,12 +187,12 @@ def exponent(rows: list[dict], name: str) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _cost(plan: dict, workdir: Path, folder: Path) -> list[Block]:
-    files = {label: workdir / "cost" / f"{slug(label)}.json" for label in plan["variants"]}
+def _cost(design: dict, workdir: Path, folder: Path) -> list[Block]:
+    files = {label: workdir / "cost" / f"{slug(label)}.json" for label in design["variants"]}
     costs = {label: read_json(f) for label, f in files.items() if f.exists()}
     if not costs:
         return []
-    figures.cost(folder / "cost.png", costs, list(plan["variants"]))
+    figures.cost(folder / "cost.png", costs, list(design["variants"]))
     lengths = sorted({row["length"] for found in costs.values() for row in found["rows"]})
     forms = {"seconds": lambda x: f"{x * 1e3:,.1f}", "bytes": lambda x: f"{x / 2**20:,.1f}"}
     tables = []
@@ -240,14 +240,14 @@ def mean_context(found: list[dict]) -> dict[str, Any]:
     return {"length": first["length"], "bin": first["bin"], "reaches": reaches}
 
 
-def _context(plan: dict, workdir: Path, folder: Path) -> list[Block]:
+def _context(design: dict, workdir: Path, folder: Path) -> list[Block]:
     by_label: dict[str, list] = {}
-    for label, found in results.stored(plan, workdir, "context.json"):
+    for label, found in results.stored(design, workdir, "context.json"):
         by_label.setdefault(label, []).append(found)
     means = {label: mean_context(found) for label, found in by_label.items()}
     if not means:
         return []
-    labels = list(plan["variants"])
+    labels = list(design["variants"])
     figures.context(folder / "context.png", means, labels)
     reaches = sorted({int(r) for found in means.values() for r in found["reaches"]})
     rows, reasons = [], {}

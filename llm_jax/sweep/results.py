@@ -39,7 +39,7 @@ class Run(NamedTuple):
         return "failed" if self.note().get("exit") else "left"
 
 
-def runs(plan: dict, workdir: Path) -> list[Run]:
+def runs(design: dict, workdir: Path) -> list[Run]:
     """All runs, the first seed of every variant first: pairs are complete as early as can be."""
     return [
         Run(
@@ -48,12 +48,12 @@ def runs(plan: dict, workdir: Path) -> list[Run]:
             workdir / "runs" / slug(label) / f"seed{seed}",
             variant["config"]["train"]["steps"],
         )
-        for seed in range(plan["seeds"])
-        for label, variant in plan["variants"].items()
+        for seed in range(design["seeds"])
+        for label, variant in design["variants"].items()
     ]
 
 
-def read_plan(workdir: Path) -> dict:
+def read_design(workdir: Path) -> dict:
     """Returns sweep.json; ConfigError where the folder holds no sweep."""
     if not (workdir / "sweep.json").exists():
         raise ConfigError(f"--workdir={workdir}: no sweep.json there; begin a sweep with --config")
@@ -138,19 +138,19 @@ class Summary(NamedTuple):
         return float(np.mean(list(self.losses.values()))) if self.losses else float("nan")
 
 
-def summaries(plan: dict, workdir: Path) -> list[Summary]:
+def summaries(design: dict, workdir: Path) -> list[Summary]:
     """Returns one for each variant, the baseline first."""
     rows = {
         (run.label, run.seed): run.rows()
-        for run in runs(plan, workdir)
+        for run in runs(design, workdir)
         if run.state() == "finished"
     }
     losses = {
         label: {seed: r[-1]["eval_loss"] for (name, seed), r in rows.items() if name == label}
-        for label in plan["variants"]
+        for label in design["variants"]
     }
-    base = losses[plan["baseline"]]
-    others = {k: paired(v, base) for k, v in losses.items() if k != plan["baseline"]}
+    base = losses[design["baseline"]]
+    others = {k: paired(v, base) for k, v in losses.items() if k != design["baseline"]}
     adjusted = holm({k: test.p for k, test in others.items() if test})
 
     def one(label: str) -> Summary:
@@ -159,10 +159,10 @@ def summaries(plan: dict, workdir: Path) -> list[Summary]:
         p = adjusted.get(label, float("nan"))
         return Summary(label, losses[label], others.get(label), p, speed, [*map(curve, ours)])
 
-    return [one(label) for label in plan["variants"]]
+    return [one(label) for label in design["variants"]]
 
 
-def as_json(plan: dict, workdir: Path) -> list[dict[str, Any]]:
+def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
     """Returns the summaries as JSON holds them; null is what is not known."""
     known = lambda x: None if x != x else x
     return [
@@ -175,12 +175,12 @@ def as_json(plan: dict, workdir: Path) -> list[dict[str, Any]]:
             "holm": known(s.holm),
             "tokens_per_second": known(s.rate),
         }
-        for s in summaries(plan, workdir)
+        for s in summaries(design, workdir)
     ]
 
 
-def stored(plan: dict, workdir: Path, name: str) -> Iterator[tuple[str, Any]]:
+def stored(design: dict, workdir: Path, name: str) -> Iterator[tuple[str, Any]]:
     """Yields (label, what the run's JSON file of that name holds) of the finished runs."""
-    for run in runs(plan, workdir):
+    for run in runs(design, workdir):
         if (run.folder / name).exists() and run.state() == "finished":
             yield run.label, read_json(run.folder / name)

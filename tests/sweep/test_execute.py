@@ -8,14 +8,14 @@ import time
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.sweep import execute, plan, report, results
+from llm_jax.sweep import design, execute, report, results
 from llm_jax.sweep.execute import share
 
 
 @pytest.fixture
-def planned(sweep, keys, tmp_path):
+def designed(sweep, keys, tmp_path):
     workdir = tmp_path / "sweep"
-    return plan.commit(plan.make(sweep, "", keys), workdir), workdir
+    return design.commit(design.make(sweep, "", keys), workdir), workdir
 
 
 def calls(workdir):
@@ -27,8 +27,8 @@ def states(found, workdir):
     return [run.state() for run in results.runs(found, workdir)]
 
 
-def test_a_finished_run_is_not_run_again(planned, train):
-    found, workdir = planned
+def test_a_finished_run_is_not_run_again(designed, train):
+    found, workdir = designed
     execute.execute(found, workdir, train, tell=lambda _: None)
     order = [f"{name} {seed}" for seed in range(3) for name in ("dense", "window", "wide")]
     assert calls(workdir) == order
@@ -40,8 +40,8 @@ def test_a_finished_run_is_not_run_again(planned, train):
     assert calls(workdir) == [*order, "wide 1"]
 
 
-def test_a_failing_run_is_recorded_and_the_rest_goes_on(planned, train):
-    found, workdir = planned
+def test_a_failing_run_is_recorded_and_the_rest_goes_on(designed, train):
+    found, workdir = designed
     (workdir / "broken.txt").write_text("window 1")
     told = []
     execute.execute(found, workdir, train, tell=told.append)
@@ -57,8 +57,8 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(planned, train):
     assert told[-1].startswith("[9 done, 0 failed, 0 left of 9] window, seed 1: validation loss")
 
 
-def test_processes_share_all_runs_and_none_twice(planned, train):
-    found, workdir = planned
+def test_processes_share_all_runs_and_none_twice(designed, train):
+    found, workdir = designed
     everything = results.runs(found, workdir)
     parts = [share(everything, i, 4) for i in range(4)]
     assert sorted(sum(parts, [])) == sorted(everything)
@@ -69,10 +69,10 @@ def test_processes_share_all_runs_and_none_twice(planned, train):
 
 @pytest.mark.parametrize("slow_to_start", [False, True])
 def test_a_signal_reaches_the_run_and_ends_the_sweep(
-    planned, tmp_path, monkeypatch, slow_to_start
+    designed, tmp_path, monkeypatch, slow_to_start
 ):
     """The run tells its parent to end, and waits to be told so itself."""
-    found, workdir = planned
+    found, workdir = designed
     script = tmp_path / "waits.py"
     script.write_text(
         "import os, signal, sys, time\n"
@@ -98,8 +98,8 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
     assert logs == ["saved\n"] and states(found, workdir) == ["left"] * 9
 
 
-def test_a_run_that_another_process_has_in_hand_is_left_to_it(planned, train):
-    found, workdir = planned
+def test_a_run_that_another_process_has_in_hand_is_left_to_it(designed, train):
+    found, workdir = designed
     first = results.runs(found, workdir)[0]
     first.folder.mkdir(parents=True)
     with execute._alone(first.folder):
@@ -113,8 +113,8 @@ def test_a_share_that_is_none(index, of):
         share([], index, of)
 
 
-def test_the_report(planned, train):
-    found, workdir = planned
+def test_the_report(designed, train):
+    found, workdir = designed
     execute.execute(found, workdir, train, 0, 2, tell=lambda _: None)
     text = report.write(workdir).read_text()
     assert "5 of 9 runs are finished" in text and "| wide | 0 | not finished |" not in text

@@ -36,8 +36,8 @@ LOSSES = {  # variant -> seed -> validation loss at each evaluation; without a l
 def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
     """Neither the best nor the first loss; pairs are of a seed, not of the order of folders."""
     variant = {"config": {"train": {"steps": 30}}}
-    plan = {"seeds": 4, "baseline": "base", "variants": dict.fromkeys(LOSSES, variant)}
-    for run in results.runs(plan, tmp_path):
+    design = {"seeds": 4, "baseline": "base", "variants": dict.fromkeys(LOSSES, variant)}
+    for run in results.runs(design, tmp_path):
         losses = LOSSES[run.label][run.seed]
         rows = [
             {"step": 10 * i, "tokens": 8, "tokens_per_second": 1.0, "eval_loss": loss}
@@ -45,7 +45,7 @@ def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
         ]
         (run.folder / "checkpoints" / str(10 * len(losses))).mkdir(parents=True)
         (run.folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    base, other, third = results.summaries(plan, tmp_path)
+    base, other, third = results.summaries(design, tmp_path)
     assert base.losses == {0: 2.0, 1: 4.5, 2: 1.5} and base.difference is None
     assert other.losses == {1: 3.25, 2: 1.0, 3: 1.1}
     tests = {

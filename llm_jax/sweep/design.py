@@ -26,7 +26,7 @@ MEASURES: dict[str, Callable[[ConfigDict], float]] = {
 
 
 def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
-    """Returns the plan, all of it JSON: see `_variant`, and the sweep's own fields.
+    """Returns the design, all of it JSON: see `_variant`, and the sweep's own fields.
 
     Args:
       spec: of the base config, as --config takes it.
@@ -150,11 +150,11 @@ def _with_dim(config: ConfigDict, dim: int) -> ConfigDict:
     return other
 
 
-def describe_match(plan: dict) -> list[str]:
+def describe_match(design: dict) -> list[str]:
     """Returns a line a variant: what was solved, and how near it comes to the baseline."""
-    name = {"params": "parameters", "flops": "flops_per_token"}.get(plan["match"])
-    variants = plan["variants"] if name else {}
-    target = name and variants[plan["baseline"]][name]
+    name = {"params": "parameters", "flops": "flops_per_token"}.get(design["match"])
+    variants = design["variants"] if name else {}
+    target = name and variants[design["baseline"]][name]
     return [
         f"{label}: mlp_dim {v['config']['model']['mlp_dim']:,}, {v[name]:,.0f} "
         f"{name.replace('_', ' ')}, {v[name] / target - 1:+.3%} of the baseline's"
@@ -162,8 +162,8 @@ def describe_match(plan: dict) -> list[str]:
     ]
 
 
-def commit(plan: dict, workdir: Path) -> dict:
-    """Writes sweep.json with where it began; returns the plan as it is recorded there.
+def commit(design: dict, workdir: Path) -> dict:
+    """Writes sweep.json with where it began; returns the design as it is recorded there.
 
     More seeds or variants may be added to a sweep; what it has stays as it was begun.
 
@@ -171,17 +171,17 @@ def commit(plan: dict, workdir: Path) -> dict:
       ConfigError: the folder holds a sweep of other settings, naming the keys that differ.
     """
     file = workdir / "sweep.json"
-    plan = json.loads(json.dumps(plan))
+    design = json.loads(json.dumps(design))
     old = read_json(file) if file.exists() else {}
-    if different := _differences(old, plan) if old else []:
+    if different := _differences(old, design) if old else []:
         raise ConfigError(
             f"--workdir={workdir} holds another sweep ({'; '.join(different)}); "
             "use its values, or another --workdir"
         )
     provenance = {"begun": old.get("begun") or record.provenance()}
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(file, plan | provenance, indent=1)
-    return plan | provenance
+    write_json(file, design | provenance, indent=1)
+    return design | provenance
 
 
 def _differences(old: dict, new: dict) -> list[str]:

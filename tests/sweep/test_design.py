@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.sweep import Sweep, execute, plan, results
+from llm_jax.sweep import Sweep, design, execute, results
 
 HEADS = {"dense": {}, "one key head": {"model.num_kv_heads": 1}, "lsh": {"model.attention": "lsh"}}
 WIDE = {"model.embed_dim": 64, "model.mlp_dim": 256}
@@ -16,7 +16,7 @@ WIDE = {"model.embed_dim": 64, "model.mlp_dim": 256}
 
 @pytest.mark.parametrize("how", ["params", "flops"])
 def test_matching_comes_within_one_percent(how, overrides):
-    found = plan.make(Sweep(axes=(HEADS,), match=how), "", overrides(WIDE))
+    found = design.make(Sweep(axes=(HEADS,), match=how), "", overrides(WIDE))
     name = {"params": "parameters", "flops": "flops_per_token"}[how]
     base, *others = found["variants"].values()
     assert base["config"]["model"]["mlp_dim"] == 256
@@ -24,12 +24,12 @@ def test_matching_comes_within_one_percent(how, overrides):
     for variant in others:
         assert variant["config"]["model"]["mlp_dim"] % 8 == 0
         assert variant[name] == pytest.approx(base[name], rel=0.01)
-    assert len(plan.describe_match(found)) == 3
+    assert len(design.describe_match(found)) == 3
 
 
 def test_what_is_equal_already_keeps_its_size(overrides):
     axis = {"a": {}, "b": {"model.positions": "alibi"}}
-    found = plan.make(Sweep(axes=(axis,), match="params"), "", overrides({"model.mlp_dim": 61}))
+    found = design.make(Sweep(axes=(axis,), match="params"), "", overrides({"model.mlp_dim": 61}))
     assert "model.mlp_dim" not in found["variants"]["b"]["keys"]
 
 
@@ -52,7 +52,7 @@ BAD = {
 def test_a_variant_that_cannot_run_is_named(name, overrides):
     changes, message = BAD[name]
     with pytest.raises(ConfigError) as error:
-        plan.make(Sweep(axes=({"a": {}, "x": changes},), match="params"), "", overrides())
+        design.make(Sweep(axes=({"a": {}, "x": changes},), match="params"), "", overrides())
     assert re.search(message, str(error.value)), str(error.value)
 
 
@@ -69,7 +69,7 @@ LOCAL = {"model.attention": "local"}
 )
 def test_a_key_that_nothing_reads(axis, keys, message, overrides):
     """An axis's by its variant; what all share by none of them."""
-    make = lambda axis: plan.make(Sweep(axes=(axis,)), "", overrides(keys))
+    make = lambda axis: design.make(Sweep(axes=(axis,)), "", overrides(keys))
     if message:
         with pytest.raises(ConfigError, match=message):
             make(axis)
@@ -84,15 +84,15 @@ def test_a_key_that_nothing_reads(axis, keys, message, overrides):
 
 def test_the_seed_is_the_sweeps(sweep, overrides):
     with pytest.raises(ConfigError, match="--config.seed: --seeds=N"):
-        plan.make(sweep, "", overrides({"seed": 3}))
+        design.make(sweep, "", overrides({"seed": 3}))
 
 
 def test_another_sweep_in_the_folder(sweep, overrides, tmp_path):
-    make = lambda sweep, keys=None: plan.make(sweep, "", overrides(keys))
-    first = plan.commit(make(sweep), tmp_path)
+    make = lambda sweep, keys=None: design.make(sweep, "", overrides(keys))
+    first = design.commit(make(sweep), tmp_path)
     assert first["begun"]["command"]
     more = dataclasses.replace(sweep, seeds=4)
-    assert plan.commit(make(more), tmp_path)["begun"] == first["begun"]
+    assert design.commit(make(more), tmp_path)["begun"] == first["begun"]
     for other, keys, message in (
         (sweep, None, "seeds: 4 there, 3 here"),
         (more, {"model.num_layers": 1}, "variant 'wide', model.num_layers: 2 there, 1 here"),
@@ -100,12 +100,12 @@ def test_another_sweep_in_the_folder(sweep, overrides, tmp_path):
         (dataclasses.replace(more, axes=({"dense": {}},)), None, "variant 'window': not here"),
     ):
         with pytest.raises(ConfigError, match=message):
-            plan.commit(make(other, keys), tmp_path)
+            design.commit(make(other, keys), tmp_path)
 
 
-def test_a_planned_config_is_that_of_the_command(sweep, overrides):
+def test_a_designed_config_is_that_of_the_command(sweep, overrides):
     """What is checked and counted is what the run's own command makes."""
-    found = plan.make(sweep, "", overrides())["variants"]["window"]
+    found = design.make(sweep, "", overrides())["variants"]["window"]
     config = configs.load("", [*overrides(), *(f"{k}={v}" for k, v in found["keys"].items())])
     config.model = configs.resolve(config.model, 259)
     assert config.to_dict() == found["config"]
