@@ -2,7 +2,7 @@
 
 import time
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 BEGAN = time.perf_counter()  # about when this process did
 

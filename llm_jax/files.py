@@ -3,15 +3,20 @@
 Every JSON file that we read goes through here: of a run folder, a sweep, a Hugging Face folder.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 
 MAX_BYTES = 2**30  # a tokenizer.json of a large vocabulary has some 2**25
 MAX_DEPTH = 100  # of objects and lists within each other
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NAMES = {dict: "object", list: "list"}
 
 
@@ -83,3 +88,32 @@ def write_text(path: str | Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)  # where the disk was full
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that a disk, a quota or a file's limit is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in FULL):  # of libraries in C++
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """Returns the config of a run folder; ConfigError where it holds no run."""
+    if not str(workdir).strip():
+        raise ConfigError("--workdir=: is empty; name a folder")
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
+    content = read_json(file)
+    if not {"model", "data", "train"} <= content.keys():
+        raise ConfigError(
+            f"{file}: is not a run's, it has no model, data and train; name another folder"
+        )
+    try:
+        return configs.from_dict(content)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error

@@ -106,16 +106,6 @@ def test_generate(run, capsys):
     assert all(1 <= len(s["tokens"]) <= 3 for s in samples)
 
 
-def test_a_batch_need_not_divide_over_the_devices_to_be_read(run, tmp_path, capsys):
-    """Trained with 6 rows on one device, read where there are eight."""
-    copy = shutil.copytree(run, tmp_path / "run")
-    text = (copy / "config.json").read_text()
-    assert text.count('"batch_size": 8') == 1
-    (copy / "config.json").write_text(text.replace('"batch_size": 8', '"batch_size": 6'))
-    assert launch.main(["eval", f"--workdir={copy}", "--json"]) == 0
-    assert last_json(capsys)["tokens"] > 0
-
-
 def test_a_run_that_diverges_says_so(arguments, tmp_path, monkeypatch, capsys):
     put = loop.sharding.put
     spoil = lambda batch: batch | {"weights": batch["weights"] * np.nan}

@@ -20,13 +20,15 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Prints each prompt with what the model makes of it."""
+    from llm_jax import sharding
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     keys = "max_new_tokens temperature top_k top_p seed beams length_penalty".split()
     options = {key: getattr(args, key) for key in keys} | {"objective": setup.config.objective}
-    texts = complete(setup.model, params, tokenizer, args.prompt or [""], **options)
+    with sharding.activate(setup.mesh):
+        texts = complete(setup.model, params, tokenizer, args.prompt or [""], **options)
     samples.show(texts, setup.model.cfg.kind)
     return {"step": step, "samples": texts}
 

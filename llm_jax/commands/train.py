@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from contextlib import nullcontext
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, config_of, shown
@@ -32,20 +33,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if not first:
         return summary
     if sampling:
+        from llm_jax import sharding
         from llm_jax.decode import complete
 
         options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
-        texts = complete(
-            trainer.setup.model,
-            params,
-            trainer.tokenizer,
-            config.sample.prompts,
-            objective=config.objective,
-            max_new_tokens=config.sample.max_new_tokens,
-            seed=config.seed,
-            imported=False,
-            **options,
-        )
+        options |= {"max_new_tokens": config.sample.max_new_tokens, "seed": config.seed}
+        options |= {"objective": config.objective, "imported": False}
+        prompts, model = config.sample.prompts, trainer.setup.model
+        with nullcontext() if trainer.several else sharding.activate(trainer.mesh):
+            texts = complete(model, params, trainer.tokenizer, prompts, **options)
         samples.write(args.workdir, texts, config.model.kind)
         samples.show(texts, config.model.kind)
         summary["samples"] = texts

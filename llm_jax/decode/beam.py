@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Reader, prepare
+from llm_jax.decode.cache import Reader, prepare, replicated
 from llm_jax.models import Model
 
 
@@ -117,7 +117,7 @@ def _search(program, beams, inputs, steps, alpha):
     _, _, live, scores, done, best, _ = carry
     # What is still going at the end is as long as it may be, or cannot win.
     best, keep = jax.lax.top_k(jnp.concatenate([best, scores / penalty(steps)], axis=1), beams)
-    return _rows(jnp.concatenate([done, live], axis=1), keep), best
+    return replicated((_rows(jnp.concatenate([done, live], axis=1), keep), best))
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -144,9 +144,18 @@ def prepare(
     cached = cacheable(model) if cached is None else cached
     program = Program(model, round_up(max_new_tokens, length), cached, prefix)
     eos = np.array([*np.ravel(eos_id)] or [-1], np.int32)
-    return program, Inputs(
-        params, *pad(prompts, length), encoder_batch(model, sources), eos, allowed
-    )
+    arrays = replicated((*pad(prompts, length), encoder_batch(model, sources), eos, allowed))
+    return program, Inputs(params, *arrays)
+
+
+def replicated(tree: Any) -> Any:
+    """Has every device of the active mesh, if there is one, hold arrays whole, in a jit or out.
+
+    Prompts and results need not divide over a mesh, as a compiler might have it that they do.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.sharding.PartitionSpec())
 
 
 def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:

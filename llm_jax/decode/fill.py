@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
-from llm_jax.decode.cache import pad, round_up
+from llm_jax.decode.cache import pad, replicated, round_up
 from llm_jax.models import Model
 
 
@@ -47,7 +47,8 @@ def fill(
     tokens, lengths = pad(prompts, cfg.max_length)
     places, counts = pad(gaps, cfg.max_length)
     most = round_up(top_k, cfg.vocab_size)
-    likeliest = _fill(model, most, params, tokens, lengths, places, allowed)
+    inputs = replicated((tokens, lengths, places, allowed))
+    likeliest = _fill(model, most, params, *inputs)
     ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in likeliest)
     return [
         [list(zip(*pair, strict=True)) for pair in zip(i[:n], p[:n], strict=True)]
@@ -63,4 +64,4 @@ def _fill(model, top_k, params, tokens, lengths, places, allowed):
     logits = models.logits(model.apply({"params": params}, batch))
     probability = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     values, ids = jax.lax.top_k(probability, top_k)
-    return ids, values
+    return replicated((ids, values))

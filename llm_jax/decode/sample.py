@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Reader, pad, prepare
+from llm_jax.decode.cache import Reader, pad, prepare, replicated
 from llm_jax.models import Model
 
 # Smaller numbers are 0 to XLA, larger ones infinite.
@@ -73,10 +73,10 @@ def generate(
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         tokens, lengths = pad(contexts, length)
         steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
+        inputs = inputs._replace(tokens=replicated(tokens), lengths=replicated(lengths))
         ids = _continue(
-            program, inputs._replace(tokens=tokens, lengths=lengths), ended, np.uint32(seed), done,
-            steps, draw,
-        )  # fmt: skip
+            program, inputs, replicated(ended), np.uint32(seed), done, steps, draw
+        )
         for row, written, fresh in zip(rows, new, np.asarray(ids)[:, :steps].tolist(), strict=True):
             row += fresh
             written += fresh
@@ -121,7 +121,7 @@ def _continue(program, inputs, ended, seed, done, steps, draw):
     logits, cache = reader.start(inputs.tokens, inputs.lengths)
     ids = jnp.full((B, room), inputs.eos[0], jnp.int32)
     token, ids, ended = pick(logits, 0, ids, ended)
-    return jax.lax.while_loop(going, step, (1, token, cache, ids, ended))[3]
+    return replicated(jax.lax.while_loop(going, step, (1, token, cache, ids, ended))[3])
 
 
 def choose(

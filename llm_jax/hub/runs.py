@@ -3,7 +3,9 @@
 The one part of hub that knows of training: an imported run is a run at step 0.
 """
 
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -13,13 +15,14 @@ from llm_jax import config as configs
 from llm_jax import hub, models, objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
-from llm_jax.hub import files
+from llm_jax.files import is_full, read_json, write_json, write_text
 from llm_jax.hub.family import shapes_of
-from llm_jax.train.checkpoint import Checkpoints
-from llm_jax.train.run import Folder, Setup, describe, load_params
+from llm_jax.hub.files import CONFIG
+from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed, split
+from llm_jax.train.folder import IMPORTED, Folder, describe
+from llm_jax.train.run import Setup, load_params
 from llm_jax.train.state import init_state
 
-IMPORTED = "imported.json"  # where a run came from
 # Keys of config.model that a folder does not decide.
 CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
               "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces")
@@ -34,11 +37,14 @@ def import_run(
     `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last:
     model.head=mlm gives an encoder without a head a new one. Returns what was found and is new.
 
+    imported.json comes first and config.json last: whatever ends it on the way leaves a folder
+    that no command takes for a run, and that the same import fills.
+
     Raises:
       ConfigError: see hub.load; no tokenizer; the run folder is not empty; an override of what
         the folder decides.
     """
-    workdir = hub.check_new(workdir)
+    workdir = _new(workdir)
     model, params, tokenizer = hub.load(source)
     if tokenizer is None:
         raise ConfigError(
@@ -61,7 +67,7 @@ def import_run(
                 f"--config.{key}: comes from {source}; of model, import can change "
                 f"{', '.join(CHANGEABLE)}"
             )
-    names = files.read_json(Path(source) / files.CONFIG).get("id2label")
+    names = read_json(Path(source) / CONFIG).get("id2label")
     if model.num_labels and names and config.objective.name == "classification":
         config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
     configs.change(config, overrides)
@@ -77,13 +83,17 @@ def import_run(
     begin = lambda params: init_state(setup.model, setup.tx, config, params)
     with sharding.activate(mesh):
         state = jax.jit(begin, out_shardings=place)(params)
-    family = files.read_json(Path(source) / files.CONFIG)["model_type"]
-    Folder(workdir).commit(config, tokenizer)
-    files.write_json(workdir / IMPORTED, {"from": str(source), "family": family})
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    checkpoints.save(0, state, describe(workdir, config, None))
-    checkpoints.wait()
-    checkpoints.close()
+    family = read_json(Path(source) / CONFIG)["model_type"]
+    try:
+        _write(workdir, config, tokenizer, state, {"from": str(source), "family": family})
+    except BaseException as error:
+        _clear(workdir)
+        if is_full(error):
+            raise ConfigError(
+                f"--workdir={workdir}: the disk is full, nothing is imported; the same command "
+                "tries again"
+            ) from error
+        raise
     count = sum(x.size for x in jax.tree.leaves(params))
     model = config.model
     return {
@@ -91,6 +101,40 @@ def import_run(
         "kind": model.kind, "head": model.head, "objective": config.objective.name,
         "new": sorted(new),
     }  # fmt: skip
+
+
+def _new(workdir: str | Path) -> Path:
+    """The path of an empty folder, or none, or one of an import that did not finish."""
+    workdir = Folder.named(workdir)
+    trained = (workdir / "metrics.jsonl").exists()
+    if (workdir / IMPORTED).is_file() and not trained and not (workdir / CONFIG).exists():
+        _clear(workdir)
+        names = [p.name for p in workdir.iterdir()]
+        if names == [IMPORTED]:
+            return workdir
+    return hub.check_new(workdir)
+
+
+def _clear(workdir: Path) -> None:
+    """Takes back an import, but for imported.json: it keeps `train` from beginning a new run."""
+    with suppress(OSError):
+        (workdir / CONFIG).unlink(missing_ok=True)
+        for name in ("tokenizer", "checkpoints"):
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        for partial in (*workdir.glob("*.partial"), workdir / SAVED, workdir / ".lock"):
+            partial.unlink(missing_ok=True)
+
+
+def _write(workdir: Path, config: ConfigDict, tokenizer, state, origin: dict) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / IMPORTED, origin)
+    tokenizer.save(workdir / "tokenizer")
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    with hushed():
+        checkpoints.save(0, split(state), describe(workdir, config, None))
+        checkpoints.wait()
+        checkpoints.close()
+    write_text(workdir / CONFIG, configs.to_json(config) + "\n")
 
 
 def _new_head(config: ConfigDict, params: dict) -> dict:
@@ -129,7 +173,7 @@ def export_run(
     hub.check_new(target)
     about = Path(workdir) / IMPORTED
     if family is None and about.is_file():  # several families may express the same model
-        family = files.read_json(about)["family"]
+        family = read_json(about)["family"]
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
     more = {"labels": config.data.labels, "dtype": dtype}

@@ -6,4 +6,4 @@ class Diverged(RuntimeError):
 
 
 class Restart(RuntimeError):
-    """A job of several processes cannot go on, but the same command will."""
+    """The run cannot go on for now, but the same command will: a full disk, a process lost."""

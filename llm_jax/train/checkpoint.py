@@ -1,11 +1,11 @@
 """Checkpoints by Orbax: asynchronous, the newest and the best kept, every byte checked.
 
 A checkpoint holds the state, the data iterator, the config and the tokenizer, so that it is
-enough by itself. It has two items: `state`, the arrays; and `meta`, JSON with a digest of its
-own, which says what the arrays must be down to their bits.
+enough by itself. Its items are read apart: `params`; `ema`, where an average is kept; `rest`, the
+optimizer's state and counters; and `meta`, JSON with a digest of its own, which says what the
+arrays must be down to their bits.
 """
 
-import dataclasses
 import gc
 import hashlib
 import json
@@ -24,9 +24,25 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.files import write_json
 from llm_jax.train import Restart
+from llm_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
+
+SAVED = "saved.json"  # beside checkpoints/: since one was complete, there is something to lose
+LAYOUT = 2  # of a checkpoint: its items and what meta says of them
+
+
+def split(state: TrainState) -> dict[str, Any]:
+    """Returns the items that a checkpoint keeps a state as: params, rest and, where kept, ema."""
+    items = {"params": state.params, "rest": state.replace(params=None, ema=None)}
+    return items | ({} if state.ema is None else {"ema": state.ema})
+
+
+def join(items: dict[str, Any]) -> TrainState:
+    """Returns the state of which `split` made the items."""
+    return items["rest"].replace(params=items["params"], ema=items.get("ema"))
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
@@ -71,59 +87,72 @@ class Checkpoints:
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks which checkpoints to keep: the newest, and the best of known loss."""
         steps = [info.step for info in checkpoints]
-        known = sorted((s for s in steps if s in self.losses), key=self.losses.get)
-        kept = {*steps[-self.config.keep_last :], *known[: self.config.keep_best]}
-        self.losses = {s: loss for s, loss in self.losses.items() if s in kept}
+        kept = self._kept(steps)
         return [step in kept for step in steps]
 
-    def save(self, step: int, state: Any, meta: dict, loss: float | None = None) -> None:
-        """Starts saving; returns once the state is copied off the device."""
+    def _kept(self, steps: list[int]) -> set[int]:
+        known = sorted((s for s in steps if s in self.losses), key=self.losses.get)
+        return {*steps[-self.config.keep_last :], *known[: self.config.keep_best]}
+
+    def save(
+        self, step: int, items: dict[str, Any], meta: dict, loss: float | None = None
+    ) -> None:
+        """Starts saving named trees of arrays; returns once they are copied off the device."""
         if loss is not None and math.isfinite(loss):
             self.losses[step] = loss
-        kinds, bits = {name: _kind(x) for name, x in _named(state)}, _sum_bits(state)
-        meta = meta | {"losses": dict(self.losses)}
-
-        def item():
-            pairs = zip(kinds.items(), jax.device_get(bits).tolist(), strict=True)
-            arrays = {name: kind | {"bits": sum_} for (name, kind), sum_ in pairs}
-            text = json.dumps(meta | {"arrays": arrays})
-            return {"digest": _digest(text), "json": text}
-
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=_LateSave(item)),
+        kept = self._kept([*self.steps(), step])
+        self.losses = {s: loss for s, loss in self.losses.items() if s in kept}
+        text = json.dumps(
+            meta
+            | {"layout": LAYOUT, "step": step, "losses": self.losses}
+            | {"arrays": {name: _described(tree) for name, tree in items.items()}}
         )
+        described = {"digest": _digest(text), "json": text}
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(described), **trees)
+        self.manager.save(step, args=args)  # having waited for the one before
+        self._remember()
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
-        """Returns (step, state, meta) of the newest sound checkpoint, or None if there is none.
+    def restore(
+        self,
+        like: dict[str, Any],
+        step: int | None = None,
+        accept: Callable[[int, dict], None] | None = None,
+    ) -> tuple[int, dict[str, Any], dict] | None:
+        """Returns (step, items, meta) of the newest sound checkpoint, or None if there is none.
 
-        `like` gives shapes, dtypes and shardings; any mesh will do. A damaged checkpoint is
-        reported and moved to checkpoints-damaged/, and the one before is used.
+        A damaged checkpoint is reported and moved to checkpoints-damaged/, and the one before is
+        used.
+
+        Args:
+          like: shapes, dtypes and shardings of the items that are wanted; the others are not
+            read. Any mesh will do.
+          accept: is shown (step, meta) before arrays are read, and raises what it has against it.
 
         Raises:
           Restart: one of several processes found it damaged.
-      ConfigError: a step that is not there or is damaged, or a state of other shapes than
-            `like`.
+          ConfigError: a step that is not there or is damaged, a checkpoint of another version,
+            or arrays of other shapes than `like`.
         """
         if step is not None and step not in self.steps():
             raise ConfigError(f"--step={step}: {self.folder} holds steps {self.steps()}")
         for candidate in reversed(self.steps()) if step is None else [step]:
-            found = self._try_to_read(candidate, like)
+            found = self._try_to_read(candidate, like, accept)
             if isinstance(found, str):
                 self._damaged(candidate, found)
                 continue
-            state, meta = found
+            items, meta = found
             self.losses = {int(s): loss for s, loss in meta.pop("losses").items()}
-            return candidate, state, meta
+            return candidate, items, meta
         if step is not None:
             raise ConfigError(f"--step={step}: {self.folder}/{step} is damaged; try another step")
         return None
 
-    def _try_to_read(self, step: int, like: Any) -> tuple[Any, dict] | str:
-        """(state, meta) of a sound checkpoint, or what is wrong with a damaged one."""
-        with _hushed():
+    def _try_to_read(self, step: int, like: dict, accept) -> tuple[dict, dict] | str:
+        """(items, meta) of a sound checkpoint, or what is wrong with a damaged one."""
+        with hushed():
             try:
-                return self._read(step, like)
+                return self._read(step, like, accept)
             # Too little memory or too few rights say nothing against the checkpoint.
             except (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
@@ -133,20 +162,33 @@ class Checkpoints:
             time.sleep(0.1)  # or when they end
         return reason
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        found = self.manager.restore(step, args=ocp.args.Composite(meta=_LateRestore()))
-        text = found["meta"]["json"]
-        if _digest(text) != found["meta"]["digest"]:
+    def _read(self, step: int, like: dict, accept) -> tuple[dict, dict]:
+        where = f"{self.folder}/{step}"
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        described = self.manager.restore(step, args=args)["meta"]
+        text = described["json"]
+        if _digest(text) != described["digest"]:
             raise ValueError("its JSON is not what was saved")
         meta = json.loads(text)
-        arrays = meta.pop("arrays")
-        bits = [array.pop("bits") for array in arrays.values()]
-        _check_same(arrays, {name: _kind(x) for name, x in _named(like)}, f"{self.folder}/{step}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        state = self.manager.restore(step, args=args)["state"]
-        if _fingerprint(state) != bits:
+        if meta.get("layout") != LAYOUT:
+            raise ConfigError(
+                f"{where}: has layout {meta.get('layout', 1)} (1: of llm_jax 0.1); this version "
+                f"reads layout {LAYOUT} (0.2). Export it with the version that wrote it, and "
+                "import that"
+            )
+        if meta["step"] != step:
+            raise ValueError(f"it is that of step {meta['step']}")
+        if accept is not None:
+            accept(step, meta)
+        saved = meta.pop("arrays")
+        for name, tree in like.items():
+            kinds = {path: array["kind"] for path, array in saved.get(name, {}).items()}
+            _check_same(kinds, {path: _kind(x) for path, x in _named(tree)}, f"{where}/{name}")
+        trees = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        items = dict(self.manager.restore(step, args=ocp.args.Composite(**trees)).items())
+        if any(_described(items[name]) != saved[name] for name in like):
             raise ValueError("its arrays are not those that were saved")
-        return state, meta
+        return items, meta
 
     def _damaged(self, step: int, reason: str) -> None:
         if self.read_only:
@@ -167,35 +209,27 @@ class Checkpoints:
         self.manager.reload()
         log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, target)
 
+    def complete(self) -> list[int]:
+        """Steps of the checkpoints that are whole on the disk, whatever is being written."""
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
         self.manager.wait_until_finished()
+        self._remember()
 
     def close(self) -> None:
         """Waits, then frees the threads."""
         self.manager.close()
+        self._remember()
 
-
-class _Late(ocp.JsonCheckpointHandler):
-    """Saves JSON that is made when it is written, beside the steps that follow.
-
-    The loop need not wait for the sums of the arrays' bits, which took longer than all else.
-    """
-
-    async def _save_fn(self, x, directory):
-        await super()._save_fn(x(), directory)
-
-
-@ocp.args.register_with_handler(_Late, for_save=True)
-@dataclasses.dataclass
-class _LateSave(ocp.args.CheckpointArgs):
-    item: Callable[[], dict]
-
-
-@ocp.args.register_with_handler(_Late, for_restore=True)
-@dataclasses.dataclass
-class _LateRestore(ocp.args.CheckpointArgs):
-    item: None = None
+    def _remember(self) -> None:
+        """Leaves word, beside them, that there are checkpoints: they may be lost."""
+        mark = self.folder.parent / SAVED
+        if self.read_only or jax.process_index() != 0 or mark.exists():
+            return
+        if steps := self.complete():
+            write_json(mark, {"step": steps[0]})
 
 
 class _Manager(ocp.CheckpointManager):
@@ -214,7 +248,7 @@ class _Always:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Keeps off the terminal what Orbax's other threads say when one read of many fails.
 
     They print hundreds of lines of tracebacks; the exception that reaches us says it all.
@@ -235,21 +269,26 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
 
-def _kind(x: Any) -> dict:
-    return {"dtype": str(x.dtype), "shape": list(x.shape)}
+def _kind(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}"
+
+
+def _described(tree: Any) -> dict[str, dict]:
+    """{path: kind and sum of its bits} of each array, the same on whatever mesh they lie."""
+    names = _named(tree)
+    bits = jax.device_get(_sum_bits(tree)).tolist() if names else []
+    return {
+        path: {"kind": _kind(x), "bits": sum_} for (path, x), sum_ in zip(names, bits, strict=True)
+    }
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _fingerprint(state: Any) -> list[int]:
-    return jax.device_get(_sum_bits(state)).tolist()
-
-
 @jax.jit
 def _sum_bits(tree: Any) -> jax.Array:
-    """[leaves] uint32: each array's bits summed, the same on whatever mesh it lies."""
+    """[leaves] uint32: each array's bits summed."""
 
     def bits(x):
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
@@ -259,13 +298,12 @@ def _sum_bits(tree: Any) -> jax.Array:
 
 
 def _check_same(there: dict, here: dict, where: str) -> None:
-    text = lambda array: "{dtype}{shape}".format(**array) if array else "absent"
     wrong = [
-        f"{name}: {text(there.get(name))} there, {text(here.get(name))} here"
+        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
         for name in there | here
         if there.get(name) != here.get(name)
     ]
     if wrong:
         raise ConfigError(
-            f"{where} holds a state of another shape ({len(wrong)} differ): {'; '.join(wrong[:3])}"
+            f"{where} holds arrays of another shape ({len(wrong)} differ): {'; '.join(wrong[:3])}"
         )

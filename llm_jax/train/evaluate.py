@@ -23,9 +23,10 @@ def evaluate(
     """Returns each metric's mean (loss: nats a token) and 'tokens', over all or max_batches.
 
     With `score`, also what it gives of the predictions on all rows, and their number, 'examples'.
+    A batch that does not divide over the mesh is filled up with rows of padding.
     """
     results = [
-        eval_step(params, sharding.put(batch, mesh))
+        eval_step(params, sharding.put(filled(batch, mesh), mesh))
         for batch in islice(batches, max_batches or None)
     ]
     # Added here in float64: float32 would lose small batches in a large sum.
@@ -48,3 +49,11 @@ def _joined(predictions: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
         name: np.concatenate([part[name][part["real"]] for part in parts])
         for name in parts[0] if name != "real"
     }  # fmt: skip
+
+
+def filled(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """Returns a whole batch with rows of zeros, which weigh nothing, until it can be split."""
+    if jax.process_count() > 1:  # each has its rows of one that `sharding.check` has let pass
+        return batch
+    more = lambda x: -len(x) % sharding.batch_shards(mesh)
+    return {k: np.pad(x, [(0, more(x))] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}

@@ -1,9 +1,11 @@
 """The training loop: batches in, metrics and checkpoints out, resumable at any moment."""
 
+import dataclasses
 import os
 import signal
-import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,16 +14,24 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import llm_jax
+from llm_jax import config as configs
 from llm_jax import objectives, sharding
+from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
+from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
-from llm_jax.train import Diverged
-from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train import Diverged, Restart
+from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import evaluate
+from llm_jax.train.folder import Folder, describe, same_run
 from llm_jax.train.metrics import Meter, Metrics, plot
+from llm_jax.train.optimizer import schedule
+from llm_jax.train.processes import agree, gathered
 from llm_jax.train.profile import Profile
-from llm_jax.train.run import Folder, Setup, agree, describe, flops_per_token, gathered
+from llm_jax.train.run import Setup, flops_per_token
 from llm_jax.train.state import TrainState, make_eval_step, make_train_step
+
+JUMP = 0.01  # relative change of the learning rate that goes for none
 
 
 class Reporter(Protocol):
@@ -33,8 +43,38 @@ class Reporter(Protocol):
     def stop(self) -> None: ...
 
 
+@dataclasses.dataclass
+class StepInfo:
+    """What every hook is given after every step.
+
+    Attributes:
+      step: steps taken, this one included; `last` where it is the last of train.steps.
+      metrics: the step's own scalars, on the device: reading one waits until it is computed.
+      values: numbers of this step as they go to metrics.jsonl; a hook before `Trainer.log` may add
+        some, at steps of its choice. On a step that is logged anyway they hold `metrics` already.
+      trainer: the run; its state is given away to the next step, so none of it may be kept.
+    """
+
+    step: int
+    last: bool
+    metrics: dict[str, jax.Array]
+    trainer: "Trainer"
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and after the last, is done now."""
+        return self.last or self.step % every == 0
+
+
+Hook = Callable[[StepInfo], None]
+
+
 class Trainer:
     """One run: loaded and checked by the constructor, trained by `run`; all devices if not given.
+
+    Attributes:
+      hooks: called in order after each step. Those of the constructor come before the log, so that
+        numbers which they add are logged; what is appended comes after the checkpoint.
 
     Raises:
       ConfigError: anything that cannot run, before the first compilation, with nothing changed.
@@ -46,6 +86,7 @@ class Trainer:
         workdir: str | Path,
         reporter: Reporter,
         devices: list[jax.Device] | None = None,
+        hooks: Sequence[Hook] = (),
     ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
         self.stopping = False
@@ -66,11 +107,16 @@ class Trainer:
         if len(splits["validation"]):
             self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
         agree(config, self.tokenizer, folder.text)
-        folder.commit(config, self.tokenizer)
-        self.checkpoints = Checkpoints(workdir, config.checkpoint)
         like = self.setup.abstract_state()
         place = jax.tree.map(lambda x: x.sharding, like)
-        self.step, self.state = self._restore(like) or (0, self.setup.draw_state(place))
+        if folder.old is not None:
+            self.checkpoints = Checkpoints(workdir, config.checkpoint)
+            self.step, self.state = self._restore(folder, like)
+            folder.commit(config, self.tokenizer)
+        else:
+            folder.commit(config, self.tokenizer)
+            self.checkpoints = Checkpoints(workdir, config.checkpoint)
+            self.step, self.state = 0, self.setup.draw_state(place)
         self.train_step = jax.jit(
             make_train_step(self.setup.model, self.setup.objective, self.setup.tx, config),
             donate_argnums=0,
@@ -83,17 +129,22 @@ class Trainer:
         peak = peak and peak * self.mesh.size
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
         self.profile = Profile(self.workdir, config.train.profile_steps)
+        # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
+        self.hooks: list[Hook] = [
+            self.profile, self.measure, self.validate, *hooks, self.log,
+            StopIfDiverged(self), self.keep,
+        ]  # fmt: skip
 
-    def _restore(self, like: TrainState) -> tuple[int, TrainState] | None:
+    def _restore(self, folder: Folder, like: TrainState) -> tuple[int, TrainState]:
         """The newest sound checkpoint's state, the data iterator set behind its last batch."""
-        saved = self.checkpoints.steps()
+        same = same_run(self.workdir, self.config)
         with sharding.activate(self.mesh):  # as a save is, which then compiles nothing new
-            found = self.checkpoints.restore(like)
-        if found is None:
-            if saved:
-                self.reporter.note("no checkpoint is sound: starting again from step 0")
-            return None
-        step, state, meta = found
+            restored = self.checkpoints.restore(split(like), accept=same)
+        if restored is None:
+            raise folder.lost()
+        step, items, meta = restored
+        state = join(items)
+        check_steps(configs.from_dict(meta["config"]), self.config, step, int(state.skipped))
         if meta["data"]:  # imported parameters have seen none
             self.batches.set_state(meta["data"])
         self.reporter.note(f"resuming from step {step}")
@@ -121,99 +172,103 @@ class Trainer:
 
         Raises:
           Diverged: after train.max_nonfinite steps in a row that were not finite.
+          Restart: the disk is full.
         """
         # SIGTERM to one of several is heard by JAX, which has them agree on a step to stop at.
-        heard = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
-        handlers = {s: signal.signal(s, self._stop) for s in heard}
+        # Ctrl-C ends the process at once until there is a step to save.
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        if not self.several:
+            signal.signal(signal.SIGTERM, self._stop)
         self.reporter.start(self.facts(), self.step, self.config.train.steps)
         try:
-            with sharding.activate(self.mesh):
-                while self.step < self.config.train.steps and not self._told_to_stop():
-                    self._step()
-                if self.step not in self.checkpoints.steps():
-                    self.save()
-            self.checkpoints.wait()
+            self._train()
+            self._close()
+            if jax.process_index() == 0:
+                plot(self.workdir)
+        except BaseException as error:
+            # Others of a job may not come to a close, which would wait for them.
+            if not self.several:
+                with hushed(), suppress(Exception):  # the first error says it
+                    self._close()
+            if is_full(error):
+                raise Restart(self._full()) from error
+            raise
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             self.reporter.stop()
-            self.profile.close()
-            self.metrics.close()
-            if not self._alone_in_failing():
-                self.checkpoints.close()
-        if jax.process_index() == 0:
-            plot(self.workdir)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         finished = self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
-    def _stop(self, number, _frame):
-        if self.stopping:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.stopping = True
-        self.reporter.note(f"{signal.Signals(number).name}: saving and stopping")
-        if self.several:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _told_to_stop(self) -> bool:
-        """Whether this step is the last; the same on all processes, whichever was told."""
-        if not self.several:
-            return self.stopping
-        if multihost_utils.reached_preemption_sync_point(self.step):
-            self.reporter.note(f"SIGTERM: saving and stopping at step {self.step}")
-            return True
-        return False
-
-    def _alone_in_failing(self) -> bool:
-        """Whether to close would be to wait for others who do not come."""
-        return self.several and sys.exc_info()[0] is not None
+    def _train(self) -> None:
+        steps = self.config.train.steps
+        self.profile.begin(self.step)
+        with sharding.activate(self.mesh):
+            while self.step < steps and not self._told_to_stop():
+                self._step()
+            if self.step not in self.checkpoints.steps():
+                self.save()
+        self.checkpoints.wait()
 
     def _step(self) -> None:
         """One step; nothing here waits for the device except the first time and to log."""
-        self.profile.before(self.step)
         with self.meter.waiting():
             batch = next(self.batches)
         self.state, metrics = self.train_step(self.state, sharding.put(batch, self.mesh))
         self.step += 1
-        self.profile.after(self.step, metrics)
         if self.compiling:
             self._first_step(metrics)
         else:
             self.meter.tokens += int(int(objectives.tokens(batch)) * self.shares)
-        evaluating = self.held_out is not None and self._due(self.config.eval.every)
-        loss = None
-        if evaluating or self.step == 1 or self._due(self.config.train.log_every):
-            loss = self._log(metrics, evaluating)
-        # The log comes first: a checkpoint's step and all before it are in the metrics.
-        if self._due(self.config.checkpoint.every) or (
-            loss is not None and self.checkpoints.is_best(loss)
-        ):
-            self.save(loss)
-
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.train.steps
+        info = StepInfo(self.step, self.step == self.config.train.steps, metrics, self)
+        for hook in self.hooks:
+            hook(info)
 
     def _first_step(self, metrics: dict) -> None:
         jax.block_until_ready(metrics)
         self.compiling = False
+        signal.signal(signal.SIGINT, self._stop)
         self.reporter.note(f"first step done after {time.perf_counter() - llm_jax.BEGAN:.1f} s")
         self.meter.restart()
 
-    def _log(self, metrics: dict, evaluating: bool) -> float | None:
-        """Writes the step's numbers, with those of the validation set; returns its loss."""
-        values = {k: v.item() for k, v in jax.device_get(metrics).items()} | self.meter.read()
-        if evaluating:
-            values |= {f"eval_{k}": v for k, v in self.evaluate().items()}
-        self.metrics.write(self.step, values)
-        self.reporter.progress(self.step, values)
-        if values["skipped_in_a_row"] >= self.config.train.max_nonfinite:
-            raise Diverged(
-                f"step {self.step}: loss or gradient not finite for {values['skipped_in_a_row']} "
-                f"steps in a row (train.max_nonfinite={self.config.train.max_nonfinite}). "
-                f"The checkpoints, steps {self.checkpoints.steps()}, hold finite parameters. Try a "
-                "lower optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
-            )
+    # Hooks, in their order.
+
+    def measure(self, info: StepInfo) -> None:
+        """Reads the numbers of a step that is logged."""
+        every, evaluated = self.config.train.log_every, self._evaluated(info)
+        if info.step == 1 or info.due(every) or evaluated:
+            self._read(info)
+
+    def validate(self, info: StepInfo) -> None:
+        """Adds the means over the validation set, every eval.every steps."""
+        if self._evaluated(info):
+            info.values |= {f"eval_{k}": v for k, v in self.evaluate().items()}
+
+    def log(self, info: StepInfo) -> None:
+        """Writes and shows the numbers that there are."""
+        if not info.values:
+            return
+        if "loss" not in info.values:  # a hook's own, at a step that is logged for them
+            self._read(info)
+        self.metrics.write(info.step, info.values)
+        self.reporter.progress(info.step, info.values)
         self.meter.restart()
-        return values.get("eval_loss")
+
+    def keep(self, info: StepInfo) -> None:
+        """Saves every checkpoint.every steps, and what is among the best by validation loss."""
+        loss = info.values.get("eval_loss")
+        best = loss is not None and self.checkpoints.is_best(loss)
+        if best or info.due(self.config.checkpoint.every):
+            self.save(loss)
+
+    def _evaluated(self, info: StepInfo) -> bool:
+        return self.held_out is not None and info.due(self.config.eval.every)
+
+    def _read(self, info: StepInfo) -> None:
+        own = {k: v.item() for k, v in jax.device_get(info.metrics).items()}
+        info.values = own | self.meter.read() | info.values
+
+    # What hooks and callers use.
 
     def params(self, here: bool = False) -> Any:
         """The parameters to evaluate and sample with: the average where one is kept.
@@ -236,4 +291,91 @@ class Trainer:
         data = gathered(self.batches.get_state(), self.config)
         meta = describe(self.workdir, self.config, data)
         with self.meter.apart():
-            self.checkpoints.save(self.step, self.state, meta, loss)
+            self.checkpoints.save(self.step, split(self.state), meta, loss)
+
+    # The end.
+
+    def _stop(self, number, _frame):
+        if self.stopping:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.reporter.note(f"{signal.Signals(number).name}: saving and stopping")
+        if self.several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _told_to_stop(self) -> bool:
+        """Whether this step is the last; the same on all processes, whichever was told."""
+        if not self.several:
+            return self.stopping
+        if multihost_utils.reached_preemption_sync_point(self.step):
+            self.reporter.note(f"SIGTERM: saving and stopping at step {self.step}")
+            return True
+        return False
+
+    def _close(self) -> None:
+        """Writes out what is under way."""
+        self.profile.close()
+        self.metrics.close()
+        self.checkpoints.close()
+
+    def _full(self) -> str:
+        steps = self.checkpoints.complete()
+        last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
+        return (
+            f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free some "
+            "space, and the same command goes on from there"
+        )
+
+
+class StopIfDiverged:
+    """A hook that ends a run after train.max_nonfinite steps in a row that were not finite.
+
+    A step is looked at when the next has been handed to the device, so that neither waits for the
+    other; one that is logged, at once.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.limit, self.checkpoints = trainer.config.train.max_nonfinite, trainer.checkpoints
+        self.previous: tuple[int, jax.Array] | None = None
+
+    def __call__(self, info: StepInfo) -> None:
+        this = info.step, info.metrics["skipped_in_a_row"]
+        look_at, self.previous = (this if info.values else self.previous), this
+        if look_at is None:
+            return
+        step, count = look_at[0], int(look_at[1])
+        if count >= self.limit:
+            raise Diverged(
+                f"step {step}: loss or gradient not finite for {count} steps in a row "
+                f"(train.max_nonfinite={self.limit}). The checkpoints, steps "
+                f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
+                "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
+            )
+
+
+def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -> None:
+    """Refuses train.steps that would end before `step`, or have the learning rate jump there.
+
+    A schedule that has not begun to depend on the number of steps may go on: constant,
+    inverse_sqrt, any in its warm-up, wsd before its decay.
+
+    Args:
+      old: the config with which the checkpoint of `step` was saved.
+      skipped: steps among them that the optimizer has not taken.
+    """
+    steps, were = new.train.steps, old.train.steps
+    if steps < step:
+        raise ConfigError(
+            f"train.steps={steps}: the run has reached step {step} already; nothing is left to "
+            f"train. Its checkpoints can be read with --step, or train.steps={step} or more given"
+        )
+    if steps == were or step == 0:
+        return
+    before, after = (float(schedule(config)(step - skipped)) for config in (old, new))
+    if abs(before - after) > JUMP * max(before, after):
+        raise ConfigError(
+            f"train.steps={steps}: was {were} until step {step}, and the learning rate of "
+            f"optimizer.schedule={new.optimizer.schedule!r} would jump there from {before:.1e} to "
+            f"{after:.1e}. Keep train.steps={were}, or train anew: only constant, inverse_sqrt, "
+            "and wsd before its decay, can change their end on the way"
+        )

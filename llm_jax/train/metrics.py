@@ -2,11 +2,13 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llm_jax.config import ConfigError
+from llm_jax.files import parse_json, write_text
 
 
 class Metrics:
@@ -23,9 +25,7 @@ class Metrics:
         self.last = {name: value for row in rows for name, value in row.items()}
         if writes:
             path = self.workdir / "metrics.jsonl"
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(partial, path)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             self.file = path.open("a", buffering=1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
@@ -54,14 +54,25 @@ class Metrics:
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl; a last line cut short by a crash is dropped."""
+    """Returns the rows of metrics.jsonl; a last line cut short by a crash is dropped.
+
+    Raises:
+      ConfigError: any other line that is no row, naming it.
+    """
     path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = parse_json(line.decode("utf-8", "replace"), where)
+            if not isinstance(row.get("step"), int):
+                raise ConfigError(f"{where}: has no step")
+        except ConfigError:
+            if number == len(lines):
+                break
+            raise
+        rows.append(row)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A profile of chosen steps, in the run folder: for XProf, TensorBoard or Perfetto."""
+"""A hook of the loop: a profile of chosen steps, for XProf, TensorBoard or Perfetto."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,18 @@ class Profile:
         self.start, self.stop = steps if wanted else (None, None)
         self.running = False
 
-    def before(self, step: int) -> None:
-        """To be called before a step, with the number of those taken."""
+    def begin(self, step: int) -> None:
+        """Starts the trace if it starts with the next step; `step` counts those taken."""
         if step == self.start:
             jax.profiler.start_trace(self.folder)
             self.running = True
 
-    def after(self, step: int, results: Any) -> None:
-        """To be called after a step, with what it computes: a trace ends when that is there."""
-        if self.running and step == self.stop:
-            jax.block_until_ready(results)
+    def __call__(self, info: Any) -> None:
+        """After a step: a trace ends when what the step computes is there."""
+        if self.running and info.step == self.stop:
+            jax.block_until_ready(info.metrics)
             self.close()
+        self.begin(info.step)
 
     def close(self) -> None:
         """Writes what has been traced of a run that ends early."""

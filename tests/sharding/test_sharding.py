@@ -16,7 +16,7 @@ from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.models.layers import TokenEmbed
 from llm_jax.sharding.hardware import peak_flops
-from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.checkpoint import Checkpoints, join, split
 from llm_jax.train.run import Setup
 from llm_jax.train.state import make_eval_step, make_train_step
 
@@ -199,12 +199,13 @@ def test_a_checkpoint_goes_onto_another_mesh(trained, tmp_path):
     _, expected, _ = trained("even", 1, 1, 1)
     setup, _, state = trained("even", 2, 2, 2)
     checkpoints = Checkpoints(tmp_path, setup.config.checkpoint)
-    checkpoints.save(STEPS, state, {"data": {}})
+    checkpoints.save(STEPS, split(state), {"data": {}})
     checkpoints.wait()
     after = {}
     for mesh in ((2, 2, 2), (4, 1, 2), (1, 1, 1)):
         other, _, _ = trained("even", *mesh)
-        _, restored, _ = checkpoints.restore(other.abstract_state())
+        _, items, _ = checkpoints.restore(split(other.abstract_state()))
+        restored = join(items)
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         up = layer(restored.params)["mlp"]["up"]["kernel"]
         assert part(up) == (2, 16 // mesh[1], 64 // mesh[2])

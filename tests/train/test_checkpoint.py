@@ -14,11 +14,11 @@ from llm_jax.train.checkpoint import Checkpoints
 
 
 def state(step, width=64) -> dict:
-    """Different in every element at every step."""
+    """Two items, different in every element at every step."""
     numbers = jnp.arange(8 * width, dtype=jnp.float32).reshape(8, width)
     return {
         "params": {"kernel": numbers + step / 7, "half": (numbers * step).astype(jnp.bfloat16)},
-        "step": jnp.int32(step),
+        "rest": {"step": jnp.int32(step)},
     }
 
 
@@ -111,7 +111,7 @@ def test_harm_to_any_file_is_found_or_harmless(harm, run, two_saved, tmp_path, c
 
 
 def test_flipped_array_bytes_and_meta_are_found(run, caplog):
-    arrays = max((run / "checkpoints" / "8" / "state").rglob("d/*"), key=os.path.getsize)
+    arrays = max((run / "checkpoints" / "8" / "params").rglob("d/*"), key=os.path.getsize)
     flip(arrays, arrays.stat().st_size // 2)
     assert_is(restore(run), 4)
     assert "checkpoint 8 is damaged" in caplog.text
@@ -126,7 +126,7 @@ def test_a_changed_digit_in_meta_is_found(run):
     assert_is(restore(run), 4)
 
 
-@pytest.mark.parametrize("item", ["", "state", "meta"])
+@pytest.mark.parametrize("item", ["", "params", "rest", "meta"])
 def test_an_empty_folder_is_set_aside(item, run):
     folder = run / "checkpoints" / "8" / item
     shutil.rmtree(folder)

@@ -11,13 +11,18 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from llm_jax.config import ConfigError
 from llm_jax.train import Diverged, loop
 from llm_jax.train.loop import Trainer
 from llm_jax.train.metrics import Meter, Metrics, plot, read
 
 
-def start(config, workdir, reporter) -> Trainer:
-    return Trainer(config, workdir, reporter, jax.devices()[:1])
+def start(config, workdir, reporter, after=None, hooks=()) -> Trainer:
+    """A trainer that calls `after` with itself when all else of a step is done."""
+    trainer = Trainer(config, workdir, reporter, jax.devices()[:1], hooks)
+    if after is not None:
+        trainer.hooks.append(lambda info: after(info.trainer))
+    return trainer
 
 
 def bits(state) -> bytes:
@@ -26,17 +31,6 @@ def bits(state) -> bytes:
 
 def saved(workdir) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
-
-
-@pytest.fixture
-def after_step(monkeypatch):
-    """Has a function called with the trainer after each of its steps."""
-
-    def install(call):
-        step = Trainer._step
-        monkeypatch.setattr(Trainer, "_step", lambda self: (step(self), call(self)))
-
-    return install
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def poison(monkeypatch):
     return install
 
 
-def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path, after_step):
+def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path):
     compiled, counts = [], []
 
     def heard(name, _seconds, **_):
@@ -64,9 +58,9 @@ def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path, af
             compiled.append(name)
 
     jax.monitoring.register_event_duration_secs_listener(heard)
-    after_step(lambda trainer: counts.append(len(compiled)))
+    count = lambda trainer: counts.append(len(compiled))
     every = {"train.log_every": 2, "eval.every": 4, "checkpoint.every": 4}
-    start(tiny(every), tmp_path, silent).run()
+    start(tiny(every), tmp_path, silent, count).run()
     jax.monitoring.clear_event_listeners()
     assert counts[0] > 0
     assert counts[:3] == counts[:1] * 3  # steps, and a log at 2
@@ -186,14 +180,15 @@ def test_a_damaged_newest_checkpoint_costs_no_bit(tiny, silent, tmp_path, caplog
 
     for step in saved(tmp_path):
         (tmp_path / "checkpoints" / str(step) / "meta" / "metadata").unlink()
-    third = start(tiny(), tmp_path, silent)
-    assert third.step == 0
-    assert silent.notes[-1] == "no checkpoint is sound: starting again from step 0"
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # and not the second time either
+        with pytest.raises(ConfigError, match="none is left .*afresh from random weights"):
+            start(tiny(), tmp_path, silent)
     assert len(list((tmp_path / "checkpoints-damaged").iterdir())) >= 3
-    third.checkpoints.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_best_by_validation_is_kept(tiny, silent, tmp_path, monkeypatch, after_step):
+def test_the_best_by_validation_is_kept(tiny, silent, tmp_path, monkeypatch):
     losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: math.nan, 10: 0.9, 12: 1.5}
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": losses[self.step]})
     config = tiny({"eval.every": 2, "checkpoint.every": 3, "checkpoint.keep_last": 1})
@@ -205,21 +200,19 @@ def test_the_best_by_validation_is_kept(tiny, silent, tmp_path, monkeypatch, aft
         if trainer.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    after_step(look)
-    start(config, tmp_path, silent).run()
-    start(config, tmp_path, silent).run()
+    start(config, tmp_path, silent, look).run()
+    start(config, tmp_path, silent, look).run()
     assert [seen[s] for s in range(2, 8)] == [[2], [2, 3], [4], [4], [4, 6], [4, 6]]
     assert [seen[s] for s in range(8, 13)] == [[4, 7], [4, 9], [10], [10], [10, 12]]
 
 
-def test_asked_twice_it_stops_at_once(tiny, silent, tmp_path, after_step):
+def test_asked_twice_it_stops_at_once(tiny, silent, tmp_path):
     def twice(trainer):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)  # ignored where a shell started us behind it
-    after_step(twice)
     with pytest.raises(KeyboardInterrupt):
-        start(tiny(), tmp_path, silent).run()
+        start(tiny(), tmp_path, silent, twice).run()
     assert saved(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is before

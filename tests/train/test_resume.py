@@ -28,9 +28,10 @@ EVERYTHING = {
 GROWING = {"data.ramp_start": 4, "data.ramp_steps": 7, "data.packing": "none"}
 
 
-def train(config, workdir, reporter) -> tuple[dict, list, object]:
+def train(config, workdir, reporter, after=lambda info: None) -> tuple[dict, list, object]:
     """Returns the summary, metrics.jsonl without its timings, and the final state."""
     trainer = Trainer(config, workdir, reporter, jax.devices()[:1])
+    trainer.hooks.append(after)
     summary = trainer.run()
     return summary, untimed(workdir), jax.device_get(trainer.state)
 
@@ -47,20 +48,18 @@ def same_bits(a, b) -> bool:
 @pytest.mark.parametrize(
     "changes", [{}, EVERYTHING, GROWING], ids=["plain", "everything", "growing"]
 )
-def test_sigterm_saves_and_the_same_command_resumes(changes, tiny, silent, tmp_path, monkeypatch):
+def test_sigterm_saves_and_the_same_command_resumes(changes, tiny, silent, tmp_path):
     _, rows, state = train(tiny(changes), tmp_path / "whole", silent)
 
-    step, stops = Trainer._step, {5, 8}
+    stops = {5, 8}
 
-    def step_then_terminate(self):
-        step(self)
-        if self.step in stops:
-            stops.remove(self.step)
+    def terminate(info):
+        if info.step in stops:
+            stops.remove(info.step)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_step", step_then_terminate)
     for reached in (5, 8, 12):
-        summary, again, resumed = train(tiny(changes), tmp_path / "stopped", silent)
+        summary, again, resumed = train(tiny(changes), tmp_path / "stopped", silent, terminate)
         assert (summary["step"], summary["finished"]) == (reached, reached == 12)
         assert again == [row for row in rows if row["step"] <= reached]
     assert "resuming from step 8" in silent.notes

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.train import run
-from llm_jax.train.run import Folder, Setup, load_params, read_config
+from llm_jax.files import read_config
+from llm_jax.train import folder
+from llm_jax.train.folder import Folder
+from llm_jax.train.run import Setup, load_params
 
-DOCUMENTS = ["one document", "another"]
+DOCUMENTS = [{"text": "one document"}, {"text": "another"}]
 
 
 def opened(config, workdir):
     """Opens the folder as a run does, and says that it is one."""
-    folder = Folder(workdir)
-    tokenizer = folder.tokenizer(config, DOCUMENTS)
-    folder.commit(config, tokenizer)
+    run = Folder(workdir)
+    tokenizer = run.tokenizer(config, DOCUMENTS)
+    run.commit(config, tokenizer)
     return tokenizer
 
 
@@ -96,13 +98,13 @@ def test_a_file_is_no_folder(tiny, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(folder.os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(ConfigError, match="cannot be written"):
         Folder(tmp_path)
 
 
 def test_only_the_first_process_writes(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(folder.jax, "process_index", lambda: 1)
     opened(tiny(), tmp_path)
     assert contents(tmp_path) == {}
 
@@ -155,7 +157,7 @@ def test_reading_needs_a_run_with_a_checkpoint(tiny, tmp_path):
     with pytest.raises(ConfigError, match="no config.json there; it is not a run folder"):
         load_params(tmp_path)
     opened(tiny(), tmp_path)
-    with pytest.raises(ConfigError, match="no sound checkpoint there yet"):
+    with pytest.raises(ConfigError, match="no sound checkpoint there"):
         load_params(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert json.loads((tmp_path / "config.json").read_text())["model"]["vocab_size"] == 259

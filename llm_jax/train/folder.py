@@ -1,0 +1,243 @@
+"""The run folder: config.json, tokenizer/, checkpoints/, metrics.jsonl, plots and samples."""
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax import objectives
+from llm_jax.config import ConfigError
+from llm_jax.data import sources, tokenizers
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.files import read_config, read_json, write_json, write_text
+from llm_jax.train.checkpoint import SAVED
+
+IMPORTED = "imported.json"  # where a run came from; written before all else of an import
+
+# What an imported run, not yet trained, has already: other keys may still change.
+DECIDED = (
+    "model.", "tokenizer.", "optimizer.name", "optimizer.clip_norm", "optimizer.rate_factors",
+    "train.ema_decay",
+)  # fmt: skip
+
+# What may stand in a folder that holds no run yet: of a run that died before it had a config.json,
+# of a sweep, or of the shell or scheduler that started it.
+UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
+LOGS = (".partial", ".log", ".out", ".err")
+
+
+class Folder:
+    """A run folder, made by `commit` where there is none. With a checkpoint in it, it holds a run.
+
+    Raises:
+      ConfigError: it cannot be written, another job trains in it, it holds something else than a
+        run, an import that did not finish, or a run that lost its config.json or checkpoints.
+    """
+
+    locks: dict[Path, Any] = {}  # POSIX locks are a process's: held for as long as it lives
+
+    def __init__(self, path: str | Path):
+        self.path = self.named(path)
+        self.config_file = self.path / "config.json"
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise ConfigError(
+                f"--workdir={path}: cannot be made ({there} is a file); name a folder"
+            )
+        if not os.access(there, os.W_OK):
+            raise ConfigError(f"--workdir={path}: cannot be written; name another folder")
+        self.steps = [int(p.name) for p in self.path.glob("checkpoints/*") if p.name.isdigit()]
+        self.imported = (self.path / IMPORTED).exists() and self.steps in ([], [0])
+        self.text: dict | None = None  # the fingerprint of what it trains on, once it is known
+        self.old: ConfigDict | None = None
+        if not self.config_file.exists():
+            self._check_empty()
+            return
+        config = read_config(self.path)
+        self._lock()
+        if self.steps:
+            self.old = config
+        # A run that died before its first checkpoint has nothing to lose: it begins anew.
+        elif self.had_checkpoint():
+            raise self.lost()
+
+    @staticmethod
+    def named(path: str | Path) -> Path:
+        """Returns the path; ConfigError where --workdir= was left empty."""
+        if not str(path).strip():
+            raise ConfigError("--workdir=: is empty; name a folder")
+        return Path(path)
+
+    def _check_empty(self) -> None:
+        """Refuses a folder without config.json in which there is something else."""
+        if (self.path / IMPORTED).exists():
+            raise ConfigError(
+                f"--workdir={self.path}: holds an import that did not finish; run the import "
+                "again, or name another folder"
+            )
+        if self.steps:
+            raise ConfigError(
+                f"--workdir={self.path}: no config.json there, but checkpoints {self.steps}; bring "
+                "it back, or name another folder"
+            )
+        names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        foreign = [
+            name for name in sorted(names)
+            if name not in UNFINISHED and not name.startswith(".") and not name.endswith(LOGS)
+        ]  # fmt: skip
+        if foreign:
+            raise ConfigError(
+                f"--workdir={self.path}: is not empty and holds no run "
+                f"({', '.join(foreign[:3])}); name a new folder"
+            )
+
+    def had_checkpoint(self) -> bool:
+        """Whether the run has been saved, or imported, so that it holds more than its config."""
+        damaged = self.path / "checkpoints-damaged"
+        known = any((self.path / name).exists() for name in (SAVED, IMPORTED))
+        return known or (damaged.is_dir() and any(damaged.iterdir()))
+
+    def lost(self) -> ConfigError:
+        """What to raise where no checkpoint is left that could be read."""
+        imported = (self.path / IMPORTED).exists()
+        return ConfigError(
+            f"--workdir={self.path}: a checkpoint was saved there, and none is left that is sound; "
+            f"to go on would be to start afresh from random weights. Bring a checkpoint back"
+            f"{' or import again' * imported}, or, to start afresh, name another --workdir or "
+            "remove this one"
+        )
+
+    def tokenizer(self, config: ConfigDict, train_documents: Sequence[str]) -> Tokenizer:
+        """Opens the run's tokenizer or builds one, and fills in config.model's sizes with it.
+
+        Raises:
+          ConfigError: the folder holds another run, naming the keys that differ.
+        """
+        self._check_text(config)
+        if self.old is None:
+            objective = objectives.get(config.objective.name)
+            tokenizer = objective.build_tokenizer(config, train_documents)
+        else:
+            tokenizer = tokenizers.load(self.path / "tokenizer")
+        config.model = configs.resolve(config.model, tokenizer.vocab_size)
+        if self.old and (different := differences(self.old, config, self.imported)):
+            raise ConfigError(
+                f"--workdir={self.path} holds another run ({'; '.join(different)}); "
+                "use its values, or another --workdir"
+            )
+        return tokenizer
+
+    def commit(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
+        """Writes down what the run is, once nothing about it can be refused any more.
+
+        config.json comes last: a folder without one holds no run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() != 0:
+            return
+        self._lock()
+        if self.old is None:
+            tokenizer.save(self.path / "tokenizer")
+        if self.text is not None:
+            write_json(self.path / "text.json", self.text)
+        write_text(self.config_file, configs.to_json(config) + "\n")
+
+    def _lock(self) -> None:
+        """Refuses a folder that another process holds. A process that dies, however, lets go.
+
+        POSIX record locks: also between machines on NFS 4 or Lustre with -o flock; not on object
+        stores mounted as folders (gcsfuse), which see only their own machine's.
+        """
+        path = self.path.absolute() / ".lock"
+        if jax.process_index() != 0 or path in self.locks:
+            return
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+                return
+            file.seek(0)
+            raise ConfigError(
+                f"--workdir={self.path}: is being trained by {file.read().strip()}; wait for it, "
+                "end it, or name another folder"
+            ) from error
+        self.locks[path] = file  # closing any handle to it would let go of the lock
+        file.truncate(0)
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' * bool(job)}")
+        file.flush()
+
+    def _check_text(self, config: ConfigDict) -> None:
+        """Refuses to resume on other text, where the data iterator's state would mean nothing."""
+        self.text = sources.fingerprint(config)
+        file = self.path / "text.json"
+        if self.old is None or self.imported or not file.is_file():
+            return
+        old = read_json(file)
+        changed = [name for name in old | self.text if old.get(name) != self.text.get(name)]
+        if changed:
+            raise ConfigError(
+                f"--workdir={self.path}: the text has changed since the run began "
+                f"({', '.join(changed[:3])}); bring back what it was, use another --workdir, or "
+                f"remove {file} to go on somewhere in the new text"
+            )
+
+
+def differences(old: ConfigDict, new: ConfigDict, imported: bool = False) -> list[str]:
+    """Returns 'key: old there, new here' of keys that make it another run.
+
+    imported: of a run at step 0, whose parameters and tokenizer alone are decided.
+    """
+    different = configs.differences(old, new)
+    return [text for text in different if text.startswith(DECIDED)] if imported else different
+
+
+def describe(workdir: str | Path, config: ConfigDict, data: Any) -> dict[str, Any]:
+    """Returns what a checkpoint holds beside its arrays; data: the iterator's state, or None."""
+    return {
+        "data": data,
+        "config": config.to_dict(),
+        "tokenizer": _contents(workdir) if jax.process_index() == 0 else {},
+    }
+
+
+def _contents(workdir: str | Path) -> dict[str, str]:
+    files = (Path(workdir) / "tokenizer").iterdir()
+    return {f.name: f.read_bytes().decode("latin-1") for f in files if f.is_file()}
+
+
+def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], None]:
+    """Returns what refuses a checkpoint that was saved with another config or tokenizer.
+
+    It takes (step, meta), raises a ConfigError that names the keys or files, and is for
+    `Checkpoints.restore`.
+    """
+
+    def check(step: int, meta: dict) -> None:
+        where = Path(workdir) / "checkpoints" / str(step)
+        try:
+            old = configs.from_dict(meta["config"])
+        except ConfigError as error:
+            raise ConfigError(f"{where} has a config of another version: {error}") from error
+        imported = step == 0 and (Path(workdir) / IMPORTED).exists()
+        if different := differences(old, config, imported):
+            raise ConfigError(
+                f"{where} is of another config than {Path(workdir) / 'config.json'} "
+                f"({'; '.join(different)}); bring back what was there"
+            )
+        here, there = _contents(workdir), meta["tokenizer"]
+        if changed := [name for name in there if here.get(name) != there[name]]:
+            raise ConfigError(
+                f"{where} was saved with another {Path(workdir) / 'tokenizer'} "
+                f"({', '.join(sorted(changed))} differ); bring back what was there"
+            )
+
+    return check
