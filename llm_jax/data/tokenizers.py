@@ -77,6 +77,10 @@ class Tokenizer(ABC):
         """Returns what each id stands for, as the vocabulary has it ('##ing'); '' for none."""
 
     @abstractmethod
+    def backend(self):
+        """Returns a `tokenizers` object that encodes alike; a sentencepiece one's path."""
+
+    @abstractmethod
     def _write(self, folder: Path) -> dict:
         """Writes the files of this kind into `folder` and returns what `_open` needs besides."""
 
@@ -204,6 +208,18 @@ class Bytes(Tokenizer):
     def pieces(self) -> list[str]:
         return [*map(chr, range(256)), *self.specials]
 
+    def backend(self):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        # GPT-2's byte-level vocabularies write a byte by a character (Radford 2019).
+        shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        hidden = [byte for byte in range(256) if byte not in shown]
+        symbols = {chr(byte): byte for byte in shown}
+        symbols |= {chr(256 + i): byte for i, byte in enumerate(hidden)}
+        split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend = Tokenizer(models.BPE(symbols, []))
+        return _with_specials(self, backend, split, decoders.ByteLevel())
+
     def _write(self, folder: Path) -> dict:
         return {"specials": list(self.specials)[3:]}
 
@@ -243,6 +259,13 @@ class Chars(Tokenizer):
     def pieces(self) -> list[str]:
         return [*self.characters, *self.specials]
 
+    def backend(self):
+        from tokenizers import Regex, decoders, pre_tokenizers
+
+        backend = _levels(self, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"))
+        backend.decoder = decoders.Fuse()
+        return backend
+
     def _write(self, folder: Path) -> dict:
         return {"characters": "".join(self.characters), "specials": list(self.specials)[4:]}
 
@@ -277,6 +300,11 @@ class Words(Tokenizer):
 
     def pieces(self) -> list[str]:
         return [*self.words, *self.specials]
+
+    def backend(self):
+        from tokenizers import pre_tokenizers
+
+        return _levels(self, pre_tokenizers.WhitespaceSplit())
 
     def _write(self, folder: Path) -> dict:
         return {"words": self.words, "specials": list(self.specials)[4:]}
@@ -313,15 +341,10 @@ class HuggingFace(Tokenizer):
         """Returns what tokenizer.json says of the way back to text, as JSON."""
         return json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
 
-    def template(self) -> tuple[list[int], list[int]]:
-        """Returns the ids that tokenizer.json's post-processor puts before and behind a text."""
-        from tokenizers import Tokenizer, models
+    def backend(self):
+        from tokenizers import Tokenizer
 
-        one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # any text is one token
-        one.post_processor = self._tokenizer.post_processor
-        text = one.encode("a")
-        at = text.special_tokens_mask.index(0)
-        return text.ids[:at], text.ids[at + 1 :]
+        return Tokenizer.from_str(self._tokenizer.to_str())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(
@@ -366,7 +389,8 @@ class SentencePiece(Tokenizer):
             raise ConfigError(f"tokenizer.path: {path} is not a sentencepiece .model") from error
         self._path = Path(path)
         n = self._model.vocab_size()
-        own = {self._model.id_to_piece(i): i for i in range(n) if self._model.is_control(i)}
+        special = lambda i: self._model.is_control(i) or self._model.is_unknown(i)
+        own = {self._model.id_to_piece(i): i for i in range(n) if special(i)}
         self._more = [name for name in specials if name not in own]
         self.specials = own | {name: n + i for i, name in enumerate(self._more)}
         self.vocab_size = n + len(self._more)
@@ -382,8 +406,9 @@ class SentencePiece(Tokenizer):
         return np.array(self._model.encode(_valid(text)), np.int32)
 
     def read(self, text: str) -> list[int]:
-        gap = f" +(?={'|'.join(map(re.escape, (*MASKS, SENTINEL)))})"
-        return super().read(re.sub(gap, "", text))  # the blank before it is in what fills it
+        gaps = [re.escape(name) for name in self.specials if name.startswith((*MASKS, SENTINEL))]
+        # The blank before a gap is in what fills it.
+        return super().read(re.sub(f" +(?={'|'.join(gaps)})", "", text) if gaps else text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in self._model.encode([_valid(t) for t in texts])]
@@ -395,6 +420,9 @@ class SentencePiece(Tokenizer):
     def pieces(self) -> list[str]:
         n = self._model.vocab_size()
         return [self._model.id_to_piece(i) for i in range(n)] + self._more
+
+    def backend(self):
+        return self._path
 
     def _write(self, folder: Path) -> dict:
         target = folder / "tokenizer.model"
@@ -456,12 +484,43 @@ def _sample(docs: Sequence[str]) -> list[str]:
     return [docs[i] for i in range(0, len(docs), step)]
 
 
-def _added(name: str):
+def special_token(name: str):
     """A special token; the blank before a gap is a part of what fills it."""
     from tokenizers import AddedToken
 
     gap = name.startswith((*MASKS, SENTINEL))
     return AddedToken(name, special=True, normalized=False, lstrip=gap)
+
+
+def template(backend) -> tuple[list[int], list[int]]:
+    """Returns the ids that the post-processor of a `tokenizers` object puts around a text."""
+    from tokenizers import Tokenizer, models
+
+    one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # any text is one token
+    one.post_processor = backend.post_processor
+    text = one.encode("a")
+    at = text.special_tokens_mask.index(0)
+    return text.ids[:at], text.ids[at + 1 :]
+
+
+def _levels(tokenizer: Tokenizer, splitter):
+    """A `tokenizers` object of one id a piece, as the splitter finds them."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    vocab = {piece: i for i, piece in enumerate(tokenizer.pieces())}
+    return _with_specials(tokenizer, Backend(models.WordLevel(vocab, "[UNK]")), splitter)
+
+
+def _with_specials(tokenizer: Tokenizer, backend, splitter, decoder=None):
+    from tokenizers import AddedToken
+
+    backend.pre_tokenizer = splitter
+    if decoder is not None:
+        backend.decoder = decoder
+    names = sorted(tokenizer.specials, key=tokenizer.specials.get)
+    backend.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    return backend
 
 
 def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
@@ -474,7 +533,7 @@ def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> Hugging
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[end, *map(_added, specials)],
+        special_tokens=[end, *map(special_token, specials)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -516,7 +575,7 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
     # fall with those numbers. A first pass without merges finds them; the second gets them sorted.
     inner = sorted(token for token in train(0, names) if len(token) == 3 and token[:2] == "##")
     tokenizer = new(train(vocab_size, names + inner))
-    tokenizer.add_special_tokens([_added(name) for name in names])
+    tokenizer.add_special_tokens([special_token(name) for name in names])
     ids = {name: tokenizer.token_to_id(name) for name in names}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

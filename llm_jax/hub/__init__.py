@@ -202,7 +202,7 @@ def save(
         folder, sizes, lambda names: to_tensors(wanted, params, names, np.dtype(dtype)), shard_bytes
     )
     if tokenizer is not None:
-        text.save(tokenizer, folder, model, table)
+        text.save(tokenizer, folder, model)
     # Last: a folder with a config.json is complete.
     files.write_json(folder / files.CONFIG, hf | {"dtype": dtype})
     return table.name

@@ -190,7 +190,6 @@ LLAMA = Family(
     classes={"lm": "LlamaForCausalLM"},
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     dropped=(r".*\.rotary_emb\.inv_freq",),
-    sentencepiece="LlamaTokenizer",
     read=_read_rope,
     write=_write_llama,
 )  # fmt: skip

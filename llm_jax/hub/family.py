@@ -63,7 +63,6 @@ class Family:
       head_activation: model.activation that the masked-LM head of theirs always has.
       ids: entries of config.json that are ids of the tokenizer.
       specials: what a sentencepiece .model lacks.
-      sentencepiece: their class for one, where it must be told what to put around a text.
       read: (config.json, names of tensors) -> config.json in the words of `keys`.
       write: the other way.
     """
@@ -89,7 +88,6 @@ class Family:
     head_activation: str = ""
     ids: Mapping[str, str] = field(default_factory=lambda: TOKEN_IDS)
     specials: tuple[str, ...] = ()
-    sentencepiece: str = ""
     read: Callable[[dict, Collection[str]], dict] = lambda hf, names: hf
     write: Callable[[dict], dict] = lambda hf: hf
 

@@ -5,13 +5,14 @@ transformers as prompts are read here.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data.tokenizers import ENDS, HuggingFace, Tokenizer
+from llm_jax.data.tokenizers import ENDS, HuggingFace, Tokenizer, special_token, template
 from llm_jax.files import read_text
 from llm_jax.hub import classes, files
 from llm_jax.hub.family import Family
@@ -70,7 +71,7 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
         start = (generation.get("decoder_start_token_id"), hf.get("decoder_start_token_id"))
         bos = next((i for i in map(_id, start) if i is not None), pad)
     tokenizer = HuggingFace(made.backend, pad if bos is None else bos, eos, pad)
-    tokenizer.frame = tokenizer.template()
+    tokenizer.frame = template(made.backend)
     tokenizer.roles = made.roles
     tokenizer.generation = generation
     tokenizer.chat_template = _chat_template(folder, made.config)
@@ -101,54 +102,69 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     return stated
 
 
-def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None]:
     """Returns config.json's ids of special tokens: those of the tokenizer."""
     if tokenizer is None:  # transformers will not build a model without these two
         needed = ("pad_token_id", "decoder_start_token_id")
         return {theirs: 0 if theirs in needed else None for theirs in family.ids}
-    return {theirs: getattr(tokenizer, ours) for theirs, ours in family.ids.items()}
+    said = {theirs: getattr(tokenizer, ours) for theirs, ours in family.ids.items()}
+    ends = (tokenizer.generation or {}).get("eos_token_id")  # several may end a text
+    return said | ({"eos_token_id": ends} if ends and "eos_token_id" in said else {})
 
 
-def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict, family: Family) -> None:
-    """Writes the tokenizer's own files and, for transformers, two more that do what it does."""
-    tokenizer.save(folder)
-    whole = _tokenizer_json(tokenizer, folder, model.kind)
-    if whole is not None:
-        files.write_json(folder / "tokenizer.json", whole)
-    elif not family.sentencepiece:  # transformers finds the class by config.json
-        return
-    names = {i: name for name, i in tokenizer.specials.items()}
-    said = {ROLES[name]: name for name in tokenizer.specials if name in ROLES}
-    for role in ("bos", "eos", "pad"):
-        name = names.get(getattr(tokenizer, f"{role}_id"))
-        if name and name not in said.values():  # BERT's [CLS] and [SEP] are no bos and eos there
-            said[f"{role}_token"] = name
+def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, which transformers 4 and 5 read alike, and
+    what an import came with: generation_config.json and the chat template."""
+    files.write_json(folder / classes.WHOLE, json.loads(_backend(tokenizer, model.kind).to_str()))
+    if isinstance(tokenizer.backend(), Path):  # for those who read sentencepiece models alone
+        shutil.copyfile(tokenizer.backend(), folder / "tokenizer.model")
     about = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if whole else family.sentencepiece,
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.max_length,
         "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up),
     }
+    if tokenizer.clean_up:
+        about["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
     if model.type_vocab_size > 1:
         about["model_input_names"].insert(1, "token_type_ids")
-    if whole is None:
-        before, behind = tokenizer.around(model.kind)
-        about |= {"add_bos_token": bool(before), "add_eos_token": bool(behind)}
-    files.write_json(folder / "tokenizer_config.json", about | said)
+    if tokenizer.split_specials:
+        about["split_special_tokens"] = True
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": one} for name, one in template.items()]
+    about |= {"chat_template": template} if template else {}
+    files.write_json(folder / classes.CONFIG, about | roles(tokenizer, model.kind))
+    if tokenizer.generation is not None:
+        files.write_json(folder / GENERATION, tokenizer.generation)
 
 
-def _tokenizer_json(tokenizer: Tokenizer, folder: Path, kind: str) -> dict[str, Any] | None:
-    """The content of a tokenizer.json that puts around a text, and reads, what we do."""
-    from tokenizers import Tokenizer as Backend
+def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
+    """Returns what transformers calls the special tokens: {"mask_token": "[MASK]", ...}."""
+    if tokenizer.roles is not None:
+        return tokenizer.roles
+    names = {i: name for name, i in tokenizer.specials.items()}
+    said = {ROLES[name]: name for name in tokenizer.specials if name in ROLES}
+    taken = set(said.values()) if kind == "encoder" else ()  # BERT's [CLS] is no bos there
+    for role in ("bos", "eos", "pad"):
+        name = names.get(getattr(tokenizer, f"{role}_id"))
+        if name and name not in taken:
+            said[f"{role}_token"] = name
+    return said
+
+
+def _backend(tokenizer: Tokenizer, kind: str):
+    """A `tokenizers` object that puts around a text, and reads, what we do."""
     from tokenizers import processors
 
-    if tokenizer.kind in ("bytes", "chars"):
-        backend = _of_characters(tokenizer)
-    elif (folder / "tokenizer.json").is_file():
-        backend = Backend.from_file(str(folder / "tokenizer.json"))
-    else:
-        return None
+    backend = tokenizer.backend()
+    if isinstance(backend, Path):
+        backend, _, added = classes.of_sentencepiece(backend, {})
+        backend.add_tokens(list(added))
+        names = sorted(tokenizer.specials, key=tokenizer.specials.get)
+        backend.add_special_tokens([special_token(name) for name in names])
     before, behind = tokenizer.around(kind)
-    if backend.encode("a").ids != [*before, *tokenizer.encode("a").tolist(), *behind]:
+    if template(backend) != (before, behind):
         name = tokenizer.pieces()
         first, last = ([name[i] for i in ids] for ids in (before, behind))
         backend.post_processor = processors.TemplateProcessing(
@@ -156,31 +172,4 @@ def _tokenizer_json(tokenizer: Tokenizer, folder: Path, kind: str) -> dict[str, 
             pair=[*first, "$A", *last, "$B:1", *(f"{text}:1" for text in last)],
             special_tokens=[(name[i], i) for i in {*before, *behind}],
         )
-    return json.loads(backend.to_str())
-
-
-def _of_characters(tokenizer: Tokenizer):
-    """A tokenizers.Tokenizer without merges, one id a byte or a character."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    if tokenizer.kind == "bytes":
-        alphabet = {_byte_symbol(i): i for i in range(256)}
-        backend = Backend(models.BPE(vocab=alphabet, merges=[]))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.decoder = decoders.ByteLevel()
-    else:
-        vocab = {c: i for i, c in enumerate(tokenizer.characters)} | tokenizer.specials
-        backend = Backend(models.WordLevel(vocab, unk_token="[UNK]"))
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        backend.decoder = decoders.Fuse()
-    specials = sorted(tokenizer.specials, key=tokenizer.specials.get)
-    backend.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in specials])
     return backend
-
-
-def _byte_symbol(byte: int) -> str:
-    """The character by which GPT-2's byte-level vocabularies write a byte (Radford 2019)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in shown]
-    return chr(byte if byte in shown else 256 + hidden.index(byte))

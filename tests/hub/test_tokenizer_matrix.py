@@ -2,10 +2,14 @@
 
 import io
 import json
+import os
+import subprocess
 
 import pytest
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
+from llm_jax.data import tokenizers
 from llm_jax.hub import families, text
 
 transformers = pytest.importorskip("transformers")
@@ -249,3 +253,104 @@ def test_each_setting_means_what_it_means_to_transformers(base, bases, tmp_path)
             wrong += [(cell, *what) for what in differences(theirs, ours)]
     assert not wrong
     assert equal > 50
+
+
+# Prints what the transformers of another Python makes of NASTY in each folder.
+IDS = """
+import json, sys, transformers
+assert transformers.__version__.startswith("4."), transformers.__version__
+out = {}
+for folder in json.loads(sys.argv[1]):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    roles = {name: getattr(theirs, name + "_token_id") for name in ("bos", "eos", "pad", "mask")}
+    rows = [theirs(text)["input_ids"] for text in json.loads(sys.argv[2])]
+    decoded = [theirs.decode(row, skip_special_tokens=True) for row in rows]
+    out[folder] = [rows, decoded, roles, theirs.chat_template]
+print(json.dumps(out))
+"""
+OWN = ("bytes", "chars", "words", "bpe", "wordpiece", "sentencepiece-bpe", "sentencepiece-unigram")
+MASKS = ("[MASK]", "<extra_id_0>")
+
+
+def own(kind, folder):
+    """A tokenizer as tokenizer.name=kind makes it of LINES."""
+    name, _, model = kind.partition("-")
+    config = {"name": name, "vocab_size": 330, "specials": MASKS, "path": str(folder / "own.model")}
+    if model:
+        options = BPE if model == "bpe" else {"vocab_size": 120, "hard_vocab_limit": False}
+        (folder / "own.model").write_bytes(sentencepiece_model(**options))
+    return tokenizers.build(configs.ConfigDict(config), LINES)
+
+
+@pytest.fixture(scope="module")
+def written(bases, tmp_path_factory):
+    """{name: (our tokenizer, model.kind, the folder that was written)}."""
+    out, root = {}, tmp_path_factory.mktemp("written")
+    for kind in OWN:
+        for family, which in (("gpt2", "decoder"), ("bert", "encoder"), ("t5", "encoder_decoder")):
+            folder = root / f"{kind}-{family}"
+            put(folder, {"config.json": {"model_type": family}})
+            out[folder.name] = own(kind, folder), which, folder
+    template = {"chat_template": "{{ messages[0]['content'] }}"}
+    for base in (*QUICK, "t5-saved", "albert-saved"):
+        files = varied(bases[base], {CONFIG: template})
+        put(root / base, files)
+        family = families.get(files["config.json"]["model_type"])
+        ours = text.load(root / base, files["config.json"], family)
+        put(root / f"{base}-again", {"config.json": files["config.json"]})
+        which = family.model.get("kind", "decoder")
+        out[base] = ours, which, root / f"{base}-again"
+    for ours, which, folder in out.values():
+        model = configs.base().model
+        model.kind = which
+        text.save(ours, folder, model)
+    return out
+
+
+def as_written(ours, which, theirs):
+    """Where another's (rows, texts, ids of roles, chat template) are not ours."""
+    rows, decoded, roles, template = theirs
+    before, behind = ours.around(which)
+    wrong = []
+    for prompt, ids, plain in zip(NASTY, rows, decoded, strict=True):
+        right = [*before, *ours.read(prompt), *behind]
+        if ids != right:
+            wrong.append((prompt, ids, right))
+        shown = ours.decode(right)
+        if ours.kind == "sentencepiece":  # which drops the blank before the first word it knows
+            shown, plain = shown.lstrip(), plain.lstrip()
+        if "\ufffd" not in shown and shown != plain:  # transformers leaves the unknown out
+            wrong.append((prompt, plain, shown))
+    if template != ours.chat_template:
+        wrong.append(template)
+    if ours.roles is None:  # one of our own: an end, and something to pad with, is always there
+        ids = {"eos": ours.eos_id, "pad": ours.pad_id, "mask": ours.specials["[MASK]"]}
+        ids |= {} if which == "encoder" else {"bos": ours.bos_id}
+        named = set(text.roles(ours, which))
+        wrong += [(name, i, roles) for name, i in ids.items()
+                  if roles[name] != i and (which != "encoder" or f"{name}_token" in named)]
+    return wrong
+
+
+def test_what_is_written_reads_alike(written):
+    wrong = []
+    for name, (ours, which, folder) in written.items():
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        rows = [theirs(prompt)["input_ids"] for prompt in NASTY]
+        decoded = [theirs.decode(row, skip_special_tokens=True) for row in rows]
+        ids = {role: getattr(theirs, f"{role}_token_id") for role in ("bos", "eos", "pad", "mask")}
+        wrong += [(name, *what) for what in as_written(
+            ours, which, (rows, decoded, ids, theirs.chat_template))]  # fmt: skip
+    assert not wrong
+
+
+def test_what_is_written_reads_alike_in_transformers_4(written):
+    python = os.environ.get("LLM_JAX_TRANSFORMERS_4")
+    if not python:
+        pytest.skip("LLM_JAX_TRANSFORMERS_4 names no Python that has transformers 4")
+    folders = json.dumps([str(folder) for _, _, folder in written.values()])
+    command = [python, "-c", IDS, folders, json.dumps(NASTY)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    made = json.loads(result.stdout.splitlines()[-1])
+    assert not [(name, wrong) for name, (ours, which, folder) in written.items()
+                if (wrong := as_written(ours, which, made[str(folder)]))]  # fmt: skip
