@@ -152,6 +152,7 @@ def run(tmp_path_factory):
         data__train=str(folder / "train.tsv"), data__validation=str(folder / "valid.tsv"),
         train__steps=120, eval__every=120, checkpoint__every=120, optimizer__learning_rate=3e-3,
         optimizer__warmup_steps=10, model__norm_place="post", model__embed_norm=True,
+        model__head_dropout=0.1,
     )  # fmt: skip
     return folder, c, labels
 

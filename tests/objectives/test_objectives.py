@@ -39,7 +39,8 @@ def _setup(name, dropout=0.0):
     rng = np.random.default_rng(0)
     docs = [" ".join(rng.choice(WORDS, rng.integers(2, 30))) for _ in range(40)]
     if name in ("seq2seq", "completion"):
-        docs = [(doc[:20], doc[::-1][:20]) for doc in docs]
+        n = 20 if name == "seq2seq" else 8
+        docs = [(doc[:n], doc[::-1][:n]) for doc in docs]
     if name == "classification":
         docs = [{"text": doc[:30], "label": str(len(doc) % 3)} for doc in docs]
         objective.resolve(c, docs)
