@@ -59,7 +59,8 @@ class Model(nn.Module):
             init = vocab(normal(cfg, cfg.embed_dim), "embed")
             width = 2 * cfg.embed_dim if both_streams(cfg) else cfg.embedding_dim
             self.output = self.param("output", init, (cfg.vocab_size, width))
-        if "mlm" in self.names or cfg.output_bias:
+        self.biased = "mlm" in self.names or ("lm" in self.names and cfg.output_bias)
+        if self.biased:
             zeros = vocab(nn.initializers.zeros)
             self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
         if cfg.pooler:
@@ -145,7 +146,7 @@ class Model(nn.Module):
             matrix = self.embed.matrix if cfg.tie_embeddings else self.output
         if "mlm" in self.names:
             hidden = self.transform(hidden)
-        if "mlm" in self.names or cfg.output_bias:
+        if self.biased:
             bias = self.output_bias
         if cfg.scale_output:
             hidden *= cfg.embed_dim**-0.5

@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 from llm_jax import config as configs
 from llm_jax import sharding
 from llm_jax.config import ConfigError
+from llm_jax.models import layers
 from llm_jax.models.layers import TokenEmbed
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train.checkpoint import Checkpoints, join, split
@@ -316,3 +317,22 @@ def test_peak_flops_is_known_by_part_of_the_name():
 
     assert peak_flops(Device()) == 989e12
     assert peak_flops(jax.devices()[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "shard"),
+    [
+        (("batch", "length", "activation_mlp"), (4, 2, 8)),
+        (("batch", "length", "activation_heads", "activation_kv"), (4, 2, 8, 16)),
+        (("batch", "length", "activation_kv_heads", "activation_kv"), (4, 2, 8, 16)),
+        (("batch", "length", "activation_embed"), (4, 2, 16)),
+    ],
+)
+def test_activations_lie_as_their_axes_say(axes, shard):
+    """On data 2, context 2, tensor 2: features of the feed-forward layer and heads by tensor."""
+    sizes = configs.base().mesh
+    sizes.data, sizes.context, sizes.tensor = 2, 2, 2
+    x = jnp.zeros((8, 4, 16, 16)[: len(axes)])
+    with sharding.activate(sharding.make_mesh(sizes)):
+        y = jax.jit(lambda x: layers.annotate(x, *axes))(x)
+    assert y.sharding.shard_shape(y.shape) == shard
