@@ -674,7 +674,10 @@ def _conflicts(m: ConfigDict) -> Iterator[str]:
             yield (f"model.axial_shape={m.axial_shape}: needs rows and columns for at least "
                    f"model.max_length={m.max_length} positions")
         if len(m.axial_dims) != 2 or sum(m.axial_dims) != width:
-            yield f"model.axial_dims={m.axial_dims}: needs two widths that add up to {width}"
+            yield (
+                f"model.axial_dims={m.axial_dims}: needs two widths that add up to "
+                f"model.embed_dim={width}"
+            )
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")

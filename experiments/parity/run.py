@@ -28,7 +28,7 @@ python experiments/parity/run.py
 
 Everything in float32 on a CPU; attention of the reference is its own `eager`. Each model is saved
 by `transformers`, read by `hub.load`, and run on a ragged batch; only real positions are compared.
-measure.py lists the cases.
+tests/parity.py lists the cases.
 
 - *outputs*: max |ours - theirs| / max(|theirs|, 1) over logits, loss, last hidden states and,
   where the model has them, encoder output, pooled vector, sentence logits. Limit: 1e-4.
@@ -63,7 +63,7 @@ def main(names: list[str]) -> None:
     """Measures and records the cases, then rewrites README.md."""
     import torch
 
-    from experiments.parity import measure
+    from tests import parity as measure
 
     torch.set_num_threads(1)
     for name in names or measure.CASES:

@@ -63,7 +63,8 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
     """Returns the prefix, or '', that names get: a headless model's file leaves it out."""
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return ""
-    whole = tuple(family.copies) + tuple(s for starts in family.heads.values() for s in starts)
+    whole = (*family.copies, *family.aliases)
+    whole += tuple(s for starts in family.heads.values() for s in starts)
     modules = [family.modules, *family.by_head.values()]
     whole += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
     tensors.rename(
@@ -188,6 +189,9 @@ def save(
         names = [str(name) for name in labels] or [f"LABEL_{i}" for i in range(model.num_labels)]
         hf["id2label"] = {str(i): name for i, name in enumerate(names)}
         hf["label2id"] = {name: i for i, name in enumerate(names)}
+    if table.place and tokenizer is not None:
+        model, params = table.place(model, params, tokenizer)
+        hf |= to_hf(table, model)
     wanted = plan(table, model)
     wanted |= {name: wanted[newer] for name, newer in table.aliases.items()}
     if model.tie_embeddings and hf.get("tie_word_embeddings") is False:  # T5, tied but unscaled

@@ -7,8 +7,12 @@ others, and the name of each module.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+from ml_collections import ConfigDict
+
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub.family import TOKEN_IDS, Family, Key
 
 ACTIVATIONS = {
@@ -332,6 +336,28 @@ def _write_offset(hf: dict) -> dict:
     return _write_types(hf | {"pad_token_id": offset - 1, "max_position_embeddings": length})
 
 
+def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tuple:
+    """Moves the rows of positions in use to where transformers looks: behind the padding id.
+
+    It counts the tokens that are not padding; a real token of that id would shift all that follow.
+    """
+    pad, shift = tokenizer.pad_id, model.position_offset
+    if pad in (tokenizer.bos_id, tokenizer.eos_id):
+        raise ConfigError(
+            f"roberta counts positions from its padding token, and id {pad} of this tokenizer also "
+            "begins or ends a text"
+        )
+    if pad + 1 == shift:
+        return model, params
+    model = ConfigDict(model.to_dict() | {"position_offset": pad + 1})
+    encoder = params["encoder"]
+    embeddings = encoder["embeddings"]
+    rows = np.asarray(embeddings["positions"]["embedding"])[shift:]
+    table = {"embedding": np.pad(rows, [(pad + 1, 0), (0, 0)])}
+    encoder = {**encoder, "embeddings": {**embeddings, "positions": table}}
+    return model, {**params, "encoder": encoder}
+
+
 ROBERTA = Family(
     name="roberta",
     model=POST_NORM,
@@ -354,6 +380,7 @@ ROBERTA = Family(
     dropped=(r"roberta\.embeddings\.position_ids",),
     read=_read_offset,
     write=_write_offset,
+    place=_behind_padding,
 )  # fmt: skip
 
 DISTILBERT = Family(
@@ -558,8 +585,8 @@ T5 = Family(
         Key("dropout_rate", "attention_dropout", 0.1),
         Key("dropout_rate", "mlp_dropout", 0.1),
         Key("dropout_rate", "final_dropout", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings"),
-        Key("scale_decoder_outputs", "scale_output"),
+        Key("tie_word_embeddings", "tie_embeddings", True),
+        Key("scale_decoder_outputs", "scale_output", True),
     ),
     fixed={"is_encoder_decoder": (True,)},
     synonyms={

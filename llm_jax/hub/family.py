@@ -65,6 +65,8 @@ class Family:
       specials: what a sentencepiece .model lacks.
       read: (config.json, names of tensors) -> config.json in the words of `keys`.
       write: the other way.
+      place: (model, parameters, tokenizer) -> (model, parameters) that compute the same where
+        transformers goes by the tokenizer's ids; None: it does not.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Family:
     specials: tuple[str, ...] = ()
     read: Callable[[dict, Collection[str]], dict] = lambda hf, names: hf
     write: Callable[[dict], dict] = lambda hf: hf
+    place: Callable[..., tuple] | None = None
 
 
 TOKEN_IDS = {"bos_token_id": "bos_id", "eos_token_id": "eos_id", "pad_token_id": "pad_id"}

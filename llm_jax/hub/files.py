@@ -76,24 +76,50 @@ class Tensors:
 
 
 def _shards(folder: Path) -> list[str]:
-    if (folder / INDEX).is_file():
-        shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        absent = [s for s in shards if Path(s).name != s or not (folder / s).is_file()]
-        if absent or not shards:
-            raise ConfigError(f"{folder / INDEX}: no such files beside it: {', '.join(absent)}")
-        return shards
+    """The files to read: as transformers does, the whole file before an index of shards."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
-    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-    if pickles:
-        raise ConfigError(
-            f"{folder}: has {', '.join(pickles[:3])} but no {WEIGHTS}. llm_jax reads safetensors "
-            "only: unpickling a file runs whatever code its author put there. Where you trust it, "
-            "convert it once, with PyTorch and transformers: "
-            f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)"
-            " (with the model's own class in the place of AutoModel, to keep its heads)"
-        )
-    raise ConfigError(f"{folder}: no {WEIGHTS} and no {INDEX} there")
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get("weight_map")
+        names = set(index.values()) if isinstance(index, dict) else set()
+        absent = [
+            str(name) for name in names
+            if not isinstance(name, str) or Path(name).name != name
+            or not (folder / name).is_file()
+        ]  # fmt: skip
+        if absent or not names:
+            says = f"no such files beside it: {', '.join(sorted(absent))}" if absent else (
+                "has no weight_map of tensors to files"
+            )
+            raise ConfigError(f"{folder / INDEX}: {says}")
+        return sorted(names)
+    others = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+    advice = f" {_conversion(folder, others)}" if others else ""
+    has = f"has {', '.join(others[:3])} but " if others else ""
+    raise ConfigError(f"{folder}: {has}no {WEIGHTS} and no {INDEX} there.{advice}")
+
+
+def _conversion(folder: Path, others: list[str]) -> str:
+    """How to make safetensors of what there is, with a reader that still takes it."""
+    said = read_json(folder / CONFIG).get("architectures")
+    said = said[0] if said and isinstance(said, list) else ""
+    name = said if isinstance(said, str) and said.isidentifier() else "AutoModel"
+    named = any(other.startswith("pytorch_model") for other in others)
+    libraries, argument = "PyTorch and transformers", ""
+    if not named and others[-1].endswith(".h5"):
+        libraries, argument = "TensorFlow and transformers<5", ", from_tf=True"
+    elif not named and others[-1].endswith(".msgpack"):
+        libraries, argument = "Flax and transformers<5", ", from_flax=True"
+    elif not named:
+        libraries += " (which looks for tensors in pytorch_model.bin: rename the file)"
+    how = (
+        f"with {libraries}: from transformers import {name}; "
+        f"{name}.from_pretrained({str(folder)!r}{argument}).save_pretrained(NEW_FOLDER)"
+    )
+    return (
+        "llm_jax reads safetensors only: unpickling a file runs whatever code its author put "
+        f"there. Where you trust it, convert it once, {how}"
+    )
 
 
 def write(

@@ -9,8 +9,8 @@ pytest.importorskip("torch")
 
 import torch  # noqa: E402
 
-from experiments.parity import measure  # noqa: E402
 from llm_jax import hub, models  # noqa: E402
+from tests import parity as measure  # noqa: E402
 
 RATES = {"gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.2}}
 RATES |= {"t5": {"dropout_rate": 0.3}, "llama": {"attention_dropout": 0.2}}

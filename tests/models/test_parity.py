@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from experiments.parity import measure  # noqa: E402
 from llm_jax import decode, hub, models  # noqa: E402
+from tests import parity as measure  # noqa: E402
 
 
 @pytest.mark.parametrize("name", measure.CASES)

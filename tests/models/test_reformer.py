@@ -268,7 +268,7 @@ def reference():
     """Returns (ours, its parameters, theirs), their hash rotations fed into ours."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from experiments.parity import measure
+    from tests import parity as measure
 
     def make(bidirectional=False, **changes):
         model, _ = tiny(**changes)
