@@ -100,6 +100,7 @@ def row_shapes(
     text = "a word. " * (config.model.max_length // 4 + 4) if examples.cut else "a"
     record = dict.fromkeys(examples.columns(config), text)
     if "label" in record:
+        config.data.labels = config.data.labels or ("0",)  # a plan has none
         record["label"] = config.data.labels[0]
     batch = next(iter(eval_batches(examples(tokenizer, config), [record])))
     return {name: (values.shape[1:], values.dtype) for name, values in batch.items()}
