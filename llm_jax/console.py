@@ -1,7 +1,9 @@
 """What a user sees on stderr while a run goes on."""
 
+import datetime
 import logging
 import sys
+import time
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +32,7 @@ class Reporter:
         log.handlers, log.propagate = [handler], False  # libraries give the root handlers too
         log.setLevel(logging.INFO)
         self.seen: dict[str, str] = {}
+        self.first: tuple[int, float] | None = None  # step and time that were shown first
         self.bar = None
 
     def facts(self, facts: dict[str, Any]) -> None:
@@ -75,7 +78,19 @@ class Reporter:
         if self.bar:
             self.bar.update(self.task, completed=step, numbers=numbers)
         else:
+            numbers += self._left(step)
             print(f"step {step}/{self.steps}  {numbers}", file=sys.stderr, flush=True)
+
+    def _left(self, step: int) -> str:
+        """The time that the remaining steps will take, at the pace since the first shown."""
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = step, now
+        taken = step - self.first[0]
+        if not taken or step >= self.steps:
+            return ""
+        seconds = (now - self.first[1]) / taken * (self.steps - step)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
     def stop(self) -> None:
         """Ends the bar."""

@@ -98,6 +98,20 @@ def test_eval_agrees_with_training(run, capsys):
     assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
 
 
+def test_eval_says_what_training_said(arguments, tmp_path, capsys):
+    """Of part of the validation set too: the same name is the same number."""
+    six = arguments(SIX | {"eval.max_batches": 1, "data.validation_fraction": 0.5})
+    assert launch.main(["train", f"--workdir={tmp_path}", *six]) == 0
+    said = re.search(r"validation loss ([\d.]+);", capsys.readouterr().out)[1]
+    results = []
+    for options in ([], ["--max_batches=0"]):
+        assert launch.main(["eval", f"--workdir={tmp_path}", "--json", *options]) == 0
+        results.append(last_json(capsys))
+    part, whole = results
+    assert f"{part['loss']:.3f}" == said
+    assert whole["tokens"] > part["tokens"]
+
+
 def test_generate(run, capsys):
     options = ["--prompt=ab", "--prompt=c", "--max_new_tokens=3", "--temperature=0", "--json"]
     assert launch.main(["generate", f"--workdir={run}", *options]) == 0

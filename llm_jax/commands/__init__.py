@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -129,6 +130,10 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def run() -> None:
     """Runs the command line and ends the process with its exit code."""
+    # Python would have Ctrl-C wait for an import or a compilation to end, where some code swallows
+    # it. A run takes over when there is a step to save.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = main()
     if code == INTERRUPTED or (code in (1, 2) and hosts.joined()):
         # Threads may be inside C++ code; a run that was interrupted here has nothing to save, and

@@ -9,6 +9,7 @@ from llm_jax.config import ConfigError
 
 def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), default="validation")
 
 
@@ -31,16 +32,22 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             f"data.{args.split}_fraction of its config would make one"
         )
     examples = setup.objective.examples(tokenizer, setup.config)
+    # As many as training evaluates on, so that the same name is the same number.
+    limit = setup.config.eval.max_batches if args.max_batches is None else args.max_batches
+    if limit < 0:
+        raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
     batches = pipeline.eval_batches(examples, documents)
     eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
     with sharding.activate(setup.mesh):
-        result = evaluate(eval_step, params, batches, setup.mesh, score=setup.objective.score)
+        score = setup.objective.score
+        result = evaluate(eval_step, params, batches, setup.mesh, limit, score)
     if heads.speaks(setup.config.model):
         result = {"perplexity": math.exp(min(result["loss"], 700))} | result
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}
     shown = [f"{name} {value:.4g}" for name, value in result.items() if name not in counts]
     shown += [f"{value:,} {name}" for name, value in counts.items()]
-    print(f"step {step}, {args.split}: {', '.join(shown)}")
+    part = f", at most {limit} batches (--max_batches=0: all)" if limit else ""
+    print(f"step {step}, {args.split}{part}: {', '.join(shown)}")
     return {"step": step, "split": args.split} | result
 
 

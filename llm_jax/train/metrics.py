@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,6 +132,12 @@ class Meter:
         return values
 
 
+def running_mean(values: Sequence[float], n: int) -> list[float]:
+    """Returns the mean of each value and the n - 1 before it, or as many as there are."""
+    parts = (values[max(0, i + 1 - n) : i + 1] for i in range(len(values)))
+    return [sum(part) / len(part) for part in parts]
+
+
 def plot(workdir: str | Path) -> Path:
     """Draws training and validation loss against steps; returns the picture's path."""
     # Figure without pyplot: no global state and no display needed.
@@ -142,10 +148,15 @@ def plot(workdir: str | Path) -> Path:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    points = lambda key: [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+    training, validation = points("loss"), points("eval_loss")
+    if training:
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, "-", label="training, of a step", alpha=0.35)
+        means = running_mean(losses, max(2, len(losses) // 20))
+        axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:

@@ -166,6 +166,36 @@ def test_a_bad_step_is_skipped_and_many_in_a_row_stop_the_run(tiny, silent, tmp_
     resumed.checkpoints.close()
 
 
+def test_bad_steps_are_counted_where_none_is_logged(tiny, silent, tmp_path, poison):
+    config = tiny({"train.max_nonfinite": 3, "train.log_every": 100, "eval.every": 100,
+                   "checkpoint.every": 100, "train.steps": 100})  # fmt: skip
+    poison(range(3, 100))
+    with pytest.raises(Diverged, match=r"step 5: .* 3 steps in a row"):
+        start(config, tmp_path, silent).run()
+
+
+def test_a_hook_of_ones_own(tiny, silent, tmp_path):
+    """Its numbers are logged, at its own steps too; what is appended comes after the checkpoint."""
+    seen = []
+
+    def hook(info):
+        if info.step % 2 == 0:
+            info.values["mine"] = 10.0 * info.step
+
+    def behind(info):
+        info.trainer.checkpoints.wait()
+        seen.append((info.step, info.last, saved(tmp_path)))
+
+    trainer = start(tiny({"train.steps": 4, "train.log_every": 3, "checkpoint.every": 2}),
+                    tmp_path, silent, hooks=[hook])  # fmt: skip
+    trainer.hooks.append(behind)
+    trainer.run()
+    rows = {row["step"]: row.get("mine") for row in read(tmp_path)}
+    assert rows == {1: None, 2: 20.0, 3: None, 4: 40.0}
+    assert all("loss" in row and "tokens" in row for row in read(tmp_path))
+    assert seen == [(1, False, []), (2, False, [2]), (3, False, [2]), (4, True, [2, 4])]
+
+
 def test_a_damaged_newest_checkpoint_costs_no_bit(tiny, silent, tmp_path, caplog):
     first = start(tiny(), tmp_path, silent)
     summary = first.run()
