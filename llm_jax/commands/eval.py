@@ -19,6 +19,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     from llm_jax import sharding
     from llm_jax.data import pipeline
+    from llm_jax.data.tokenizers import token_bytes
     from llm_jax.models import heads
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if limit < 0:
         raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
     batches = pipeline.eval_batches(examples, documents)
-    eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config))
+    counts = token_bytes(tokenizer)
+    eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config, counts))
     with sharding.activate(setup.mesh):
         score = setup.objective.score
         result = evaluate(eval_step, params, batches, setup.mesh, limit, score)

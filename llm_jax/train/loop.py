@@ -18,6 +18,7 @@ from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
+from llm_jax.data.tokenizers import token_bytes
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged, Restart
@@ -122,7 +123,10 @@ class Trainer:
             donate_argnums=0,
             out_shardings=(place, None),
         )
-        self.eval_step = jax.jit(make_eval_step(self.setup.model, self.setup.objective, config))
+        counts = token_bytes(self.tokenizer)
+        self.eval_step = jax.jit(
+            make_eval_step(self.setup.model, self.setup.objective, config, counts)
+        )
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
         peak = peak_flops(self.mesh.devices.flat[0])
         before = self.metrics.last.get("step_seconds") or 0

@@ -192,7 +192,7 @@ def make_eval_step(
         weights = objective.weights(batch)
         sums = {name: total for name, (total, _) in metrics.items()}
         weights = {name: weights[term] for name, (_, term) in metrics.items()}
-        if token_bytes is not None and model.cfg.kind == "decoder":
+        if token_bytes is not None and model.cfg.kind == "decoder" and "targets" in batch:
             sums["bits_per_byte"] = sums["loss"] / math.log(2)
             counts = jnp.asarray(token_bytes)[batch["targets"]]
             weights["bits_per_byte"] = (counts * batch["weights"]).sum()

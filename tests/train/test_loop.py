@@ -81,6 +81,9 @@ def test_metrics_of_a_run(tiny, silent, tmp_path):
     assert rows[0]["learning_rate"] == pytest.approx(1e-2 / 4)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["eval_loss"] == summary["eval_loss"] < rows[2]["eval_loss"]
+    # Of bytes, all targets but the ends of documents are one byte each.
+    bits = summary["eval_loss"] / np.log(2)
+    assert bits < summary["eval_bits_per_byte"] < 1.2 * bits
     assert summary["finished"] and summary["step"] == 12
     assert silent.values[12]["loss"] == rows[-1]["loss"]
 
