@@ -28,6 +28,8 @@ from llm_jax import files
 from llm_jax.config import ConfigError
 
 CONFIG, WHOLE = "tokenizer_config.json", "tokenizer.json"
+# Files that a tokenizer is read from, or that say how.
+VOCABULARIES = re.compile(r"vocab|tokenizer|merges|\.model$|\.spm$")
 ROLES = tuple(f"{r}_token" for r in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 PLAIN = "TokenizersBackend"
 SPELT = {"PreTrainedTokenizerFast": PLAIN, "PreTrainedTokenizer": PLAIN}
@@ -197,6 +199,8 @@ def read(folder: Path, hf: Mapping[str, Any]) -> Read | None:
             raise ConfigError(f"{folder / CONFIG}: {name}={value!r} is of the wrong type")
     config = {k: v for k, v in config.items() if v is not None or k in ROLES}
     whole = files.read_json(folder / WHOLE) if (folder / WHOLE).is_file() else None
+    if whole is None and not any(VOCABULARIES.search(path.name) for path in folder.iterdir()):
+        return None  # whatever class the family has: there is nothing to read
     name = _class(folder, config, hf, whole)
     if whole is None and not _vocabulary_files(folder, name):
         return None
