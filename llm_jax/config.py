@@ -67,6 +67,13 @@ def kinds(*names: str, key: str = "model.attention") -> When:
     return When(f"{key}={' | '.join(names)}", (key,), among)
 
 
+def other_kinds(*names: str) -> When:
+    """Some kind of attention of model.attention is none of these."""
+    key = "model.attention"
+    beside = lambda flat: not set(flat[key].split(",")) <= set(names)
+    return When(f"{key} other than {' | '.join(names)}", (key,), beside)
+
+
 def heads(*names: str) -> When:
     """One of these heads is among those of model.head."""
     return kinds(*names, key="model.head")
@@ -231,10 +238,11 @@ class Model:
     lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
-    attention_scale = number(0.0)  # of the scores; 0: head_dim^-0.5 (T5: 1)
+    # Of the scores; 0: head_dim^-0.5 (T5: 1).
+    attention_scale = number(0.0, when=other_kinds("delta", "linear"))
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
-    qk_norm = flag(False)  # a norm over each head's queries and keys
+    qk_norm = flag(False, when=other_kinds("latent"))  # a norm over each head's queries and keys
     output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer

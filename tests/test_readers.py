@@ -73,7 +73,10 @@ OTHERS = {  # where the next number or word would not do
     "tokenizer.vocab_size": 290, "data.ramp_start": 1, "optimizer.decay_steps": 3,
 }  # fmt: skip
 # Read by the loop, not by the program, a batch or the tokenizer.
-LOOP = ("train.", "mesh.", "checkpoint.", "eval.", "sample.", "data.workers", "data.shards")
+LOOP = (
+    "train.", "mesh.", "checkpoint.", "eval.", "sample.", "data.workers", "data.shards",
+    "data.tfds_dir", "model.pipeline_pieces",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
