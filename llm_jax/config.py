@@ -500,15 +500,18 @@ def unread(config: ConfigDict, key: str) -> str:
 
 
 def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
-    """Refuses a warm-up or decay longer than the run; a run cut short by hand is only told."""
-    steps = config.train.steps
-    for key in ("optimizer.warmup_steps", "optimizer.decay_steps"):
-        length = flatten(config)[key]
-        if length > steps and not unread(config, key):
-            text = f"{key}={length}: longer than train.steps={steps}"
-            if key in by_hand:
-                raise ConfigError(text)
-            log.warning("%s; the rate never gets where its schedule leads", text)
+    """Refuses a schedule longer than the run; of a run cut short by hand it is only told."""
+    steps, flat = config.train.steps, flatten(config)
+    keys = [f"optimizer.{part}_steps" for part in ("warmup", "hold", "decay")]
+    parts = {key: flat[key] for key in keys if flat[key] and not unread(config, key)}
+    if sum(parts.values()) > steps:
+        named = " + ".join(f"{key}={length}" for key, length in parts.items())
+        if not parts.keys().isdisjoint(by_hand):
+            raise ConfigError(f"{named}: longer than train.steps={steps}")
+        log.warning(
+            "%s: longer than train.steps=%s; the rate never gets where its schedule leads",
+            named, steps,
+        )  # fmt: skip
 
 
 def from_file(spec: str, function: str):

@@ -163,6 +163,10 @@ def test_a_saved_config_that_is_none(text, tmp_path):
           "model.num_decoder_layers=3"], "its 2 kinds must divide model.num_layers=3"),
         (["train.profile_steps=(3, 2)"], "start < stop"),
         (["optimizer.schedule=wsd", "optimizer.decay_steps=2000"], "longer than train.steps=1000"),
+        (["optimizer.warmup_steps=600", "optimizer.decay_steps=401"],
+         r"warmup_steps=600 \+ optimizer.decay_steps=401: longer than train.steps=1000"),
+        (["optimizer.schedule=inverse_sqrt", "optimizer.hold_steps=901"],
+         r"warmup_steps=100 \+ optimizer.hold_steps=901: longer than train.steps=1000"),
     ],
 )  # fmt: skip
 def test_keys_that_do_not_go_together(overrides, message):
@@ -177,6 +181,17 @@ def test_a_run_cut_short_by_hand_is_told_that_its_warm_up_is_longer(caplog, tmp_
     (tmp_path / "r.py").write_text(recipe + "    c.train.steps = 20\n    return c\n")
     with pytest.raises(ConfigError, match="warmup_steps=100: longer than train.steps=20"):
         load(str(tmp_path / "r.py"))
+
+
+def test_parameter_groups_are_pairs_of_pattern_and_factor():
+    config = load("", ['optimizer.rate_factors=(("encoder/.*", 0.1), ("embed/.*", 0))'])
+    assert config.optimizer.rate_factors == (("encoder/.*", 0.1), ("embed/.*", 0))
+    again = configs.from_json(configs.to_json(config))
+    assert configs.differences(config, again) == []
+    wrong = "encoder/.*", '(("(", 1),)', '(("a", -1),)', '(("a", "b"),)', '("a", 0.1)', "(1,)"
+    for value in wrong:
+        with pytest.raises(ConfigError, match=r"rate_factors=.*must be pairs like"):
+            load("", [f"optimizer.rate_factors={value}"])
 
 
 def test_rotary_needs_an_even_head():

@@ -1,12 +1,17 @@
 """The train step: accumulation, averaging, and what a step that is not finite leaves alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from llm_jax import config as configs
 from llm_jax import sharding
-from llm_jax.train.run import Setup
+from llm_jax.train import state as train_state
+from llm_jax.train.evaluate import evaluate
+from llm_jax.train.loop import Trainer
+from llm_jax.train.run import Setup, load_params
 from llm_jax.train.state import make_eval_step, make_train_step
 
 
@@ -45,15 +50,115 @@ def test_accumulation_equals_the_large_batch(parts, large_batch, tiny, batch):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * abs(want).max())
 
 
+def by_hand(config, batch):
+    """Returns (setup, state, loss): loss(rows, key, weights) as `make_train_step` gives it."""
+    config.model = configs.resolve(config.model, 259)
+    setup = Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    state = setup.draw_state(jax.tree.map(lambda x: x.sharding, setup.abstract_state()))
+    loss = partial(train_state.loss, setup.model, setup.objective, config, state.params)
+    return setup, state, jax.jit(loss)
+
+
+def test_each_microbatch_draws_its_own_dropout(tiny, batch):
+    """From seed, step and its number: fold_in(fold_in(key(seed), step), i)."""
+    config = tiny({"model.dropout": 0.5, "train.microbatches": 2, "seed": 5})
+    rows = {name: np.repeat(x[:4], 2, axis=0) for name, x in batch(config).items()}  # equal halves
+    setup, state, loss = by_hand(config, batch)
+    step = jax.jit(make_train_step(setup.model, setup.objective, setup.tx, config))
+    half = {name: x[::2] for name, x in rows.items()}
+    key = jax.random.fold_in(jax.random.key(5), 3)
+    parts = [float(loss(half, jax.random.fold_in(key, i))[0]) for i in range(2)]
+    assert abs(parts[0] - parts[1]) > 1e-4
+    _, metrics = step(state.replace(step=np.int32(3)), rows)
+    np.testing.assert_allclose(metrics["objective"], np.mean(parts), rtol=1e-6)
+
+
+def test_router_losses_are_of_each_microbatch(tiny, batch):
+    """A product of two means: the mean of the parts' own, which is not the large batch's."""
+    config = tiny({"model.num_experts": 4, "model.router_balance": 10.0, "train.microbatches": 4})
+    rows = batch(config)
+    setup, state, loss = by_hand(config, batch)
+    step = jax.jit(make_train_step(setup.model, setup.objective, setup.tx, config))
+    _, metrics = step(state, rows)
+    key = jax.random.key(0)  # nothing is dropped
+    balance = lambda rows: float(loss(rows, key)[0] - loss(rows, key)[1]["loss"])
+    parts = [balance({name: x[i::4] for name, x in rows.items()}) for i in range(4)]
+    found = float(metrics["objective"] - metrics["loss"])
+    np.testing.assert_allclose(found, np.mean(parts), rtol=1e-5)
+    assert abs(found - balance(rows)) > 1e-3 * found
+
+
+def test_gradients_may_be_another_function(tiny, batch):
+    """Each row's by itself, as DP-SGD needs them; divided by the batch's weights they add up."""
+    config = tiny({"optimizer.clip_norm": 0.0})
+    setup, state, _ = by_hand(config, batch)
+    rows, seen = batch(config), []
+
+    def each(loss, params, batch, key, weights, microbatches):
+        one = lambda row: jax.value_and_grad(loss, has_aux=True)(
+            params, jax.tree.map(lambda x: x[None], row), key, weights
+        )
+        each_row = jax.vmap(one)(batch)
+        seen.append(jax.tree.leaves(each_row[1])[0].shape[0])
+        return jax.tree.map(lambda x: x.sum(0), each_row)
+
+    make = partial(make_train_step, setup.model, setup.objective, setup.tx, config)
+    found, expected = (jax.jit(make(**how))(state, rows) for how in ({"gradients": each}, {}))
+    assert seen == [8]
+    np.testing.assert_allclose(found[1]["objective"], expected[1]["objective"], rtol=1e-6)
+    for got, want in zip(momentum(found[0]), momentum(expected[0]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * abs(want).max())
+
+
+def test_parameters_and_dropout_are_of_the_seed(tiny, batch):
+    """Another seed is another draw of every matrix, and of what is dropped."""
+    states = [by_hand(tiny({"seed": seed}), batch)[1].params for seed in (1, 1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, *states[:2])
+    for path, x in jax.tree.leaves_with_path(states[0]):
+        other = dict(jax.tree.leaves_with_path(states[2]))[path]
+        assert np.array_equal(x, other) == ("scale" in str(path)), path
+    losses = []
+    for seed in (1, 2):
+        config = tiny({"seed": seed, "model.dropout": 0.5})
+        setup = by_hand(config, batch)[0]
+        step = jax.jit(make_train_step(setup.model, setup.objective, setup.tx, config))
+        state = train_state.init_state(setup.model, setup.tx, config, states[0])
+        losses.append(float(step(state, batch(config))[1]["loss"]))
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
 def test_the_average_follows_the_parameters(tiny, batch):
+    """Two steps by hand, and one that is not finite, which leaves it alone."""
     config = tiny({"train.ema_decay": 0.75})
-    before, step = prepared(config)
-    jax.tree.map(np.testing.assert_array_equal, before.ema, before.params)
-    for seed in range(2):
-        after, _ = step(before, batch(config, seed))
-        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before.ema, after.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema, expected)
-        before = after
+    first, step = prepared(config)
+    jax.tree.map(np.testing.assert_array_equal, first.ema, first.params)
+    second, _ = step(first, batch(config, 0))
+    bad = batch(config, 1)
+    bad["weights"][0, 0] = np.nan
+    skipped, _ = step(second, bad)
+    jax.tree.map(np.testing.assert_array_equal, skipped.ema, second.ema)
+    third, _ = step(skipped, batch(config, 2))
+
+    def average(a, b, c):
+        return 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c
+
+    expected = jax.tree.map(average, first.params, second.params, third.params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, third.ema, expected)
+
+
+def test_the_average_is_what_is_evaluated_and_exported(tiny, tmp_path, silent):
+    """By the loop's validation, and by `load_params`, from which eval, generate, export read."""
+    config = tiny({"train.ema_decay": 0.75, "train.steps": 3, "eval.every": 3})
+    trainer = Trainer(config, tmp_path, silent)
+    last = trainer.run()
+    evaluated = lambda params: evaluate(
+        trainer.eval_step, params, trainer.held_out, trainer.mesh, config.eval.max_batches
+    )
+    state = trainer.state
+    assert last["eval_loss"] == evaluated(state.ema)["loss"] != evaluated(state.params)["loss"]
+    params = load_params(tmp_path)[2]
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -85,8 +190,6 @@ def test_randomness_is_of_the_seed_and_the_step(tiny, batch):
 
 
 def test_evaluation_weighs_tokens_not_batches(tiny, batch):
-    from llm_jax.train.evaluate import evaluate
-
     config = tiny()
     config.model = configs.resolve(config.model, 259)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
@@ -107,8 +210,6 @@ def test_evaluation_weighs_tokens_not_batches(tiny, batch):
 
 
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_targets(tiny, batch):
-    from llm_jax.train.evaluate import evaluate
-
     config = tiny()
     config.model = configs.resolve(config.model, 259)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
