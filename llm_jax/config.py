@@ -181,6 +181,9 @@ EXPERTS = given("model.num_experts")
 MASKING = given(
     "objective.name", "masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption"
 )  # fmt: skip
+PROJECTIONS = (
+    "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
+)  # fmt: skip
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
@@ -279,6 +282,9 @@ class Model:
     generator_fraction = share(0.0)  # ELECTRA: a generator of this share of the width; 0: none
     dtype = one_of("float32", "bfloat16")  # of activations and products; parameters are float32
     quantize = one_of("none", "int8", "fp8")  # projections' and feed-forward products, by qwix
+    lora_rank = whole(0, 0, 4096)  # low-rank adapters beside projections, by qwix; 0: none
+    lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
+    lora_targets = texts(empty=False, when=given("model.lora_rank"))  # PROJECTIONS; (): all
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches, in which a batch goes through mesh.pipeline's stages; 0: as many.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
@@ -694,11 +700,14 @@ def _conflicts(m: ConfigDict) -> Iterator[str]:
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
     if any(part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
         yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
-    if m.quantize != "none" and m.num_experts:
-        yield (f"model.quantize={m.quantize!r}: not with model.num_experts={m.num_experts}, whose "
-               "products it does not reach")
-    if m.quantize != "none" and importlib.util.find_spec("qwix") is None:
-        yield f"model.quantize={m.quantize!r}: needs `pip install qwix`"
+    adapted = [key for key in ("quantize", "lora_rank") if m[key] not in ("none", 0)]
+    if len(adapted) > 1:
+        yield f"model.quantize={m.quantize!r}: not with model.lora_rank={m.lora_rank}; set one"
+    if adapted and importlib.util.find_spec("qwix") is None:
+        yield f"model.{adapted[0]}={m[adapted[0]]!r}: needs `pip install qwix`"
+    if unknown := set(m.lora_targets) - set(PROJECTIONS):
+        yield (f"model.lora_targets={m.lora_targets}: no projection {min(unknown)!r}; allowed are "
+               f"{', '.join(PROJECTIONS)}")
     for layers in (m.num_layers, m.num_decoder_layers or m.num_layers):
         if layers % len(pattern):
             yield (f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "

@@ -90,6 +90,7 @@ NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
     "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.initializer_range",
+    "model.lora_alpha",
     "model.rotary_original_length", "model.relative_buckets", "model.relative_max_distance",
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention import recurrent
-from llm_jax.attention.gated_linear import head_norm
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
@@ -48,7 +48,7 @@ def attend(
         _unit(query.astype(jnp.float32)), _unit(recurrent.repeat(key, N)),
         recurrent.repeat(value, N), rate, log_decay, mask, state,
     )  # fmt: skip
-    y = head_norm(y, norm).astype(value.dtype)
+    y = rms_norm(y, norm, EPSILON).astype(value.dtype)
     return y if state is None else (y, after)
 
 

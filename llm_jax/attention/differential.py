@@ -9,6 +9,7 @@ from jax import Array
 from llm_jax.attention import blockwise
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Variant, Weight, able
 
@@ -49,8 +50,7 @@ def attend(
 
     share = jnp.exp(lambda_q1 @ lambda_k1) - jnp.exp(lambda_q2 @ lambda_k2) + START
     y = half(0).astype(jnp.float32) - share * half(1)
-    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5) * scale
-    return ((1 - START) * y).astype(value.dtype).reshape(B, T, N, H)
+    return ((1 - START) * rms_norm(y, scale, EPSILON)).astype(value.dtype).reshape(B, T, N, H)
 
 
 def _weights(N, K, H):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.softmax import PLAIN, Softmax
 from llm_jax.attention.variant import Projection, Variant, Weight, able
@@ -41,13 +42,9 @@ def attend(
         key = jnp.where(valid[..., None, None], key, 0)
         log_decay = jnp.where(valid[..., None], log_decay, 0)
     y, after = sum_of_products(query, key, repeat(value, N), mask, log_decay, state)
-    y = head_norm(y, norm).astype(value.dtype)
+    # Of each head's output: nothing else bounds a sum without a softmax.
+    y = rms_norm(y, norm, EPSILON).astype(value.dtype)
     return y if state is None else (y, after)
-
-
-def head_norm(y: Array, scale: Array) -> Array:
-    """RMSNorm of each head's output [B, T, N, H]: nothing else bounds a sum without a softmax."""
-    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5) * scale
 
 
 VARIANT = Variant(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from llm_jax.models.adapt import adapt
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits, real
 from llm_jax.models.moe import router_loss
@@ -32,7 +33,7 @@ class Param:
 
 def build(cfg: ConfigDict) -> Model:
     """Returns the module for a resolved config.model (see llm_jax.config.resolve)."""
-    return (Electra if cfg.generator_fraction else Model)(FrozenConfigDict(cfg))
+    return adapt((Electra if cfg.generator_fraction else Model)(FrozenConfigDict(cfg)), cfg)
 
 
 def init_params(model: Model, key: jax.Array) -> dict:

@@ -15,7 +15,8 @@ from ml_collections import FrozenConfigDict
 from llm_jax import attention as variants
 from llm_jax.attention import Bias, Mask, Softmax, Variant
 from llm_jax.models import split
-from llm_jax.models.layers import Dense, Norm, annotate, residual_scale, rotate
+from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
+from llm_jax.models.positions import rotate
 
 
 class Attention(nn.Module):

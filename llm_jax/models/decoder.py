@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Embeddings, Norm, TokenEmbed, both_streams, position_bias
+from llm_jax.models.embeddings import Embeddings, TokenEmbed
+from llm_jax.models.layers import Norm, both_streams
+from llm_jax.models.positions import position_bias
 from llm_jax.models.stack import Context, Stack
 
 

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.model import Model, Outputs
+from llm_jax.models.model import Model, Outputs, logits, positions_of
 
 
 class Electra(Model):
-    """The discriminator, with a generator on the same token table (section 3.2).
+    """The discriminator, with a generator on the same embeddings (section 3.2).
+
+    As in the authors' code, tables of tokens, positions and types and the norm of their sum are
+    shared; the generator has a projection of its own.
 
     Without its parameters in 'generator' it is a Model like any other: the one to keep.
     """
@@ -25,13 +28,15 @@ class Electra(Model):
         """
         if "masked_positions" not in batch:
             return super().__call__(batch, deterministic=deterministic)
-        found = self.generator(batch, deterministic=deterministic)
-        scores = jnp.einsum("bpd,vd->bpv", found.hidden, found.matrix.astype(found.hidden.dtype))
-        scores = jax.lax.stop_gradient(scores.astype(jnp.float32) + found.bias)
-        key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
-        sampled = jax.random.categorical(key, scores)
-
         tokens, places = batch["tokens"], batch["masked_positions"]
+        positions = positions_of(batch)
+        embeddings = self.encoder.look_up(
+            tokens, positions, batch.get("types"), deterministic=deterministic
+        )
+        generated = self.generator(batch | {"embeddings": embeddings}, deterministic=deterministic)
+        key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
+        sampled = jax.random.categorical(key, jax.lax.stop_gradient(logits(generated)))
+
         rows = jnp.arange(len(tokens))[:, None]
         # An empty slot of masked_positions points at the row's first token, which it leaves alone.
         used = batch["masked_weights"] > 0
@@ -40,7 +45,9 @@ class Electra(Model):
         replaced = jnp.zeros(tokens.shape, bool).at[rows, places].max(wrong)
         judged = {k: v for k, v in batch.items() if not k.startswith("masked_")}
         judge = super().__call__(judged | {"tokens": filled}, deterministic=deterministic)
-        return found._replace(features=judge.features, heads=judge.heads | {"replaced": replaced})
+        return generated._replace(
+            features=judge.features, heads=judge.heads | {"replaced": replaced}
+        )
 
 
 def generator_config(cfg: ConfigDict) -> FrozenConfigDict:

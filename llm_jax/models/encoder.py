@@ -5,7 +5,9 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from llm_jax.attention.mask import Mask
-from llm_jax.models.layers import Embeddings, Norm, TokenEmbed, both_streams, position_bias
+from llm_jax.models.embeddings import Embeddings, TokenEmbed
+from llm_jax.models.layers import Norm, both_streams
+from llm_jax.models.positions import position_bias
 from llm_jax.models.stack import Context, Stack
 
 
@@ -15,6 +17,13 @@ class Encoder(nn.Module):
     cfg: FrozenConfigDict
     embed: TokenEmbed
 
+    def setup(self):
+        self.embeddings = Embeddings(self.cfg, self.embed)
+
+    def look_up(self, *inputs: jax.Array, deterministic: bool = True) -> jax.Array:
+        """tokens, positions, types [B, T] -> [B, T, E], before any projection and block."""
+        return self.embeddings.look_up(*inputs, deterministic=deterministic)
+
     @nn.compact
     def __call__(
         self,
@@ -23,11 +32,14 @@ class Encoder(nn.Module):
         segment_ids: jax.Array | None = None,
         types: jax.Array | None = None,
         *,
+        embeddings: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
+        """embeddings [B, T, E]: what `look_up` would give, taken instead of it."""
         cfg, T = self.cfg, tokens.shape[1]
-        embed = Embeddings(cfg, self.embed, name="embeddings")
-        x = embed(tokens, positions, types, deterministic=deterministic)
+        x = self.embeddings(
+            tokens, positions, types, embeddings=embeddings, deterministic=deterministic
+        )
         bias = position_bias(cfg, T, bidirectional=True)
         mask = Mask(segment_ids, segment_ids)
         context = Context(mask, positions, bias)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from llm_jax.attention import Variant
 from llm_jax.models.attention import Attention
-from llm_jax.models.layers import Dense, Norm, normal, rotate
+from llm_jax.models.layers import Dense, Norm, normal
+from llm_jax.models.positions import rotate
 
 
 class LatentAttention(Attention):

@@ -12,8 +12,9 @@ from ml_collections import FrozenConfigDict
 
 from llm_jax.models import heads
 from llm_jax.models.decoder import Decoder
+from llm_jax.models.embeddings import TokenEmbed
 from llm_jax.models.encoder import Encoder
-from llm_jax.models.layers import TokenEmbed, both_streams, normal
+from llm_jax.models.layers import both_streams, normal
 
 
 class Outputs(NamedTuple):
@@ -72,7 +73,8 @@ class Model(nn.Module):
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
         """batch: tokens [B, T]; optional positions, types [B, T], prefix [B], masked_positions
-        [B, P] (where alone a masked model is asked); encoder_* for the source. Which tokens are
+        [B, P] (where alone a masked model is asked); encoder_* for the source; embeddings [B, T, E]
+        of an encoder, taken instead of looking its tokens up. Which tokens are
         padding says segment_ids (0; sequences packed in a row have numbers of their own) or an
         attention_mask (0 padding, 1 real, on either side of a row); without, all are real.
         """
@@ -80,7 +82,12 @@ class Model(nn.Module):
         positions, segments = positions_of(batch), segments_of(batch)
         if self.cfg.kind == "encoder":
             features = self.encoder(
-                tokens, positions, segments, batch.get("types"), deterministic=deterministic
+                tokens,
+                positions,
+                segments,
+                batch.get("types"),
+                embeddings=batch.get("embeddings"),
+                deterministic=deterministic,
             )
             first = None if segments is None else (segments > 0).argmax(1)
             return self._outputs(features, batch.get("masked_positions"), deterministic, first)

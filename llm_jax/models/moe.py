@@ -29,6 +29,9 @@ class MixtureOfExperts(nn.Module):
     cfg: FrozenConfigDict
     deterministic: bool = True
 
+    def setup(self):
+        self.experts = _Experts(self.cfg)
+
     @nn.compact
     def __call__(self, x_BTD: Array, real_BT: Array | None = None) -> Array:
         """real_BT: whether a token is none of padding; None: all are real."""
@@ -90,8 +93,9 @@ class MixtureOfExperts(nn.Module):
         weigh_BTEC = jnp.einsum("bktec,btk->btec", place_BkTEC, top_BTk).astype(x_BTD.dtype)
         sent = jnp.einsum("btec,btd->ebcd", place_BkTEC.sum(1).astype(x_BTD.dtype), x_BTD)
         sent_EBCD = annotate(sent, "experts", "expert_batch", None, "activation_embed")
-        multiply = lambda x, kernel: jnp.einsum("ebci,eio->ebco", x, kernel)
-        done = self._experts(sent_EBCD, kernels, multiply, self._dropout_key())
+        # x [E, B, C, I] by kernel [E, I, O], expert by expert.
+        multiply = lambda x, kernel: jax.lax.dot_general(x, kernel, (((3,), (1,)), ((0,), (0,))))
+        done = self.experts(sent_EBCD, kernels, multiply, self._dropout_key())
         done_EBCD = annotate(done, "experts", "expert_batch", None, "activation_embed")
         return jnp.einsum("btec,ebcd->btd", weigh_BTEC, done_EBCD)
 
@@ -135,24 +139,31 @@ class MixtureOfExperts(nn.Module):
         order_N = jnp.argsort(expert_N)
         sizes_E = jnp.bincount(expert_N, length=E).astype(jnp.int32)
         multiply = lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E)
-        done_ND = self._experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
+        done_ND = self.experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
         done_ND = jnp.where((jnp.arange(len(done_ND)) < sizes_E.sum())[:, None], done_ND, 0)
         done_BTkD = done_ND[jnp.argsort(order_N)].reshape(B, T, k, D)
         return jnp.einsum("btkd,btk->btd", done_BTkD, top_BTk.astype(x_BTD.dtype))
 
-    def _experts(self, x: Array, kernels: dict, multiply: Callable, key: Array | None) -> Array:
-        """The feed-forward of each expert; multiply: (x, kernel) -> x kernel, expert by expert."""
-        act = self.cfg.activation
-        h = multiply(x, kernels["up"])
-        h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
-        if key is not None:
-            kept = 1 - self.cfg.mlp_dropout
-            h = jnp.where(jax.random.bernoulli(key, kept, h.shape), h / kept, 0)
-        return multiply(h, kernels["down"])
-
     def _dropout_key(self):
         drop = self.cfg.mlp_dropout and not self.deterministic
         return self.make_rng("dropout") if drop else None
+
+
+class _Experts(nn.Module):
+    """The experts' feed-forward alone, under a path of its own for those who change products."""
+
+    cfg: FrozenConfigDict
+
+    def __call__(
+        self, x: Array, kernels: dict[str, Array], multiply: Callable, key: Array | None
+    ) -> Array:
+        """multiply: (x, kernel) -> x kernel, expert by expert; key: of dropout, or None."""
+        act, rate = self.cfg.activation, self.cfg.mlp_dropout
+        h = multiply(x, kernels["up"])
+        h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
+        if key is not None:
+            h = jnp.where(jax.random.bernoulli(key, 1 - rate, h.shape), h / (1 - rate), 0)
+        return multiply(h, kernels["down"])
 
 
 def router_loss(cfg: Any, sown: dict) -> Array | float:

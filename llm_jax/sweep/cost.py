@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from llm_jax import record
 from llm_jax.attention import Mask
 from llm_jax.models.latent import attention_layer
-from llm_jax.models.layers import position_bias
+from llm_jax.models.positions import position_bias
 
 REPEATS = 5
 SECONDS = 10.0  # a call that would take longer is left out

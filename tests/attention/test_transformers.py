@@ -20,7 +20,7 @@ from llm_jax.attention import (
     nystrom,
 )
 from llm_jax.models.latent import LatentAttention
-from llm_jax.models.layers import rotary_rates, rotary_strength
+from llm_jax.models.positions import rotary_rates, rotary_strength
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax import models
 from llm_jax.models import functions
+from tests.tiny_models import tiny_model
 
 PEERS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -67,6 +69,45 @@ def test_norm_statistics_are_float32():
     ours = functions.layer_norm(x, None, None, 1e-5)
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.02)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "swiglu", "relu"])
+def test_a_model_has_forward_derivatives(norm, activation):
+    """jax.jvp through embeddings, blocks and logits, against the backward pass."""
+    model, params = tiny_model(norm=norm, activation=activation, scan=norm == "rmsnorm")
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 9))
+    f = lambda params: models.logits(model.apply({"params": params}, {"tokens": tokens}))
+    rng = np.random.default_rng(1)
+    draw = lambda x: rng.normal(size=x.shape).astype(np.float32)
+    along, weights = jax.tree.map(draw, params), draw(np.zeros((2, 9, 11)))
+    _, slope = jax.jit(lambda p, t: jax.jvp(f, (p,), (t,)))(params, along)
+    grads = jax.jit(jax.grad(lambda p: jnp.vdot(weights, f(p))))(params)
+    expected = sum(
+        jnp.vdot(g, t) for g, t in zip(*map(jax.tree.leaves, (grads, along)), strict=True)
+    )
+    assert abs(expected) > 1
+    np.testing.assert_allclose(jnp.vdot(weights, slope), expected, rtol=1e-4)
+
+
+def test_epsilon_stands_inside_the_root():
+    """Beside the variance (Ba 2016) or the mean square, not the root: 0.01 is as large here."""
+    x, eps = np.array([[0.1, -0.1, 0.1, -0.1]], np.float32), 0.01
+    np.testing.assert_allclose(functions.rms_norm(x, None, eps), x / np.sqrt(0.02), rtol=1e-5)
+    np.testing.assert_allclose(
+        functions.layer_norm(x, None, None, eps), x / np.sqrt(0.02), rtol=1e-5
+    )
+
+
+def test_gradients_of_a_norm_add_up_in_float32():
+    """Of 4,096 rows each adding 1, a sum in bfloat16 stops at 256."""
+    x = jnp.tile(jnp.array([[1.0, -1.0]], jnp.bfloat16), (4096, 1))
+    scale, bias = jnp.ones(2), jnp.zeros(2)
+    f = lambda s, b: functions.layer_norm(x, s, b, 1e-6)[:, 0].astype(jnp.float32).sum()
+    d_scale, d_bias = jax.grad(f, (0, 1))(scale, bias)
+    np.testing.assert_allclose([d_scale[0], d_bias[0]], 4096, rtol=1e-3)
+    f = lambda s: functions.rms_norm(x, s, 1e-6)[:, 0].astype(jnp.float32).sum()
+    np.testing.assert_allclose(jax.grad(f)(scale)[0], 4096, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])

@@ -10,8 +10,8 @@ from llm_jax import config, decode, hub, models
 from llm_jax.hub.families import REFORMER
 from llm_jax.hub.family import from_tensors, plan, to_hf
 from llm_jax.models import reversible
+from llm_jax.models.embeddings import Embeddings, TokenEmbed
 from llm_jax.models.flops import count_params
-from llm_jax.models.layers import Embeddings, TokenEmbed
 from llm_jax.train.loop import Trainer
 
 TINY = {

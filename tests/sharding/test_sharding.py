@@ -15,7 +15,7 @@ from llm_jax import config as configs
 from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.models import layers
-from llm_jax.models.layers import TokenEmbed
+from llm_jax.models.embeddings import TokenEmbed
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train.checkpoint import Checkpoints, join, split
 from llm_jax.train.run import Setup

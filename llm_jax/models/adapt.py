@@ -1,0 +1,39 @@
+"""Quantised products and low-rank adapters, put around a model that knows nothing of either."""
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+# Of weights and activations, and of gradients: int8, or Micikevicius 2022's formats of fp8
+# (https://arxiv.org/abs/2209.05433, section 3).
+FORMATS = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
+# A path of modules, whatever is around a block. Those below it are projections, feed-forward
+# layers and experts; scores and routers belong to the layer itself.
+LAYER = "(.*/)?(attention|cross_attention|mlp)"
+
+
+def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
+    """Returns the model as cfg.quantize and cfg.lora_rank ask, or itself; through qwix.
+
+    quantize: in training too, operands and gradients of a stack's matrix products are rounded
+    channel by channel; parameters stay as they are.
+    lora_rank r: to each product x W of a module named in cfg.lora_targets, (lora_alpha / r) x A B
+    is added (Hu 2021, https://arxiv.org/abs/2106.09685, section 4.1). A and B are parameters
+    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0.
+    """
+    if cfg.quantize == "none" and not cfg.lora_rank:
+        return model
+    import qwix  # optional: only those who ask for it need it
+
+    methods = [name for name in ("__call__", "encode", "step") if hasattr(model, name)]
+    if cfg.lora_rank:
+        path = f"{LAYER}/({'|'.join(cfg.lora_targets) or '[^/]+'})"
+        rule = qwix.LoraRule(module_path=path, rank=cfg.lora_rank, alpha=cfg.lora_alpha)
+        return qwix.apply_lora_to_model(model, qwix.LoraProvider([rule]), methods=methods)
+    forward, backward = FORMATS[cfg.quantize]
+    rule = qwix.QtRule(
+        module_path=f"{LAYER}/[^/]+",
+        weight_qtype=forward,
+        act_qtype=forward,
+        bwd_qtype=backward,
+    )
+    return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=methods)

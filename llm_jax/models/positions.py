@@ -1,0 +1,116 @@
+"""Positions: sinusoids, rotary rates and their stretching, T5's and ALiBi's biases."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from llm_jax.attention import Bias
+from llm_jax.models.layers import normal
+
+
+def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
+    """[B, T] -> [B, T, dim]: sines of p / 10000^(2i/dim), then cosines (Vaswani 2017, 3.5)."""
+    rates = 10_000.0 ** (-jnp.arange(0, dim, 2) / dim)
+    angles = positions[..., None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : dim // 2]], axis=-1)
+
+
+def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
+    """[dim / 2] radians a position (0: head_dim), stretched as cfg.rotary_scaling says.
+
+    With s = rotary_factor and L = rotary_original_length:
+      linear: all slower by s (Chen 2023, https://arxiv.org/abs/2306.15595).
+      ntk: a base so much larger that the slowest is slower by s (bloc97 2023; YaRN's 3.1).
+      llama3: slower by s only where a wave is longer than L, not where it is shorter than
+        L / 4, smoothly in between (Llama 3's code; its frequency factors are 1 and 4).
+      yarn: slower by s where fewer than 1 wave fits into L, not where more than 32 do, a ramp
+        over the dimensions in between (Peng 2023, https://arxiv.org/abs/2309.00071, 3.2).
+    """
+    half, s, L = (dim or cfg.head_dim) // 2, cfg.rotary_factor, cfg.rotary_original_length
+    base, scaling = cfg.rotary_base, cfg.rotary_scaling
+    if scaling == "ntk":
+        base *= s ** (half / (half - 1))
+    rates = base ** (-jnp.arange(half) / half)
+    if scaling == "linear":
+        return rates / s
+    if scaling == "llama3":
+        waves = L * rates / (2 * math.pi)
+        keep = jnp.clip((waves - 1) / (4 - 1), 0, 1)
+    elif scaling == "yarn":
+        # The dimension whose wave fits so often into L, as the paper's code rounds it.
+        at = lambda waves: half * math.log(L / (2 * math.pi * waves)) / math.log(base)
+        first, last = max(math.floor(at(32)), 0), min(math.ceil(at(1)), 2 * half - 1)
+        keep = 1 - jnp.clip((jnp.arange(half) - first) / max(last - first, 0.001), 0, 1)
+    else:
+        return rates
+    return rates * (keep + (1 - keep) / s)
+
+
+def rotary_strength(cfg: FrozenConfigDict) -> float:
+    """What YaRN multiplies queries and keys by: 0.1 log s + 1 (its equation 22), else 1."""
+    return 0.1 * math.log(cfg.rotary_factor) + 1 if cfg.rotary_scaling == "yarn" else 1.0
+
+
+def rotate(cfg: FrozenConfigDict, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary positions (Su 2021, 3.4.2), halves paired: x [B, T, N, H], positions [B, T]."""
+    angles = positions[..., None, None] * rotary_rates(cfg, x.shape[-1])
+    strength = rotary_strength(cfg)
+    sin, cos = strength * jnp.sin(angles), strength * jnp.cos(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class RelativeBias(nn.Module):
+    """T5's bucketed relative positions as a bias over length L (Raffel 2020, 2.1).
+
+    Half of the buckets hold exact distances, the others grow logarithmically up to
+    relative_max_distance; a bidirectional stack spends half of all on either side.
+    """
+
+    cfg: FrozenConfigDict
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, L: int) -> Bias:
+        cfg = self.cfg
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(normal(cfg, cfg.embed_dim), ("buckets", "heads")),
+            (cfg.relative_buckets, cfg.num_heads),
+        )
+        return Bias(jnp.take(table, self.bucket(jnp.arange(1 - L, L)), axis=0).T)
+
+    def bucket(self, distance: jax.Array) -> jax.Array:
+        """Bucket index of key minus query distances, any shape."""
+        buckets, start = self.cfg.relative_buckets, 0
+        if self.bidirectional:
+            buckets //= 2
+            start = jnp.where(distance > 0, buckets, 0)
+            distance = jnp.abs(distance)
+        else:
+            distance = jnp.maximum(-distance, 0)
+        exact = buckets // 2
+        ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(
+            self.cfg.relative_max_distance / exact
+        )
+        far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+        return start + jnp.where(distance < exact, distance, far)
+
+
+def alibi(num_heads: int, L: int) -> Bias:
+    """ALiBi's bias -slope |distance| over length L (Press 2022, section 3)."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    # Between powers of two the paper's code takes every other slope of the next power.
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return Bias(-jnp.asarray(slopes)[:, None] * jnp.abs(jnp.arange(1.0 - L, L)))
+
+
+def position_bias(cfg: FrozenConfigDict, L: int, bidirectional: bool) -> Bias | None:
+    """The bias that cfg.positions puts on the scores of a stack; called inside its module."""
+    if cfg.positions == "relative":
+        return RelativeBias(cfg, bidirectional, name="relative_bias")(L)
+    return alibi(cfg.num_heads, L) if cfg.positions == "alibi" else None
