@@ -86,6 +86,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.pair_column", "data.labels"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -133,7 +134,7 @@ def test_odd_values(key):
     elif isinstance(default, str):
         no += ["a\0b", "\ud800"] + ["", " "] * (key not in MAY_BE_EMPTY)
     else:
-        texts = key in ("tokenizer.specials", "sample.prompts")
+        texts = key in TEXTS
         no += ["('a\\0',)", "('\\ud800',)", "(('a',),)", "(None,)", "[-1]"]
         no += [] if texts else ["(-1,)", "(1.0,)", "(True,)", "('1',)", "(1e999,)", "x"]
     assert [text for text in no if accepted(key, text)] == []
