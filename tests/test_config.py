@@ -86,7 +86,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
-TEXTS = {"tokenizer.specials", "sample.prompts", "data.pair_column", "data.labels"}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -102,6 +102,7 @@ NOT_ZERO = {
 }  # fmt: skip
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
+    "data.pair_column",
 }  # fmt: skip
 
 
