@@ -13,7 +13,7 @@ from llm_jax.config import ConfigError
 from llm_jax.train.folder import Folder
 from llm_jax.train.loop import Trainer, check_steps
 from llm_jax.train.metrics import read
-from llm_jax.train.run import load_params
+from llm_jax.train.run import Setup, load_params
 from tests.conftest import Silent
 
 SMALL = {"train.steps": 2, "train.ema_decay": 0.5, "eval.every": 99, "checkpoint.every": 1,
@@ -229,3 +229,21 @@ def test_a_broken_row_of_metrics_is_named(tmp_path):
             read(tmp_path)
         file.write_text('{"step": 1}\n' + row, "latin-1")
         assert read(tmp_path) == [{"step": 1}]
+
+
+def test_the_seed_is_what_parameters_are_drawn_from(config):
+    mesh = sharding.make_mesh(configs.base().mesh, jax.devices()[:1])
+
+    def draw(seed):
+        setup = Setup(resolved(config({"seed": seed})), mesh)
+        place = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
+        return np.asarray(setup.draw_state(place).params["embed"]["embedding"])
+
+    first = draw(0)
+    assert (first == draw(0)).all()
+    assert (first != draw(1)).mean() > 0.9
+
+
+def resolved(config):
+    config.model = configs.resolve(config.model, 259)
+    return config

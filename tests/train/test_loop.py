@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.train import Diverged, loop
+from llm_jax.train import Diverged, Restart, loop
+from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.loop import Trainer
 from llm_jax.train.metrics import Meter, Metrics, plot, read
 
@@ -175,6 +176,23 @@ def test_bad_steps_are_counted_where_none_is_logged(tiny, silent, tmp_path, pois
     poison(range(3, 100))
     with pytest.raises(Diverged, match=r"step 5: .* 3 steps in a row"):
         start(config, tmp_path, silent).run()
+
+
+def test_a_full_disk_names_the_last_good_step(tiny, silent, tmp_path, monkeypatch):
+    """As TensorStore says it from another thread, in text; the same command goes on."""
+    save = Checkpoints.save
+
+    def full(self, step, *rest):
+        if step == 8:
+            self.wait()
+            raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device")
+        save(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(Restart, match="disk is full at step 8; the last .* is step [45]"):
+            start(tiny(), tmp_path, silent).run()
+    assert start(tiny(), tmp_path, silent).run()["finished"]
 
 
 def test_a_hook_of_ones_own(tiny, silent, tmp_path):
