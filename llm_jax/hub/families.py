@@ -733,7 +733,8 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
     hf |= {"attention": ",".join(layers[:period]), "attn_layers": n}
     hf.setdefault("is_decoder", False)
     buckets = hf.get("num_buckets", ())
-    hf["num_buckets"] = (buckets,) if isinstance(buckets, int) else tuple(buckets)
+    buckets = (buckets,) if isinstance(buckets, int) else buckets
+    hf["num_buckets"] = configs.typed("config.json: num_buckets", (), buckets)
     if not hf.get("axial_pos_embds", True):
         hf |= {"axial_pos_shape": (), "axial_pos_embds_dim": ()}
     return hf
