@@ -438,7 +438,7 @@ def train(name: str, folder: Path, steps: int = 100) -> tuple[np.ndarray, np.nda
         {"params": [tensors[n] for n in wanted if n not in decay], "weight_decay": 0.0},
     ]
     o = c.optimizer
-    adam = torch.optim.AdamW(apart, lr=o.learning_rate, betas=(o.b1, o.b2), eps=o.eps)
+    adam = torch.optim.AdamW(apart, lr=o.learning_rate, betas=optimizer.betas(o), eps=o.eps)
     expected = []
     for inputs, _ in batches:
         adam.zero_grad()

@@ -86,9 +86,9 @@ def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.Grad
     muon: Jordan 2024, scaled to Adam's size (Liu 2025, 2.2); its groups are the layers' matrices.
     """
     if which == "adamw":
-        return optax.scale_by_adam(o.b1, o.b2, o.eps)
+        return optax.scale_by_adam(*betas(o), o.eps)
     if which == "lion":
-        return optax.scale_by_lion(o.b1, o.b2)
+        return optax.scale_by_lion(*betas(o))
     if which == "adafactor":
         # Optax's aliases end in a factor of -1, which the learning rate brings again.
         return apart(optax.chain(optax.adafactor(), optax.scale(-1.0)), groups)
@@ -103,6 +103,11 @@ def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.Grad
         optax.contrib.scale_by_muon(beta=o.muon_momentum, weight_dimension_numbers=axes),
         optax.stateless(lambda x, _: jax.tree_util.tree_map_with_path(to_adams_size, x)),
     )
+
+
+def betas(o: ConfigDict) -> tuple[float, float]:
+    """Returns b1 and b2 of config.optimizer, the optimizer's own b2 where it is 0."""
+    return o.b1, o.b2 or (0.99 if o.name == "lion" else 0.95)
 
 
 def _muon_axes(group: Group) -> optax.contrib.MuonDimensionNumbers:

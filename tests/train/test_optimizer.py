@@ -273,6 +273,17 @@ def adafactor(path, grads, param):
     return one_by_one(size, path, grads[-1] / np.sqrt(v), param)
 
 
+def test_betas_that_are_not_set_are_the_optimizers_own():
+    """Chen 2023, 4.3: Lion's are 0.9 and 0.99; GPT-3's and LLaMA's Adam has 0.9 and 0.95."""
+    expected = {"adamw": (0.9, 0.95), "muon": (0.9, 0.95), "lion": (0.9, 0.99)}
+    for name, pair in expected.items():
+        config = configs.base()
+        config.optimizer.name = name
+        assert optimizer.betas(config.optimizer) == pair
+        config.optimizer.b2 = 0.5
+        assert optimizer.betas(config.optimizer) == (0.9, 0.5)
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor"])
 def test_two_steps_by_hand(name):
     """Clip, direction, decay, rate: in this order, with constants that no default has."""
