@@ -3,6 +3,10 @@
 Queries serve as keys. Each round of hashing sorts the tokens by bucket and cuts them into
 chunks; a query sees its own chunk and the one before. As in the authors' published models, a
 chunk's tokens see each other whatever their buckets, and a key met twice counts twice.
+
+A causal mask hides later keys, but not what the sort makes of them: how many later tokens fall
+into lower buckets moves the ends of chunks, and with them which earlier keys a token sees. Only
+chunks counted within a bucket, blind to other buckets, would not; that is not the published model.
 """
 
 import jax
@@ -39,7 +43,8 @@ def attend(
       query: [B, T, N, H]; scaled to length sqrt(H), they are the keys.
       key: not read.
       value: [B, T, K, H], K divides N.
-      mask: segment 0 goes into a bucket of its own, behind all others.
+      mask: segments are sorted one by one, 0 last: what a token sees depends on where in the row
+        its segment starts, and on the tokens of no other.
       plan: [B, N, R, T], the bucket of each token in each round; None: drawn here.
       lsh_chunk, lsh_hashes, lsh_buckets: see `assign`.
       softmax: scale and dropout; it has no bias, cap or sinks, nor a prefix or cache.
@@ -57,11 +62,12 @@ def attend(
         segments = jnp.ones((1, T), jnp.int32)
 
     rank = jnp.pad(plan.astype(jnp.int32), [(0, 0)] * 3 + [(0, L - T)])
-    if segments is not None:
+    if segments is None:
+        order = jnp.argsort(rank, axis=-1, stable=True)  # [B, N, R, L]
+    else:
         segments = jnp.pad(segments, [(0, 0), (0, L - T)])
-        last = jnp.iinfo(jnp.int32).max
-        rank = jnp.where((segments == 0)[:, None, None], last, rank)
-    order = jnp.argsort(rank, axis=-1, stable=True)  # [B, N, R, L]
+        first = jnp.where(segments == 0, jnp.iinfo(jnp.int32).max, segments)[:, None, None]
+        order = jnp.lexsort((rank, jnp.broadcast_to(first, rank.shape)))
     undo = jnp.argsort(order, axis=-1)
     R = order.shape[2]
 
@@ -162,4 +168,6 @@ VARIANT = Variant(
     reads=("lsh_chunk", "lsh_hashes", "lsh_buckets"),
     plan=assign,
     shared_qk=True,
+    leaks="which earlier tokens a token sees depends on later ones of its document, since hashing "
+    "sorts all of them; its loss is not that of a strictly causal model",
 )

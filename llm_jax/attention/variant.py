@@ -60,6 +60,8 @@ class Variant:
         cache of keys. Given `state` [B, *shape] and `valid` [B, T], attend returns
         (output, state).
       shared_qk: queries serve as keys; attend's key is None.
+      leaks: what later tokens decide of an earlier one's output in spite of a causal mask, of
+        which a decoder's training is warned; "": nothing.
     """
 
     attend: Callable
@@ -73,6 +75,7 @@ class Variant:
     plan: Callable | None = None
     state: Callable | None = None
     shared_qk: bool = False
+    leaks: str = ""
 
 
 def able(words: str) -> frozenset[str]:

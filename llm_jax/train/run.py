@@ -1,5 +1,6 @@
 """What a run's config determines, and a run's parameters read from its folder."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.folder import same_run
 from llm_jax.train.state import TrainState, init_state
+
+log = logging.getLogger(__name__)
 
 
 class Setup:
@@ -93,6 +96,8 @@ def _check_attention(config: ConfigDict) -> None:
                 f"model.attention={cfg.attention!r}: {kind!r} cannot do {needed[ability][1]} "
                 f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}"
             )
+        if variant.leaks and cfg.kind == "decoder":
+            log.warning("model.attention=%r: with %r, %s", cfg.attention, kind, variant.leaks)
         try:
             reads = {name: cfg[name] for name in variant.reads}
             variant.weights(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **reads)

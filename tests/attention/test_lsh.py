@@ -114,6 +114,35 @@ def test_no_token_sees_later_ones_padding_or_another_segment():
     assert not (reach & ~allowed)[:35].any() and reach.any(axis=1)[:35].all()
 
 
+def moved(tokens, mask, changed):
+    """[T], whether a token's output moves with these tokens' content, in any row and head."""
+    attend = jax.jit(lambda q, v: lsh.attend(q, None, v, mask, lsh_chunk=8, lsh_hashes=2))
+    query, value = arrays(64, B=8)
+    others = [jax.random.normal(jax.random.key(i), query.shape) for i in (8, 9)]
+    swap = lambda x, y: jnp.where(changed[:, None, None], y, x)
+    before, after = attend(query, value), attend(*map(swap, (query, value), others))
+    return np.abs(before - after).max(axis=(2, 3))[:, tokens] > 1e-3
+
+
+def test_what_later_tokens_move_is_said():
+    """The ends of chunks follow from how many tokens fall into which bucket, later ones too."""
+    later = jnp.arange(64) >= 32
+    share = moved(~later, Mask(causal=True), later).mean()
+    assert 0.1 < share < 0.9  # of the earlier tokens' outputs: a leak, and not all of them
+    assert "later" in attention.get("lsh").leaks
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("other", [1, 2, 3, 0])
+def test_documents_of_a_row_do_not_move_each_other(other, causal):
+    segments = jnp.array([[1] * 13 + [2] * 30 + [3] * 17 + [0] * 4])
+    mask = Mask(jnp.tile(segments, (8, 1)), jnp.tile(segments, (8, 1)), causal=causal)
+    rest = np.asarray((segments[0] != other) & (segments[0] > 0))
+    assert not moved(rest, mask, segments[0] == other).any()
+    if other:
+        assert moved(~rest & np.asarray(segments[0] > 0), mask, segments[0] == other).any()
+
+
 @pytest.mark.parametrize("T", [40, 37])
 def test_padding_changes_no_real_token(T):
     """Rows padded to a multiple of the chunk are what an odd length becomes."""

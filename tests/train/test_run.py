@@ -139,6 +139,17 @@ def test_attention_that_cannot_do_what_is_asked_names_what_can(changes, message,
         Setup(config, None)
 
 
+@pytest.mark.parametrize(
+    ("attention", "kind", "warned"),
+    [("dense,lsh", "decoder", True), ("lsh", "encoder", False), ("dense", "decoder", False)],
+)
+def test_what_leaks_is_warned_of(attention, kind, warned, workdir, caplog):
+    config = read_config(workdir)
+    config.model.attention, config.model.kind = attention, kind
+    Setup(config, None)
+    assert ("depends on later ones" in caplog.text) == warned
+
+
 def test_a_prefix_is_refused_where_nothing_can_be_seen_out_of_order(tiny, workdir):
     config = read_config(workdir)
     config.objective.name, config.model.attention = "prefix_lm", "delta"
