@@ -201,6 +201,22 @@ def test_batches_are_known_before_there_are_any(name, config):
     assert {k: v.shape for k, v in known.items()} == {k: v.shape for k, v in real.items()}
 
 
+def test_kinds_of_attention_read_what_the_config_says():
+    """Variant.reads is what keys with a condition on the kind name, in both directions."""
+    said = set()
+    for key in KEYS:
+        when = KEYS[key].when
+        if when and "model.attention" in when.keys and "other than" not in when.text:
+            for name in attention.VARIANTS:
+                if when.holds(flat({"model.attention": name, "model.positions": "rotary"})):
+                    said.add((key.removeprefix("model."), name))
+    read = {(key, name) for name, kind in attention.VARIANTS.items() for key in kind.reads}
+    always = {(key, name) for key, name in read if KEYS[f"model.{key}"].when is None}
+    assert {key for key, _ in always} == {"max_length"}
+    projections = {("latent_kv", "latent"), ("latent_query", "latent")}  # of its layer
+    assert said == (read - always) | projections
+
+
 SMALL = (0, 0.0, 2.0**-126, 1, 1.0, 1.001, 2, 4)
 NUMBERS = [k for k in KEYS if type(KEYS[k].default) in (int, float) and not k.startswith(LOOP)]
 
