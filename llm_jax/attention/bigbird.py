@@ -80,7 +80,7 @@ def attend(
         mask, query_segments=flip(mask.query_segments), key_segments=flip(mask.key_segments)
     )
     tail = T - (C - 1) * block
-    last = local.leading(tail, flip(query), flip(key), flip(value), turned, softmax)
+    last = local.leading(tail, flip(query), flip(key), flip(value), turned, softmax.apart(1))
     return y.at[:, :block].set(first).at[:, T - tail :].set(flip(last))
 
 

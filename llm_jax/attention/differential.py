@@ -45,7 +45,7 @@ def attend(
     def half(i):
         pick = lambda x: None if x is None else x[i::2]
         bias = softmax.bias and Bias(pick(softmax.bias.values))
-        ours = dataclasses.replace(softmax, bias=bias, sinks=pick(softmax.sinks))
+        ours = dataclasses.replace(softmax.apart(i), bias=bias, sinks=pick(softmax.sinks))
         return blockwise.attend(query[..., i, :], key[..., i, :], value, mask, ours)
 
     share = jnp.exp(lambda_q1 @ lambda_k1) - jnp.exp(lambda_q2 @ lambda_k2) + START

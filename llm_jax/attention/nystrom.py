@@ -1,5 +1,7 @@
 """Softmax attention through a few landmarks (Nystroemformer)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -43,24 +45,27 @@ def attend(
         x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, count, size, *x.shape[2:])
 
-    def weights(q, k, real):
+    def weights(number, q, k, real):
         products = jnp.einsum("btnh,bsnh->bnts", q, k)[:, :, None]
-        return softmax.weights(softmax.scores(products, H), real[:, None, None, None])[:, :, 0]
+        scores = softmax.scores(products, H)
+        return softmax.weights(scores, real[:, None, None, None], number)[:, :, 0]
 
     some = jnp.maximum(groups(real).sum(2), 1)[..., None, None]
     few_queries, few_keys = (groups(x).sum(2) / some for x in (query, key))
     alive = groups(real).any(2)  # [B, count]: a landmark of padding alone is not seen
-    between = weights(few_queries, few_keys, alive)
+    between = weights(0, few_queries, few_keys, alive)
     between = jnp.where(alive[:, None, :, None], between, jnp.eye(count))
-    summed = weights(few_queries, key, real) @ value.swapaxes(1, 2)
-    y = weights(query, few_keys, alive) @ (inverse(between) @ summed)
+    summed = weights(1, few_queries, key, real) @ value.swapaxes(1, 2)
+    y = weights(2, query, few_keys, alive) @ (inverse(between) @ summed)
     return (y.swapaxes(1, 2) + _convolve(value, convolution)).astype(dtype)
 
 
 def inverse(x: Array) -> Array:
     """Returns nearly the Moore-Penrose inverse of x [..., L, L], by section 3.3's iteration."""
     eye = jnp.eye(x.shape[-1])
-    z = x.mT / x.sum(-2, keepdims=True).max(-1, keepdims=True)
+    # A row adds up to 1, but for what a sink takes.
+    norms = (x.sum(axis).max(-1)[..., None, None] for axis in (-2, -1))
+    z = x.mT / math.prod(norms)
     for _ in range(STEPS):
         xz = x @ z
         z = z @ (13 * eye - xz @ (15 * eye - xz @ (7 * eye - xz))) / 4

@@ -41,6 +41,12 @@ class Softmax:
     def dropout(self) -> bool:
         return self.dropout_key is not None and self.dropout_rate > 0
 
+    def apart(self, number: int | Array) -> "Softmax":
+        """The same, with dropout of its own for this part of a layer's attention."""
+        key = self.dropout_key
+        key = key if key is None else jax.random.fold_in(key, number)
+        return dataclasses.replace(self, dropout_key=key)
+
     @property
     def asked(self) -> set[str]:
         """What a kind of attention must support to follow it."""
@@ -78,7 +84,7 @@ class Softmax:
         """Zeroes dropout_rate of the weights and scales up the others."""
         if not self.dropout:
             return weights
-        key = jax.random.fold_in(self.dropout_key, block)
+        key = self.apart(block).dropout_key
         kept = jax.random.bernoulli(key, 1 - self.dropout_rate, weights.shape)
         return jnp.where(kept, weights / (1 - self.dropout_rate), 0)
 

@@ -31,7 +31,8 @@ def attend(
     def rows(query, start):
         z, visible = scores(query, key, mask, softmax, start)
         z = jnp.einsum("bnts,nm->bmts", z, mix_scores)
-        weights = softmax.weights(z[:, :, None], None if visible is None else visible[:, :, None])
+        visible = None if visible is None else visible[:, :, None]
+        weights = softmax.weights(z[:, :, None], visible, start)
         weights = jnp.einsum("bnts,nm->bmts", weights[:, :, 0], mix_weights)
         return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
 

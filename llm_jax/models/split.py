@@ -79,10 +79,7 @@ def _part(variant, options, length, query, key, value, mask, softmax):
     """One device's share; its queries stand behind those of the devices before it."""
     mesh = jax.sharding.get_abstract_mesh()
     if softmax.dropout_key is not None:
-        device = jax.lax.axis_index(mesh.axis_names)
-        softmax = dataclasses.replace(
-            softmax, dropout_key=jax.random.fold_in(softmax.dropout_key, device)
-        )
+        softmax = softmax.apart(jax.lax.axis_index(mesh.axis_names))
     if length and mesh.shape[length] > 1 and (mask.causal or softmax.bias is not None):
         start = jax.lax.axis_index(length) * query.shape[1]
         before = 0 if mask.query_offset is None else mask.query_offset

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llm_jax import attention
-from llm_jax.attention import Bias, Mask, Softmax, dense, flash
+from llm_jax.attention import Bias, Mask, Softmax, blockwise, dense, flash
 
 SEGMENTS = jnp.array([[1] * 100 + [2] * 150 + [0] * 21, [1] * 271])
 MASKS = {
@@ -150,6 +150,24 @@ def test_bfloat16_softmax_is_float32():
     ours = attend(*half, Mask(causal=True), Softmax())
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_blockwise_gradients_of_bfloat16_add_up_in_float32(causal, monkeypatch):
+    """Over 64 blocks a sum in bfloat16 would be off by several times what rounding it once is."""
+    monkeypatch.setattr(blockwise, "LARGEST", {"cpu": (2**12, 64)})
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, dy = (jax.random.normal(key, (1, 2048, 1, 16), jnp.bfloat16) for key in keys)
+
+    def gradients(dtype):
+        attend = lambda *x: blockwise.attend(*x, Mask(causal=causal))
+        _, pull = jax.vjp(attend, *(x.astype(dtype) for x in (q, k, v)))
+        return pull(dy.astype(dtype))
+
+    ours, exact = jax.jit(gradients, static_argnums=0)(jnp.bfloat16), gradients(jnp.float32)
+    for a, b in zip(ours, exact, strict=True):
+        error = jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b)
+        assert error < 0.003
 
 
 def test_dropout_zeroes_that_share_of_weights_and_keeps_the_mean():

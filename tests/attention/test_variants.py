@@ -1,6 +1,7 @@
 """Every kind of attention against a definition of its own, written without its tricks."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,7 @@ def defined(name, a, visible, causal, segments, asked=NOTHING):
             scored(jnp.einsum("btnh,bsnh->bnts", q, k), asked), True, asked
         )
         k, v = repeat(k), repeat(v)
-        y = weights(q, few(k)) @ nystrom.inverse(weights(few(q), few(k))) @ weights(few(q), k)
+        y = weights(q, few(k)) @ newton(weights(few(q), few(k))) @ weights(few(q), k)
         shifted = jnp.pad(v, ((0, 0), (16, 16), (0, 0), (0, 0)))
         near = sum(shifted[:, i : i + T] * a["convolution"][i][:, None] for i in range(33))
         return jnp.einsum("bnts,bsnh->btnh", y, v) + near
@@ -178,6 +179,18 @@ def defined(name, a, visible, causal, segments, asked=NOTHING):
         mix = lambda x, by: jnp.einsum("bskh,sl->blkh", x * real, by[:T])
         return textbook(q, mix(k, a["compress_key"]), mix(v, a["compress_value"]), True, asked)
     return textbook(q, k, v, visible, asked)
+
+
+def newton(A):
+    """Xiong 2021, equation 11 and theorem 2: six steps towards the inverse of A [..., L, L]."""
+    eye = jnp.eye(A.shape[-1])
+    norms = (jnp.abs(A).sum(axis).max(-1)[..., None, None] for axis in (-2, -1))
+    Z = jnp.swapaxes(A, -1, -2) / math.prod(norms)
+    for _ in range(6):
+        inner = 7 * eye - A @ Z
+        inner = 15 * eye - A @ Z @ inner
+        Z = 0.25 * Z @ (13 * eye - A @ Z @ inner)
+    return Z
 
 
 def recurrent(name, a, segments):
@@ -370,6 +383,30 @@ def test_padding_is_not_seen(name):
     np.testing.assert_allclose(
         attend(drawn(name))[0, :130], attend(changed)[0, :130], atol=1e-6
     )
+
+
+def test_nystrom_inverts():
+    """A stochastic matrix with most weight on its diagonal, as NumPy inverts it."""
+    rng = np.random.default_rng(6)
+    A = rng.random((3, 12, 12)) / 12 + 2 * np.eye(12)
+    A /= A.sum(-1, keepdims=True)
+    np.testing.assert_allclose(nystrom.inverse(jnp.asarray(A)), np.linalg.inv(A), atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_bigbird_sees_neighbours_ends_and_others_at_random(causal):
+    """Zaheer 2020, figure 1 and appendix D, from a block of keys to those of queries."""
+    C, drawn_blocks = 9, 2
+    table = bigbird.choose(N, C, drawn_blocks, causal)
+    others = []
+    for head, i in np.ndindex(N, C):
+        row = [int(j) for j in table[head, i] if j >= 0]
+        allowed = {j for j in range(C) if j <= i or not causal}
+        must = {j for j in allowed if abs(i - j) <= 1 or j in (0, C - 1)}
+        assert len(row) == len(set(row)) and must <= set(row) <= allowed
+        assert len(row) == min(len(must) + drawn_blocks, len(allowed))
+        others.append(tuple(sorted(set(row) - must)))
+    assert len(set(others)) > C  # of heads and blocks each its own
 
 
 def test_delta_rule_repeats_what_it_was_told():

@@ -1,4 +1,7 @@
-"""A decoder that continues from its cache gives what it gives on the whole sequence."""
+"""A decoder that continues from its cache gives what it gives on the whole sequence.
+
+So do all kinds and positions of ours, and the families' cached steps what transformers gives.
+"""
 
 from functools import partial
 
@@ -7,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax import attention, models
+from llm_jax import attention, hub, models
 from llm_jax.decode.cache import Reader
 from tests.tiny_models import tiny_model
 
@@ -81,6 +84,42 @@ def test_every_kind_of_attention(kind):
 def test_other_shapes(changes):
     model, params = build(**changes)
     close(stepwise(model, params), whole(model, params))
+
+
+@pytest.mark.parametrize("name", ["gpt2-b", "llama-gqa", "t5-v1.1-a", "t5-v1.0-a", "marian-a"])
+def test_cached_steps_are_the_whole_forward_pass_of_transformers(name, tmp_path):
+    """Logits behind prompts of unequal length and of each token after, one row at a time there."""
+    torch = pytest.importorskip("torch")
+    from tests import parity
+
+    theirs = parity.reference(parity.CASES[name])
+    theirs.save_pretrained(tmp_path)
+    cfg, params, _ = hub.load(tmp_path)
+    source = None
+    if cfg.kind == "encoder_decoder":
+        tokens = np.random.default_rng(1).integers(3, 11, (3, 6))
+        real = (np.arange(6) < np.array([[6], [2], [4]])).astype(np.int32)
+        source = {"encoder_tokens": tokens, "encoder_segment_ids": real}
+    ours = stepwise(models.build(cfg), params, source)
+    for i, row in enumerate(TOKENS):
+        inputs = {"input_ids": torch.from_numpy(row[None])}
+        if source:
+            inputs = {"decoder_input_ids": inputs["input_ids"]}
+            inputs["input_ids"] = torch.from_numpy(tokens[i : i + 1, : real[i].sum()])
+        with torch.no_grad():
+            expected = theirs(**inputs).logits[0, PROMPTS[i] - 1 :][: STEPS + 1].numpy()
+        np.testing.assert_allclose(ours[i], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_padding_behind_a_prompt_is_not_taken_in():
+    """A slot is empty until its own token comes."""
+    model, params = build(positions="learned")
+    prompts = np.where(np.arange(5) < PROMPTS[:, None], TOKENS[:, :5], 7)
+    _, cache = Reader(model, params, None, LENGTH).start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
+    taken = np.arange(LENGTH) < PROMPTS[:, None]
+    for x in jax.tree.leaves(cache):  # [layers, B, S, K, H]
+        written = np.abs(x).max(axis=(0, 3, 4)) > 0
+        np.testing.assert_array_equal(written, taken)
 
 
 def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed():
