@@ -205,7 +205,8 @@ def test_electra_judges_what_the_generator_sampled():
     zero = lambda tree: not any(np.any(x) for x in jax.tree.leaves(tree))
     judge, fill = of("tokens"), of("masked")
     assert zero(judge["generator"]) and not zero(judge["encoder"])
-    assert zero(fill["encoder"]) and not zero(fill["generator"])
+    shared = fill["encoder"].pop("embeddings")  # by the generator (Clark 2020, 3.2)
+    assert zero(fill["encoder"]) and not zero(shared) and not zero(fill["generator"])
     assert not zero(judge["embed"]) and not zero(fill["embed"])  # one table for both
     assert set(params) == {"embed", "encoder", "detection", "generator"}
     assert set(params["generator"]) == {"encoder", "transform", "output_bias"}
