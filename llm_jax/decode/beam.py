@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Reader, prepare, replicated
+from llm_jax.decode.cache import prepare, replicated
 from llm_jax.models import Model
 
 
@@ -25,38 +25,30 @@ def beam_search(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sources: Sequence[Sequence[int]] | None = None,
-    eos_id: int | Sequence[int] = (),
     beams: int = 4,
     length_penalty: float = 0.6,
-    prefix: bool = False,
-    cached: bool | None = None,
-    allowed: np.ndarray | None = None,
+    **inputs: Any,
 ) -> list[list[Hypothesis]]:
-    """The `beams` best continuations found for each prompt, best first.
+    """Beam search: the `beams` best continuations that it finds for each prompt, best first.
 
     A continuation ends with an eos_id or has max_new_tokens. Its log-probability is divided by
     ((5 + tokens) / 6)^length_penalty, eos_id counted (Wu 2016, equation 14, without coverage;
     Vaswani 2017, 6.1 takes 4 beams and 0.6). `transformers` divides by tokens^length_penalty:
-    the two agree at 0. Arguments as in `sample.generate`.
+    the two agree at 0. `inputs`: sources, eos_id and the others of `cache.prepare`.
 
     Raises:
-      ValueError: as `generate`, or more tokens than model.max_length holds.
+      ValueError: as `cache.prepare`, or more tokens than model.max_length holds.
     """
-    program, inputs = prepare(
-        model, params, prompts, max_new_tokens, sources, eos_id, allowed, prefix, cached
-    )
+    reader, rows, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     if beams < 1 or not 0 <= length_penalty < np.inf:
-        raise ValueError(
-            f"beams={beams}, length_penalty={length_penalty}: need beams >= 1, length_penalty >= 0"
-        )
+        raise ValueError(f"beams={beams}, length_penalty={length_penalty}: need beams >= 1, "
+                         "length_penalty >= 0")
     length, longest = model.cfg.max_length, max(map(len, prompts))
     if longest + max_new_tokens - 1 > length:
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
-            f"model.max_length={length} leaves room for {length - longest + 1}"
-        )
-    ids, scores = map(np.asarray, _search(program, beams, inputs, max_new_tokens, length_penalty))
+        raise ValueError(f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
+                         f"model.max_length={length} leaves room for {length - longest + 1}")
+    best = _search(reader, rows, beams, room, max_new_tokens, length_penalty)
+    ids, scores = map(np.asarray, best)
     return [
         [
             Hypothesis([t for t in row if t >= 0], score)
@@ -66,13 +58,12 @@ def beam_search(
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _search(program, beams, inputs, steps, alpha):
+@partial(jax.jit, static_argnums=(2, 3))
+def _search(reader, prompts, beams, room, steps, alpha):
     """Prompts [B, T] -> ids [B, beams, room], -1 behind each end, and scores [B, beams]."""
-    B, room, lengths = len(inputs.tokens), program.room, inputs.lengths
-    reader = Reader.of(program, inputs)
+    B, lengths, eos = len(prompts.tokens), prompts.lengths, prompts.eos
     penalty = lambda n: ((5 + n) / 6) ** alpha
-    candidates = min(1 + len(inputs.eos), program.model.cfg.vocab_size) * beams
+    candidates = min(1 + len(eos), reader.model.cfg.vocab_size) * beams
     ahead = jnp.arange(candidates) < beams
 
     def expand(index, logits, live, scores, done, best):
@@ -84,7 +75,7 @@ def _search(program, beams, inputs, steps, alpha):
         # At most E in each beam end, so that of (1 + E) times as many enough go on.
         total, choice = jax.lax.top_k(total.reshape(B, -1), candidates)
         parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
-        ended = (token[..., None] == inputs.eos).any(-1)
+        ended = (token[..., None] == eos).any(-1)
         rows = _rows(live, parent).at[:, :, index].set(token)
         # Behind the first `beams`, a continuation is there only to replace one that ended.
         final = jnp.where(ended & ahead, total / penalty(index + 1), -jnp.inf)
@@ -106,7 +97,7 @@ def _search(program, beams, inputs, steps, alpha):
         logits = logits.reshape(B, beams, -1)
         return index + 1, cache, *expand(index, logits, live, scores, done, best)
 
-    logits, cache = reader.start(inputs.tokens, lengths)
+    logits, cache = reader.start(prompts.tokens, lengths)
     wide, cache = reader.widen(cache, beams)
     none = jnp.full((B, beams), -jnp.inf)
     blank = jnp.full((B, beams, room), -1, jnp.int32)

@@ -1,5 +1,6 @@
 """Incremental decoding with a KV cache: prefill of prompts, then one token a row at a time."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,47 +17,32 @@ def cacheable(model: Model) -> bool:
     return all("cache" in attention.get(k).supports for k in model.cfg.attention.split(","))
 
 
-class Program(NamedTuple):
-    """What a decoding program is compiled for: hashable, a static argument of jit."""
+class Prompts(NamedTuple):
+    """What is continued, and where it ends."""
 
-    model: Model
-    room: int  # new tokens, at most
-    cached: bool
-    prefix: bool
-
-
-class Inputs(NamedTuple):
-    """The arrays that a decoding program reads; what is None leaves its part of it out."""
-
-    params: Any
-    tokens: np.ndarray  # prompts [B, T], zeros behind each
-    lengths: np.ndarray  # [B]
-    source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
-    eos: np.ndarray  # ids that end a row [E]; -1: none does
-    allowed: np.ndarray | None  # ids that may be drawn, bool [V]
+    tokens: Any  # [B, T], zeros behind each
+    lengths: Any  # [B]
+    eos: Any  # ids that end a row [E]; -1: none does
 
 
-class Reader(NamedTuple):
-    """Decoder, parameters, encoder batch and size of the KV cache: traced, inside a jit.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Decoder with its KV cache: model, parameters, encoder batch, and size of the cache.
 
-    Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1. Without `cached` the
-    cache is the tokens so far, and each step reads all of them again. Logits of ids that are not
-    allowed are -inf.
+    An argument of jit. Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1.
+    Without `cached` the cache is the tokens so far, and each step reads all of them again. Logits
+    of ids that are not allowed are -inf.
     """
 
-    model: Model
+    model: Model = dataclasses.field(metadata={"static": True})
     params: Any
     source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
-    size: int  # tokens a row comes to hold at most
-    cached: bool = True
-    prefix: bool = False  # the whole prompt sees itself (a prefix language model)
-    allowed: jax.Array | None = None  # bool [V]
-
-    @classmethod
-    def of(cls, program: Program, inputs: Inputs) -> "Reader":
-        size = min(inputs.tokens.shape[1] + program.room, program.model.cfg.max_length)
-        return cls(program.model, inputs.params, inputs.source, size, program.cached,
-                   program.prefix, inputs.allowed)  # fmt: skip
+    size: int = dataclasses.field(metadata={"static": True})  # tokens a row comes to hold at most
+    cached: bool = dataclasses.field(default=True, metadata={"static": True})
+    # The whole prompt sees itself (a prefix language model).
+    prefix: bool = dataclasses.field(default=False, metadata={"static": True})
+    allowed: Any = None  # ids that may be drawn, bool [V]
 
     def start(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Any]:
         """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache."""
@@ -66,15 +52,14 @@ class Reader(NamedTuple):
             if self.prefix:
                 cache["prefix"] = lengths[None]
             return self._recompute(cache, lengths - 1), cache
-        more = {"prefix": lengths} if self.prefix else {}
+        context = {"prefix": lengths} if self.prefix else {}
         if self.source:
-            more["encoded"] = self.model.apply(
-                {"params": self.params}, self.source, method="encode"
-            )
+            variables = {"params": self.params}
+            context["encoded"] = self.model.apply(variables, self.source, method="encode")
         # What pads a row stands behind the last slot: the cache does not take it in.
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
-        outputs, cache = self._step({}, tokens, positions, **more)
+        outputs, cache = self._step({}, tokens, positions, **context)
         last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - 1, axis=1)
         return self._logits(outputs._replace(hidden=last)), cache
 
@@ -89,17 +74,14 @@ class Reader(NamedTuple):
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
         """Each row n times over, neighbours equal."""
-        source = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), self.source)
-        return self._replace(source=source), jax.tree.map(lambda x: jnp.repeat(x, n, axis=1), cache)
+        repeat = lambda tree, axis: jax.tree.map(lambda x: jnp.repeat(x, n, axis=axis), tree)
+        return dataclasses.replace(self, source=repeat(self.source, 0)), repeat(cache, 1)
 
-    def _step(self, cache, tokens, positions, **more):
+    def _step(self, cache, tokens, positions, **context):
         if self.source:
-            more["encoded_segments"] = self.source["encoder_segment_ids"]
-        variables = {"params": self.params, **cache}
-        return self.model.apply(
-            variables, tokens, positions, cache_length=self.size, method="step", mutable=["cache"],
-            **more,
-        )  # fmt: skip
+            context["encoded_segments"] = self.source["encoder_segment_ids"]
+        context |= {"cache_length": self.size, "method": "step", "mutable": ["cache"]}
+        return self.model.apply({"params": self.params, **cache}, tokens, positions, **context)
 
     def _recompute(self, cache, last):
         tokens = cache["tokens"][0]
@@ -132,20 +114,47 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def prepare(
-    model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-    sources: Sequence[Sequence[int]] | None, eos_id: int | Sequence[int],
-    allowed: np.ndarray | None, prefix: bool, cached: bool | None,
-) -> tuple[Program, Inputs]:
-    """The program and the arrays that continue these prompts; ValueError where there are none."""
-    length = model.cfg.max_length
+    model: Model,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    sources: Sequence[Sequence[int]] | None = None,
+    eos_id: int | Sequence[int] = (),
+    prefix: bool = False,
+    cached: bool | None = None,
+    allowed: np.ndarray | None = None,
+) -> tuple[Reader, Prompts, int]:
+    """Checks what is to be continued; returns it as arrays, its reader, and the room for new ids.
+
+    Args:
+      sources: what an encoder-decoder's encoder reads, one for each prompt.
+      eos_id: the id, or all ids, that end a text.
+      prefix: prompts see themselves in both directions, as a prefix language model learns.
+      cached: keep keys and values; None: where the attention can. False reads everything again
+        at each step: slow, and the same tokens.
+      allowed: bool [V], the ids that may be drawn; None: all.
+
+    Raises:
+      ValueError: a model that writes no text, an empty or too long prompt or source, or an
+        argument out of range.
+    """
     _check(model, prompts, sources, max_new_tokens)
-    if allowed is not None and (np.shape(allowed) != (model.cfg.vocab_size,) or not any(allowed)):
-        raise ValueError(f"allowed: must be bool [{model.cfg.vocab_size}] and allow some id")
-    cached = cacheable(model) if cached is None else cached
-    program = Program(model, round_up(max_new_tokens, length), cached, prefix)
+    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
+    if allowed is not None and (np.shape(allowed) != (vocabulary,) or not any(allowed)):
+        raise ValueError(f"allowed: must be bool [{vocabulary}] and allow some id")
+    encoder_batch = None
+    if sources is not None:
+        tokens, lengths = pad(sources, length)
+        real = np.arange(tokens.shape[1]) < lengths[:, None]  # segment 0 is padding
+        encoder_batch = {"encoder_tokens": tokens, "encoder_segment_ids": real.astype(np.int32)}
     eos = np.array([*np.ravel(eos_id)] or [-1], np.int32)
-    arrays = replicated((*pad(prompts, length), encoder_batch(model, sources), eos, allowed))
-    return program, Inputs(params, *arrays)
+    arrays = Prompts(*pad(prompts, length), eos), encoder_batch, allowed
+    prompts, encoder_batch, allowed = replicated(arrays)
+    room = round_up(max_new_tokens, length)
+    size = min(prompts.tokens.shape[1] + room, length)
+    cached = cacheable(model) if cached is None else cached
+    return Reader(model, params, encoder_batch, size, cached, prefix, allowed), prompts, room
 
 
 def replicated(tree: Any) -> Any:
@@ -162,15 +171,11 @@ def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_to
     """Raises ValueError where the model cannot continue these prompts."""
     cfg = model.cfg
     if cfg.kind == "encoder" or not models.heads.speaks(cfg):
-        raise ValueError(
-            f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a decoder "
-            "with an output matrix does"
-        )
+        raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a "
+                         "decoder with an output matrix does")
     if (sources is not None) != (cfg.kind == "encoder_decoder"):
-        raise ValueError(
-            f"sources: model.kind={cfg.kind!r} "
-            + ("takes none" if sources is not None else "needs one for each prompt")
-        )
+        wrong = "takes none" if sources is not None else "needs one for each prompt"
+        raise ValueError(f"sources: model.kind={cfg.kind!r} {wrong}")
     if sources is not None and len(sources) != len(prompts):
         raise ValueError(f"sources: {len(sources)} of them for {len(prompts)} prompts")
     if max_new_tokens < 1:
@@ -178,16 +183,6 @@ def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_to
     for what, rows in (("prompt", prompts), ("source", sources or ())):
         for row in rows:
             if not 0 < len(row) <= cfg.max_length:
-                raise ValueError(
-                    f"a {what} of {len(row)} tokens; there must be at least 1 (such as the "
-                    f"tokenizer's bos_id) and at most model.max_length={cfg.max_length}"
-                )
-
-
-def encoder_batch(model: Model, sources: Sequence[Sequence[int]] | None) -> dict | None:
-    """Sources -> encoder_tokens and encoder_segment_ids [B, S]; segment 0 is padding."""
-    if sources is None:
-        return None
-    tokens, lengths = pad(sources, model.cfg.max_length)
-    real = np.arange(tokens.shape[1]) < lengths[:, None]
-    return {"encoder_tokens": tokens, "encoder_segment_ids": real.astype(np.int32)}
+                raise ValueError(f"a {what} of {len(row)} tokens; there must be at least 1 (such "
+                                 "as the tokenizer's bos_id) and at most model.max_length="
+                                 f"{cfg.max_length}")

@@ -1,4 +1,4 @@
-"""What a masked model puts in the gaps."""
+"""Mask filling: the likeliest tokens of a masked language model's gaps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,10 +22,10 @@ def fill(
     top_k: int = 5,
     allowed: np.ndarray | None = None,
 ) -> list[list[list[tuple[int, float]]]]:
-    """For each prompt and each mask_id in it, the top_k (id, probability), likeliest first.
+    """Fills masks: for each prompt and each mask_id in it, the top_k (id, probability).
 
-    Each gap is filled as if the others stayed open (Devlin 2019, 3.1). Probabilities are among
-    the `allowed` ids, bool [V]; None: all.
+    The likeliest comes first. Each gap is filled as if the others stayed open (Devlin 2019, 3.1).
+    Probabilities are among the `allowed` ids, bool [V]; None: all.
 
     Raises:
       ValueError: a prompt without mask_id or too long, top_k out of range, or another model.
@@ -41,14 +41,12 @@ def fill(
         if not places:
             raise ValueError("a prompt has no mask token: there is nothing to fill in")
         if len(prompt) > cfg.max_length:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens; model.max_length={cfg.max_length} is the most"
-            )
+            raise ValueError(f"a prompt of {len(prompt)} tokens; "
+                             f"model.max_length={cfg.max_length} is the most")
     tokens, lengths = pad(prompts, cfg.max_length)
     places, counts = pad(gaps, cfg.max_length)
-    most = round_up(top_k, cfg.vocab_size)
-    inputs = replicated((tokens, lengths, places, allowed))
-    likeliest = _fill(model, most, params, *inputs)
+    arrays = replicated((tokens, lengths, places, allowed))
+    likeliest = _fill(model, round_up(top_k, cfg.vocab_size), params, *arrays)
     ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in likeliest)
     return [
         [list(zip(*pair, strict=True)) for pair in zip(i[:n], p[:n], strict=True)]

@@ -8,9 +8,7 @@ from llm_jax.config import ConfigError
 
 NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
 FILE = "generation_config.json"
-# What is applied, and what is not but changes nothing at these values (None: unset).
-APPLIED = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p",
-           "eos_token_id", "suppress_tokens", "bad_words_ids", "num_beams"}  # fmt: skip
+# What is not in llm_jax, but changes nothing at these values (None: unset).
 NEUTRAL = {
     "min_length": (0,), "min_new_tokens": (0,), "typical_p": (1.0,), "repetition_penalty": (1.0,),
     "min_p": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
@@ -57,25 +55,22 @@ class Request:
 
     def check(self, kind: str) -> None:
         """Raises ConfigError where the settings do not go together for a model.kind."""
+        wrong = ""
         searches = self.beams not in (None, 1)
         draws = self.temperature is not None or self.top_p not in (None, 1)
         if kind == "encoder":
             if draws or searches:
-                raise ConfigError(
-                    "temperature, top_p, beams: a masked model only lists what is likeliest; "
-                    "top_k says how many"
-                )
+                wrong = ("temperature, top_p, beams: a masked model only lists what is likeliest; "
+                         "top_k says how many")
         elif searches and (draws or self.top_k):
-            raise ConfigError(
-                f"beams={self.beams}: beam search draws nothing; leave out temperature, top_k and "
-                "top_p, or use beams=1"
-            )
+            wrong = (f"beams={self.beams}: beam search draws nothing; leave out temperature, top_k "
+                     "and top_p, or use beams=1")
         elif self.length_penalty is not None and not searches:
-            raise ConfigError(
-                f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
-            )
+            wrong = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
         if searches and self.beams < 1:
-            raise ConfigError(f"beams={self.beams}: must be 1 or more")
+            wrong = wrong or f"beams={self.beams}: must be 1 or more"
+        if wrong:
+            raise ConfigError(wrong)
 
     def resolve(self, kind: str, stated: Mapping[str, Any] | None) -> "Request":
         """Fills in what is left open: from `stated`, a generation_config.json, as transformers
@@ -87,33 +82,28 @@ class Request:
         """
         asked = self
         if stated is not None and self.imported:
-            asked = self._with(_Stated(stated))
+            asked = replace(self, **self._stated(_Stated(stated)))
         draws = kind == "decoder" or (asked.top_k or asked.top_p not in (None, 1))
         defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "beams": 1,
                     "length_penalty": 0.6}  # fmt: skip
-        return replace(
-            asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None}
-        )
+        return replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
 
-    def _with(self, stated: "_Stated") -> "Request":
-        changes: dict[str, Any] = {"eos_ids": stated.ids("eos_token_id"),
-                                   "suppressed": stated.suppressed()}  # fmt: skip
+    def _stated(self, stated: "_Stated") -> dict[str, Any]:
+        """What a generation_config.json decides of the settings that are left open."""
+        settings = {"eos_ids": stated.ids("eos_token_id"), "suppressed": stated.suppressed()}
         stated.check()
         beams = stated.get("num_beams", 1)
         if self.beams is None and beams != 1:
-            raise ConfigError(
-                f"{FILE}: num_beams={beams}, whose scores llm_jax normalises otherwise; beams=1 "
-                "searches greedily, beams=4 with the length penalty of Wu 2016"
-            )
+            raise ConfigError(f"{FILE}: num_beams={beams}, whose scores llm_jax normalises "
+                              "otherwise; beams=1 searches greedily, beams=4 with the length "
+                              "penalty of Wu 2016")
         if self.max_new_tokens is None:
-            changes |= {k: stated.get(k) for k in ("max_new_tokens", "max_length")}
+            settings |= {k: stated.get(k) for k in ("max_new_tokens", "max_length")}
         if self.beams in (None, 1) and (self.temperature, self.top_k, self.top_p) == (None,) * 3:
-            if stated.get("do_sample", False):
-                defaults = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
-                changes |= {k: stated.get(k, v) for k, v in defaults.items()}
-            else:
-                changes["temperature"] = 0.0
-        return replace(self, **changes)
+            drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+            drawn = drawn if stated.get("do_sample", False) else {}
+            settings |= {k: stated.get(k, v) for k, v in drawn.items()} or {"temperature": 0.0}
+        return settings
 
     def tokens(self, prompt: int, room: int) -> int:
         """Returns max_new_tokens after a prompt of so many tokens, with room for so many more."""
@@ -160,7 +150,5 @@ class _Stated:
     def check(self) -> None:
         for name, value in self.entries.items():
             if name in NEUTRAL and value not in NEUTRAL[name]:
-                raise ConfigError(
-                    f"{FILE}: {name}={value!r} is not in llm_jax; take it out of tokenizer/{FILE} "
-                    "of the run to decode without it"
-                )
+                raise ConfigError(f"{FILE}: {name}={value!r} is not in llm_jax; take it out of "
+                                  f"tokenizer/{FILE} of the run to decode without it")

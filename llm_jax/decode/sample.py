@@ -1,5 +1,6 @@
 """Greedy decoding and sampling (temperature, top-k, top-p), jitted."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Reader, pad, prepare, replicated
+from llm_jax.decode.cache import pad, prepare, replicated
 from llm_jax.models import Model
 
 # Smaller numbers are 0 to XLA, larger ones infinite.
@@ -22,43 +23,28 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sources: Sequence[Sequence[int]] | None = None,
-    eos_id: int | Sequence[int] = (),
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    prefix: bool = False,
-    cached: bool | None = None,
-    allowed: np.ndarray | None = None,
+    **inputs: Any,
 ) -> list[list[int]]:
-    """Continues each prompt by up to max_new_tokens ids, ending after an eos_id where one comes.
+    """Samples up to max_new_tokens ids behind each prompt, ending after an eos_id.
 
     Prompts may differ in length. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing off.
     A row's samples depend on (seed, row, index) alone. Whenever a sequence outgrows
-    model.max_length, the first max_length / 2 of the tokens it looks at are forgotten.
-
-    Args:
-      sources: what an encoder-decoder's encoder reads, one for each prompt.
-      eos_id: the id, or all ids, that end a text.
-      prefix: prompts see themselves in both directions, as a prefix language model learns.
-      cached: keep keys and values; None: where the attention can. False reads everything again
-        at each step: slow, and the same tokens.
-      allowed: bool [V], the ids that may be drawn; None: all.
+    model.max_length, the first max_length / 2 of the tokens it looks at are forgotten. `inputs`:
+    sources, eos_id and the others of `cache.prepare`.
 
     Raises:
-      ValueError: an empty or too long prompt or source, or a setting out of range.
+      ValueError: as `cache.prepare`, or a setting out of range.
     """
     if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1):
-        raise ValueError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: need temperature >= 0 and "
-            "finite (float32), top_k >= 0, 0 < top_p <= 1"
-        )
+        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}: need "
+                         "temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed}: must be in 0 … 2^32 - 1")
-    program, inputs = prepare(
-        model, params, prompts, max_new_tokens, sources, eos_id, allowed, prefix, cached
-    )
+    reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     length = model.cfg.max_length
     # None leaves a step out of the program; any other value is an argument of it.
     draw = (
@@ -66,17 +52,16 @@ def generate(
         min(top_k, model.cfg.vocab_size) or None,
         top_p if top_p < 1 else None,
     )
-    ends = set(inputs.eos.tolist())
+    ends = set(read.eos.tolist())
     rows, new = [list(p) for p in prompts], [[] for _ in prompts]
     ended = np.zeros(len(prompts), bool)
     while (done := min(map(len, new))) < max_new_tokens and not ended.all():
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         tokens, lengths = pad(contexts, length)
         steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
-        inputs = inputs._replace(tokens=replicated(tokens), lengths=replicated(lengths))
-        ids = _continue(
-            program, inputs, replicated(ended), np.uint32(seed), done, steps, draw
-        )
+        reader = dataclasses.replace(reader, size=min(tokens.shape[1] + room, length))
+        read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
+        ids = _continue(reader, read, room, replicated(ended), np.uint32(seed), done, steps, draw)
         for row, written, fresh in zip(rows, new, np.asarray(ids)[:, :steps].tolist(), strict=True):
             row += fresh
             written += fresh
@@ -95,17 +80,17 @@ def _forgotten(n: int, length: int) -> int:
     return max(-((length - n) // half), 0) * half
 
 
-@partial(jax.jit, static_argnums=0)
-def _continue(program, inputs, ended, seed, done, steps, draw):
+@partial(jax.jit, static_argnums=2)
+def _continue(reader, prompts, room, ended, seed, done, steps, draw):
     """Continues tokens [B, T] by `steps` of [B, room] ids; an eos fills ended rows."""
-    B, room = len(inputs.tokens), program.room
-    reader = Reader.of(program, inputs)
+    tokens, lengths, eos = prompts
+    B = len(tokens)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
 
     def pick(logits, index, ids, ended):
         at = jax.vmap(partial(jax.random.fold_in, data=done + index))(keys)
-        token = jnp.where(ended, inputs.eos[0], choose(logits, at, *draw))
-        ended |= (token[:, None] == inputs.eos).any(-1)
+        token = jnp.where(ended, eos[0], choose(logits, at, *draw))
+        ended |= (token[:, None] == eos).any(-1)
         return token, ids.at[:, index].set(token), ended
 
     def going(carry):
@@ -114,12 +99,12 @@ def _continue(program, inputs, ended, seed, done, steps, draw):
 
     def step(carry):
         index, token, cache, ids, ended = carry
-        logits, cache = reader.advance(cache, token, inputs.lengths + index - 1)
+        logits, cache = reader.advance(cache, token, lengths + index - 1)
         token, ids, ended = pick(logits, index, ids, ended)
         return index + 1, token, cache, ids, ended
 
-    logits, cache = reader.start(inputs.tokens, inputs.lengths)
-    ids = jnp.full((B, room), inputs.eos[0], jnp.int32)
+    logits, cache = reader.start(tokens, lengths)
+    ids = jnp.full((B, room), eos[0], jnp.int32)
     token, ids, ended = pick(logits, 0, ids, ended)
     return replicated(jax.lax.while_loop(going, step, (1, token, cache, ids, ended))[3])
 

@@ -2,13 +2,14 @@
 
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from llm_jax import objectives
+from llm_jax import models, objectives
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
 from llm_jax.decode.beam import beam_search
@@ -30,7 +31,7 @@ def complete(
     objective: ConfigDict | None = None,
     **settings: Any,
 ) -> list[dict]:
-    """One {prompt, completion, tokens} a prompt: continued, answered, or its gaps filled in.
+    """Generates text: for each prompt {prompt, completion, tokens}.
 
     A decoder continues the prompt: prompt + completion is the whole text. An encoder-decoder reads
     it and writes from the tokenizer's bos_id (which is pad where, as in T5, there is no bos). A
@@ -47,19 +48,25 @@ def complete(
       **settings: fields of Request.
 
     Raises:
-      ConfigError: a prompt that the model cannot take, or settings that do not go together.
+      ConfigError: a model without logits of words, a prompt that it cannot take, or settings that
+        do not go together.
     """
     request = Request(**settings)
-    kind = model.cfg.kind
+    kind, head = model.cfg.kind, model.cfg.head
+    if not models.heads.speaks(model.cfg):
+        raise ConfigError(f"model.head={head!r}: the model has no logits of words; it writes no "
+                          "text and fills no gaps, which a head of lm or mlm does")
     request.check(kind)
-    try:
-        if kind == "encoder":
-            return _fill_gaps(model, params, tokenizer, prompts, request)
+    if kind != "encoder":
         request = request.resolve(kind, tokenizer.generation)
-        write = _answer if kind == "encoder_decoder" else _continue
-        return write(model, params, tokenizer, prompts, request, objective)
+    write = {"encoder": _fill_gaps, "encoder_decoder": _answer, "decoder": _continue}[kind]
+    try:
+        samples = write(model, params, tokenizer, prompts, request, objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    first = ("prompt", "completion", "tokens")
+    samples = [{"prompt": p} | sample for p, sample in zip(prompts, samples, strict=True)]
+    return [{name: sample[name] for name in first} | sample for sample in samples]
 
 
 def _continue(model, params, tokenizer, prompts, request, objective) -> list[dict]:
@@ -73,7 +80,7 @@ def _continue(model, params, tokenizer, prompts, request, objective) -> list[dic
         whole, start = tokenizer.decode(row + sample["tokens"]), tokenizer.decode(row)
         alone = tokenizer.decode(sample["tokens"])
         sample["completion"] = whole.removeprefix(start) if whole.startswith(start) else alone
-    return _with(prompts, samples)
+    return samples
 
 
 def _answer(model, params, tokenizer, prompts, request, objective) -> list[dict]:
@@ -85,28 +92,26 @@ def _answer(model, params, tokenizer, prompts, request, objective) -> list[dict]
     samples = _write(model, params, tokenizer, starts, request, sources=sources)
     for sample in samples:
         sample["completion"] = _with_sentinels(tokenizer, sample["tokens"])
-    return _with(prompts, samples)
+    return samples
 
 
-def _write(model, params, tokenizer, rows, request, **where) -> list[dict]:
+def _write(model, params, tokenizer, rows, request, **inputs) -> list[dict]:
     """{tokens}, with a beam's score, for each row of ids."""
     length, longest = model.cfg.max_length, max(map(len, rows))
     room = max(1, length - longest + 1)
     count = request.tokens(longest, room)
-    where |= {"max_new_tokens": count, "allowed": _allowed(model, tokenizer, request)}
-    where["eos_id"] = tokenizer.eos_id if request.eos_ids is None else request.eos_ids
+    inputs |= {"max_new_tokens": count, "allowed": _allowed(model, tokenizer, request)}
+    inputs["eos_id"] = tokenizer.eos_id if request.eos_ids is None else request.eos_ids
+    settings = lambda *names: {name: getattr(request, name) for name in names} | inputs
     if request.beams > 1:
-        alpha = request.length_penalty
-        best = beam_search(model, params, rows, beams=request.beams, length_penalty=alpha, **where)
+        best = beam_search(model, params, rows, **settings("beams", "length_penalty"))
         return [{"tokens": beams[0].tokens, "score": beams[0].score} for beams in best]
     if count > room:
-        log.warning(
-            "max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d leaves room "
-            "for %d; beyond that, the beginning is forgotten",
-            count, longest, length, room,
-        )  # fmt: skip
-    draw = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    return [{"tokens": ids} for ids in generate(model, params, rows, **draw, **where)]
+        log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d leaves "
+                    "room for %d; beyond that, the beginning is forgotten",
+                    count, longest, length, room)
+    draw = settings("temperature", "top_k", "top_p", "seed")
+    return [{"tokens": ids} for ids in generate(model, params, rows, **draw)]
 
 
 def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray:
@@ -117,28 +122,18 @@ def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray
     return allowed
 
 
-def _with(prompts: Sequence[str], samples: list[dict]) -> list[dict]:
-    first = ("prompt", "completion", "tokens")
-    samples = [{"prompt": p} | sample for p, sample in zip(prompts, samples, strict=True)]
-    return [{name: sample[name] for name in first} | sample for sample in samples]
-
-
-def _fill_gaps(model, params, tokenizer, prompts, request) -> list[dict]:
+def _fill_gaps(model, params, tokenizer, prompts, request, objective) -> list[dict]:
     mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
     name = tokenizer.pieces()[mask]
     rows = []
     for prompt in prompts:
-        text = prompt
-        for other in MASKS:
-            text = text.replace(other, name)
-        ids = tokenizer.read(text)
+        ids = tokenizer.read(re.sub("|".join(map(re.escape, MASKS)), lambda _: name, prompt))
         if mask not in ids:
             raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
         rows.append([*before, *ids, *behind])
-    samples = []
-    allowed = _allowed(model, tokenizer, request)
+    samples, allowed = [], _allowed(model, tokenizer, request)
     filled = fill(model, params, rows, mask, top_k=request.top_k or 5, allowed=allowed)
-    for prompt, row, gaps in zip(prompts, rows, filled, strict=True):
+    for row, gaps in zip(rows, filled, strict=True):
         best = iter(gap[0][0] for gap in gaps)
         row = row[len(before) : len(row) - len(behind)]
         tokens = [next(best) if token == mask else token for token in row]
@@ -146,7 +141,7 @@ def _fill_gaps(model, params, tokenizer, prompts, request) -> list[dict]:
             [{"token": i, "text": tokenizer.decode([i]), "probability": p} for i, p in gap]
             for gap in gaps
         ]
-        sample = {"prompt": prompt, "completion": tokenizer.decode(tokens), "tokens": tokens}
+        sample = {"completion": tokenizer.decode(tokens), "tokens": tokens}
         samples.append(sample | {"candidates": candidates})
     return samples
 

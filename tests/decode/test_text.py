@@ -8,7 +8,7 @@ import pytest
 
 import launch
 from llm_jax import config as configs
-from llm_jax import models
+from llm_jax import models, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.data.tokenizers import Bytes
@@ -195,6 +195,10 @@ def test_a_masked_model_fills_in(name):
         ({"kind": "encoder", "head": "mlm"}, {}, "put \\[MASK\\] where"),
         ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "beams": 2}, "only lists"),
         ({"kind": "encoder", "head": "none"}, {"prompts": ["[MASK]"]}, "fills no gaps"),
+        ({"kind": "encoder", "head": "sequence", "num_labels": 2, "pooler": True}, {"top_k": 3},
+         "model.head='sequence': the model has no logits of words"),
+        ({"kind": "encoder", "head": "detection"}, {}, "model.head='detection': the model has no"),
+        ({"head": "none"}, {"beams": 0}, "model.head='none': the model has no logits of words"),
     ],
 )
 def test_what_is_refused(model, options, message):
@@ -212,7 +216,8 @@ def test_a_masked_model_needs_a_mask():
 def test_the_command(kind, monkeypatch, capsys):
     head = "mlm" if kind == "encoder" else "lm"
     model, params = tiny_model(V, kind=kind, head=head)
-    run = types.SimpleNamespace(model=model, config=configs.base())
+    config = configs.base()
+    run = types.SimpleNamespace(model=model, config=config, mesh=sharding.make_mesh(config.mesh))
     opened = lambda *_: (run, TOKENIZER, params, 7)
     monkeypatch.setattr("llm_jax.train.run.load_params", opened)
     command = ["generate", "--workdir=x", "--json", "--prompt=a[MASK]", "--max_new_tokens=4"]
