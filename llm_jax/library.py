@@ -68,12 +68,11 @@ class Pretrained:
         if self.tokenizer is None:
             raise ConfigError("the folder has no tokenizer; make a batch of ids: {'tokens': ids}")
         before, behind = self.tokenizer.around(self.model.cfg.kind)
-        rows = [[*before, *self.tokenizer.encode(text).tolist(), *behind] for text in texts]
+        rows = [[*before, *self.tokenizer.encode(text), *behind] for text in texts]
         if self.model.cfg.kind != "encoder_decoder":
             return self._padded(rows, "")
-        targets = targets or [""] * len(texts)
-        start = self.tokenizer.bos_id
-        decoder = [[start, *self.tokenizer.encode(text).tolist()] for text in targets]
+        targets, start = targets or [""] * len(texts), self.tokenizer.bos_id
+        decoder = [[start, *self.tokenizer.encode(text)] for text in targets]
         return self._padded(rows, "encoder_") | self._padded(decoder, "")
 
     def outputs(self, batch: dict[str, Any]) -> Outputs:

@@ -1,4 +1,4 @@
-"""Masked n-grams, and whether two texts are in order: ALBERT's objective (Lan 2020, 3.1)."""
+"""Masked n-grams and sentence order prediction: ALBERT's objective (Lan 2020, 3.1)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Masked tokens, and whether one text follows another: BERT's objective (Devlin 2019, 3.1)."""
+"""Masked LM and next sentence prediction: BERT's objective (Devlin 2019, 3.1)."""
 
 import dataclasses
 
@@ -42,10 +42,9 @@ class Bert(masked_lm.MaskedLM):
         cut = int(rng.choice(places) if len(places) else rng.integers(1, len(window)))
         a, b, label = self.second(window[:cut], window[cut:], rng, elsewhere)
         start, end = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
-        tokens = np.concatenate([start, a, end, b, end])
         types = np.repeat(np.array([0, 1], np.int32), [len(a) + 2, len(b) + 1])
-        label = np.array([label], np.int32)
-        return {"tokens": tokens, "types": types, "next_sentence": label}
+        fields = {"tokens": np.concatenate([start, a, end, b, end]), "types": types}
+        return fields | {"next_sentence": np.array([label], np.int32)}
 
     def sentences(self, window):
         """Returns the window, and where in it a sentence starts after another."""
@@ -72,12 +71,10 @@ def losses(outputs, batch, cfg):
     """Masked cross-entropy plus that of heads.sequence [B, 2] against next_sentence [B]."""
     terms, metrics = masked_lm.losses(outputs, batch, cfg)
     labels, pairs, logits = batch["next_sentence"], _pairs(batch), outputs.heads["sequence"]
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
-    terms["pairs"] = (nll * pairs).sum()
-    metrics["sentence_loss"] = (terms["pairs"], "pairs")
-    metrics["sentence_accuracy"] = ((hits * pairs).sum(), "pairs")
-    return terms, metrics
+    nll = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * pairs).sum()
+    hits = ((logits.argmax(-1) == labels) * pairs).sum()
+    metrics |= {"sentence_loss": (nll, "pairs"), "sentence_accuracy": (hits, "pairs")}
+    return terms | {"pairs": nll}, metrics
 
 
 def _pairs(batch):
@@ -92,10 +89,6 @@ OBJECTIVE = dataclasses.replace(
     weights=weights,
     losses=losses,
     heads=("mlm", "sequence"),
-    needs={
-        "model.pooler": (True,),
-        "model.num_labels": (2,),
-        "model.type_vocab_size": (2,),
-        "data.packing": ("none",),
-    },
+    needs={"model.pooler": (True,), "model.num_labels": (2,), "model.type_vocab_size": (2,),
+           "data.packing": ("none",)},
 )

@@ -1,7 +1,7 @@
-"""Predict the next token."""
+"""Causal language modelling: predict the next token."""
 
 from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
-from llm_jax.objectives.cross_entropy import cross_entropy
+from llm_jax.objectives.cross_entropy import of_outputs
 from llm_jax.objectives.objective import Objective
 
 
@@ -32,16 +32,7 @@ def losses(outputs, batch, cfg):
 
     Accuracy is over answer_weights [B, T] where a batch has them.
     """
-    total, sums = cross_entropy(
-        outputs.hidden,
-        outputs.matrix,
-        batch["targets"],
-        batch["weights"],
-        bias=outputs.bias,
-        label_smoothing=cfg.label_smoothing,
-        z_loss=cfg.z_loss,
-        counted=_answers(batch),
-    )
+    total, sums = of_outputs(outputs, batch["targets"], batch["weights"], cfg, _answers(batch))
     metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "answers")}
     return {"tokens": total}, metrics
 

@@ -1,4 +1,4 @@
-"""Which of some labels a text, or a pair of texts, has (Devlin 2019, 4.1)."""
+"""Sequence classification: of a text, or of a pair of texts (Devlin 2019, 4.1)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,13 +83,11 @@ def losses(outputs, batch, cfg):
     wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], cfg.label_smoothing)
     real = models.real(batch).any(1).astype(jnp.float32)
     each = {
-        "objective": optax.softmax_cross_entropy(logits, wanted),
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
         "accuracy": logits.argmax(-1) == label,
     }
-    sums = {name: (x * real).sum() for name, x in each.items()}
-    terms = {"examples": sums.pop("objective")}
-    return terms, {name: (total, "examples") for name, total in sums.items()}
+    terms = {"examples": (optax.softmax_cross_entropy(logits, wanted) * real).sum()}
+    return terms, {name: ((x * real).sum(), "examples") for name, x in each.items()}
 
 
 def predict(outputs, batch):

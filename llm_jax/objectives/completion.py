@@ -1,4 +1,4 @@
-"""Learn some parts of a text given the others: answers, completions, an assistant's turns."""
+"""Causal language modelling with masked prompts: answers, completions, an assistant's turns."""
 
 import dataclasses
 
@@ -32,9 +32,8 @@ class Completion(causal_lm.CausalLM):
         parts = piece.get("parts") or (Part(piece["source"], False), Part(piece["target"], True))
         ids = [self.tokenizer.encode(part.text) for part in parts]
         scored = np.repeat([part.scored for part in parts], [len(part) for part in ids])
-        fields = decoder_fields(
-            np.concatenate([[self.tokenizer.bos_id], *ids, [self.tokenizer.eos_id]])
-        )
+        ids = [[self.tokenizer.bos_id], *ids, [self.tokenizer.eos_id]]
+        fields = decoder_fields(np.concatenate(ids))
         fields["weights"] *= np.append(scored, parts[-1].scored)
         fields["answer_weights"] = np.append(fields["weights"][:-1], np.float32(0))
         places = np.flatnonzero(fields["weights"][: self.config.model.max_length])

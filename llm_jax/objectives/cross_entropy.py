@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from ml_collections import ConfigDict
 
+from llm_jax.models import Outputs
 from llm_jax.models.layers import annotate
 
 # Logits held at a time, on each device: 32 MB of float32, or those of 1,024 tokens where that
@@ -115,6 +117,14 @@ def cross_entropy(
     return total, sums | ({} if counted is None else {"correct": (counted * tokens.correct).sum()})
 
 
+def of_outputs(
+    outputs: Outputs, targets: Array, weights: Array, cfg: ConfigDict, counted: Array | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Returns the `cross_entropy` of a model's outputs; cfg: config.objective."""
+    how = {"bias": outputs.bias, "label_smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss}
+    return cross_entropy(outputs.hidden, outputs.matrix, targets, weights, counted=counted, **how)
+
+
 def chunk_length(B: int, T: int, V: int) -> int:
     """Returns how many positions' logits to hold at a time."""
     devices = max(1, jax.sharding.get_abstract_mesh().size)  # the logits are spread over all
@@ -208,8 +218,8 @@ def _fused_backward(label_smoothing, z_loss, how, kept, cotangents):
     d_params = jax.tree.map(lambda x: (g_total * x).astype(x.dtype), grads)
     if not all(map(zero, g_tokens[:3])):  # somebody learns from what is reported
         g_tokens = Tokens(*(jnp.zeros_like(z) if zero(g) else g for g in g_tokens))
-        more, _ = _tokens_backward(how, (params, targets, z), g_tokens)
-        d_params = jax.tree.map(jnp.add, d_params, more)
+        d_reported, _ = _tokens_backward(how, (params, targets, z), g_tokens)
+        d_params = jax.tree.map(jnp.add, d_params, d_reported)
     return d_params, None, g_total * losses
 
 

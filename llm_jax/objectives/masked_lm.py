@@ -1,4 +1,4 @@
-"""Predict the tokens that were hidden (Devlin 2019, 3.1); alone, RoBERTa's objective."""
+"""Masked language modelling (Devlin 2019, 3.1); alone, RoBERTa's objective."""
 
 import math
 
@@ -7,12 +7,12 @@ from ml_collections import ConfigDict
 
 from llm_jax.data.examples import Arrays, Examples
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.objectives.cross_entropy import cross_entropy
+from llm_jax.objectives.cross_entropy import of_outputs
 from llm_jax.objectives.objective import Objective
 
 
 class Masking:
-    """Chooses mask_rate of a row's ordinary tokens, hides them, and keeps them as targets.
+    """Masks mask_rate of a row's ordinary tokens, and keeps them as targets.
 
     tokens, segment_ids [T] -> tokens [T] with some changed, and masked_positions, masked_targets
     (int32), masked_weights (float32) [P], P = ceil(mask_rate T), in order, 0 where there is none.
@@ -21,14 +21,8 @@ class Masking:
     2019, 3.1). Specials are neither chosen nor drawn.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        config: ConfigDict,
-        whole_word: bool = False,
-        longest: int = 1,
-        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    ):
+    def __init__(self, tokenizer: Tokenizer, config: ConfigDict, whole_word: bool = False,
+                 longest: int = 1, shares: tuple[float, float, float] = (0.8, 0.1, 0.1)):
         self.rate, self.shares, self.longest = config.objective.mask_rate, shares, longest
         self.size = math.ceil(self.rate * config.model.max_length)
         self.mask_id = mask_id(tokenizer)
@@ -123,8 +117,8 @@ class MaskedLM(Examples):
         return self.config.model.max_length - 2
 
     def example(self, piece, rng, elsewhere):
-        ends = [self.tokenizer.bos_id], [self.tokenizer.eos_id]
-        return {"tokens": np.concatenate([ends[0], piece, ends[1]])}
+        ids = [[self.tokenizer.bos_id], piece, [self.tokenizer.eos_id]]
+        return {"tokens": np.concatenate(ids)}
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
@@ -158,15 +152,7 @@ def losses(outputs, batch, cfg):
 
     The model has gathered outputs.hidden [B, P, D] at the batch's masked_positions.
     """
-    total, sums = cross_entropy(
-        outputs.hidden,
-        outputs.matrix,
-        batch["masked_targets"],
-        batch["masked_weights"],
-        bias=outputs.bias,
-        label_smoothing=cfg.label_smoothing,
-        z_loss=cfg.z_loss,
-    )
+    total, sums = of_outputs(outputs, batch["masked_targets"], batch["masked_weights"], cfg)
     metrics = {"loss": (sums["loss"], "masked"), "accuracy": (sums["correct"], "masked")}
     return {"masked": total}, metrics
 

@@ -1,4 +1,4 @@
-"""What an objective is: one record."""
+"""The record of an objective: examples, loss, needs and scores."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,6 @@ from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.tokenizers import Tokenizer
-
-
-def _nothing(config: ConfigDict) -> None:
-    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class Objective:
     kind: str
     heads: tuple[str, ...]
     needs: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    refuse: Callable[[ConfigDict], None] = _nothing
+    refuse: Callable[[ConfigDict], None] = lambda config: None
     resolve: Callable[[ConfigDict, Sequence[Record]], None] = lambda config, documents: None
     predict: Callable[[Any, dict], dict] | None = None
     score: Callable[[dict], dict[str, float]] | None = None
@@ -53,21 +49,16 @@ class Objective:
 
     def check(self, config: ConfigDict) -> None:
         """Raises ConfigError where the config lacks what this objective needs, with the fix."""
-        given = set(config.model.head.split(","))
-        if not given.issuperset(self.heads):
-            self._refuse("model.head", config.model.head, (",".join(self.heads),))
-        for key, allowed in ({"model.kind": (self.kind,)} | dict(self.needs)).items():
+        needs = {"model.head": (",".join(self.heads),), "model.kind": (self.kind,), **self.needs}
+        if set(self.heads) <= set(config.model.head.split(",")):
+            needs.pop("model.head")
+        for key, allowed in needs.items():
             room, _, last = key.partition(".")
             if config[room][last] not in allowed:
-                self._refuse(key, config[room][last], allowed)
+                raise ConfigError(f"{key}={config[room][last]!r}: objective.name={self.name!r} "
+                                  f"needs {' or '.join(map(repr, allowed))}; set "
+                                  f"{key}={allowed[0]}, or choose another objective")
         self.refuse(config)
-
-    def _refuse(self, key: str, value: Any, allowed: tuple) -> None:
-        raise ConfigError(
-            f"{key}={value!r}: objective.name={self.name!r} needs "
-            f"{' or '.join(map(repr, allowed))}; set {key}={allowed[0]}, or choose another "
-            "objective"
-        )
 
     def splits(self, config: ConfigDict) -> dict[str, Sequence[Record]]:
         """Returns the documents of train, validation and test, of a config that is checked first.

@@ -1,4 +1,4 @@
-"""Predict what follows a prefix that is seen in both directions (T5: Raffel 2020, 3.2.1)."""
+"""Prefix language modelling: a prefix sees itself both ways (T5: Raffel 2020, 3.2.1)."""
 
 import dataclasses
 

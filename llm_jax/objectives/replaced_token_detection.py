@@ -1,4 +1,4 @@
-"""Tell the tokens that a small masked model put in from the real ones: ELECTRA (Clark 2020, 2)."""
+"""Replaced token detection: ELECTRA's objective (Clark 2020, 2)."""
 
 import dataclasses
 
@@ -38,11 +38,9 @@ def losses(outputs, batch, cfg):
     nll = optax.sigmoid_binary_cross_entropy(scores, replaced.astype(jnp.float32))
     nll = jnp.where(real, nll, 0).sum()
     right = ((scores > 0) == replaced) & real
-    terms["tokens"] = cfg.detection_weight * nll
-    metrics["loss"] = (nll, "tokens")
-    metrics["accuracy"] = (right.sum().astype(jnp.float32), "tokens")
-    metrics["replaced"] = ((replaced & real).sum().astype(jnp.float32), "tokens")
-    return terms, metrics
+    sums = {"loss": nll, "accuracy": right.sum(), "replaced": (replaced & real).sum()}
+    metrics |= {name: (x.astype(jnp.float32), "tokens") for name, x in sums.items()}
+    return terms | {"tokens": cfg.detection_weight * nll}, metrics
 
 
 def refuse(config):

@@ -1,4 +1,4 @@
-"""From one text to another: translation, summaries, and T5's text-to-text."""
+"""Sequence to sequence: translation, summaries, and T5's text-to-text."""
 
 import dataclasses
 

@@ -1,6 +1,7 @@
 """Span corruption: T5's denoising (Raffel 2020, 3.1.4 and 3.3.4)."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -86,12 +87,10 @@ def _window(config) -> int:
     At rates of a half and more it is the target that must not be longer than such a row.
     """
     longest, o = config.model.max_length, config.objective
-    length = 2
-    while True:
-        noise, spans = _counts(length + 1, o)
-        if max(length + 1 - noise + spans + 1, noise + spans + 2) > longest:
-            return length
-        length += 1
+    for length in itertools.count(3):
+        noise, spans = _counts(length, o)
+        if max(length - noise + spans + 1, noise + spans + 2) > longest:
+            return length - 1
 
 
 def refuse(config):
