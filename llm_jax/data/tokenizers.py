@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, characters, words, BPE, WordPiece, published files."""
+"""Tokenizers: bytes, characters, words, BPE, WordPiece, and published files."""
 
 import hashlib
 import json
@@ -105,7 +105,7 @@ class Tokenizer(ABC):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns `encode` of each text, on all cores where the tokenizer can."""
+        """Encodes texts, on all cores where the tokenizer can."""
         return [self.encode(text) for text in texts]
 
     @property
@@ -188,16 +188,64 @@ def build(
                       "words, bpe, wordpiece, file or sentencepiece")
 
 
-class Bytes(Tokenizer):
+class Listed(Tokenizer):
+    """Known units of text, whose places are their ids; then NAMES and any more specials.
+
+    Args:
+      units: of text; one that is not among them becomes [UNK].
+    """
+
+    NAMES = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
+    stored: str  # what the units are called in the file that `save` writes
+    blank = ""  # decoding puts it between units
+
+    def __init__(self, units: Sequence[str], specials: Sequence[str] = ()):
+        names, n = [*self.NAMES, *specials], len(units)
+        self.units, self.vocab_size = units, n + len(names)
+        self.specials = {name: n + i for i, name in enumerate(names)}
+        self.pad_id, self.bos_id, self.eos_id = range(n, n + 3)
+        self.unk_id = self.specials.get("[UNK]")
+        self._text = dict(enumerate(units)) | {self.unk_id: "\ufffd"}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.blank.join(self._text[i] for i in map(int, ids) if i in self._text)
+
+    def pieces(self) -> list[str]:
+        return [*self.units, *self.specials]
+
+    def backend(self):
+        from tokenizers import AddedToken
+
+        backend = assembled(*self._parts())
+        names = [AddedToken(n, special=True, normalized=False) for n in self.specials]
+        backend.add_special_tokens(names)
+        return backend
+
+    @abstractmethod
+    def _parts(self) -> tuple:
+        """Model, pre-tokenizer and decoder: see `assembled`."""
+
+    def _word_level(self):
+        from tokenizers import models
+
+        return models.WordLevel({piece: i for i, piece in enumerate(self.pieces())}, "[UNK]")
+
+    def _write(self, folder: Path) -> dict:
+        return {self.stored: self.units, "specials": list(self.specials)[len(self.NAMES) :]}
+
+    @classmethod
+    def _open(cls, folder: Path, about: dict) -> "Listed":
+        return cls(about[cls.stored], about["specials"])
+
+
+class Bytes(Listed):
     """UTF-8 bytes, then [PAD], [BOS], [EOS] and any more specials."""
 
     kind = "bytes"
+    NAMES = Listed.NAMES[:3]
 
     def __init__(self, specials: Sequence[str] = ()):
-        names = ["[PAD]", "[BOS]", "[EOS]", *specials]
-        self.specials = {name: 256 + i for i, name in enumerate(names)}
-        self.pad_id, self.bos_id, self.eos_id = 256, 257, 258
-        self.vocab_size = 256 + len(names)
+        super().__init__([chr(byte) for byte in range(256)], specials)
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
@@ -205,11 +253,8 @@ class Bytes(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
 
-    def pieces(self) -> list[str]:
-        return [*map(chr, range(256)), *self.specials]
-
-    def backend(self):
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    def _parts(self):
+        from tokenizers import decoders, models, pre_tokenizers
 
         # GPT-2's byte-level vocabularies write a byte by a character (Radford 2019).
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -217,8 +262,7 @@ class Bytes(Tokenizer):
         symbols = {chr(byte): byte for byte in shown}
         symbols |= {chr(256 + i): byte for i, byte in enumerate(hidden)}
         split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend = Tokenizer(models.BPE(symbols, []))
-        return _with_specials(self, backend, split, decoders.ByteLevel())
+        return models.BPE(symbols, []), split, decoders.ByteLevel()
 
     def _write(self, folder: Path) -> dict:
         return {"specials": list(self.specials)[3:]}
@@ -228,103 +272,65 @@ class Bytes(Tokenizer):
         return cls(about["specials"])
 
 
-class Chars(Tokenizer):
+class Chars(Listed):
     """The training text's characters, then [PAD], [BOS], [EOS], [UNK] and any more specials."""
 
-    kind = "chars"
+    kind, stored = "chars", "characters"
 
     def __init__(self, characters: Sequence[str], specials: Sequence[str] = ()):
-        names = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *specials]
-        n = len(characters)
-        self.characters = list(characters)
-        self.specials = {name: n + i for i, name in enumerate(names)}
-        self.pad_id, self.bos_id, self.eos_id, self.unk_id = range(n, n + 4)
-        self.vocab_size = n + len(names)
+        super().__init__("".join(characters), specials)
         # One look-up a character, with a last entry for every code point beyond the known ones.
         points = np.array([ord(c) for c in characters], np.int64)
         self._ids = np.full(points.max(initial=0) + 2, self.unk_id, np.int32)
-        self._ids[points] = np.arange(n)
+        self._ids[points] = np.arange(len(points))
 
     def encode(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         return self._ids[np.minimum(points, len(self._ids) - 1)]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        unknown = {self.unk_id: "\ufffd"}
-        n = len(self.characters)
-        return "".join(
-            self.characters[i] if 0 <= i < n else unknown.get(i, "") for i in map(int, ids)
-        )
-
-    def pieces(self) -> list[str]:
-        return [*self.characters, *self.specials]
-
-    def backend(self):
+    def _parts(self):
         from tokenizers import Regex, decoders, pre_tokenizers
 
-        backend = _levels(self, pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"))
-        backend.decoder = decoders.Fuse()
-        return backend
-
-    def _write(self, folder: Path) -> dict:
-        return {"characters": "".join(self.characters), "specials": list(self.specials)[4:]}
-
-    @classmethod
-    def _open(cls, folder: Path, about: dict) -> "Chars":
-        return cls(about["characters"], about["specials"])
+        split = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        return self._word_level(), split, decoders.Fuse()
 
 
-class Words(Tokenizer):
+class Words(Listed):
     """What stands between spaces, of a known set; then [PAD], [BOS], [EOS], [UNK], more specials.
 
     Decoding puts one space between words, whatever was there.
     """
 
-    kind = "words"
+    kind, stored, blank = "words", "words", " "
 
     def __init__(self, words: Sequence[str], specials: Sequence[str] = ()):
-        names = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *specials]
-        n = len(words)
-        self.words = list(words)
-        self.specials = {name: n + i for i, name in enumerate(names)}
-        self.pad_id, self.bos_id, self.eos_id, self.unk_id = range(n, n + 4)
-        self.vocab_size = n + len(names)
+        super().__init__(list(words), specials)
         self._ids = {word: i for i, word in enumerate(words)}
 
     def encode(self, text: str) -> np.ndarray:
         return np.array([self._ids.get(word, self.unk_id) for word in text.split()], np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        names = dict(enumerate(self.words)) | {self.unk_id: "\ufffd"}
-        return " ".join(names[i] for i in map(int, ids) if i in names)
-
-    def pieces(self) -> list[str]:
-        return [*self.words, *self.specials]
-
-    def backend(self):
+    def _parts(self):
         from tokenizers import pre_tokenizers
 
-        return _levels(self, pre_tokenizers.WhitespaceSplit())
-
-    def _write(self, folder: Path) -> dict:
-        return {"words": self.words, "specials": list(self.specials)[4:]}
-
-    @classmethod
-    def _open(cls, folder: Path, about: dict) -> "Words":
-        return cls(about["words"], about["specials"])
+        return self._word_level(), pre_tokenizers.WhitespaceSplit(), None
 
 
 class HuggingFace(Tokenizer):
-    """Anything that a tokenizer.json holds."""
+    """Anything that a tokenizer.json holds.
+
+    Without a token that pads, the end does; without one that begins, the one that pads, as in T5.
+    """
 
     kind = "huggingface"
 
-    def __init__(self, tokenizer, bos_id: int, eos_id: int, pad_id: int):
+    def __init__(self, tokenizer, bos_id: int | None, eos_id: int, pad_id: int | None):
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # '</s>' in a document is text, not its end
         added = tokenizer.get_added_tokens_decoder()
         self.specials = {token.content: i for i, token in added.items() if token.special}
-        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.eos_id, self.pad_id = eos_id, eos_id if pad_id is None else pad_id
+        self.bos_id = self.pad_id if bos_id is None else bos_id
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
 
     def encode(self, text: str) -> np.ndarray:
@@ -347,9 +353,8 @@ class HuggingFace(Tokenizer):
         return Tokenizer.from_str(self._tokenizer.to_str())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(
-            [_valid(text) for text in texts], add_special_tokens=False
-        )
+        texts = [_valid(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -360,14 +365,12 @@ class HuggingFace(Tokenizer):
         return text
 
     def pieces(self) -> list[str]:
-        found = [""] * self.vocab_size
-        for piece, i in self._tokenizer.get_vocab().items():
-            found[i] = piece
-        return found
+        names = {i: piece for piece, i in self._tokenizer.get_vocab().items()}
+        return [names.get(i, "") for i in range(self.vocab_size)]
 
     def _write(self, folder: Path) -> dict:
         files.write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
-        return {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id")}
+        return {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
 
     @classmethod
     def _open(cls, folder: Path, about: dict) -> "HuggingFace":
@@ -391,9 +394,9 @@ class SentencePiece(Tokenizer):
         n = self._model.vocab_size()
         special = lambda i: self._model.is_control(i) or self._model.is_unknown(i)
         own = {self._model.id_to_piece(i): i for i in range(n) if special(i)}
-        self._more = [name for name in specials if name not in own]
-        self.specials = own | {name: n + i for i, name in enumerate(self._more)}
-        self.vocab_size = n + len(self._more)
+        self._added = [name for name in specials if name not in own]
+        self.specials = own | {name: n + i for i, name in enumerate(self._added)}
+        self.vocab_size = n + len(self._added)
         self.eos_id = self._model.eos_id()
         if self.eos_id < 0:
             raise ConfigError(f"tokenizer.path: {path} has no end-of-sentence token; train the "
@@ -419,7 +422,7 @@ class SentencePiece(Tokenizer):
 
     def pieces(self) -> list[str]:
         n = self._model.vocab_size()
-        return [self._model.id_to_piece(i) for i in range(n)] + self._more
+        return [self._model.id_to_piece(i) for i in range(n)] + self._added
 
     def backend(self):
         return self._path
@@ -430,7 +433,7 @@ class SentencePiece(Tokenizer):
             temporary = target.with_suffix(".tmp")
             shutil.copyfile(self._path, temporary)
             os.replace(temporary, target)
-        return {"specials": self._more}
+        return {"specials": self._added}
 
     @classmethod
     def _open(cls, folder: Path, about: dict) -> "SentencePiece":
@@ -446,24 +449,18 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     None where ids do not spell a text (words, WordPiece). Sentencepiece counts the blank that it
     puts before a text, and all count a text as it is after normalisation.
     """
-    pieces, utf8 = tokenizer.pieces(), lambda piece: len(piece.encode("utf-8"))
-    blank = lambda piece: 1 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else utf8(
-        piece.replace("\u2581", " ")
-    )
-    match tokenizer.kind:
-        case "bytes":
-            count = lambda piece: 1
-        case "chars":
-            count = utf8
-        case "sentencepiece":
-            count = blank
-        case "huggingface" if "ByteLevel" in tokenizer.decoder():
-            count = len  # each byte is written as one character
-        case "huggingface" if "\u2581" in tokenizer.decoder() or "Metaspace" in tokenizer.decoder():
-            count = blank
-        case _:
-            return None
-    counts = np.array([count(piece) for piece in pieces], np.int32)
+    utf8 = lambda piece: len(piece.encode())
+    blank = lambda piece: utf8(re.sub(r"\A<0x[0-9A-F]{2}>\Z", " ", piece).replace("\u2581", " "))
+    decoder = tokenizer.decoder() if tokenizer.kind == "huggingface" else ""
+    if tokenizer.kind == "bytes" or "ByteLevel" in decoder:
+        count = len  # each byte is written as one character
+    elif tokenizer.kind == "chars":
+        count = utf8
+    elif tokenizer.kind == "sentencepiece" or "\u2581" in decoder or "Metaspace" in decoder:
+        count = blank
+    else:
+        return None
+    counts = np.array([count(piece) for piece in tokenizer.pieces()], np.int32)
     counts[list(tokenizer.specials.values())] = 0
     return counts
 
@@ -484,12 +481,35 @@ def _sample(docs: Sequence[str]) -> list[str]:
     return [docs[i] for i in range(0, len(docs), step)]
 
 
+def assembled(model, pre_tokenizer=None, decoder=None, normalizer=None):
+    """Returns a `tokenizers` object of these parts."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoder
+    backend.normalizer = normalizer
+    return backend
+
+
 def special_token(name: str):
     """A special token; the blank before a gap is a part of what fills it."""
     from tokenizers import AddedToken
 
     gap = name.startswith((*MASKS, SENTINEL))
     return AddedToken(name, special=True, normalized=False, lstrip=gap)
+
+
+def put_around(backend, first: Sequence[str], last: Sequence[str], again: Sequence[str] = ()):
+    """Returns the post-processor that puts special tokens around a text, [CLS] $A [SEP].
+
+    A second text, of type 1, has `last` behind it too, and `again` before it.
+    """
+    from tokenizers import processors
+
+    single = [*first, "$A", *last]
+    pair = [*single, *(f"{text}:1" for text in (*again, "$B", *last))]
+    ids = [(text, backend.token_to_id(text)) for text in sorted({*first, *last})]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
 def template(backend) -> tuple[list[int], list[int]]:
@@ -503,71 +523,34 @@ def template(backend) -> tuple[list[int], list[int]]:
     return text.ids[:at], text.ids[at + 1 :]
 
 
-def _levels(tokenizer: Tokenizer, splitter):
-    """A `tokenizers` object of one id a piece, as the splitter finds them."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models
-
-    vocab = {piece: i for i, piece in enumerate(tokenizer.pieces())}
-    return _with_specials(tokenizer, Backend(models.WordLevel(vocab, "[UNK]")), splitter)
-
-
-def _with_specials(tokenizer: Tokenizer, backend, splitter, decoder=None):
-    from tokenizers import AddedToken
-
-    backend.pre_tokenizer = splitter
-    if decoder is not None:
-        backend.decoder = decoder
-    names = sorted(tokenizer.specials, key=tokenizer.specials.get)
-    backend.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
-    return backend
-
-
 def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
     """GPT-2's: over bytes, so that every text can be encoded; one special ends and pads."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     end = "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[end, *map(special_token, specials)],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(docs, trainer)
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = assembled(models.BPE(), split, decoders.ByteLevel())
+    how = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False,
+           "special_tokens": [end, *map(special_token, specials)]}  # fmt: skip
+    tokenizer.train_from_iterator(docs, trainers.BpeTrainer(vocab_size=vocab_size, **how))
     return HuggingFace(tokenizer, *[tokenizer.token_to_id(end)] * 3)
 
 
 def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
     """BERT's uncased one."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    import tokenizers as hf
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     names += [name for name in specials if name not in names]
 
-    def new(vocab: dict[str, int] | None = None) -> Tokenizer:
-        tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        return tokenizer
+    def new(vocab: dict[str, int] | None = None) -> hf.Tokenizer:
+        model = hf.models.WordPiece(vocab, unk_token="[UNK]")
+        split, normalizer = hf.pre_tokenizers.BertPreTokenizer(), hf.normalizers.BertNormalizer()
+        return assembled(model, split, hf.decoders.WordPiece(), normalizer)
 
     def train(vocab_size: int, first: list[str]) -> dict[str, int]:
-        tokenizer = new()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=first, show_progress=False
-        )
+        tokenizer, how = new(), {"special_tokens": first, "show_progress": False}
+        trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, **how)
         tokenizer.train_from_iterator(docs, trainer)
         return tokenizer.get_vocab()
 
@@ -576,13 +559,8 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
     inner = sorted(token for token in train(0, names) if len(token) == 3 and token[:2] == "##")
     tokenizer = new(train(vocab_size, names + inner))
     tokenizer.add_special_tokens([special_token(name) for name in names])
-    ids = {name: tokenizer.token_to_id(name) for name in names}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-    )
-    return HuggingFace(tokenizer, ids["[CLS]"], ids["[SEP]"], ids["[PAD]"])
+    tokenizer.post_processor = put_around(tokenizer, ["[CLS]"], ["[SEP]"])
+    return HuggingFace(tokenizer, *map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]")))
 
 
 # What published tokenizers call them, most telling first.
@@ -614,10 +592,7 @@ def _open_file(path: Path, specials: list[str]) -> HuggingFace:
     if eos is None:
         raise ConfigError(f"tokenizer.path: {path} names no end-of-text token; put one in a "
                           "special_tokens_map.json beside it, as in {\"eos_token\": \"</s>\"}")
-    pad = find("pad")
-    pad = eos if pad is None else pad
-    bos = find("bos", "cls")  # T5's have none and start from pad, GPT-2's end starts the next text
-    return HuggingFace(tokenizer, pad if bos is None else bos, eos, pad)
+    return HuggingFace(tokenizer, find("bos", "cls"), eos, find("pad"))
 
 
 def _parse(path: Path):
@@ -632,8 +607,8 @@ def _parse(path: Path):
 def _file(config: ConfigDict) -> Path:
     path = Path(config.path)
     if not config.path or not path.is_file():
+        what = "a tokenizer.json" if config.name == "file" else "a .model"
         raise ConfigError(f"tokenizer.path: {config.path!r} is not a file; tokenizer.name="
-                          f"{config.name} needs "
-                          + ("a tokenizer.json" if config.name == "file" else "a .model")
-                          + "; tokenizer.name=bpe trains one on your text instead")
+                          f"{config.name} needs {what}; tokenizer.name=bpe trains one on your text "
+                          "instead")
     return path

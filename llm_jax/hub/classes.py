@@ -26,6 +26,7 @@ from tokenizers import (
 
 from llm_jax import files
 from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import assembled, put_around
 
 CONFIG, WHOLE = "tokenizer_config.json", "tokenizer.json"
 # Files that a tokenizer is read from, or that say how.
@@ -69,27 +70,22 @@ class Class(NamedTuple):
 
 
 def _bert(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    backend = Tokenizer(models.WordPiece(v.pieces, unk_token=_text(c["unk_token"])))
-    backend.normalizer = normalizers.BertNormalizer(
+    model = models.WordPiece(v.pieces, unk_token=_text(c["unk_token"]))
+    normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=c.get("tokenize_chinese_chars", True),
         strip_accents=c.get("strip_accents"), lowercase=c.get("do_lower_case", True),
     )  # fmt: skip
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    return backend
+    return assembled(model, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(), normalizer)
 
 
 def _around_bert(backend: Tokenizer, c: Mapping[str, Any]):
     first, last = (_text(c[role]) for role in ("cls_token", "sep_token"))
-    return _template(backend, [first, "$A", last], ["$B:1", f"{last}:1"])
+    return put_around(backend, [first], [last])
 
 
 def _gpt2(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    backend = Tokenizer(models.BPE(v.pieces, v.merges))
-    space = c.get("add_prefix_space", False)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    backend.decoder = decoders.ByteLevel()
-    return backend
+    split = pre_tokenizers.ByteLevel(add_prefix_space=c.get("add_prefix_space", False))
+    return assembled(models.BPE(v.pieces, v.merges), split, decoders.ByteLevel())
 
 
 def _around_roberta(backend: Tokenizer, c: Mapping[str, Any]):
@@ -99,28 +95,23 @@ def _around_roberta(backend: Tokenizer, c: Mapping[str, Any]):
 
 
 def _llama(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    backend = Tokenizer(models.BPE(v.pieces, v.merges, fuse_unk=True, byte_fallback=True))
+    model = models.BPE(v.pieces, v.merges, fuse_unk=True, byte_fallback=True)
     space = c.get("add_prefix_space", True)
     scheme = ("always" if c.get("legacy", False) else "first") if space else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(MARK, scheme, split=False)
     steps = [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * space)
-    return backend
+    decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * space)
+    return assembled(model, pre_tokenizers.Metaspace(MARK, scheme, split=False), decoder)
 
 
-def _unigram(v: Vocabulary, unknown: int, scheme: str = "always") -> Tokenizer:
-    backend = Tokenizer(models.Unigram(v.pieces, unk_id=unknown, byte_fallback=False))
-    words = pre_tokenizers.WhitespaceSplit()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Metaspace(MARK, scheme)])
-    backend.decoder = decoders.Metaspace(MARK, scheme)
-    return backend
+def _unigram(v: Vocabulary, unknown: int, scheme: str, normalizer) -> Tokenizer:
+    model = models.Unigram(v.pieces, unk_id=unknown, byte_fallback=False)
+    splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(MARK, scheme)]
+    decoder = decoders.Metaspace(MARK, scheme)
+    return assembled(model, pre_tokenizers.Sequence(splits), decoder, normalizer)
 
 
 def _t5(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    backend = _unigram(v, 2)
-    if v.charsmap:
-        backend.normalizer = normalizers.Precompiled(v.charsmap)
-    return backend
+    return _unigram(v, 2, "always", normalizers.Precompiled(v.charsmap) if v.charsmap else None)
 
 
 def _around_t5(backend: Tokenizer, c: Mapping[str, Any]):
@@ -129,13 +120,13 @@ def _around_t5(backend: Tokenizer, c: Mapping[str, Any]):
 
 
 def _albert(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    backend = _unigram(v, 1, "always" if c.get("add_prefix_space", True) else "never")
     steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not c.get("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     steps += [normalizers.Lowercase()] * c.get("do_lower_case", True)
     steps += [normalizers.Precompiled(v.charsmap)] if v.charsmap else []
-    backend.normalizer = normalizers.Sequence(steps)
+    scheme = "always" if c.get("add_prefix_space", True) else "never"
+    backend = _unigram(v, 1, scheme, normalizers.Sequence(steps))
     ends = [(name, backend.token_to_id(_text(c[role])))
             for name, role in (("[CLS]", "cls_token"), ("[SEP]", "sep_token"))]  # fmt: skip
     backend.post_processor = processors.TemplateProcessing(
@@ -145,14 +136,13 @@ def _albert(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
 
 
 def _reformer(v: Vocabulary, c: Mapping[str, Any]) -> Tokenizer:
-    unknown = _text(c["unk_token"])
-    backend = Tokenizer(models.BPE(v.pieces, v.merges, unk_token=unknown, fuse_unk=True))
+    model = models.BPE(v.pieces, v.merges, unk_token=_text(c["unk_token"]), fuse_unk=True)
+    normalizer = None
     if v.charsmap:
         steps = [normalizers.Precompiled(v.charsmap), normalizers.Replace(Regex(" {2,}"), " ")]
-        backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(MARK, "always")
-    backend.decoder = decoders.Metaspace(MARK, "always")
-    return backend
+        normalizer = normalizers.Sequence(steps)
+    split, decoder = (of.Metaspace(MARK, "always") for of in (pre_tokenizers, decoders))
+    return assembled(model, split, decoder, normalizer)
 
 
 END = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>") | {"pad_token": None}
@@ -248,18 +238,18 @@ def _vocabulary_files(folder: Path, name: str) -> list[Path]:
 def _make(folder: Path, name: str, config: dict, whole: dict | None) -> Read:
     added = _added_tokens(folder, config, whole)
     row = CLASSES.get(name)
-    more = config.pop("additional_special_tokens", None) or []
+    extra = config.pop("additional_special_tokens", None) or []
     if row is not None:
         gaps = [f"<extra_id_{i}>" for i in range(config.get("extra_ids", 100))]
         gaps = gaps if name == "T5Tokenizer" else []
         config = {**row.roles, **config}
         vocabulary = _vocabulary(folder, name, row, whole, gaps[::-1])
         backend = row.make(vocabulary, config)
-        more = [*(vocabulary.added or more), *gaps]
+        extra = [*(vocabulary.added or extra), *gaps]
     elif whole is not None:
         backend = Tokenizer.from_str(json.dumps(whole))
     else:
-        backend, roles, more = of_sentencepiece(folder / "tokenizer.model", config)
+        backend, roles, extra = of_sentencepiece(folder / "tokenizer.model", config)
         config = {**roles, **config}
     if whole is not None:
         backend.post_processor = _post_processor(whole) or backend.post_processor
@@ -267,7 +257,7 @@ def _make(folder: Path, name: str, config: dict, whole: dict | None) -> Read:
             config.setdefault("pad_token", whole["padding"]["pad_token"])
     if isinstance(config.get("extra_special_tokens"), dict):
         config |= {f"{k}_token": v for k, v in config.pop("extra_special_tokens").items()}
-    config.setdefault("extra_special_tokens", more)
+    config.setdefault("extra_special_tokens", extra)
     explicit = "add_bos_token" in config or "add_eos_token" in config
     roles = {r: config[r] for r in ROLES if config.get(r) is not None}
     by_text = {token.content: token for token in added.values()}
@@ -333,15 +323,7 @@ def _ends(backend: Tokenizer, roles: Mapping, config: Mapping):
     """What add_bos_token and add_eos_token put around a text."""
     has = lambda end: config.get(f"add_{end}_token", False) and f"{end}_token" in roles
     bos, eos = ([_text(roles[f"{end}_token"])] if has(end) else [] for end in ("bos", "eos"))
-    second = [f"{text}:1" for text in (*bos, "$B", *eos)]
-    return _template(backend, [*bos, "$A", *eos], second)
-
-
-def _template(backend: Tokenizer, single: list[str], second: list[str]):
-    names = {text for text in single if text != "$A"}
-    return processors.TemplateProcessing(
-        single, single + second, [(text, backend.token_to_id(text)) for text in names]
-    )
+    return put_around(backend, bos, eos, again=bos)
 
 
 def _post_processor(whole: Mapping[str, Any]):
@@ -414,7 +396,6 @@ def of_sentencepiece(
             ids, merges, unk_token=spec.unk_piece, fuse_unk=True, byte_fallback=spec.byte_fallback,
             ignore_merges=bool(own),
         )  # fmt: skip
-    backend = Tokenizer(model)
     steps, legacy = [], config.get("legacy", True)
     if how.precompiled_charsmap:
         steps.append(normalizers.Precompiled(how.precompiled_charsmap))
@@ -425,20 +406,19 @@ def of_sentencepiece(
         steps.append(normalizers.Replace(" ", MARK))
     if how.add_dummy_prefix and legacy:  # a Metaspace puts none before a mark
         steps.append(normalizers.Replace(Regex(rf"\A{MARK}"), MARK * 2))
-    backend.normalizer = normalizers.Sequence(steps)
+    normalizer = normalizers.Sequence(steps)
     scheme = "always" if legacy else "first"
     splits = [pre_tokenizers.Metaspace(MARK, scheme, split=False)] * how.add_dummy_prefix
     if own:
         pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
         splits.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
-    if splits:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    split = pre_tokenizers.Sequence(splits) if splits else None
     steps = [decoders.Replace(MARK, " ")] + [decoders.ByteFallback()] * spec.byte_fallback
     steps += [decoders.Fuse()] * (how.add_dummy_prefix or spec.byte_fallback)
-    backend.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * how.add_dummy_prefix)
+    decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * how.add_dummy_prefix)
     roles = {f"{name}_token": getattr(spec, f"{name}_piece")
              for name in ("bos", "eos", "unk") if getattr(spec, f"{name}_id") >= 0}  # fmt: skip
-    return backend, roles, _control(proto)
+    return assembled(model, split, decoder, normalizer), roles, _control(proto)
 
 
 NORMAL, CONTROL, USER = 1, 3, 4  # types of a sentencepiece model's pieces

@@ -12,12 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data.tokenizers import ENDS, HuggingFace, Tokenizer, special_token, template
+from llm_jax.data import tokenizers
+from llm_jax.data.tokenizers import HuggingFace, Tokenizer, put_around, template
 from llm_jax.files import read_text
 from llm_jax.hub import classes, files
 from llm_jax.hub.family import Family
 
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+CLEAN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 # Entries of config.json that stand for generation_config.json where there is none.
 GENERATES = (
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length",
@@ -26,14 +28,8 @@ GENERATES = (
     "suppress_tokens", "begin_suppress_tokens", "typical_p", "diversity_penalty",
 )  # fmt: skip
 # What transformers calls special tokens, and how they are spelt here.
-ROLES = {
-    "[MASK]": "mask_token",
-    "<mask>": "mask_token",
-    "[CLS]": "cls_token",
-    "[SEP]": "sep_token",
-    "[UNK]": "unk_token",
-    "<unk>": "unk_token",
-}
+ROLES = {"[MASK]": "mask_token", "<mask>": "mask_token", "[CLS]": "cls_token",
+         "[SEP]": "sep_token", "[UNK]": "unk_token", "<unk>": "unk_token"}  # fmt: skip
 
 
 def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
@@ -51,35 +47,28 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     known = generation if file.is_file() else dict.fromkeys(GENERATES)
     generation = {k: v for k, v in generation.items() if k in known and v is not None}
 
-    def first(*roles: str) -> int | None:
-        return next((named[role] for role in roles if named.get(role) is not None), None)
-
+    first = lambda *ids: next((i for i in ids if i is not None), None)
     kind = family.model.get("kind", "decoder")
-    encoder = kind == "encoder"
-    eos = first("sep_token", "eos_token") if encoder else first("eos_token", "sep_token")
-    eos = _id(generation.get("eos_token_id")) if eos is None else eos
-    if eos is None:
-        usual = map(made.backend.token_to_id, ENDS)
-        eos = next((i for i in usual if i is not None), None)
+    begins, ends = (named.get(f"{role}_token") for role in ("bos", "eos"))
+    if kind == "encoder":
+        begins, ends = first(named.get("cls_token"), begins), first(named.get("sep_token"), ends)
+    eos = first(ends, named.get("sep_token"), _id(generation.get("eos_token_id")),
+                *map(made.backend.token_to_id, tokenizers.ENDS))  # fmt: skip
     if eos is None or eos < 0:
         raise ConfigError(f'{folder}: no file names an end-of-text token; put "eos_token": "</s>", '
                           f"or what it is called, into {classes.CONFIG}")
-    pad = first("pad_token")
-    pad = eos if pad is None else pad
-    bos = first("cls_token", "bos_token") if encoder else first("bos_token", "cls_token")
+    bos = first(begins, named.get("cls_token"))
     if kind == "encoder_decoder":
-        start = (generation.get("decoder_start_token_id"), hf.get("decoder_start_token_id"))
-        bos = next((i for i in map(_id, start) if i is not None), pad)
-    tokenizer = HuggingFace(made.backend, pad if bos is None else bos, eos, pad)
+        bos = first(*(_id(of.get("decoder_start_token_id")) for of in (generation, hf)))
+    tokenizer = HuggingFace(made.backend, bos, eos, named.get("pad_token"))
     tokenizer.frame = template(made.backend)
     tokenizer.roles = made.roles
     tokenizer.generation = generation
     tokenizer.chat_template = _chat_template(folder, made.config)
     tokenizer.split_specials = made.config.get("split_special_tokens", False) or None
     merges = type(made.backend.model).__name__ == "BPE"
-    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-    if made.config.get("clean_up_tokenization_spaces") and (not merges or made.config.get(forced)):
-        tokenizer.clean_up = True
+    if made.config.get("clean_up_tokenization_spaces"):
+        tokenizer.clean_up = not merges or bool(made.config.get(CLEAN_BPE)) or None
     return tokenizer
 
 
@@ -90,8 +79,8 @@ def _id(value: Any) -> int | None:
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
     """chat_template.jinja and additional_chat_templates, before tokenizer_config.json's own."""
-    more = folder / "additional_chat_templates"
-    templates = {p.stem: read_text(p) for p in sorted(more.glob("*.jinja"))}
+    paths = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    templates = {path.stem: read_text(path) for path in paths}
     if (folder / TEMPLATE).is_file():
         templates = {"default": read_text(folder / TEMPLATE)} | templates
     if templates:
@@ -118,22 +107,19 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
     files.write_json(folder / classes.WHOLE, json.loads(_backend(tokenizer, model.kind).to_str()))
     if isinstance(tokenizer.backend(), Path):  # for those who read sentencepiece models alone
         shutil.copyfile(tokenizer.backend(), folder / "tokenizer.model")
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.max_length,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": bool(tokenizer.clean_up),
-    }
-    if tokenizer.clean_up:
-        about["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
-    if model.type_vocab_size > 1:
-        about["model_input_names"].insert(1, "token_type_ids")
-    if tokenizer.split_specials:
-        about["split_special_tokens"] = True
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": one} for name, one in template.items()]
-    about |= {"chat_template": template} if template else {}
+    types = ["token_type_ids"] * (model.type_vocab_size > 1)
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.max_length,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up),
+    }
+    given = {CLEAN_BPE: tokenizer.clean_up, "split_special_tokens": tokenizer.split_specials,
+             "chat_template": template}  # fmt: skip
+    about |= {name: value for name, value in given.items() if value}
     files.write_json(folder / classes.CONFIG, about | roles(tokenizer, model.kind))
     if tokenizer.generation is not None:
         files.write_json(folder / GENERATION, tokenizer.generation)
@@ -155,21 +141,15 @@ def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
 
 def _backend(tokenizer: Tokenizer, kind: str):
     """A `tokenizers` object that puts around a text, and reads, what we do."""
-    from tokenizers import processors
-
     backend = tokenizer.backend()
     if isinstance(backend, Path):
         backend, _, added = classes.of_sentencepiece(backend, {})
         backend.add_tokens(list(added))
         names = sorted(tokenizer.specials, key=tokenizer.specials.get)
-        backend.add_special_tokens([special_token(name) for name in names])
+        backend.add_special_tokens([tokenizers.special_token(name) for name in names])
     before, behind = tokenizer.around(kind)
     if template(backend) != (before, behind):
         name = tokenizer.pieces()
         first, last = ([name[i] for i in ids] for ids in (before, behind))
-        backend.post_processor = processors.TemplateProcessing(
-            single=[*first, "$A", *last],
-            pair=[*first, "$A", *last, "$B:1", *(f"{text}:1" for text in last)],
-            special_tokens=[(name[i], i) for i in {*before, *behind}],
-        )
+        backend.post_processor = put_around(backend, first, last)
     return backend
