@@ -1,5 +1,7 @@
 """The data pipeline of a config's objective, a call a step; texts and pairs stand for records."""
 
+import numpy as np
+
 from llm_jax import objectives
 from llm_jax.data import pipeline
 
@@ -21,6 +23,12 @@ def texts(docs):
 def pairs(docs):
     """(source, target) of records."""
     return [(doc["source"], doc["target"]) for doc in docs]
+
+
+def stream(tokenizer, doc):
+    """A text as one example after the other is cut from it: begin, its tokens, end."""
+    ids = [tokenizer.bos_id, *tokenizer.encode(doc), tokenizer.eos_id]
+    return np.array(ids, np.int32)
 
 
 def objective(config):

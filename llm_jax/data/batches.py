@@ -1,5 +1,6 @@
-"""Rows to batches, which may grow during training, and of which a process reads only its share."""
+"""Batches of rows: their size may grow in training, and a process reads only its share."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data.chunks import Makers
+from llm_jax.data.examples import Arrays
 
 STAGES = 8  # batch sizes on the way to the full one: each is a program of its own
 
@@ -26,7 +28,7 @@ def batch_size(data: ConfigDict, step: int) -> int:
     return data.ramp_start + grown // data.ramp_start * data.ramp_start
 
 
-class Stream:
+class Stream(Iterator):
     """Rows of every `of`-th chunk from the `shard`-th, without end; the next chunks are made ahead.
 
     `get_state` is the chunk, of its own, and the row that come next.
@@ -36,10 +38,7 @@ class Stream:
         self._makers, self._shard, self._of = makers, shard, of
         self._chunk, self._row, self._ahead = 0, 0, deque()
 
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Arrays:
         for _ in range(len(self._makers.chunks) + 1):
             while len(self._ahead) <= self._makers.count:
                 number = (self._chunk + len(self._ahead)) * self._of + self._shard
@@ -63,51 +62,52 @@ class Stream:
         self._ahead.clear()
 
 
-class Batches:
-    """Batches of the rows that data.shards streams yield one at a time, without end.
+class Batches(Iterator):
+    """Batches of the rows that data.shards streams yield, without end, prefetched in a thread.
 
     Row i of a batch of n is the next of stream i * shards // n, whoever reads it. Of the streams
-    only those are opened that yield rows which are `kept`.
+    only those are opened that yield rows which are `kept`. Not safe to be used by several threads.
 
     Args:
       streams: (shard) -> its rows.
       kept: (n) -> which rows of a batch of n the batches here have.
       close: stops what the streams have at work.
+      ahead: batches made before they are asked for.
     """
 
-    def __init__(
-        self,
-        data: ConfigDict,
-        streams: Callable[[int], Stream],
-        kept: Rows,
-        close: Callable[[], object] = lambda: None,
-    ):
-        self._data, self._kept, self._step, self.close = data, kept, 0, close
+    def __init__(self, data: ConfigDict, streams: Callable[[int], Stream], kept: Rows,
+                 close: Callable[[], object], ahead: int):
+        self._data, self._kept, self._close, self._size = data, kept, close, ahead
         sizes = {batch_size(data, step) for step in range(data.ramp_steps + 1)}
         mine = set().union(*(self._owners(n)[kept(n)].tolist() for n in sizes))
-        self._streams = {shard: streams(shard) for shard in sorted(mine)}
+        self._streams, self._step = {shard: streams(shard) for shard in sorted(mine)}, 0
+        self._thread, self._ahead = ThreadPoolExecutor(1), deque()
+        self._state = self._place()
 
     def _owners(self, n: int) -> np.ndarray:
         """The stream of each row of a batch of n."""
         return np.arange(n) * self._data.shards // n
 
-    def __iter__(self) -> "Batches":
-        return self
+    def __next__(self) -> Arrays:
+        while len(self._ahead) <= self._size:
+            self._ahead.append(self._thread.submit(self._make))
+        batch, self._state = self._ahead.popleft().result()
+        return batch
 
-    def __next__(self) -> dict[str, np.ndarray]:
-        n = batch_size(self._data, self._step)
-        rows = [
-            next(self._streams[shard]) if shard in self._streams else None
-            for shard in self._owners(n).tolist()
-        ]
+    def _make(self) -> tuple[Arrays, dict]:
+        n, nobody = batch_size(self._data, self._step), itertools.repeat(None)
+        rows = [next(self._streams.get(shard, nobody)) for shard in self._owners(n).tolist()]
         self._step += 1
         rows = [rows[i] for i in np.arange(n)[self._kept(n)]]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, self._place()
+
+    def _place(self) -> dict:
+        streams = {str(shard): stream.get_state() for shard, stream in self._streams.items()}
+        return {"step": self._step, "streams": streams}
 
     def get_state(self) -> dict:
         """What JSON can hold; stands exactly behind the last batch returned."""
-        streams = {str(shard): stream.get_state() for shard, stream in self._streams.items()}
-        return {"step": self._step, "streams": streams}
+        return self._state
 
     def set_state(self, state: dict) -> None:
         """Continues behind the batch after which `get_state` was called, here or by several.
@@ -119,50 +119,21 @@ class Batches:
         if not known or any(s.keys() != {"chunk", "row"} for s in state["streams"].values()):
             raise ConfigError("the checkpoint's place in the data is of an older version of "
                               "llm_jax; resume it with that, or choose another --workdir")
-        self._step = state["step"]
-        for shard, stream in self._streams.items():
-            stream.set_state(state["streams"][str(shard)])
-
-
-class Prefetch:
-    """Makes batches ahead of their use, in a thread; is where the last one returned was.
-
-    Not safe to be used by several threads.
-    """
-
-    def __init__(self, batches: Batches, ahead: int):
-        self._batches, self._size = batches, ahead
-        self._thread, self._ahead = ThreadPoolExecutor(1), deque()
-        self._state = batches.get_state()
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        while len(self._ahead) <= self._size:
-            self._ahead.append(self._thread.submit(self._make))
-        batch, self._state = self._ahead.popleft().result()
-        return batch
-
-    def _make(self) -> tuple[dict[str, np.ndarray], dict]:
-        return next(self._batches), self._batches.get_state()
-
-    def get_state(self) -> dict:
-        """What JSON can hold; stands exactly behind the last batch returned."""
-        return self._state
-
-    def set_state(self, state: dict) -> None:
-        """Continues behind the batch after which `get_state` was called; see Batches."""
         while self._ahead:
             self._ahead.pop().cancel()
         # In the thread, after the batch that it may be making.
-        self._thread.submit(self._batches.set_state, state).result()
-        self._state = self._batches.get_state()
+        self._state = self._thread.submit(self._go, state).result()
+
+    def _go(self, state: dict) -> dict:
+        self._step = state["step"]
+        for shard, stream in self._streams.items():
+            stream.set_state(state["streams"][str(shard)])
+        return self._place()
 
     def close(self) -> None:
         """Stops the work that is ahead."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._batches.close()
+        self._close()
 
 
 def union(states: list[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""Rows of documents: mixed, cut and packed a chunk at a time, from memory or as they are read.
+"""Shuffling, cutting and packing of documents in rows, a chunk at a time.
 
 Documents are shuffled globally by a permutation that is computed index by index (Grain's, a
 Feistel cipher), so that a set of any size starts at once and no list of indices is held.
@@ -10,13 +10,13 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.sources import permuted
+from llm_jax.data.sources import Lazy, permuted
 from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
@@ -52,8 +52,7 @@ class Chunks:
             return int(self.held.ends[-1])
         if isinstance(docs, list):  # four characters a token
             return sum(len(x) for doc in docs for x in doc.values() if isinstance(x, str)) / 4
-        together = getattr(docs, "together", 0)  # a set may know better
-        return CHUNK * len(docs) / together if together else docs.mean * len(docs)
+        return docs.mean * len(docs)
 
     def __len__(self) -> int:
         return self._count
@@ -66,16 +65,19 @@ class Chunks:
         if seed is not None:
             places = [permuted(place, count, seed + epoch) for place in places]
         rng = np.random.default_rng((seed or 0, number))
-        examples = self._examples(places, rng)
-        if seed is not None:
-            examples = [examples[i] for i in rng.permutation(len(examples))]
+        shuffled = lambda x: x if seed is None else [x[i] for i in rng.permutation(len(x))]
+        examples = shuffled(self._examples(places, rng))
         most = 1 if self._what.config.data.packing == "none" else 0
         needs = [[len(example[name]) for name in self.lengths] for example in examples]
         needs = np.array(needs, np.int64).reshape(len(examples), len(self.lengths))
-        packed = first_fit(needs, list(self.lengths.values()), most)
-        if seed is not None:  # the first rows are the fullest
-            packed = [packed[i] for i in rng.permutation(len(packed))]
-        return Rows(examples, packed, (seed or 0, number), self)
+        # The first rows are the fullest.
+        packed = shuffled(first_fit(needs, list(self.lengths.values()), most))
+
+        def row(i: int) -> Arrays:
+            own = np.random.default_rng((seed or 0, number, i))
+            return self.row([examples[j] for j in packed[i]], own)
+
+        return Rows(len(packed), row)
 
     def row(self, examples: list[Arrays], rng: np.random.Generator) -> Arrays:
         """Returns a row of them, each under a segment id, finished as the objective says."""
@@ -84,11 +86,10 @@ class Chunks:
             parts = [example[name] for example in examples]
             row[name] = _filled(parts, length, self._padding[name])
             if name in SEGMENTED:
-                sizes = [len(part) for part in parts]
+                sizes, prefix = [len(part) for part in parts], SEGMENTED[name]
                 ids = [np.full(n, k, np.int32) for k, n in enumerate(sizes, start=1)]
-                row[f"{SEGMENTED[name]}segment_ids"] = _filled(ids, length, 0)
-                places = [np.arange(n, dtype=np.int32) for n in sizes]
-                row[f"{SEGMENTED[name]}positions"] = _filled(places, length, 0)
+                row[f"{prefix}segment_ids"] = _filled(ids, length, 0)
+                row[f"{prefix}positions"] = _filled([*map(np.arange, sizes)], length, 0)
         row |= {name: row[name][0] for name in self._what.scalars}
         return row if self._what.row is None else self._what.row(row, rng)
 
@@ -99,7 +100,7 @@ class Chunks:
     def _examples(self, places: Sequence[int], rng: np.random.Generator) -> list[Arrays]:
         what, docs, pool = self._what, self._docs, self.held
         if pool is None:
-            docs = [docs[i] for i in places] if isinstance(docs, list) else docs.read(places)
+            docs = docs.read(places) if isinstance(docs, Lazy) else [docs[i] for i in places]
             if not what.cut:
                 return [example for doc in docs for example in what.examples(doc, rng, None)]
             pool, places = self._pool(docs), range(len(docs))
@@ -115,17 +116,16 @@ class Chunks:
 class Rows(Sequence):
     """Packed rows of a chunk, each put together when it is asked for."""
 
-    def __init__(
-        self, examples: list[Arrays], packed: list[list[int]], seed: tuple[int, int], chunks: Chunks
-    ):
-        self._examples, self._packed, self._seed, self._chunks = examples, packed, seed, chunks
+    def __init__(self, count: int, get: Callable[[int], Arrays]):
+        self._count, self._get = count, get
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return self._count
 
     def __getitem__(self, i: int) -> Arrays:
-        rng = np.random.default_rng((*self._seed, i))
-        return self._chunks.row([self._examples[j] for j in self._packed[i]], rng)
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        return self._get(i)
 
 
 class Makers:
@@ -147,19 +147,6 @@ class Makers:
         return self._pool.submit(self._make, number)
 
 
-class Stacked(Sequence):
-    """Rows that lie in one array a field."""
-
-    def __init__(self, fields: Arrays):
-        self._fields = fields
-
-    def __len__(self) -> int:
-        return len(next(iter(self._fields.values()), ()))
-
-    def __getitem__(self, i: int) -> Arrays:
-        return {name: values[i] for name, values in self._fields.items()}
-
-
 def _serve(chunks: Chunks) -> None:
     """Begins a worker: it ends with the process that it works for, and not by itself."""
     global _chunks
@@ -175,9 +162,15 @@ def _serve(chunks: Chunks) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(number: int) -> Stacked:
+def _make(number: int) -> Rows:
+    """A chunk's rows in one array a field, which is quick to send."""
     rows = list(_chunks.rows(number))
-    return Stacked({name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]})
+    fields = {name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
+    return Rows(len(rows), functools.partial(_at, fields))
+
+
+def _at(fields: Arrays, i: int) -> Arrays:
+    return {name: values[i] for name, values in fields.items()}
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:

@@ -36,13 +36,9 @@ def _topics() -> list[str]:
 
 def _modules(root: Path) -> list[str]:
     def wanted(path: Path) -> bool:
-        name = path.relative_to(root).as_posix()
-        folders = name.split("/")[:-1]
-        return (
-            name not in _SKIP_FILES
-            and not name.startswith(_SKIP_PREFIXES)
-            and not _SKIP_FOLDERS.intersection(folders)
-        )
+        name, folders = path.relative_to(root).as_posix(), path.relative_to(root).parts[:-1]
+        skipped = name in _SKIP_FILES or name.startswith(_SKIP_PREFIXES)
+        return not skipped and not _SKIP_FOLDERS.intersection(folders)
 
     paths = sorted(path for path in root.rglob("*.py") if wanted(path))
     texts = (path.read_text("utf-8", errors="replace") for path in paths)

@@ -1,4 +1,4 @@
-"""What the pipeline asks of an objective: how documents are read, and what a row is made of.
+"""Examples: the base of what an objective makes of documents for the input pipeline.
 
 A document is a record: a dict of named fields, such as {"text": …}, {"source": …, "target": …},
 {"text": …, "label": …}, {"parts": (Part, …)} or {"tokens": array}.
@@ -81,9 +81,7 @@ class Examples:
         example = self.example(piece, rng, elsewhere)
         return [] if example is None else [example]
 
-    def example(
-        self, piece: np.ndarray | Record, rng: np.random.Generator, elsewhere: Elsewhere | None
-    ) -> Arrays | None:
+    def example(self, piece, rng, elsewhere) -> Arrays | None:
         """Returns the one example made of a window or record; None drops it."""
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Records of local files: which files a name means, what kind each is, and what it holds.
+"""Readers of local files: which files a name means, what kind each is, and its records.
 
 A record is a dict of named fields. A file's kind comes from its name, in any case, and from its
 first bytes; KINDS are read, also compressed with gzip or Zstandard, OTHERS are refused by name.
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from llm_jax.config import ConfigError
@@ -50,11 +50,9 @@ OTHERS = [
     Other("a tar archive", "tar tgz tbz tbz2 txz", rb".{257}ustar", UNPACK),
     Other("a bzip2 file", "bz2 bz", rb"BZh[1-9]1AY&SY", "unpack it (bunzip2), or use gzip"),
     Other("an xz file", "xz lzma", rb"\xfd7zXZ\0", "unpack it (unxz), or use gzip"),
-    Other("an lz4 file", "lz4", rb"\x04\x22M\x18", "unpack it (unlz4), or use gzip"),
-    Other("a file of lzip, compress, brotli or snappy", "lz z br sz", rb"LZIP\x01|\x1f\x9d",
-          "unpack it, or use gzip"),
-    Other("a 7z archive", "7z", rb"7z\xbc\xaf\x27\x1c", UNPACK),
-    Other("a rar archive", "rar", rb"Rar!\x1a\x07", UNPACK),
+    Other("a file of lz4, lzip, compress, brotli or snappy", "lz4 lz z br sz",
+          rb"\x04\x22M\x18|LZIP\x01|\x1f\x9d", "unpack it, or use gzip"),
+    Other("a 7z or rar archive", "7z rar", rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", UNPACK),
     Other("a Word document", "docx doc odt rtf", rb"\{\\rtf", "save it as plain text (.txt)"),
     Other("a spreadsheet", "xlsx xls ods", NONE, "save the sheet as .csv"),
     Other("a presentation", "pptx ppt odp", NONE, TEXT),
@@ -67,8 +65,7 @@ OTHERS = [
     Other("a PDF document", "pdf", rb"%PDF-", "extract its text (pdftotext) to .txt"),
     Other("an Arrow file, as Hugging Face datasets keeps them", "arrow feather", rb"ARROW1\0",
           "write it with Dataset.to_json(\"NAME.jsonl\")"),
-    Other("an ORC file", "orc", NONE, "write it as .parquet or .jsonl"),
-    Other("an Avro file", "avro", rb"Obj\x01", "write it as .parquet or .jsonl"),
+    Other("an ORC or Avro file", "orc avro", rb"Obj\x01", "write it as .parquet or .jsonl"),
     Other("weights of a model", "safetensors gguf msgpack", rb".{4}\0{4}\{|GGUF.\0{3}",
           "data.* name text; a pretrained model is init_from"),
     Other("a TFDS or ArrayRecord file", "tfrecord tfrecords array_record arrayrecord riegeli", NONE,
@@ -170,11 +167,10 @@ def fingerprint(path: str) -> str:
         raw = file.read(WHOLE + 1)
         size = len(raw)
         if size > WHOLE:
-            size, blocks = os.fstat(file.fileno()).st_size, []
+            size, raw = os.fstat(file.fileno()).st_size, b""
             for i in range(SAMPLES):
                 file.seek((size - SAMPLE) * i // (SAMPLES - 1))
-                blocks.append(file.read(SAMPLE))
-            raw = b"".join(blocks)
+                raw += file.read(SAMPLE)
     return f"{size} bytes, {hashlib.blake2b(raw, digest_size=16).hexdigest()}"
 
 
@@ -208,8 +204,8 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
         if not packing and (kind == "parquet" or first.startswith(_PARQUET)):
             yield from _parquet(path)
         else:
-            blocks = _text_of(path, *_unpacked(path, packing, first, file))
-            yield from KINDS.get(kind, _text)(path, blocks, set(columns))
+            blocks = _text_of(path, packing, first, file)
+            yield from (KINDS.get(kind) or _text)(path, blocks, set(columns))
 
 
 def lines(path: str) -> list[str]:
@@ -237,10 +233,9 @@ def _opened(path: str) -> Iterator[io.FileIO]:
         raise ConfigError(f"data: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _unpacked(
-    path: str, packing: str, first: bytes, file: io.FileIO
-) -> tuple[bytes, Iterator[bytes]]:
-    """The first block of a file, decompressed, and those behind it."""
+def _text_of(path: str, packing: str, first: bytes, file: io.FileIO) -> Iterator[bytes]:
+    """Yields the blocks of a file of text, decompressed, as UTF-8 without a byte-order mark."""
+    blocks = iter(functools.partial(file.read, BLOCK), b"")
     if first.startswith((_GZIP, _ZSTD)):
         file.seek(0)
         blocks = (_gunzip if first.startswith(_GZIP) else _zstd)(path, file)
@@ -251,15 +246,9 @@ def _unpacked(
                 break
         if first.startswith((_GZIP, _ZSTD, _PARQUET)):
             raise ConfigError(f"data: {path} holds another packed file; unpack it once")
-        return first, blocks
-    if packing:
+    elif packing:
         raise ConfigError(f"data: {path} is not a whole {_PACKED[packing]} file: it does not begin "
                           "like one")
-    return first, iter(functools.partial(file.read, BLOCK), b"")
-
-
-def _text_of(path: str, first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yields the blocks of what looks like text, as UTF-8 without a byte-order mark."""
     if begins := _BEGINNINGS.match(first):
         other = OTHERS[begins.lastindex - 1]
         raise ConfigError(f"data: {path} is {other.what} by its first bytes; {other.advice}")
@@ -341,8 +330,8 @@ def _decoded(raw: bytes, where: str) -> str:
 
 def _lines(path: str, blocks: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
     """Yields where each line is and the line, without its end."""
-    split = (line.removesuffix(b"\r") for line in _split(path, blocks))
-    return ((f"{path}:{i}", line) for i, line in enumerate(split, start=1))
+    lines = enumerate(_split(path, blocks), start=1)
+    return ((f"{path}:{i}", line.removesuffix(b"\r")) for i, line in lines)
 
 
 def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -356,8 +345,8 @@ def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
                 raise too_large(f"a line of {path}")
             begun.append(block)
             continue
-        *whole, last = b"".join([*begun, block]).split(b"\n")
-        yield from whole
+        *lines, last = b"".join([*begun, block]).split(b"\n")
+        yield from lines
         begun, size = [last], len(last)
     if line := b"".join(begun):
         yield line
@@ -418,31 +407,25 @@ def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loca
     csv.field_size_limit(min(IN_MEMORY_BYTES, 2**31 - 1))
     text = (_decoded(line, f"{path}:{i}") + "\n" for i, line in enumerate(_split(path, blocks), 1))
     reader = csv.reader(text, strict=True)
-
-    def rows():
-        try:
-            for row in reader:
-                if row:
-                    yield f"{path}:{reader.line_num}", row
-        except csv.Error as error:
-            raise ConfigError(f"data: {path}:{reader.line_num} is not CSV: {error}") from error
-
-    return _table(rows(), columns)
+    try:
+        yield from _table(((f"{path}:{reader.line_num}", row) for row in reader if row), columns)
+    except csv.Error as error:
+        raise ConfigError(f"data: {path}:{reader.line_num} is not CSV: {error}") from error
 
 
 def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     """Tab-separated, quotes as they stand (as in GLUE); or a token a line, as CoNLL."""
-    split = _lines(path, blocks)
-    ahead = list(itertools.islice(split, AHEAD))
-    header = _decoded(ahead[0][1], ahead[0][0]).split("\t") if ahead else []
-    blocks_of_lines = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
-    if blocks_of_lines.count(True) > 1:
-        if not columns & set(header):
-            return _sentences(itertools.chain(ahead, split), lambda text: text.split("\t"))
-        sentences = _sentences(itertools.chain(ahead[1:], split), lambda text: text.split("\t"))
-        return ((w, dict(zip(header, r.values(), strict=False))) for w, r in sentences)
-    split = itertools.chain(ahead, split)
-    return _table(((w, _decoded(line, w).split("\t")) for w, line in split if line), columns)
+    lines = _lines(path, blocks)
+    ahead = list(itertools.islice(lines, AHEAD))
+    full = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
+    lines = itertools.chain(ahead, lines)
+    if full.count(True) < 2:  # no blank line between others
+        return _table(((w, _decoded(line, w).split("\t")) for w, line in lines if line), columns)
+    header = _decoded(ahead[0][1], ahead[0][0]).split("\t")
+    if not columns & set(header):
+        return _sentences(lines, "\t")
+    sentences = _sentences(itertools.islice(lines, 1, None), "\t")
+    return ((w, dict(zip(header, r.values(), strict=False))) for w, r in sentences)
 
 
 def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator[Located]:
@@ -462,13 +445,12 @@ def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator
 
 def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     """A token a line, columns by number; a record a sentence, with a list a column."""
-    return _sentences(_lines(path, blocks), str.split)
+    return _sentences(_lines(path, blocks))
 
 
 def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1")."""
-    sentences = _sentences(_lines(path, blocks), lambda text: text.split("\t"), "#")
-    for where, record in sentences:
+    for where, record in _sentences(_lines(path, blocks), "\t", "#"):
         words = [i for i, number in enumerate(record["0"]) if number.isdecimal()]
         record = {name: [values[i] for i in words] for name, values in record.items()}
         named = zip(_CONLLU, record.values(), strict=False)
@@ -476,17 +458,16 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
 
 
 def _sentences(
-    split: Iterable[tuple[str, bytes]],
-    fields: Callable[[str], list[str]],
-    comment: str | None = None,
+    lines: Iterable[tuple[str, bytes]], between: str | None = None, comment: str | None = None
 ) -> Iterator[Located]:
+    """Records of sentences, a token a line and a blank line behind: a list of each column."""
     rows, start = [], ""
-    for where, line in itertools.chain(split, [("", b"")]):
+    for where, line in itertools.chain(lines, [("", b"")]):
         text = _decoded(line, where)
         if comment and text.startswith(comment):
             continue
         if text.strip() and not text.startswith("-DOCSTART-"):
-            rows.append(fields(text))
+            rows.append(text.split(between))
             start = start or where
             if len(rows[-1]) != len(rows[0]):
                 raise ConfigError(f"data: {where} has {len(rows[-1])} columns, where its sentence "

@@ -1,5 +1,6 @@
-"""Documents to batches: tokenise, cut in windows, shuffle, pack, batch."""
+"""Input pipeline: documents are tokenised, cut in windows, shuffled, packed and batched."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
-from llm_jax.data.batches import Batches, Prefetch, Rows, Stream
+from llm_jax.data.batches import Batches, Rows, Stream
 from llm_jax.data.chunks import Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.tokenizers import Tokenizer
@@ -20,10 +21,9 @@ AHEAD = 4  # batches made ahead of the step that wants them
 def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
     """Raises ConfigError when the tokenizer has more ids than the model has embeddings."""
     if 0 < config.model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's "
-            f"{tokenizer.vocab_size}; use 0 (the tokenizer's own) or at least that"
-        )
+        raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is smaller than the "
+                          f"tokenizer's {tokenizer.vocab_size}; use 0 (the tokenizer's own) or at "
+                          "least that")
 
 
 def build_tokenizer(
@@ -35,7 +35,7 @@ def build_tokenizer(
     return tokenizers.build(config.tokenizer, sources.texts(documents), specials)
 
 
-def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows = slice) -> Prefetch:
+def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows = slice) -> Batches:
     """Returns endless batches, [batch_size, max_length] a field, of which it holds `rows`.
 
     Each epoch has a fresh order and fresh cuts, all decided by config.seed. `get_state()` is what
@@ -48,7 +48,7 @@ def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows =
     chunks = _chunks(examples, documents, "data.train", seed)
     makers = Makers(chunks, data.workers)
     streams = lambda shard: Stream(makers, shard, data.shards)
-    return Prefetch(Batches(data, streams, rows, makers.close), AHEAD)
+    return Batches(data, streams, rows, makers.close, AHEAD)
 
 
 class EvalBatches:
@@ -59,24 +59,13 @@ class EvalBatches:
         self._chunks, self._size, self._mine, self._pad_id = chunks, size, rows(size), pad_id
 
     def __iter__(self) -> Iterator[Batch]:
-        batch: list[Batch] = []
-        for number in range(len(self._chunks)):
-            for row in self._chunks.rows(number):
-                batch.append(row)
-                if len(batch) == self._size:
-                    yield self._stacked(batch)
-                    batch = []
-        if batch:
-            yield self._stacked(batch)
+        rows = (row for number in range(len(self._chunks)) for row in self._chunks.rows(number))
+        while batch := list(itertools.islice(rows, self._size)):
+            yield {name: self._stacked(name, [row[name] for row in batch]) for name in batch[0]}
 
-    def _stacked(self, batch: list[Batch]) -> Batch:
-        return {name: self._fill(name, [row[name] for row in batch]) for name in batch[0]}
-
-    def _fill(self, name: str, rows: list[np.ndarray]) -> np.ndarray:
-        missing = [(0, self._size - len(rows)), *[(0, 0)] * rows[0].ndim]
-        return np.pad(np.stack(rows), missing, constant_values=padding(name, self._pad_id))[
-            self._mine
-        ]
+    def _stacked(self, name: str, rows: list[np.ndarray]) -> np.ndarray:
+        blank = np.full_like(rows[0], padding(name, self._pad_id))
+        return np.stack(rows + [blank] * (self._size - len(rows)))[self._mine]
 
 
 def eval_batches(

@@ -48,13 +48,9 @@ def prepare(
         raise ConfigError(f"--name: {name!r} must be lower-case letters, digits and underscores")
     columns = {"text": (data or base().data).text_column}
     tokenizer = config and _tokenizer(config, stream(specs["train"], columns), specials)
-    builder = _builder_class(name)(
-        texts={split: stream(spec, columns) for split, spec in specs.items()},
-        tokenizer=tokenizer,
-        about={"tokenizer": config.tokenizer.to_dict()} if config else None,
-        data_dir=tfds_dir or None,
-        file_format="array_record",
-    )
+    texts = {split: stream(spec, columns) for split, spec in specs.items()}
+    about = {"tokenizer": config.tokenizer.to_dict()} if config else None
+    builder = _builder(name, texts, tokenizer, about, tfds_dir)
     if builder.is_prepared():
         raise ConfigError(f"--name: {name!r} is prepared already in {builder.data_dir}; delete "
                           "that folder, or choose another name")
@@ -68,60 +64,50 @@ def _tokenizer(config: ConfigDict, docs: Iterator[Record], specials: Sequence[st
     """Builds the config's tokenizer on documents evenly spaced among `docs`."""
     if config.tokenizer.name in UNTRAINED:
         return build_tokenizer(config, [], specials)
-    length = lambda doc: len(doc["text"])
     kept, size, step = [], 0, 1
     for i, doc in enumerate(docs):
         if i % step == 0:
             kept.append(doc)
-            size += length(doc)
+            size += len(doc["text"])
         if size > TRAINING_CHARACTERS and len(kept) > 1:
             kept, step = kept[::2], 2 * step
-            size = sum(map(length, kept))
+            size = sum(len(doc["text"]) for doc in kept)
     return build_tokenizer(config, kept, specials)
 
 
-def _builder_class(name: str):
+def _builder(name: str, texts: dict[str, Iterator[Record]], tokenizer, about, tfds_dir: str):
+    """The TFDS builder of documents of plain text, or of a tokenizer's tokens."""
     import tensorflow_datasets as tfds
 
     class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Documents of plain text, or of a tokenizer's tokens."""
-
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = Path(__file__).parent  # TFDS cannot find it when this module is the command
 
-        def __init__(self, *, texts: dict[str, Iterator[Record]], tokenizer, about, **kwargs):
-            self.texts, self.tokenizer, self.about = texts, tokenizer, about
-            super().__init__(**kwargs)
-
         def _info(self):
             features = {"text": tfds.features.Text()}
-            if self.tokenizer:
-                how = {"dtype": self.tokenizer.dtype, "encoding": "bytes"}
+            if tokenizer:
+                how = {"dtype": tokenizer.dtype, "encoding": "bytes"}
                 features = {"tokens": tfds.features.Tensor(shape=(None,), **how)}
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(self.about) if self.about else None,
+                metadata=tfds.core.MetadataDict(about) if about else None,
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(docs) for split, docs in self.texts.items()}
+            return {split: self._generate_examples(docs) for split, docs in texts.items()}
 
         def _generate_examples(self, docs):
-            if self.tokenizer is None:
-                yield from enumerate(docs)
-                return
-            texts = (doc["text"] for doc in docs)
-            tokens = (t for some in _some(texts) for t in streams(self.tokenizer, some, False))
-            yield from ((i, {"tokens": ids}) for i, ids in enumerate(tokens))
+            yield from enumerate(_tokens(tokenizer, docs) if tokenizer else docs)
 
     TextBuilder.name = name
-    return TextBuilder
+    return TextBuilder(data_dir=tfds_dir or None, file_format="array_record")
 
 
-def _some(docs: Iterator[str], count: int = 1024) -> Iterator[list[str]]:
-    while found := list(itertools.islice(docs, count)):
-        yield found
+def _tokens(tokenizer: Tokenizer, docs: Iterator[Record]) -> Iterator[Record]:
+    while texts := [doc["text"] for doc in itertools.islice(docs, 1024)]:
+        for ids in streams(tokenizer, texts, framed=False):
+            yield {"tokens": ids}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,20 +122,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--text_column", default="text", help="of tables")
     parser.add_argument("--tfds_dir", default="", help="where to; default: TFDS's own folder")
     parser.add_argument("--config", help="FILE.py[:variant]: write its tokenizer's tokens")
-    args, rest = parser.parse_known_args(argv)
-    if wrong := [arg for arg in rest if not arg.startswith("--config.")]:
+    args, overrides = parser.parse_known_args(argv)
+    if wrong := [arg for arg in overrides if not arg.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     from llm_jax import objectives  # as a command, this stands above them
 
     data = base().data
     data.text_column = args.text_column
-    specs = {split: getattr(args, split) for split in ("train", "validation", "test")}
-    specs = {split: spec for split, spec in specs.items() if spec}
+    splits = ("train", "validation", "test")
+    specs = {split: spec for split in splits if (spec := getattr(args, split))}
     try:
-        overrides = [arg.removeprefix("--config.") for arg in rest]
-        tokenise = args.config or overrides
-        config = load(args.config or "", overrides) if tokenise else None
-        specials = objectives.get(config.objective.name).examples.specials(config) if config else ()
+        overrides = [arg.removeprefix("--config.") for arg in overrides]
+        config, specials = None, ()
+        if args.config or overrides:
+            config = load(args.config or "", overrides)
+            specials = objectives.get(config.objective.name).examples.specials(config)
         folder = prepare(args.name, specs, args.tfds_dir, data, config, specials)
     except ConfigError as error:
         sys.exit(f"error: {error}")

@@ -54,7 +54,10 @@ class Lazy(Sequence):
 
     def read(self, places: Sequence[int]) -> list[Record]:
         """Returns the documents at `places`."""
-        where = [self._place(i) for i in places]
+        index = range(len(self)) if self.index is None else self.index
+        where = [index[i] for i in places]  # IndexError beyond the end
+        if self.index is not None:
+            where = [permuted(place, len(self.source), 0) for place in where]
         many = getattr(self.source, "__getitems__", None)
         records = many(where) if many else [self.source[i] for i in where]
         return [self._document(record) for record in records]
@@ -64,12 +67,6 @@ class Lazy(Sequence):
         part = copy.copy(self)
         part.index = index
         return part
-
-    def _place(self, i: int) -> int:
-        if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        i %= len(self)
-        return i if self.index is None else permuted(self.index[i], len(self.source), 0)
 
     def _document(self, record) -> Record:
         return _select(record, self.columns)
@@ -134,9 +131,8 @@ def texts(docs: Sequence[Record]) -> Sequence[str]:
 
 
 def _texts_of(doc: Record) -> list[str]:
-    if "parts" in doc:
-        return [part.text for part in doc["parts"]]
-    return [text for field, text in doc.items() if field != "label"]
+    parts = [part.text for part in doc.get("parts", ())]
+    return parts or [text for field, text in doc.items() if field != "label"]
 
 
 def documents(
@@ -150,19 +146,18 @@ def documents(
     other: "a.en,a.de.gz".
     """
     specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in fields}
-    if len(fields) > 1:
-        records = [s for s in specs if s.startswith("tfds:") or _holds_records(s)]
-        lines, n = [s for s in specs if s not in records], len(fields)
+    lines, n = [], len(fields)
+    if n > 1:
+        lines = [s for s in specs if not _holds_records(s)]
         if len(lines) % n or not specs:
             keys = ", ".join(f"data.{field}_column" for field in fields)
             raise ConfigError(f"data: {spec!r} must name tables (.jsonl, .tsv, .csv …) or TFDS "
                               f"sets with the columns {keys}; or {n} text files at a time "
                               f"({', '.join(fields)}), as in \"train.en,train.de\"")
-        parts = [_parallel(fields, lines[i : i + n]) for i in range(0, len(lines), n)]
-    else:
-        records, parts = specs, []
-    _check_once(records)
-    parts += [_read(s, data, columns) for s in records]
+    tables = [s for s in specs if s not in lines]
+    _check_once(tables)
+    parts = [_parallel(fields, lines[i : i + n]) for i in range(0, len(lines), n)]
+    parts += [_read(s, data, columns) for s in tables]
     if len(parts) == 1:
         return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
@@ -227,25 +222,20 @@ def _hold_out(docs: Sequence[Record], shares: list[float]) -> list[Sequence[Reco
     unique = sorted(set(digests))
     if len(unique) == 1 and docs[0].keys() == {"text"}:
         text = docs[0]["text"]
-        train_end, validation_end = (int(len(text) * (1 - s)) for s in (sum(shares), shares[1]))
-        parts = text[:train_end], text[train_end:validation_end], text[validation_end:]
-        return [[{"text": part}] if part else [] for part in parts]
+        a, b = (int(len(text) * (1 - share)) for share in (sum(shares), shares[1]))
+        return [[{"text": part}] if part else [] for part in (text[:a], text[a:b], text[b:])]
     # By content, not position: adding or reordering files moves few documents between splits.
-    owner = {
-        digest: split for split, part in enumerate(_shares_of(unique, shares)) for digest in part
-    }
-    parts = [[], [], []]
-    for doc, digest in zip(docs, digests, strict=True):
-        parts[owner[digest]].append(doc)
-    return parts
+    parts = map(set, _shares_of(unique, shares))
+    return [[doc for doc, digest in zip(docs, digests, strict=True) if digest in part]
+            for part in parts]  # fmt: skip
 
 
 def _shares_of(items, shares: list[float]) -> list:
     """(train, validation, test): each share rounded, but never to nothing."""
-    counts = [max(1, round(share * len(items))) if share else 0 for share in shares]
+    n = len(items)
+    counts = [max(1, round(share * n)) if share else 0 for share in shares]
     first, second = counts[0], sum(counts)
-    if second >= len(items):
-        n = len(items)
+    if second >= n:
         raise ConfigError(f"data.validation_fraction: {n} document{'s' * (n > 1)} cannot be split "
                           "into train and held-out ones; give data.validation a file of its own "
                           "(a text file is one document, a line of JSONL is one)")
@@ -290,7 +280,12 @@ def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
         return [{"text": text} for text in corpus.python_documents()]
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
-    docs = _in_memory(spec, stream(spec, columns))
+    docs, size = [], 0
+    for doc in stream(spec, columns):
+        size += sum(map(len, doc.values()))
+        if size > files.IN_MEMORY_BYTES:
+            raise files.too_large(spec)
+        docs.append(doc)
     if not docs:
         raise ConfigError(f"data: {spec!r} is empty; it must hold text")
     return docs
@@ -311,18 +306,9 @@ def _check_once(specs: list[str]) -> None:
 
 
 def _holds_records(spec: str) -> bool:
-    return not spec.startswith("builtin:") and files.holds_records(files.named(spec)[0])
-
-
-def _in_memory(spec: str, docs: Iterator[Record]) -> list[Record]:
-    """The documents as a list, of at most IN_MEMORY_BYTES of text."""
-    kept, size = [], 0
-    for doc in docs:
-        size += sum(map(len, doc.values()))
-        if size > files.IN_MEMORY_BYTES:
-            raise files.too_large(spec)
-        kept.append(doc)
-    return kept
+    if spec.startswith(("builtin:", "tfds:")):
+        return spec.startswith("tfds:")
+    return files.holds_records(files.named(spec)[0])
 
 
 def fingerprint(config: ConfigDict) -> dict[str, str]:
@@ -355,7 +341,7 @@ def stream(spec: str, columns: Columns) -> Iterator[Record]:
 
 
 def _parallel(fields: Sequence[str], specs: list[str]) -> list[Record]:
-    """The records of line i of each, where none is empty."""
+    """Records of parallel text: line i of each file, where none is empty."""
     sides = [[line for file in files.named(spec) for line in files.lines(file)] for spec in specs]
     for spec, side in zip(specs, sides, strict=True):
         if len(side) != len(sides[0]):
@@ -373,32 +359,31 @@ def _full(doc: Record) -> bool:
 
 
 def _select(record: Record, columns: Columns, where: str = "the data") -> Record:
-    """The fields that are read of what a file has."""
-    return {field: _text_of(record, field, column, where) for field, column in columns.items()}
-
-
-def _text_of(record: Record, field: str, column: str, where: str) -> str:
-    key = f"data.{field}_column"
-    if column not in record:
-        raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)} "
-                          "(of a .csv or .tsv without a header, name columns by number, from 0)")
-    text = record[column]
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", errors="replace")
-    if isinstance(text, list) and all(isinstance(part, str) for part in text):
-        text = " ".join(text)  # sentences
-    if field == "label" and isinstance(text, (int, np.integer)):
-        text = str(int(text))
-    if not isinstance(text, str):
-        raise ConfigError(f"{key}: {column!r} of {where} must be text, not {type(text).__name__}")
-    return text
+    """The fields of a record, from the columns that a file has."""
+    doc = {}
+    for field, column in columns.items():
+        key = f"data.{field}_column"
+        if column not in record:
+            raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}; "
+                              "of a .csv or .tsv without a header, name columns by number, from 0")
+        text = record[column]
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        if isinstance(text, list) and all(isinstance(part, str) for part in text):
+            text = " ".join(text)  # sentences
+        if field == "label" and isinstance(text, (int, np.integer)):
+            text = str(int(text))
+        if not isinstance(text, str):
+            raise ConfigError(f"{key}: {column!r} of {where} must be text, not "
+                              f"{type(text).__name__}")
+        doc[field] = text
+    return doc
 
 
 def _builder(name: str, data: ConfigDict):
     """The TFDS builder of a prepared set."""
     import tensorflow_datasets as tfds  # here: it takes seconds, and most runs do without
 
-    folder = data.tfds_dir or None
     how = (
         f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}; set "
         "data.tfds_dir if it is elsewhere, or name text of your own: data.train=FILE (for seq2seq "
@@ -408,7 +393,7 @@ def _builder(name: str, data: ConfigDict):
         f"tfds build {name} --file_format=array_record"
     )
     try:
-        builder = tfds.builder(name, data_dir=folder)
+        builder = tfds.builder(name, data_dir=data.tfds_dir or None)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ImportError) as error:
         raise ConfigError(how) from error
     except (ValueError, AssertionError, RuntimeError) as error:

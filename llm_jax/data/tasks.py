@@ -1,13 +1,15 @@
-"""Synthetic tasks in which kinds of attention differ for known reasons, made as they are read.
+"""Synthetic tasks, on which kinds of attention differ for known reasons; made as they are read.
 
 `task:NAME?option=value&option=value` names one, as in `task:recall?pairs=8&length=128`; TASKS
 lists them, their fields are the options. An example is a pure function of (task, seed, split,
 index), so nothing is stored, and any of them can be read at any time.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Collection, Sequence
@@ -210,12 +212,8 @@ class ListOps(Task):
         return self.operators[operator](values)
 
 
-TASKS: dict[str, type[Task]] = {
-    "recall": Recall,
-    "induction": Induction,
-    "selective_copy": SelectiveCopy,
-    "listops": ListOps,
-}
+TASKS: dict[str, type[Task]] = {"recall": Recall, "induction": Induction,
+                                "selective_copy": SelectiveCopy, "listops": ListOps}  # fmt: skip
 
 
 class Examples(Sequence):
@@ -225,17 +223,13 @@ class Examples(Sequence):
     (train 6/8, validation and test 1/8 each), and what belongs to another is drawn again.
     """
 
+    mean = 2048  # tokens of a document, as far as chunks go: they take long to draw
+
     def __init__(self, task: Task, split: str, seed: int):
         self.task, self.split, self.seed = task, split, seed
 
     def __len__(self) -> int:
         return self.task.examples or COUNTS[self.split]
-
-    together = 1024  # documents that are packed at a time: they take long to draw
-
-    def read(self, places: Sequence[int]) -> list[Record]:
-        """Returns the documents at `places`."""
-        return [self[i] for i in places]
 
     def __getitem__(self, i: int) -> Record:
         if not -len(self) <= i < len(self):
@@ -247,9 +241,6 @@ class Examples(Sequence):
                 return {"parts": _parts(*drawn)}
         raise ConfigError(f"data.{self.split}: {self.task} has no example in {TRIES:,} draws; "
                           "give it more room")
-
-    def __repr__(self) -> str:
-        return f"Examples({self.task}, {self.split!r}, seed={self.seed})"
 
 
 def _split_of(words: list[str]) -> str:
@@ -277,11 +268,10 @@ def parse(spec: str, key: str) -> Task:
             raise ConfigError(f"{key}={spec!r}: task {name} has no option {option!r}; it has, "
                               f"with these defaults, {known}")
         kind, (low, high) = fields[option].type, fields[option].metadata["range"]
-        try:
+        options[option] = math.nan
+        with contextlib.suppress(ValueError):
             options[option] = kind(value)
-        except ValueError:
-            options[option] = None
-        if options[option] is None or not low <= options[option] <= high:
+        if not low <= options[option] <= high:
             what = "an integer" if kind is int else "a number"
             raise ConfigError(f"{key}={spec!r}: {option}={value!r} must be {what} from {low} "
                               f"to {high}")
@@ -299,15 +289,14 @@ def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examp
     """
     key = f"data.{split}"
     task = parse(spec, key)
-    needs = {"objective.name": ("completion", parts),
-             "tokenizer.name": ("words", config.tokenizer.name == "words")}  # fmt: skip
-    for name, (needed, there) in needs.items():
-        if not there:
-            room, _, last = name.partition(".")
-            raise ConfigError(f"{name}={config[room][last]!r}: {key}={spec!r} needs {needed!r}")
+    objective, tokenizer = config.objective.name, config.tokenizer.name
+    if not parts:
+        raise ConfigError(f"objective.name={objective!r}: {key}={spec!r} needs 'completion'")
+    if tokenizer != "words":
+        raise ConfigError(f"tokenizer.name={tokenizer!r}: {key}={spec!r} needs 'words'")
     if task.longest > config.model.max_length:
         raise ConfigError(f"model.max_length={config.model.max_length}: {key}={spec!r} has "
                           f"examples of {task.longest} tokens; set at least that")
-    found = Examples(task, split, config.seed)
-    found[0]  # here, rather than in a thread of the pipeline
-    return found
+    examples = Examples(task, split, config.seed)
+    examples[0]  # raises here, rather than in a thread of the pipeline
+    return examples

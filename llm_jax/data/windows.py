@@ -1,4 +1,4 @@
-"""Where documents are cut: in windows that a row can hold, from a phase that changes."""
+"""Tokenised documents and the windows they are cut in, from a phase that changes."""
 
 from collections.abc import Sequence
 
@@ -7,34 +7,25 @@ import numpy as np
 from llm_jax.data.tokenizers import Tokenizer
 
 
-def stream(tokenizer: Tokenizer, text: str, framed: bool = True) -> np.ndarray:
-    """Returns [bos] + tokens + [eos], int32 [n + 2], or the tokens alone if not `framed`."""
-    tokens = tokenizer.encode(text)
-    return _framed(tokenizer, tokens) if framed else tokens
-
-
 def streams(
     tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True, chunk: int = 1024
 ) -> list[np.ndarray]:
-    """Returns `stream` of every document, in the smallest integers that hold the vocabulary.
+    """Tokenises documents: [bos] + tokens + [eos], or the tokens alone if not `framed`.
 
-    Documents that are arrays are tokens already.
+    In the smallest integers that hold the vocabulary. Documents that are arrays are tokens already.
     """
-    dtype = tokenizer.dtype
-    whole = []
+    streams = []
     for i in range(0, len(docs), chunk):
-        some = docs[i : i + chunk]
-        encoded = some if isinstance(some[0], np.ndarray) else tokenizer.encode_batch(some)
+        batch = docs[i : i + chunk]
+        batch = batch if isinstance(batch[0], np.ndarray) else tokenizer.encode_batch(batch)
         if framed:
-            encoded = (_framed(tokenizer, tokens) for tokens in encoded)
-        whole += [tokens.astype(dtype, copy=False) for tokens in encoded]
-    return whole
+            batch = (_framed(tokenizer, tokens) for tokens in batch)
+        streams += [tokens.astype(tokenizer.dtype, copy=False) for tokens in batch]
+    return streams
 
 
 def _framed(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    whole = np.empty(len(tokens) + 2, np.int32)
-    whole[0], whole[1:-1], whole[-1] = tokenizer.bos_id, tokens, tokenizer.eos_id
-    return whole
+    return np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]], dtype=np.int32)
 
 
 def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llm_jax.data import chunks, sources, tokenizers, windows
+from llm_jax.data import chunks, sources, tokenizers
 from tests import making
 
 TOKENIZER = tokenizers.Bytes()
@@ -36,7 +36,7 @@ def _pairs(batches):
 def _expected(docs):
     found = Counter()
     for doc in docs:
-        s = windows.stream(TOKENIZER, doc).tolist()
+        s = making.stream(TOKENIZER, doc).tolist()
         found.update(zip(s, s[1:], strict=False))
     return found
 
@@ -92,7 +92,7 @@ def test_an_epoch_predicts_every_token_once(config, packing, size, held, monkeyp
 
 def test_rows_hold_whole_examples(config):
     docs = _set()
-    streams = [windows.stream(TOKENIZER, doc).tobytes() for doc in docs]
+    streams = [making.stream(TOKENIZER, doc).tobytes() for doc in docs]
     for batch, _ in zip(
         making.train_iterator(config, TOKENIZER, _lazy(docs)), range(30), strict=False
     ):

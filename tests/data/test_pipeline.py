@@ -62,7 +62,7 @@ def _predicted(batches):
 def _expected(docs):
     pairs = Counter()
     for doc in docs:
-        s = windows.stream(TOKENIZER, doc).tolist()
+        s = making.stream(TOKENIZER, doc).tolist()
         pairs.update(zip(s, s[1:], strict=False))
     return pairs
 
@@ -76,7 +76,7 @@ def _halves():
 def test_train_batches_are_well_formed(config, packing):
     config.data.packing = packing
     docs = _documents()
-    streams = [windows.stream(TOKENIZER, doc).tobytes() for doc in docs]
+    streams = [making.stream(TOKENIZER, doc).tobytes() for doc in docs]
     for batch in _take(making.train_iterator(config, TOKENIZER, docs), 30):
         _check(batch, rows=4, length=16)
         if packing == "none":
