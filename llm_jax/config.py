@@ -282,7 +282,9 @@ class Model:
     generator_fraction = share(0.0)  # ELECTRA: a generator of this share of the width; 0: none
     dtype = one_of("float32", "bfloat16")  # of activations and products; parameters are float32
     quantize = one_of("none", "int8", "fp8")  # projections' and feed-forward products, by qwix
-    lora_rank = whole(0, 0, 4096)  # low-rank adapters beside projections, by qwix; 0: none
+    # Low-rank adapters beside projections, by qwix; 0: none. With them, and optimizer.rate_factors
+    # empty, they alone are trained (and a head that an import drew); all else is frozen.
+    lora_rank = whole(0, 0, 4096)
     lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
     lora_targets = texts(empty=False, when=given("model.lora_rank"))  # PROJECTIONS; (): all
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
@@ -378,7 +380,7 @@ class Optimizer:
     weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
     clip_norm = number(1.0)  # 0: no clipping
     # Of the learning rate, (("encoder/.*", 0.1), …): that of the first pattern that matches a
-    # parameter's whole path; none: 1; 0: frozen.
+    # parameter's whole path; none: 1; 0: frozen. Empty, with model.lora_rank: LoRA's arrays alone.
     rate_factors = factors()
     decay_factors = factors(when=given("optimizer.weight_decay"))  # likewise of weight_decay
 

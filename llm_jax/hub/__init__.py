@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
+from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub import families, files, text
@@ -182,7 +183,7 @@ def save(
     folder = check_new(folder)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16")
-    model = kept(model)
+    model, params = models.merge(kept(model), params)
     table = families.get(family or family_of(model))
     hf = text.ids(table, tokenizer) | to_hf(table, model)
     if model.num_labels:

@@ -119,10 +119,9 @@ SILENT = re.compile(
 )
 # Keys of config.model that may differ without making another function of the parameters.
 FREE = {
-    "dtype", "quantize", "scan", "remat", "pipeline_pieces", "mlp_chunk", "init",
-    "initializer_range", "scale_residual_init", "dropout", "attention_dropout",
-    "head_dropout", "mlp_dropout",
-    "final_dropout",
+    "dtype", "quantize", "lora_alpha", "lora_targets", "scan", "remat", "pipeline_pieces",
+    "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
+    "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
 MAY_BE_0 = ("type_vocab_size", "position_offset")  # sizes of which 0 is not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers

@@ -12,20 +12,19 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
-from llm_jax import hub, models, objectives, sharding
+from llm_jax import hub, objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.files import is_full, read_json, write_json, write_text
-from llm_jax.hub.family import shapes_of
 from llm_jax.hub.files import CONFIG
-from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed, split
+from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed
 from llm_jax.train.folder import IMPORTED, Folder, describe
 from llm_jax.train.run import Setup, load_params
-from llm_jax.train.state import init_state
 
 # Keys of config.model that a folder does not decide.
 CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
-              "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces")
+              "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces",
+              "lora_rank", "lora_alpha", "lora_targets")
 NEW_HEAD = "model.head=mlm"  # for an encoder that has none
 
 
@@ -72,20 +71,22 @@ def import_run(
         config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
     configs.change(config, overrides)
     pipeline.check_vocab(config, tokenizer)
-    new = _new_head(config, params) if config.model.head != model.head else {}
-    params = params | new
-    _same_shapes(config.model, params)
-
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
-    setup = Setup(config, mesh)
-    place = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
-    begin = lambda params: init_state(setup.model, setup.tx, config, params)
-    with sharding.activate(mesh):
-        state = jax.jit(begin, out_shardings=place)(params)
+    Setup(config, mesh)  # refuses what could not be trained
+    # What the weights lack is drawn when training begins (LoRA), and here only a head.
+    whole = ConfigDict(config.to_dict())
+    whole.model.lora_rank = 0
+    whole.optimizer = configs.base().optimizer  # whose patterns may name those
+    setup = Setup(whole, mesh)
+    _same_shapes(setup, params)
+    new = sorted(setup.params.keys() - params.keys())
+    place = sharding.param_shardings(setup.params, mesh)
+    params = setup.draw_params(jax.device_put(params, {k: place[k] for k in params}))
     family = read_json(Path(source) / CONFIG)["model_type"]
+    origin = {"from": str(source), "family": family, "new": new}
     try:
-        _write(workdir, config, tokenizer, state, {"from": str(source), "family": family})
+        _write(workdir, config, tokenizer, params, origin)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
@@ -99,7 +100,7 @@ def import_run(
     return {
         "family": family, "parameters": count, "vocab_size": model.vocab_size,
         "kind": model.kind, "head": model.head, "objective": config.objective.name,
-        "new": sorted(new),
+        "new": new,
     }  # fmt: skip
 
 
@@ -125,36 +126,26 @@ def _clear(workdir: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _write(workdir: Path, config: ConfigDict, tokenizer, state, origin: dict) -> None:
+def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / IMPORTED, origin)
     tokenizer.save(workdir / "tokenizer")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     with hushed():
-        checkpoints.save(0, split(state), describe(workdir, config, None))
+        meta = describe(workdir, config, None)
+        meta["config"]["model"]["lora_rank"] = 0
+        checkpoints.save(0, {"params": params}, meta)
         checkpoints.wait()
         checkpoints.close()
     write_text(workdir / CONFIG, configs.to_json(config) + "\n")
 
 
-def _new_head(config: ConfigDict, params: dict) -> dict:
-    """The parameters that config.model has and `params` has not, drawn from config.seed."""
-    model = models.build(config.model)
-
-    @jax.jit
-    def draw():
-        whole = models.init_params(model, jax.random.key(config.seed))
-        return {name: part for name, part in whole.items() if name not in params}
-
-    return jax.device_get(draw())
-
-
-def _same_shapes(model: ConfigDict, params: dict) -> None:
+def _same_shapes(setup: Setup, params: dict) -> None:
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    if shapes(params) != shapes(shapes_of(model)):
+    if shapes(params) != shapes({name: setup.params[name] for name in params}):
         raise ConfigError(
-            f"model.max_length={model.max_length}: the imported table of positions is of another "
-            "length"
+            f"model.max_length={setup.config.model.max_length}: the imported table of positions is "
+            "of another length"
         )
 
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.adapt import adapt
+from llm_jax.models.adapt import adapt, merge
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits, real
 from llm_jax.models.moe import router_loss
 
 __all__ = [
-    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "real",
-    "router_loss",
+    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "merge",
+    "real", "router_loss",
 ]  # fmt: skip
 
 
@@ -58,4 +58,6 @@ def abstract_params(model: Model | ConfigDict) -> dict:
 def _boxed(model: Model, key: jax.Array) -> dict:
     tokens = jnp.zeros((1, 1), jnp.int32)
     fields = "tokens encoder_tokens masked_positions masked_targets masked_weights".split()
-    return model.init(key, dict.fromkeys(fields, tokens))["params"]
+    # qwix 0.1.8 has a new adapter lie by the axes of its kernel; where it lies is said later.
+    with nn.logical_axis_rules(() if model.cfg.lora_rank else nn.get_logical_axis_rules()):
+        return model.init(key, dict.fromkeys(fields, tokens))["params"]

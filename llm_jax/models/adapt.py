@@ -1,6 +1,9 @@
 """Quantised products and low-rank adapters, put around a model that knows nothing of either."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 # Of weights and activations, and of gradients: int8, or Micikevicius 2022's formats of fp8
@@ -18,7 +21,7 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
     channel by channel; parameters stay as they are.
     lora_rank r: to each product x W of a module named in cfg.lora_targets, (lora_alpha / r) x A B
     is added (Hu 2021, https://arxiv.org/abs/2106.09685, section 4.1). A and B are parameters
-    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0.
+    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0. `merge` puts them into W.
     """
     if cfg.quantize == "none" and not cfg.lora_rank:
         return model
@@ -37,3 +40,23 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
         bwd_qtype=backward,
     )
     return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=methods)
+
+
+def merge(cfg: ConfigDict, params: Any) -> tuple[ConfigDict, Any]:
+    """Returns config.model without LoRA, and parameters of the same function: W + (alpha / r) A B.
+
+    A is [..., inputs, r] and B [..., r, outputs], in front the layers of a stack (Hu 2021, 4.1:
+    no latency of inference).
+    """
+    scale, cfg = cfg.lora_alpha / max(cfg.lora_rank, 1), ConfigDict(cfg.to_dict())
+    cfg.lora_rank = 0
+
+    def merged(tree: dict) -> dict:
+        out = {k: merged(x) if isinstance(x, dict) else x for k, x in tree.items()}
+        for name in [k.removesuffix("_lora_a") for k in tree if k.endswith("_lora_a")]:
+            a, b = out.pop(f"{name}_lora_a"), out.pop(f"{name}_lora_b")
+            product = jnp.matmul(a, b, precision="highest")
+            out[name] = out[name] + scale * product.reshape(out[name].shape)
+        return out
+
+    return cfg, merged(params)

@@ -115,7 +115,7 @@ class Checkpoints:
 
     def restore(
         self,
-        like: dict[str, Any],
+        like: dict[str, Any] | Callable[[int, dict], dict[str, Any]],
         step: int | None = None,
         accept: Callable[[int, dict], None] | None = None,
     ) -> tuple[int, dict[str, Any], dict] | None:
@@ -126,7 +126,7 @@ class Checkpoints:
 
         Args:
           like: shapes, dtypes and shardings of the items that are wanted; the others are not
-            read. Any mesh will do.
+            read. Any mesh will do. Or what returns them of a checkpoint's (step, meta).
           accept: is shown (step, meta) before arrays are read, and raises what it has against it.
 
         Raises:
@@ -148,7 +148,7 @@ class Checkpoints:
             raise ConfigError(f"--step={step}: {self.folder}/{step} is damaged; try another step")
         return None
 
-    def _try_to_read(self, step: int, like: dict, accept) -> tuple[dict, dict] | str:
+    def _try_to_read(self, step: int, like: dict | Callable, accept) -> tuple[dict, dict] | str:
         """(items, meta) of a sound checkpoint, or what is wrong with a damaged one."""
         with hushed():
             try:
@@ -162,7 +162,7 @@ class Checkpoints:
             time.sleep(0.1)  # or when they end
         return reason
 
-    def _read(self, step: int, like: dict, accept) -> tuple[dict, dict]:
+    def _read(self, step: int, like: dict | Callable, accept) -> tuple[dict, dict]:
         where = f"{self.folder}/{step}"
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         described = self.manager.restore(step, args=args)["meta"]
@@ -180,6 +180,7 @@ class Checkpoints:
             raise ValueError(f"it is that of step {meta['step']}")
         if accept is not None:
             accept(step, meta)
+        like = like(step, meta) if callable(like) else like
         saved = meta.pop("arrays")
         for name, tree in like.items():
             kinds = {path: array["kind"] for path, array in saved.get(name, {}).items()}

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +18,13 @@ from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import read_config, read_json, write_json, write_text
+from llm_jax.train import groups
 from llm_jax.train.checkpoint import SAVED
 
 IMPORTED = "imported.json"  # where a run came from; written before all else of an import
 
 # What an imported run, not yet trained, has already: other keys may still change.
-DECIDED = (
-    "model.", "tokenizer.", "optimizer.name", "optimizer.clip_norm", "optimizer.rate_factors",
-    "train.ema_decay",
-)  # fmt: skip
+DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.")
 
 # What may stand in a folder that holds no run yet: of a run that died before it had a config.json,
 # of a sweep, or of the shell or scheduler that started it.
@@ -127,12 +126,21 @@ class Folder:
         else:
             tokenizer = tokenizers.load(self.path / "tokenizer")
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
+        self._train_new_heads(config)
         if self.old and (different := differences(self.old, config, self.imported)):
             raise ConfigError(
                 f"--workdir={self.path} holds another run ({'; '.join(different)}); "
                 "use its values, or another --workdir"
             )
         return tokenizer
+
+    def _train_new_heads(self, config: ConfigDict) -> None:
+        """Has LoRA train what an import drew, too, where rate_factors do not say otherwise."""
+        file, o = self.path / IMPORTED, config.optimizer
+        new = read_json(file).get("new") if file.is_file() else ()
+        if config.model.lora_rank and new and not o.rate_factors:
+            heads = ((f"{re.escape(name)}(/.*)?", 1.0) for name in new)
+            o.rate_factors = ((groups.ADAPTERS, 1.0), *heads, (".*", 0.0))
 
     def commit(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
         """Writes down what the run is, once nothing about it can be refused any more.
@@ -197,7 +205,7 @@ def differences(old: ConfigDict, new: ConfigDict, imported: bool = False) -> lis
     imported: of a run at step 0, whose parameters and tokenizer alone are decided.
     """
     different = configs.differences(old, new)
-    return [text for text in different if text.startswith(DECIDED)] if imported else different
+    return list(filter(DECIDED.match, different)) if imported else different
 
 
 def describe(workdir: str | Path, config: ConfigDict, data: Any) -> dict[str, Any]:

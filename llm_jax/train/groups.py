@@ -17,6 +17,7 @@ from llm_jax.config import ConfigError
 
 STACKED = ("layers", "experts")  # axes along which separate parameters lie
 HEADS = ("heads", "kv_heads")
+ADAPTERS = ".*_lora_[ab]"  # paths of LoRA's arrays
 
 
 class Group(NamedTuple):
@@ -98,9 +99,15 @@ def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) ->
 
 
 def _rates(config: ConfigDict, paths: Iterable[str]) -> dict[str, float]:
-    rates = first(config, "rate_factors", paths, 1.0)
+    m = config.model
+    if m.lora_rank and not config.optimizer.rate_factors:
+        rates = {path: float(re.fullmatch(ADAPTERS, path) is not None) for path in paths}
+        key = f"model.lora_targets={m.lora_targets}: no product of this model gets an adapter"
+    else:
+        rates = first(config, "rate_factors", paths, 1.0)
+        key = "optimizer.rate_factors"
     if not any(rates.values()):
-        raise ConfigError("optimizer.rate_factors: every parameter is frozen; nothing would learn")
+        raise ConfigError(f"{key}: every parameter is frozen; nothing would learn")
     return rates
 
 

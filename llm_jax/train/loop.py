@@ -21,7 +21,7 @@ from llm_jax.data import pipeline
 from llm_jax.data.tokenizers import token_bytes
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
-from llm_jax.train import Diverged, Restart
+from llm_jax.train import Diverged, Restart, groups
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.folder import Folder, describe, same_run
@@ -112,7 +112,7 @@ class Trainer:
         place = jax.tree.map(lambda x: x.sharding, like)
         if folder.old is not None:
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
-            self.step, self.state = self._restore(folder, like)
+            self.step, self.state = self._restore(folder, like, place)
             folder.commit(config, self.tokenizer)
         else:
             folder.commit(config, self.tokenizer)
@@ -139,20 +139,28 @@ class Trainer:
             StopIfDiverged(self), self.keep,
         ]  # fmt: skip
 
-    def _restore(self, folder: Folder, like: TrainState) -> tuple[int, TrainState]:
+    def _restore(self, folder: Folder, like: TrainState, place) -> tuple[int, TrainState]:
         """The newest sound checkpoint's state, the data iterator set behind its last batch."""
         same = same_run(self.workdir, self.config)
         with sharding.activate(self.mesh):  # as a save is, which then compiles nothing new
-            restored = self.checkpoints.restore(split(like), accept=same)
+            wanted = self.setup.reading(split(like))
+            restored = self.checkpoints.restore(wanted, accept=same)
         if restored is None:
             raise folder.lost()
         step, items, meta = restored
-        state = join(items)
+        state = join(items) if step else self._begin(items["params"], place)
         check_steps(configs.from_dict(meta["config"]), self.config, step, int(state.skipped))
         if meta["data"]:  # imported parameters have seen none
             self.batches.set_state(meta["data"])
         self.reporter.note(f"resuming from step {step}")
         return step, state
+
+    def _begin(self, params: Any, place: TrainState) -> TrainState:
+        """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""
+        there = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        if new := [name for name in self.setup.groups if name not in there]:
+            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(new)}")
+        return self.setup.draw_state(place, params)
 
     def facts(self) -> dict[str, Any]:
         """What a user wants to see before the first step."""

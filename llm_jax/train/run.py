@@ -1,6 +1,7 @@
 """What a run's config determines, and a run's parameters read from its folder."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llm_jax.models.flops import train_flops
 from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.folder import same_run
-from llm_jax.train.state import TrainState, init_state
+from llm_jax.train.state import TrainState, fill, init_state
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,48 @@ class Setup:
         where = sharding.param_shardings(self.params, self.mesh)
         return jax.tree.map(_lying, self.params, where)
 
-    def draw_state(self, place: TrainState) -> TrainState:
-        """The state at step 0, drawn from config.seed, each array lying as `place` says."""
+    def reading(self, items: dict[str, Any]) -> Callable[[int, dict], dict[str, Any]]:
+        """What to read of a checkpoint, for `Checkpoints.restore`: of step 0 the parameters alone.
+
+        What else there is at step 0 begins from these (`draw_state`), so that an import decides
+        neither optimizer nor average, nor adapters, which it does not have.
+        """
+
+        def like(step: int, meta: dict) -> dict[str, Any]:
+            if step:
+                return items
+            model = ConfigDict(self.config.model.to_dict())
+            model.lora_rank = meta["config"]["model"].get("lora_rank", 0)
+            params = models.abstract_params(model)
+            where = sharding.param_shardings(params, self.mesh)
+            return {"params": jax.tree.map(_lying, params, where)}
+
+        return like
+
+    def draw_state(self, place: TrainState, params: Any = None) -> TrainState:
+        """The state at step 0, each array lying as `place` says, of parameters that it donates.
+
+        Those that are not given are drawn from config.seed.
+        """
+        draw = lambda params: init_state(self.model, self.tx, self.config, self._filled(params))
+        return self._once(draw, place, params or {})
+
+    def draw_params(self, params: Any) -> Any:
+        """Parameters at step 0, given in part: what they lack is drawn from config.seed."""
+        if jax.tree.structure(params) == jax.tree.structure(self.params):
+            return params
+        place = sharding.param_shardings(self.params, self.mesh)
+        return self._once(self._filled, place, params)
+
+    def _filled(self, params: Any) -> Any:
+        return fill(self.model, self.config, params)
+
+    def _once(self, draw: Callable, place: Any, params: Any) -> Any:
         # It runs once: on a CPU, compiling it with all optimisations takes longer than they save.
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        draw = lambda: init_state(self.model, self.tx, self.config)
         with sharding.activate(self.mesh):
-            return jax.jit(draw, out_shardings=place, compiler_options=quick)()
+            run = jax.jit(draw, out_shardings=place, compiler_options=quick, donate_argnums=0)
+            return run(params)
 
 
 def _lying(x: Any, where: Any) -> jax.ShapeDtypeStruct:
@@ -149,14 +185,15 @@ def load_params(
     restored = None
     if (Path(workdir) / "checkpoints").is_dir():
         checkpoints = Checkpoints(workdir, config.checkpoint, read_only=True)
-        like, same = {item: setup.abstract_params()}, same_run(workdir, config)
+        like, same = setup.reading({item: setup.abstract_params()}), same_run(workdir, config)
         with sharding.activate(setup.mesh):
             restored = checkpoints.restore(like, step, same)
         checkpoints.close()
     if restored is None:
         raise ConfigError(f"--workdir={workdir}: no sound checkpoint there")
     step, items, _ = restored
-    return setup, tokenizer, items[item], step
+    params = items[item] if step else setup.draw_params(items["params"])
+    return setup, tokenizer, params, step
 
 
 def reading_mesh(config: ConfigDict) -> Mesh:

@@ -42,6 +42,19 @@ def init_state(
     return TrainState(zero, params, opt_state, ema, zero, zero)
 
 
+def fill(model: Model, config: ConfigDict, params: dict) -> dict:
+    """Returns the model's parameters: those given and, drawn from config.seed, those they lack.
+
+    Of imported weights these are LoRA's arrays, or a new head.
+    """
+
+    def put(drawn: dict, given: dict) -> dict:
+        inner = lambda k, x: put(x, given.get(k, {})) if isinstance(x, dict) else given.get(k, x)
+        return {k: inner(k, x) for k, x in drawn.items()}
+
+    return put(init_params(model, jax.random.key(config.seed)), params)
+
+
 def loss(
     model: Model,
     objective: Objective,

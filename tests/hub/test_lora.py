@@ -1,0 +1,216 @@
+"""An imported run trained otherwise than it was imported: frozen, another optimizer, with LoRA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import launch
+import llm_jax
+from llm_jax import config as configs
+from llm_jax import hub, models, sharding
+from llm_jax.data import tokenizers
+from llm_jax.train import groups, optimizer
+from llm_jax.train.metrics import read
+from llm_jax.train.run import Setup, load_params
+from tests.hub.test_hub import ENCODER, make, same
+from tests.hub.test_launch import call, refused
+from tests.hub.test_tokenizer_matrix import trained
+
+pytest.importorskip("qwix")
+TOKENS = np.random.default_rng(0).integers(0, 200, (4, 16))
+LORA = {"model.lora_rank": 3, "model.lora_alpha": 6.0}
+
+
+def flags(keys):
+    return [f"--config.{key}={value}" for key, value in keys.items()]
+
+
+def flat(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {groups.name(path): np.asarray(x) for path, x in leaves}
+
+
+def loss(lm, text_file):
+    """Of the first tokens of the text, the same ones each time."""
+    tokens = lm.tokenizer.encode(text_file.read_text()[:400])[:64].reshape(4, 16)
+    scores = jax.nn.log_softmax(lm.logits({"tokens": tokens})[:, :-1])
+    return -float(jnp.take_along_axis(scores, tokens[:, 1:, None], -1).mean())
+
+
+def logits_of_transformers(folder):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return theirs(torch.tensor(TOKENS)).logits.numpy()
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A GPT-2 of random weights, made by transformers."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = trained("bytes", ["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    vocab = tokenizer.get_vocab_size()
+    config = transformers.GPT2Config(**size, vocab_size=vocab, initializer_range=0.3)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keys(text_file):
+    """A run of three steps."""
+    return {"data.train": text_file, "data.batch_size": 8, "data.validation_fraction": 0.1,
+            "train.steps": 3, "eval.max_batches": 1, "optimizer.warmup_steps": 0,
+            "optimizer.learning_rate": 0.02, "optimizer.schedule": "constant",
+            "sample.prompts": "()"}  # fmt: skip
+
+
+@pytest.fixture
+def imported(gpt2, keys, tmp_path):
+    def begin(name, changes=()):
+        assert launch.main(["import", f"--from={gpt2}", f"--workdir={tmp_path / name}",
+                            *flags(dict(changes))]) == 0  # fmt: skip
+        return tmp_path / name
+
+    return begin
+
+
+def test_lora_trains_its_arrays_alone_and_is_exported_merged(
+    gpt2, imported, keys, text_file, capsys
+):
+    """Whether the import or the training asks for it; stopped and resumed, and in one go."""
+    run, other = imported("run"), imported("other", LORA)
+    workdir, base = f"--workdir={run}", flat(hub.load(gpt2)[1])
+    before = llm_jax.load(other)  # adapted already, of the same function
+    assert before.config.model.lora_rank == 3 and flat(before.params).keys() > base.keys()
+    np.testing.assert_allclose(before.logits({"tokens": TOKENS}), logits_of_transformers(gpt2),
+                               atol=1e-5)  # fmt: skip
+
+    capsys.readouterr()
+    call(capsys, "train", workdir, *flags(keys | LORA | {"train.steps": 2}))
+    assert call(capsys, "train", workdir, "--config.train.steps=3")["step"] == 3
+    call(capsys, "train", f"--workdir={other}", *flags(keys))
+    lm, straight = llm_jax.load(run), llm_jax.load(other)
+    after, adapters = flat(lm.params), {p for p in flat(lm.params) if "_lora_" in p}
+    same(lm.params, straight.params)
+    assert after.keys() - base.keys() == adapters and len(adapters) == 2 * 6
+    assert all(np.array_equal(after[path], base[path]) for path in base)
+    assert all(np.any(after[path]) for path in adapters)
+    assert loss(lm, text_file) < loss(before, text_file) - 0.1
+    state = load_params(run)[0].abstract_state().opt_state
+    held = {path.partition("mu/")[2] for path in flat_names(state) if "mu/" in path}
+    assert held == adapters
+
+    target = run.with_name("hf")
+    call(capsys, "export", workdir, f"--to={target}")
+    ours = np.asarray(lm.logits({"tokens": TOKENS}))
+    assert np.abs(ours - logits_of_transformers(gpt2)).max() > 1e-2
+    np.testing.assert_allclose(logits_of_transformers(target), ours, atol=1e-5)
+    np.testing.assert_allclose(llm_jax.load(target).logits({"tokens": TOKENS}), ours, atol=1e-5)
+    assert call(capsys, "generate", workdir, "--prompt=the", "--max_new_tokens=3")["samples"]
+    assert call(capsys, "eval", workdir)["loss"] == read(run)[-1]["eval_loss"]
+    assert "model.lora_rank: 3 there, 4 here" in refused(
+        capsys, "train", workdir, "--config.model.lora_rank=4"
+    )
+
+
+def flat_names(tree):
+    return [groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_an_import_may_be_trained_by_another_optimizer_with_frozen_layers(
+    gpt2, imported, keys, capsys
+):
+    run, base = imported("run", {"optimizer.name": "adafactor"}), flat(hub.load(gpt2)[1])
+    frozen = (("embed/.*", 0), (".*/mlp/.*", 0.0))
+    changes = {"optimizer.name": "lion", "optimizer.clip_norm": 0.5, "train.ema_decay": 0.5}
+    changes |= {"optimizer.rate_factors": frozen, "train.steps": 1}
+    assert launch.main(["train", f"--workdir={run}", *flags(keys | changes)]) == 0
+    averaged = flat(llm_jax.load(run).params)
+    assert {p for p in base if np.array_equal(base[p], averaged[p])} == {
+        p for p in base if p.startswith("embed/") or "/mlp/" in p
+    }
+    # Of step 0, where no average was kept, the parameters are their own.
+    same(llm_jax.load(run, 0).params, hub.load(gpt2)[1])
+    assert launch.main(["eval", f"--workdir={run}"]) == 0
+    assert "optimizer.name" in refused(
+        capsys, "train", f"--workdir={run}", "--config.optimizer.name=adamw"
+    )
+
+
+def test_a_head_that_an_import_drew_is_trained_beside_lora(tmp_path, capsys, text_file):
+    tokenizer = tokenizers.build(
+        configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
+        [text_file.read_text()],
+    )
+    model, params = make(ENCODER | {"head": "none", "type_vocab_size": 2}, tokenizer.vocab_size)
+    hub.save(model, params, tokenizer, tmp_path / "hf")
+    run = f"--workdir={tmp_path / 'run'}"
+    new = call(
+        capsys, "import", f"--from={tmp_path / 'hf'}", run, "--config.model.head=mlm"
+    )["new"]  # fmt: skip
+    before = flat(llm_jax.load(tmp_path / "run").params)
+    small = {"data.train": text_file, "data.batch_size": 8, "eval.max_batches": 1}
+    small |= {"optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.1, "train.steps": 2}
+    call(capsys, "train", run, *flags(small | LORA))
+    after = flat(llm_jax.load(tmp_path / "run").params)
+    changed = {p for p in before if not np.array_equal(before[p], after[p])}
+    assert changed == {p for p in before if p.split("/")[0] in new} and changed
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_an_optimizer_sees_the_adapters_of_each_layer_by_themselves(name):
+    """As so many runs of Optax's own, on layers of very different size."""
+    config = configs.base()
+    config.model.update(num_layers=3, embed_dim=160, num_heads=2, mlp_dim=192, lora_rank=130)
+    config.model = configs.resolve(config.model, 30)
+    config.optimizer.update(name=name, learning_rate=1.0, schedule="constant", warmup_steps=0,
+                            weight_decay=0.0, clip_norm=0.0)  # fmt: skip
+    setup = Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    rng = np.random.default_rng(0)
+    scale = np.array([1e-3, 1.0, 50.0])[:, None, None]
+    draw = lambda p: jnp.asarray(scale * rng.normal(size=p.shape), jnp.float32)
+    trained = groups.split(config, setup.params)[0]
+    params, grads = jax.tree.map(draw, trained), jax.tree.map(draw, trained)
+    assert set(flat_names(params)) == {p for p in setup.groups if "_lora_" in p}
+    tx = optimizer.build(config, setup.groups)
+    updates = flat(jax.jit(tx.update)(grads, tx.init(params), params)[0])
+    params, grads = flat(params), flat(grads)
+    alone = optax.adafactor(1.0)
+    if name == "muon":
+        alone = optax.chain(
+            optax.contrib.scale_by_muon(beta=config.optimizer.muon_momentum), optax.scale(-1.0)
+        )
+    for path, g in grads.items():
+        for layer in range(3):
+            p = jnp.asarray(params[path][layer])
+            want = alone.update(jnp.asarray(g[layer]), alone.init(p), p)[0]
+            want *= 0.2 * np.sqrt(max(p.shape)) if name == "muon" else 1.0
+            np.testing.assert_allclose(updates[path][layer], want, rtol=2e-3, atol=1e-4 *
+                                       np.abs(want).max(), err_msg=path)  # fmt: skip
+
+
+def test_lora_without_a_product_is_refused():
+    config = configs.base()
+    config.model.update(num_experts=4, lora_rank=2, lora_targets=("up",))
+    config.model = configs.resolve(config.model, 30)
+    with pytest.raises(configs.ConfigError, match=r"lora_targets=\('up',\): no product"):
+        Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+
+
+def test_merging_keeps_the_function():
+    """Attention's heads and an encoder-decoder's cross-attention too."""
+    from tests.tiny_models import tiny_model
+
+    model, params = tiny_model(kind="encoder_decoder", lora_rank=3, lora_alpha=5.0)
+    params = jax.tree.map(lambda x: 0.5 * x, params)  # where rounding is not blown up
+    tokens = {"tokens": TOKENS % 11, "encoder_tokens": TOKENS % 11}
+    run = lambda model, p: models.logits(jax.jit(model.apply)({"params": p}, tokens))
+    cfg, merged = models.merge(model.cfg, params)
+    y, expected = run(models.build(cfg), merged), run(model, params)
+    np.testing.assert_allclose(y, expected, atol=1e-4 * np.abs(expected).max())
