@@ -129,14 +129,21 @@ def programs_end_with_their_file():
     jax.clear_caches()
 
 
+LOG = logging.getLogger("llm_jax")
+LOG_AT_FIRST = LOG.handlers, LOG.propagate, LOG.level
+
+
 @pytest.fixture(autouse=True)
 def log_as_it_was():
-    """The command line takes over our logger; the next test wants it back."""
-    log = logging.getLogger("llm_jax")
-    handlers, propagate, level = log.handlers, log.propagate, log.level
+    """The command line takes over our logger, also in a module's fixtures; a test wants it back."""
+
+    def restore():
+        LOG.handlers, LOG.propagate, level = LOG_AT_FIRST
+        LOG.setLevel(level)
+
+    restore()
     yield
-    log.handlers, log.propagate = handlers, propagate
-    log.setLevel(level)
+    restore()
 
 
 class Silent:
