@@ -137,7 +137,8 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     Raises:
       ConfigError: an entry of config.json that our model cannot express, with its value.
     """
-    null = [key.theirs for key in family.keys if key.default is not None]
+    # Of these null means what leaving them out does: nothing, or, of a list, none.
+    null = [key.theirs for key in family.keys if key.default not in (None, ())]
     for name in null:
         if hf.get(name, "") is None:
             raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
