@@ -423,6 +423,7 @@ LINEAR = ["blockwise", "local", "chunked", "dilated", "longformer", "bigbird", "
           "sigmoid", "talking_heads"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 def test_memory_grows_with_the_length_and_not_its_square(name):
     def temporaries(T):

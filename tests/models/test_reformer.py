@@ -64,6 +64,7 @@ def assert_near(ours, theirs, tolerance):
     jax.tree_util.tree_map_with_path(one, ours, theirs)
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 ENCODER_DECODER = {
     "kind": "encoder_decoder", "attention": "dense", "positions": "relative", "head_dim": 0,
     "reversible": True, "num_kv_heads": 1, "norm": "rmsnorm", "tie_embeddings": True,
@@ -75,11 +76,11 @@ ENCODER_DECODER = {
     "changes",
     [
         {},
-        {"dropout": 0.2, "attention_dropout": 0.2, "mlp_chunk": 7},
-        {"window": 7, "lsh_chunk": 4},
+        slow({"dropout": 0.2, "attention_dropout": 0.2, "mlp_chunk": 7}),
+        slow({"window": 7, "lsh_chunk": 4}),
         {"share_layers": True, "attention": "dense", "positions": "alibi"},
         ENCODER_DECODER | {"dropout": 0.1},
-        {"kind": "encoder", "head": "mlm", "dropout": 0.2, "attention_dropout": 0.2},
+        slow({"kind": "encoder", "head": "mlm", "dropout": 0.2, "attention_dropout": 0.2}),
     ],
     ids=[
         "reformer",
@@ -110,6 +111,7 @@ def test_bfloat16_gradients_by_recomputation_stay_near(monkeypatch):
     assert_near(ours, stored, 0.03)
 
 
+@pytest.mark.slow
 def test_temporary_memory_does_not_grow_with_depth():
     def temporaries(num_layers, **changes):
         model, _ = tiny(num_layers=2, max_length=256, axial_shape=(16, 16))
@@ -188,6 +190,7 @@ def test_encoder_looks_both_ways_and_is_blind_to_padding(kind):
     assert (jnp.abs(first - earlier)[0, 10:] > 1e-3).any()
 
 
+@pytest.mark.slow
 def test_encoder_learns_masked_tokens(overrides, tmp_path, silent):
     changes = {
         "model.kind": "encoder", "model.head": "mlm", "objective.name": "masked_lm",
@@ -313,7 +316,8 @@ def test_logits_and_gradients_equal_transformers(reference, changes, T):
 
 
 @pytest.mark.parametrize("window, lsh_chunk, T, L", [
-    (6, 4, 21, 21), (6, 4, 13, 24), (4, 6, 17, 24), (16, 4, 10, 16), (4, 16, 10, 10), (3, 7, 9, 21),
+    (6, 4, 21, 21), slow(6, 4, 13, 24), slow(4, 6, 17, 24), slow(16, 4, 10, 16),
+    slow(4, 16, 10, 10), (3, 7, 9, 21),
 ])  # fmt: skip
 def test_unequal_chunks_equal_transformers(reference, window, lsh_chunk, T, L):
     """On T tokens, which it fills up to a multiple of both chunks; ours are given L.

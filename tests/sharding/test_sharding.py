@@ -89,27 +89,30 @@ def trained(tiny, batch):
     return train
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("model", "mesh"),
     [
-        ("odd", (8, 1, 1)),
-        ("odd", (1, 8, 1)),
+        slow("odd", (8, 1, 1)),
+        slow("odd", (1, 8, 1)),
         ("even", (2, 2, 2)),
         ("odd", (1, 2, 4)),
-        ("even", (4, 1, 2)),
-        ("far", (2, 1, 1, 4)),
+        slow("even", (4, 1, 2)),
+        slow("far", (2, 1, 1, 4)),
         ("far", (1, 2, 2, 2)),
-        ("linked", (2, 1, 2, 2)),
-        ("dropped", (2, 2, 2)),
+        slow("linked", (2, 1, 2, 2)),
+        slow("dropped", (2, 2, 2)),
         ("odd", (2, 1, 1, 1, 1, 2)),
-        ("far", (1, 1, 2, 2, 1, 2)),
-        ("deep", (1, 2, 1, 1, 1, 4)),
-        ("both", (2, 1, 2, 1, 1, 2)),
-        ("experts in stages", (2, 1, 1, 1, 2, 2)),
+        slow("far", (1, 1, 2, 2, 1, 2)),
+        slow("deep", (1, 2, 1, 1, 1, 4)),
+        slow("both", (2, 1, 2, 1, 1, 2)),
+        slow("experts in stages", (2, 1, 1, 1, 2, 2)),
         ("experts in stages", (1, 1, 1, 2, 2, 2)),
-        ("experts with room", (2, 1, 1, 1, 4)),
-        ("experts with room", (1, 1, 2, 2, 2)),
-        ("experts for all", (1, 2, 2, 1, 2)),
+        slow("experts with room", (2, 1, 1, 1, 4)),
+        slow("experts with room", (1, 1, 2, 2, 2)),
+        slow("experts for all", (1, 2, 2, 1, 2)),
     ],
     ids=str,
 )

@@ -407,7 +407,11 @@ def test_a_pattern_takes_whole_paths_the_first_that_matches_counts():
         group_of(config, nested(drawn(0)))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("adamw", marks=pytest.mark.slow), "adafactor",
+     pytest.param("lion", marks=pytest.mark.slow), "muon"],
+)  # fmt: skip
 def test_state_lies_like_its_parameters(name, tiny, batch):
     """On a mesh, with frozen parameters: what is as large as a parameter is split as it is."""
     changes = {"optimizer.name": name, "optimizer.warmup_steps": 0, "model.num_layers": 4} | FROZEN
