@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +48,27 @@ class When:
 
 
 def given(key: str, *values: Any) -> When:
-    """The key has one of these values; without values: any that is not 0, empty or False."""
+    """The key, or one of several as in "a,b", has one of these values; none: is set, so not 0."""
     if not values:
         return When(f"{key} set", (key,), lambda flat: bool(flat[key]))
-    return When(f"{key}={' | '.join(map(str, values))}", (key,), lambda flat: flat[key] in values)
+    among = lambda flat: any(word in values for word in _words(flat[key]))
+    return When(f"{key}={' | '.join(map(str, values))}", (key,), among)
 
 
 def absent(key: str, *values: Any) -> When:
-    """The key has none of these values; without values: it is 0, empty or False."""
+    """The key, or one of several as in "a,b", has none of these values; none: is not set."""
     if not values:
         return When(f"no {key}", (key,), lambda flat: not flat[key])
-    text = f"{key} other than {' | '.join(map(str, values))}"
-    return When(text, (key,), lambda flat: flat[key] not in values)
+    beside = lambda flat: any(word not in values for word in _words(flat[key]))
+    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), beside)
 
 
-def kinds(*names: str, key: str = "model.attention") -> When:
-    """One of these kinds of attention is among those of model.attention."""
-    among = lambda flat: not set(names).isdisjoint(flat[key].split(","))
-    return When(f"{key}={' | '.join(names)}", (key,), among)
+def _words(value: Any) -> list[Any]:
+    return value.split(",") if isinstance(value, str) else [value]
 
 
-def other_kinds(*names: str) -> When:
-    """Some kind of attention of model.attention is none of these."""
-    key = "model.attention"
-    beside = lambda flat: not set(flat[key].split(",")) <= set(names)
-    return When(f"{key} other than {' | '.join(names)}", (key,), beside)
-
-
-def heads(*names: str) -> When:
-    """One of these heads is among those of model.head."""
-    return kinds(*names, key="model.head")
+kinds = partial(given, "model.attention")
+heads = partial(given, "model.head")
 
 
 def source(text: str, holds: Callable[[str], bool]) -> When:
@@ -242,10 +234,11 @@ class Model:
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
-    attention_scale = number(0.0, when=other_kinds("delta", "linear"))
+    attention_scale = number(0.0, when=absent("model.attention", "delta", "linear"))
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
-    qk_norm = flag(False, when=other_kinds("latent"))  # a norm over each head's queries and keys
+    # A norm over each head's queries and keys.
+    qk_norm = flag(False, when=absent("model.attention", "latent"))
     output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
@@ -766,24 +759,21 @@ def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
     return sizes | dict.fromkeys(free, devices // fixed)
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns 'key: old there, new here' for each key that makes it another run."""
+def differences(
+    old: ConfigDict, new: ConfigDict, changeable: tuple[str, ...] = CHANGEABLE
+) -> list[str]:
+    """Returns 'key: old there, new here' of each key that makes it another run."""
     a, b = flatten(old), flatten(new)
     return [
         f"{key}: {a.get(key)!r} there, {b.get(key)!r} here"
         for key in a | b
-        if a.get(key) != b.get(key) and not key.startswith(CHANGEABLE)
+        if a.get(key) != b.get(key) and not key.startswith(changeable)
     ]
 
 
 def to_json(config: ConfigDict) -> str:
     """Returns the config as indented JSON, keys in alphabetical order."""
     return json.dumps(config.to_dict(), indent=2)
-
-
-def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote, onto today's defaults, and checks it."""
-    return from_dict(json.loads(text))
 
 
 def from_dict(tree: dict[str, Any]) -> ConfigDict:

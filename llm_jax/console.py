@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
@@ -35,20 +34,10 @@ class Reporter:
         self.first: tuple[int, float] | None = None  # step and time that were shown first
         self.bar = None
 
-    def facts(self, facts: dict[str, Any]) -> None:
-        """Prints a small table, or lines of `name: value`."""
-        if not self.console.is_terminal:  # where a table would be cut, or filled up, to 80 columns
-            for name, value in facts.items():
-                self.note(f"{name}: {value}")
-            return
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name, value in facts.items():
-            table.add_row(f"[bold]{name}[/]", str(value))
-        self.console.print(table)
-
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None:
-        """Prints the facts and starts the bar at `step` of `steps`."""
-        self.facts(facts)
+        """Prints the facts, a line each, and starts the bar at `step` of `steps`."""
+        for name, value in facts.items():
+            self.note(f"{name}: {value}")
         self.steps = steps
         if self.console.is_terminal:
             columns = (
@@ -97,15 +86,3 @@ class Reporter:
         if self.bar:
             self.bar.stop()
             self.bar = None
-
-
-class Silent:
-    """Says nothing: one process of a job speaks for all. What they warn of is still printed."""
-
-    def start(self, facts: dict[str, Any], step: int, steps: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def progress(self, step: int, values: dict[str, float]) -> None: ...
-
-    def stop(self) -> None: ...

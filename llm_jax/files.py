@@ -46,9 +46,7 @@ def read_text(path: str | Path) -> str:
         if size > MAX_BYTES:
             raise ConfigError(f"{path}: {size:,} bytes; at most {MAX_BYTES:,} are read as JSON")
         return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
@@ -91,7 +89,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is that a disk, a quota or a file's limit is full."""
+    """Whether an error, or its cause, is a full disk, quota or file size limit."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
@@ -101,11 +99,16 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
+def folder_named(path: str | Path) -> Path:
+    """Returns the path; ConfigError where --workdir= was left empty."""
+    if not str(path).strip():
+        raise ConfigError("--workdir=: is empty; name a folder")
+    return Path(path)
+
+
 def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of a run folder; ConfigError where it holds no run."""
-    if not str(workdir).strip():
-        raise ConfigError("--workdir=: is empty; name a folder")
-    file = Path(workdir) / "config.json"
+    file = folder_named(workdir) / "config.json"
     if not file.exists():
         raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
     content = read_json(file)

@@ -18,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", 
 
 @functools.cache
 def commit() -> str:
-    """The commit that is checked out, as it was at the first call: results may change files."""
+    """The commit that is checked out; cached, since writing results changes files."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(ROOT), *args]
@@ -55,12 +55,12 @@ def hardware() -> str:
     if info.exists():
         names = [x.split(":", 1)[1] for x in info.read_text().splitlines() if "model name" in x]
         name = names[0].strip() if names else name
-    found = f"{os.cpu_count()} cores of {name}"
+    text = f"{os.cpu_count()} cores of {name}"
     if "jax" in sys.modules:
         devices = sys.modules["jax"].devices()
         if devices[0].platform != "cpu":
-            found = f"{len(devices)} x {devices[0].device_kind}; {found}"
-    return found
+            text = f"{len(devices)} x {devices[0].device_kind}; {text}"
+    return text
 
 
 def write(path: str | Path, **results: Any) -> None:
@@ -71,6 +71,7 @@ def write(path: str | Path, **results: Any) -> None:
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
-    """Returns a Markdown table."""
+    """Returns a Markdown table; a cell may hold a |."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -106,9 +106,10 @@ def test_eval_says_what_training_said(arguments, tmp_path, capsys):
     results = []
     for options in ([], ["--max_batches=0"]):
         assert launch.main(["eval", f"--workdir={tmp_path}", "--json", *options]) == 0
-        results.append(last_json(capsys))
+        printed = capsys.readouterr().out.splitlines()
+        results.append(json.loads(printed[-1]) | {"line": printed[-2]})
     part, whole = results
-    assert f"{part['loss']:.3f}" == said
+    assert f"{part['loss']:.3f}" == said and f"validation loss {said}" in part["line"]
     assert whole["tokens"] > part["tokens"]
 
 

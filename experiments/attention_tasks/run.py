@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 from llm_jax import record  # noqa: E402
 from llm_jax.data import tasks  # noqa: E402
+from llm_jax.files import read_json  # noqa: E402
 from llm_jax.sweep import results  # noqa: E402
 from llm_jax.train import metrics  # noqa: E402
 
@@ -57,22 +58,22 @@ another (above): a hint that answers a row matter, not a finding."""
 
 def take(folder: Path) -> None:
     """Writes results/FOLDER.json from a sweep's folder: accuracy by variant, seed and step."""
-    plan = results.read_design(folder)
-    accuracy: dict[str, dict[int, list]] = {label: {} for label in plan["variants"]}
-    for run in results.runs(plan, folder):
+    design = read_json(folder / "sweep.json")
+    accuracy: dict[str, dict[int, list]] = {label: {} for label in design["variants"]}
+    for run in results.runs(design, folder):
         if run.state() == "finished":
             rows = [row for row in run.rows() if row.get("eval_accuracy") is not None]
             accuracy[run.label][run.seed] = [[row["step"], row["eval_accuracy"]] for row in rows]
     record.write(
         HERE / "results" / f"{folder.name}.json",
-        begun=plan["begun"],
-        spec=plan["spec"],
-        overrides=plan["overrides"],
-        seeds=plan["seeds"],
-        baseline=plan["baseline"],
-        data={label: v["config"]["data"] for label, v in plan["variants"].items()},
-        train={label: v["config"]["train"] for label, v in plan["variants"].items()},
-        parameters={label: v["parameters"] for label, v in plan["variants"].items()},
+        begun=design["begun"],
+        spec=design["spec"],
+        overrides=design["overrides"],
+        seeds=design["seeds"],
+        baseline=design["baseline"],
+        data={label: v["config"]["data"] for label, v in design["variants"].items()},
+        train={label: v["config"]["train"] for label, v in design["variants"].items()},
+        parameters={label: v["parameters"] for label, v in design["variants"].items()},
         accuracy=accuracy,
     )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ import traceback
 from llm_jax.commands import eval, export, generate, import_, plan, submit, sweep, train
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
+from llm_jax.files import folder_named
 from llm_jax.pod import hosts
 from llm_jax.train import Diverged, Restart
 
@@ -123,8 +123,7 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if overrides and not VERBS[args.command].keys:
         takers = ", ".join(name for name, verb in VERBS.items() if verb.keys)
         raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
-    if not getattr(args, "workdir", "-").strip():
-        raise ConfigError(f"--workdir={shlex.quote(args.workdir)}: names no folder")
+    folder_named(getattr(args, "workdir", "-"))
     return args, overrides
 
 

@@ -15,15 +15,11 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Prints the loss of a checkpoint."""
-    import jax
-
     from llm_jax import sharding
     from llm_jax.data import pipeline
-    from llm_jax.data.tokenizers import token_bytes
     from llm_jax.models import heads
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
-    from llm_jax.train.state import make_eval_step
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     documents = setup.objective.splits(setup.config)[args.split]
@@ -38,18 +34,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if limit < 0:
         raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
     batches = pipeline.eval_batches(examples, documents)
-    counts = token_bytes(tokenizer)
-    eval_step = jax.jit(make_eval_step(setup.model, setup.objective, setup.config, counts))
+    eval_step, score = setup.eval_step(tokenizer), setup.objective.score
     with sharding.activate(setup.mesh):
-        score = setup.objective.score
         result = evaluate(eval_step, params, batches, setup.mesh, limit, score)
     if heads.speaks(setup.config.model):
-        result = {"perplexity": math.exp(min(result["loss"], 700))} | result
+        result |= {"perplexity": math.exp(min(result["loss"], 700))}
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}
-    shown = [f"{name} {value:.4g}" for name, value in result.items() if name not in counts]
+    shown = [f"loss {result['loss']:.3f}"]  # as training says it
+    others = {name: x for name, x in result.items() if name not in ("loss", *counts)}
+    shown += [f"{name} {value:.4g}" for name, value in others.items()]
     shown += [f"{value:,} {name}" for name, value in counts.items()]
-    part = f", at most {limit} batches (--max_batches=0: all)" if limit else ""
-    print(f"step {step}, {args.split}{part}: {', '.join(shown)}")
+    part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
+    print(f"step {step}: {args.split} {', '.join(shown)}{part}")
     return {"step": step, "split": args.split} | result
 
 

@@ -19,7 +19,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints each prompt with what the model makes of it."""
+    """Prints each prompt with its completion."""
     from llm_jax import sharding
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params

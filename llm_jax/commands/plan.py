@@ -35,15 +35,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.pod import plan, report, search
 
     if args.search:
-        found = search.search(config, args.topology, args.slices, args.compiles, tell)
-        if found["compiled"] and not found["ranked"]:
-            print(f"none of the {found['compiled']} settings that were compiled fits")
-        for place, one in enumerate(found["ranked"], 1):
+        result = search.search(config, args.topology, args.slices, args.compiles, tell)
+        if result["compiled"] and not result["ranked"]:
+            print(f"none of the {result['compiled']} settings that were compiled fits")
+        for place, one in enumerate(result["ranked"], 1):
             print(f"{place}. {search.line(one)}")
-        return found
-    found = plan.make(config, args.topology, args.slices, tell)
-    print("\n".join(report.lines(found)))
-    return found
+        return result
+    result = plan.make(config, args.topology, args.slices, tell)
+    print("\n".join(report.lines(result)))
+    return result
 
 
 VERB = Verb(

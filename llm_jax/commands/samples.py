@@ -14,7 +14,7 @@ def write(workdir: str | Path, texts: list[dict], kind: str) -> None:
 
 
 def show(texts: list[dict], kind: str) -> None:
-    """Prints them, prompts in bold where stdout is a terminal."""
+    """Prints samples, prompts in bold where stdout is a terminal."""
     for text in texts:
         print(_laid_out(text, kind, "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}") + "\n")
 

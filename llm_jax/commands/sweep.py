@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from llm_jax.commands.verb import Verb, python, tell
+from llm_jax.files import read_json
 
 ABOUT = """Trains every variant with the same seeds, each run a process of its own in
 WORKDIR/runs/VARIANT/seedK, and writes WORKDIR/report/ (report.md, report.html). The same command
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         execute.share([], args.index, args.of)  # refused before the slow imports
         design = _designed(args, overrides)
         execute.execute(design, workdir, [*python(), "train"], args.index, args.of, tell)
-    design = results.read_design(workdir)
+    design = read_json(workdir / "sweep.json")
     states = [run.state() for run in results.runs(design, workdir)]
     path = report.write(workdir)
     counts = {name: states.count(name) for name in ("finished", "failed", "left")}
@@ -56,19 +57,20 @@ def _designed(args, overrides) -> dict:
     from llm_jax.sweep import spec
 
     lengths = None if args.lengths is None else spec.lengths(args.lengths)
-    found = spec.load(
+    sweep = spec.load(
         args.config, args.axis, seeds=args.seeds, match=args.match, baseline=args.baseline,
         lengths=lengths,
     )  # fmt: skip
-    found.variants()
+    sweep.variants()
     import jax
 
     from llm_jax.sweep import design as designs
+    from llm_jax.sweep import results
 
     # Shapes are all it needs of JAX; an accelerator is for the runs.
     jax.config.update("jax_platforms", "cpu")
-    design = designs.commit(designs.make(found, args.config, overrides), Path(args.workdir))
-    for line in designs.describe_match(design):
+    design = designs.commit(designs.make(sweep, args.config, overrides), Path(args.workdir))
+    for line in results.describe_match(design):
         tell(f"matched {line}")
     return design
 

@@ -19,13 +19,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     config = config_of(args, overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.
     job = hosts.start()
-    from llm_jax.console import Reporter, Silent
+    from llm_jax import console
     from llm_jax.models import heads
-    from llm_jax.train.loop import Trainer
+    from llm_jax.train.loop import Reporter, Trainer
 
     first = job is None or job.index == 0
     with hosts.together(job):
-        trainer = Trainer(config, args.workdir, Reporter() if first else Silent())
+        trainer = Trainer(config, args.workdir, console.Reporter() if first else Reporter())
         summary = trainer.run()
         speaks = heads.speaks(config.model)
         sampling = summary["finished"] and config.sample.prompts and speaks

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_jax import config as configs
-from llm_jax.config import ConfigError
-from llm_jax.files import read_json
+from llm_jax.files import read_config
 
 ROOT = Path(__file__).parents[2]  # of a checkout, or of what is installed
 
@@ -58,9 +57,6 @@ def config_of(args: argparse.Namespace, overrides: list[str]) -> configs.ConfigD
         if not args.config:
             tell("no --config: a new run of llm_jax/config.py's defaults")
         return configs.load(args.config, overrides)
-    try:
-        config = configs.from_dict(read_json(file))
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+    config = read_config(args.workdir)
     configs.change(config, overrides)
     return config

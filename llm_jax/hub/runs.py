@@ -15,10 +15,10 @@ from llm_jax import config as configs
 from llm_jax import hub, objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
-from llm_jax.files import is_full, read_json, write_json, write_text
+from llm_jax.files import folder_named, is_full, read_json, write_json, write_text
 from llm_jax.hub.files import CONFIG
 from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed
-from llm_jax.train.folder import IMPORTED, Folder, describe
+from llm_jax.train.folder import IMPORTED, describe
 from llm_jax.train.run import Setup, load_params
 
 # Keys of config.model that a folder does not decide.
@@ -105,8 +105,8 @@ def import_run(
 
 
 def _new(workdir: str | Path) -> Path:
-    """The path of an empty folder, or none, or one of an import that did not finish."""
-    workdir = Folder.named(workdir)
+    """Checks that the folder is absent, empty, or an unfinished import, which is cleared."""
+    workdir = folder_named(workdir)
     trained = (workdir / "metrics.jsonl").exists()
     if (workdir / IMPORTED).is_file() and not trained and not (workdir / CONFIG).exists():
         _clear(workdir)
@@ -117,7 +117,7 @@ def _new(workdir: str | Path) -> Path:
 
 
 def _clear(workdir: Path) -> None:
-    """Takes back an import, but for imported.json: it keeps `train` from beginning a new run."""
+    """Removes an unfinished import but for imported.json, at which `train` refuses the folder."""
     with suppress(OSError):
         (workdir / CONFIG).unlink(missing_ok=True)
         for name in ("tokenizer", "checkpoints"):
@@ -167,7 +167,7 @@ def export_run(
         family = read_json(about)["family"]
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
-    more = {"labels": config.data.labels, "dtype": dtype}
-    name = hub.save(config.model, params, tokenizer, target, family, **more)
+    options = {"labels": config.data.labels, "dtype": dtype}
+    name = hub.save(config.model, params, tokenizer, target, family, **options)
     left_out = ["generator"] if setup.config.model.generator_fraction else []
     return {"family": name, "step": step, "folder": str(target), "left_out": left_out}

@@ -14,7 +14,7 @@ from llm_jax.sharding.hardware import kind
 
 
 class Chip(NamedTuple):
-    """What one device (as JAX counts them) has: bytes, and bytes a second."""
+    """HBM capacity of a device (as JAX counts them) in bytes, and bandwidths in bytes a second."""
 
     hbm: float
     hbm_rate: float
@@ -81,11 +81,11 @@ def _described(topology: str, slices: int) -> list:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
     # Two plans may be made at a time: neither has a TPU to itself.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    more = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
         with quiet():
             return topologies.get_topology_desc(
-                platform="tpu", topology_name=topology, num_slices=slices, **more
+                platform="tpu", topology_name=topology, num_slices=slices, **options
             ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -100,17 +100,17 @@ def _here(topology: str, kind: str, count: int) -> list:
         if kind == "cpu":
             jax.config.update("jax_num_cpu_devices", count)
     try:
-        found = jax.devices(kind)
+        present = jax.devices(kind)
     except RuntimeError:
-        found = []
-    if len(found) < count:
-        raise ConfigError(f"--topology={topology}: this machine has {len(found)} such devices")
-    return found[:count]
+        present = []
+    if len(present) < count:
+        raise ConfigError(f"--topology={topology}: this machine has {len(present)} such devices")
+    return present[:count]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps from the user what libraries write to stderr by themselves: libtpu alarms without."""
+    """Sends file descriptor 2 to /dev/null: libtpu warns there of TPUs that are not there."""
     with open(os.devnull, "w") as nothing:
         kept = os.dup(2)
         os.dup2(nothing.fileno(), 2)

@@ -23,23 +23,23 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line: name, shape as text, opcode, names of operands, everything behind them."""
+    """One line: name, shape as text, opcode, names of operands, attributes as text."""
 
     name: str
     shape: str
     op: str
     operands: tuple[str, ...]
-    rest: str
+    attributes: str
     root: bool
 
     def called(self, key: str) -> str | None:
         """The computation named by `calls=`, `body=`, …."""
-        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.rest)
-        return found and found.group(1)
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return match and match.group(1)
 
 
 class Moved(NamedTuple):
-    """Bytes that a device sends in one step; loops whose turns are not known count once."""
+    """Bytes that a device moves in one step; loops of unknown trip count count once."""
 
     ici: dict[str, float]  # by kind of collective
     dcn: dict[str, float]
@@ -79,8 +79,8 @@ class Program:
                 current = self.computations.setdefault(head.group(2), {})
                 self.entry = head.group(2) if head.group(1) else self.entry
             elif current is not None and " = " in line:
-                found = _instruction(line)
-                current[found.name] = found
+                instruction = _instruction(line)
+                current[instruction.name] = instruction
 
     def walk(self) -> Iterator[tuple[dict[str, Instruction], Instruction, float, bool]]:
         """Yields (computation, instruction, times it runs, whether inside a fusion)."""
@@ -101,27 +101,26 @@ class Program:
                 yield from self._walk(callee, times, fused or line.op == "fusion")
 
     def turns(self, loop: Instruction) -> int | None:
-        """How often a loop runs that counts from 0, as JAX's do; None where data decide."""
-        known = re.search(r'known_trip_count[^\d]*(\d+)', loop.rest)
+        """Trip count of a loop that counts from 0, as JAX's do; None where data decide."""
+        known = re.search(r'known_trip_count[^\d]*(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
         condition = self.computations.get(loop.called("condition"), {})
-        found = [
-            re.match(r"\d+", line.rest) for line in condition.values() if line.op == "constant"
-        ]
-        return int(found[0].group()) if len(found) == 1 and found[0] else None
+        values = [x.attributes for x in condition.values() if x.op == "constant"]
+        limit = re.match(r"\d+", values[0]) if len(values) == 1 else None
+        return int(limit.group()) if limit else None
 
     def moved(self, slice_of: Sequence[int]) -> Moved:
-        """What a step moves; slice_of: of each partition, the slice that it is in."""
+        """Traffic of one step; slice_of: the slice of each partition."""
         ici, dcn, hbm, unknown = Counter(), Counter(), 0.0, 0
         for inside, line, times, fused in self.walk():
             unknown += line.op == "while" and self.turns(line) is None
             kind = line.op.removesuffix("-start")
             if kind in COLLECTIVES:
-                near, far = _sent(kind, _operand_bytes(inside, line), line.rest, slice_of)
+                near, far = _sent(kind, _operand_bytes(inside, line), line.attributes, slice_of)
                 ici[kind] += times * near
                 dcn[kind] += times * far
-            between = re.search(r'megascale_transfer_type="(\w+)"', line.rest)
+            between = re.search(r'megascale_transfer_type="(\w+)"', line.attributes)
             if line.op == "send" and between:  # how XLA writes a collective between slices
                 kind = between.group(1).lower().replace("_", "-")
                 given = size(inside[line.operands[0]].shape)
@@ -132,15 +131,15 @@ class Program:
 
     def largest(self, count: int = 6) -> list[Buffer]:
         """The largest results, one of each shape, largest first."""
-        found = {}
+        by_shape = {}
         for _, line, _, fused in self.walk():
             if fused or line.op in FREE or line.shape.startswith("("):
                 continue
             shape = re.sub(r"\{.*", "", line.shape)
-            op_name = re.search(r'op_name="([^"]*)"', line.rest)
+            op_name = re.search(r'op_name="([^"]*)"', line.attributes)
             made_by = op_name.group(1) if op_name else line.op
-            found.setdefault(shape, Buffer(size(line.shape, hbm_only=True), shape, made_by))
-        return sorted(found.values(), reverse=True)[:count]
+            by_shape.setdefault(shape, Buffer(size(line.shape, hbm_only=True), shape, made_by))
+        return sorted(by_shape.values(), reverse=True)[:count]
 
     def _traffic(self, inside, line) -> float:
         """Bytes read and written in HBM by an instruction that is not inside a fusion."""
@@ -164,18 +163,17 @@ class Program:
 
 
 def _instruction(line: str) -> Instruction:
-    left, _, right = line.strip().partition(" = ")
+    name, _, right = line.strip().partition(" = ")
     end = _closing(right, 0) if right.startswith("(") else right.index(" ")
     shape, right = right[:end], right[end:].strip()
     op, _, right = right.partition("(")
     end = _closing("(" + right, 0) - 1
-    inside, rest = right[: end - 1], right[end:]
+    inside, attributes = right[: end - 1], right[end:]
     # A constant's value is all that its parentheses hold.
-    rest = inside if op in ("constant", "parameter") else rest
+    attributes = inside if op in ("constant", "parameter") else attributes
     operands = tuple(_NAME.findall(inside))
-    return Instruction(
-        left.removeprefix("ROOT ").lstrip("%"), shape, op, operands, rest, left.startswith("ROOT")
-    )
+    root, name = name.startswith("ROOT "), name.removeprefix("ROOT ").lstrip("%")
+    return Instruction(name, shape, op, operands, attributes, root)
 
 
 def _closing(text: str, start: int) -> int:
@@ -188,9 +186,9 @@ def _closing(text: str, start: int) -> int:
 
 
 def _branches(line: Instruction) -> list[str]:
-    many = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
-    if many:
-        return _NAME.findall(many.group(1))
+    branches = re.search(r"branch_computations=\{([^}]*)\}", line.attributes)
+    if branches:
+        return _NAME.findall(branches.group(1))
     return [line.called("true_computation"), line.called("false_computation")]
 
 
@@ -249,13 +247,13 @@ def groups(attributes: str, count: int) -> np.ndarray:
         return array.reshape(int(iota.group(1)), int(iota.group(2)))
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
     if listed:
-        found = re.findall(r"\{([\d, ]+)\}", listed.group(1))
-        return np.array([[int(x) for x in group.split(",")] for group in found])
+        members = re.findall(r"\{([\d, ]+)\}", listed.group(1))
+        return np.array([[int(x) for x in group.split(",")] for group in members])
     return ids[None]
 
 
 def _used(body, count: int) -> list[float]:
-    """Bytes of each operand that a fusion reads: of one it only takes a slice of, the slice."""
+    """Bytes that a fusion reads of each operand: where it only slices one, those of the slice."""
     sizes = [math.inf] * count
     for line in body.values():
         if line.op != "parameter":
@@ -263,7 +261,7 @@ def _used(body, count: int) -> list[float]:
         users = [x for x in body.values() if line.name in x.operands]
         if users and all(_slices(x, line.name) for x in users):
             taken = [0 if "update" in x.op else size(x.shape) for x in users]
-            sizes[int(line.rest)] = sum(taken)
+            sizes[int(line.attributes)] = sum(taken)
     return sizes
 
 

@@ -4,10 +4,9 @@ Looked for in this order; one process, or none of these, is a run like any other
 
   LLM_JAX_COORDINATOR (host:port), LLM_JAX_NUM_PROCESSES, LLM_JAX_PROCESS_ID
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
-  Slurm: a step's SLURM_PROCID, SLURM_NTASKS and node list, so what `srun` starts
-  TPU: TPU_WORKER_HOSTNAMES and TPU_WORKER_ID (GKE), else the TPU VM's metadata server; of several
-    slices also MEGASCALE_NUM_SLICES, MEGASCALE_SLICE_ID and MEGASCALE_COORDINATOR_ADDRESS, of
-    which process 0's host is
+  Slurm: a step's SLURM_PROCID, SLURM_NTASKS and node list, so what `srun` starts; not by JAX's own
+    detection, which would leave a process one GPU of its node
+  TPU: what JAX itself detects of a pod or several slices, on GKE or TPU VMs
 
 A process that dies is missed after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too.
 """
@@ -19,8 +18,7 @@ import re
 import sys
 import time
 import traceback
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +31,6 @@ EXPLICIT = (
 )
 HEARTBEAT_SECONDS = "LLM_JAX_HEARTBEAT_SECONDS"
 START_SECONDS = "LLM_JAX_START_SECONDS"
-TPU_PORT = 8482  # JAX's own choice
 LOST = 1  # exit code where another process was lost
 
 
@@ -46,29 +43,17 @@ class Hosts:
     index: int
 
 
-def find(environ: Mapping[str, str], metadata: Callable[[str], str] | None = None) -> Hosts | None:
-    """Returns the job that the environment describes; None where this process is all of it.
-
-    Args:
-      metadata: asks a TPU VM's metadata server for an attribute; None: not on a TPU VM.
+def find(environ: Mapping[str, str]) -> Hosts | None:
+    """Returns the job that variables or Slurm describe; None where this process is all of it.
 
     Raises:
       ConfigError: naming a variable that is missing or cannot be.
     """
     for names in EXPLICIT:
         if any(name in environ for name in names):
-            return _checked(environ, *names, _address(environ, names[0]))
+            return _checked(environ, *names[1:], _address(environ, names[0]))
     if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
         return _slurm(environ)
-    workers = environ.get("TPU_WORKER_HOSTNAMES", "localhost")
-    if (workers != "localhost" or _slices(environ) > 1) and _has_tpu(environ):
-        return _tpu(environ, workers.split(","))
-    if metadata is not None:
-        # Of each worker a name, or as it used to be name:id:address.
-        workers = [w.split(":")[-1] for w in metadata("worker-network-endpoints").split(",")]
-        known = {"TPU_WORKER_ID": metadata("agent-worker-number")}
-        known |= re.findall(r"^\s*(MEGASCALE_\w+):\s*'?([^'\n]*)", metadata("tpu-env"), re.M)
-        return _tpu(known | dict(environ), workers)
     return None
 
 
@@ -92,7 +77,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _checked(environ, where: str, count: str, index: str, address: str) -> Hosts | None:
+def _checked(environ, count: str, index: str, address: str) -> Hosts | None:
     n, i = _number(environ, count), _number(environ, index)
     if n < 1:
         raise ConfigError(f"{count}={n}: must be at least 1")
@@ -112,55 +97,21 @@ def _slurm(environ: Mapping[str, str]) -> Hosts | None:
     # A port that two jobs on a node do not share, out of the range that others take freely.
     port = 20_000 + _number(environ, "SLURM_JOB_ID") % 10_000
     first = match[1] + (match[2] or "")
-    return _checked(environ, nodes, count, "SLURM_PROCID", f"{first}:{port}")
+    return _checked(environ, count, "SLURM_PROCID", f"{first}:{port}")
 
 
-def _tpu(environ: Mapping[str, str], workers: list[str]) -> Hosts | None:
-    """The job of `workers`, or of as many in each of several slices; numbered as JAX does."""
-    n, slices = len(workers), _slices(environ)
-    index = _number(environ, "TPU_WORKER_ID")
-    if index >= n:
-        raise ConfigError(f"TPU_WORKER_ID={index}: must be 0 to {n - 1}, one of the "
-                          f"workers {','.join(workers)}")
-    first, nth = workers[0].strip(), 0
-    if slices > 1:
-        first = _needed(environ, "MEGASCALE_COORDINATOR_ADDRESS").split(":")[0]
-        nth = _number(environ, "MEGASCALE_SLICE_ID")
-        if nth >= slices:
-            raise ConfigError(f"MEGASCALE_SLICE_ID={nth}: must be 0 to {slices - 1}, as "
-                              f"MEGASCALE_NUM_SLICES={slices}")
-    return Hosts(f"{first}:{TPU_PORT}", slices * n, nth * n + index) if slices * n > 1 else None
-
-
-def _slices(environ: Mapping[str, str]) -> int:
-    name = "MEGASCALE_NUM_SLICES"
-    return _number(environ, name) if environ.get(name) else 1
-
-
-def _has_tpu(environ: Mapping[str, str]) -> bool:
-    platforms = environ.get("JAX_PLATFORMS", "tpu")
-    return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
-
-
-def _metadata_server(environ: Mapping[str, str]) -> Callable[[str], str] | None:
-    """Asks about a TPU VM's workers; None elsewhere, found out without a word on the network."""
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
-    if not chips or not _has_tpu(environ) or environ.get("TPU_SKIP_MDS_QUERY"):
+def _tpu(environ: Mapping[str, str]) -> str | None:
+    """JAX's name for how the processes on a TPU find each other; None: no TPU, or one process."""
+    if "SLURM_STEP_ID" in environ or any(name in environ for names in EXPLICIT for name in names):
         return None
-
-    def ask(attribute: str) -> str:
-        host = environ.get("GCE_METADATA_IP", "metadata.google.internal")
-        url = f"http://{host}/computeMetadata/v1/instance/attributes/{attribute}"
-        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.read().decode()
-        except OSError as error:
-            raise ConfigError(
-                f"{url}: {error}; set TPU_SKIP_MDS_QUERY=1 to train on this TPU VM alone"
-            ) from error
-
-    return ask
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu")
+    if not chips or not wanted or importlib.util.find_spec("libtpu") is None:
+        return None
+    if "TPU_WORKER_HOSTNAMES" not in environ:
+        return None if "TPU_SKIP_MDS_QUERY" in environ else "gcetpu"
+    alone = environ["TPU_WORKER_HOSTNAMES"] == "localhost"
+    return None if alone and "MEGASCALE_NUM_SLICES" not in environ else "gketpu"
 
 
 def start() -> Hosts | None:
@@ -169,8 +120,9 @@ def start() -> Hosts | None:
     Raises:
       ConfigError: what `find` refuses, or process 0 does not answer.
     """
-    hosts = find(os.environ, _metadata_server(os.environ))
-    if hosts is None:
+    hosts = find(os.environ)
+    tpu = _tpu(os.environ) if hosts is None else None
+    if hosts is None and tpu is None:
         return None
     import jax
 
@@ -179,21 +131,23 @@ def start() -> Hosts | None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", True)
     sys.excepthook = _end_at
+    where = (hosts.coordinator, hosts.count, hosts.index) if hosts else (None, None, None)
     try:
         jax.distributed.initialize(
-            hosts.coordinator,
-            hosts.count,
-            hosts.index,
-            cluster_detection_method="deactivate",
+            *where,
+            cluster_detection_method=tpu or "deactivate",
             initialization_timeout=patience,
             heartbeat_timeout_seconds=heartbeat,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        this = f"process {hosts.index} of {hosts.count}" if hosts else f"this worker ({tpu})"
+        at = f"at {hosts.coordinator} " if hosts else ""
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
-            f"process {hosts.index} of {hosts.count} found no job at {hosts.coordinator} within "
-            f"{patience} s ({START_SECONDS}): {reason}"
+            f"{this} found no job {at}within {patience} s ({START_SECONDS}): {reason}"
         ) from error
+    if hosts is None and jax.process_count() > 1:
+        return Hosts("", jax.process_count(), jax.process_index())
     return hosts
 
 
@@ -204,7 +158,7 @@ def joined() -> bool:
 
 @contextmanager
 def together(hosts: Hosts | None) -> Iterator[None]:
-    """Ends this process for good when what it runs fails: the others must not be waited for.
+    """Ends this process when its block fails, without JAX's shutdown barrier.
 
     A process that others have left waits as long as a heartbeat may take, in which JAX names the
     one that died and ends this one; then it ends by itself, with exit code LOST.
@@ -240,7 +194,7 @@ def _end_at(*error) -> None:
 
 
 def end(code: int) -> None:
-    """Ends this process at once, without the farewell that waits for all others."""
+    """Ends this process at once, without JAX's shutdown barrier over all processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

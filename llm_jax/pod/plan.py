@@ -19,7 +19,6 @@ from llm_jax.pod import chips, hlo
 from llm_jax.pod.chips import Chip
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train.run import Setup, flops_per_token, recomputed_flops_per_token
-from llm_jax.train.state import make_train_step
 
 LARGEST = 6  # buffers named
 
@@ -43,7 +42,7 @@ def make(
 
 
 def prepare(config: ConfigDict, devices: list) -> Setup:
-    """Returns the run that these devices would see, with all that can be refused early refused."""
+    """Checks a config for these devices and returns its Setup; nothing is compiled."""
     config = ConfigDict(config.to_dict())
     objective = objectives.get(config.objective.name)
     objective.check(config)
@@ -71,7 +70,7 @@ def figures(setup: Setup) -> dict[str, Any]:
         "optimizer_bytes": _bytes(state.opt_state),
         "other_argument_bytes": _bytes([state.ema, batch]),
     }
-    found = {
+    result = {
         "chip": device.device_kind,
         "devices": mesh.size,
         "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1},
@@ -79,19 +78,19 @@ def figures(setup: Setup) -> dict[str, Any]:
     } | held
     room = chip.hbm if chip else float("inf")
     if sum(held.values()) > room:  # no need to compile
-        found |= {"argument_bytes": sum(held.values()), "temp_bytes": None, "compile_seconds": 0.0}
-        return found | _does_not_fit(config, found)
+        result |= {"argument_bytes": sum(held.values()), "temp_bytes": None, "compile_seconds": 0.0}
+        return result | _does_not_fit(config, result)
     began, worked = time.perf_counter(), time.process_time()
     compiled, text, refusal = compile_step(setup, state, batch)
-    found["compile_seconds"] = round(time.perf_counter() - began, 2)
-    found["compile_cpu_seconds"] = round(time.process_time() - worked, 2)
+    result["compile_seconds"] = round(time.perf_counter() - began, 2)
+    result["compile_cpu_seconds"] = round(time.process_time() - worked, 2)
     if compiled is None:
-        found |= {"argument_bytes": sum(held.values()), "temp_bytes": _needed(refusal, held)}
-        found["largest"] = [b._asdict() for b in hlo.Program(text).largest(LARGEST)]
-        return found | _does_not_fit(config, found)
+        result |= {"argument_bytes": sum(held.values()), "temp_bytes": _needed(refusal, held)}
+        result["largest"] = [b._asdict() for b in hlo.Program(text).largest(LARGEST)]
+        return result | _does_not_fit(config, result)
     memory = compiled.memory_analysis()
     program = hlo.Program(text)
-    found |= {
+    result |= {
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         # What is donated is not there twice.
@@ -102,24 +101,19 @@ def figures(setup: Setup) -> dict[str, Any]:
     }
     names = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")
     if chip:
-        found["left_bytes"] = chip.hbm - sum(found[name] for name in names)
-        if found["left_bytes"] < 0:
-            return found | _does_not_fit(config, found)
+        result["left_bytes"] = chip.hbm - sum(result[name] for name in names)
+        if result["left_bytes"] < 0:
+            return result | _does_not_fit(config, result)
     slice_of = [getattr(d, "slice_index", 0) or 0 for d in mesh.devices.flat]
     moved = program.moved(slice_of)
-    return found | {"fits": True} | roofline(work(config), moved, mesh.size, device)
+    return result | {"fits": True} | roofline(work(config), moved, mesh.size, device)
 
 
 def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
-    """Returns (compiled step, its HLO, ""), or (None, HLO, XLA's words) where memory is short."""
+    """Returns (compiled step, its HLO, ""), or (None, HLO, XLA's message) where memory is short."""
     place = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(
-        make_train_step(setup.model, setup.objective, setup.tx, setup.config),
-        donate_argnums=0,
-        out_shardings=(place, None),
-    )
     with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh):
-        lowered = step.lower(state, batch)
+        lowered = setup.train_step(place).lower(state, batch)
         # The text is taken from a dump: jaxlib cannot parse all that a newer libtpu writes.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled, refusal = None, ""
@@ -167,15 +161,15 @@ def roofline(
     todo: dict[str, float], moved: hlo.Moved, count: int, device: jax.Device,
     chip: Chip | None = None, peak: float | None = None,
 ) -> dict[str, Any]:
-    """The least seconds that a step takes by each of compute, HBM and network, and what follows.
+    """Roofline: a step's lower bounds in seconds by compute, HBM and network, and the rates there.
 
     Each is work over the data sheet's rate; the step takes at least the longest of them.
     """  # fmt: skip
     chip, peak = chip or chips.chip(device), peak or peak_flops(device)
-    found = todo | {"hbm_traffic_bytes": moved.hbm, "unknown_loops": moved.unknown_loops}
-    found |= {"ici_bytes": moved.ici, "dcn_bytes": moved.dcn}
+    result = todo | {"hbm_traffic_bytes": moved.hbm, "unknown_loops": moved.unknown_loops}
+    result |= {"ici_bytes": moved.ici, "dcn_bytes": moved.dcn}
     if chip is None:
-        return found
+        return result
     seconds = {
         "compute": (todo["flops"] + todo["recomputed_flops"]) / (count * peak),
         "HBM": moved.hbm / chip.hbm_rate,
@@ -183,7 +177,7 @@ def roofline(
         + sum(moved.dcn.values()) / chip.dcn_rate,
     }
     step = max(seconds.values())
-    return found | {
+    return result | {
         "roofline_seconds": seconds,
         "bound_by": max(seconds, key=seconds.get),
         "predicted_step_seconds": step,
@@ -199,19 +193,19 @@ def _bytes(tree: Any) -> int:
 
 
 def _needed(refusal: str, held: dict[str, int]) -> int | None:
-    """Bytes of temporaries, from XLA's words where a program does not fit; None: it names none."""
-    found = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceed", refusal)
+    """Bytes of temporaries, from XLA's message that a program does not fit; None: it names none."""
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceed", refusal)
     total = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", refusal)
     size = lambda match: int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
-    return size(found) if found else size(total) - sum(held.values()) if total else None
+    return size(temporaries) if temporaries else size(total) - sum(held.values()) if total else None
 
 
-def _does_not_fit(config: ConfigDict, found: dict[str, Any]) -> dict[str, Any]:
-    """Says so, and which changes would help, the likeliest first."""
-    m, mesh, advice = config.model, found["mesh"], []
-    held = found["parameter_bytes"] + found["optimizer_bytes"]
-    if held > found["hbm_bytes"] / 3 and mesh.get("fsdp", 1) < found["devices"]:
-        advice.append(f"mesh.data=1 and mesh.fsdp={found['devices'] // mesh.get('tensor', 1)}: "
+def _does_not_fit(config: ConfigDict, figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a step that does not fit: changes that would help, the likeliest first."""
+    m, mesh, advice = config.model, figures["mesh"], []
+    held = figures["parameter_bytes"] + figures["optimizer_bytes"]
+    if held > figures["hbm_bytes"] / 3 and mesh.get("fsdp", 1) < figures["devices"]:
+        advice.append(f"mesh.data=1 and mesh.fsdp={figures['devices'] // mesh.get('tensor', 1)}: "
                       "splits parameters and optimizer state")
     if m.remat != "full" and not m.reversible:
         advice.append("model.remat=full: keeps one vector a token and layer")

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def lines(plan: dict[str, Any]) -> list[str]:
-    """A plan's figures, most important first; what is predicted says so."""
+    """A plan's figures as lines of text; predictions are marked as such."""
     mesh = ", ".join(f"{axis} {n}" for axis, n in plan["mesh"].items()) or "one device"
     head = f"{plan['topology']}: {plan['devices']} x {plan['chip']} ({mesh})"
     if plan["slices"] > 1:

@@ -53,10 +53,10 @@ def search(
     tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling {compiles} at most")
     plans = []
     for i, setting in enumerate(e["setting"] for e in likely[:compiles]):
-        found = {"topology": topology, "slices": slices, "setting": setting}
-        found |= plan.figures(plan.prepare(_changed(config, setting), devices))
-        plans.append(found)
-        tell(f"{i + 1}/{min(compiles, len(likely))} {line(found)}")
+        result = {"topology": topology, "slices": slices, "setting": setting}
+        result |= plan.figures(plan.prepare(_changed(config, setting), devices))
+        plans.append(result)
+        tell(f"{i + 1}/{min(compiles, len(likely))} {line(result)}")
     fitting = sorted((p for p in plans if p["fits"]), key=lambda p: p["predicted_step_seconds"])
     return {"settings": len(settings), "ranked": fitting, "compiled": len(plans)} | (
         {} if fitting else {"failed": True}
@@ -69,20 +69,20 @@ def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
     return changed
 
 
-def line(found: dict[str, Any]) -> str:
-    """One plan of a search in a line."""
-    what = " ".join(f"{key}={value}" for key, value in found["setting"].items())
-    if not found["fits"]:
+def line(result: dict[str, Any]) -> str:
+    """A compiled setting's figures as one line of text."""
+    what = " ".join(f"{key}={value}" for key, value in result["setting"].items())
+    if not result["fits"]:
         return f"{what}: does not fit"
-    seconds, left = found["predicted_step_seconds"], found["left_bytes"]
+    seconds, left = result["predicted_step_seconds"], result["left_bytes"]
     return (
-        f"{what}: at least {1000 * seconds:,.1f} ms by {found['bound_by']}, MFU at most "
-        f"{found['predicted_mfu']:.1%}, {left / 1e9:.1f} GB left"
+        f"{what}: at least {1000 * seconds:,.1f} ms by {result['bound_by']}, MFU at most "
+        f"{result['predicted_mfu']:.1%}, {left / 1e9:.1f} GB left"
     )
 
 
 def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
-    """Settings that divide devices, heads and batch."""
+    """Settings of KEYS that divide devices, heads and batch."""
     m, batch = config.model, config.data.batch_size
     count //= config.mesh.pipeline * config.mesh.context * config.mesh.expert
     for tensor, parts, remat in itertools.product(TENSOR, MICROBATCHES, REMAT):
@@ -90,15 +90,15 @@ def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
             continue
         if batch % (count // tensor * parts) or (m.reversible and remat != "none"):
             continue
-        rest = count // tensor
-        for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
-            yield dict(zip(KEYS, (rest // fsdp, fsdp, tensor, parts, remat), strict=True))
+        split = count // tensor
+        for fsdp in (n for n in range(1, split + 1) if split % n == 0):
+            yield dict(zip(KEYS, (split // fsdp, fsdp, tensor, parts, remat), strict=True))
 
 
 def estimate(
     config: ConfigDict, setting: dict, weights: int, chip: Chip, peak: float
 ) -> dict[str, Any]:
-    """Least bytes and seconds of a setting by arithmetic alone, to choose what to compile.
+    """Lower bounds of a setting's bytes and seconds by arithmetic, to choose what to compile.
 
     Bytes: parameters, two moments and a gradient in float32, and what remat keeps. Seconds: the
     larger of compute and of network, which gathers weights twice and sums gradients once a

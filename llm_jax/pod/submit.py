@@ -40,7 +40,7 @@ CHIPS_A_HOST = 4
 
 
 class Option(NamedTuple):
-    """What a job can be told; default None: it has to be given."""
+    """An option of a job; default None: it is required."""
 
     systems: tuple[str, ...]
     default: Any
@@ -78,7 +78,7 @@ class Job(NamedTuple):
 
 
 def make(on: str, name: str, train: list[str], options: dict, here: Path | None) -> Job:
-    """Returns the job that trains.
+    """Returns a job that runs `launch.py train`.
 
     Args:
       on: slurm, gke or tpu-vm.
@@ -120,7 +120,7 @@ def make(on: str, name: str, train: list[str], options: dict, here: Path | None)
 
 
 def _checked(on: str, given: dict) -> dict[str, Any]:
-    """The options of this system, those that were given and the defaults of the others."""
+    """The options of this system: the given values over the defaults."""
     known = {name: option.default for name, option in OPTIONS.items() if on in option.systems}
     for name, value in given.items():
         if name not in known:

@@ -21,6 +21,7 @@ from llm_jax.data import pipeline, sources
 from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.objectives.cross_entropy import token_losses
+from llm_jax.train import groups
 from llm_jax.train.run import Setup, load_params
 
 BINS = 8  # of the length that was trained at
@@ -28,7 +29,7 @@ TEXT = 2**17  # tokens of validation text, the same documents at every length
 
 
 def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
-    """Returns {'length', 'bin', 'reaches': {multiple of length: what `at_reach` finds}}.
+    """Returns {'length', 'bin', 'reaches': {multiple of length: result of `at_reach`}}.
 
     Where a model cannot take that length, the reason: {'reason': text}.
     """
@@ -36,25 +37,25 @@ def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
     documents = some(setup.objective.splits(setup.config)["validation"], tokenizer)
     length = setup.config.model.max_length
     width = max(1, length // BINS)
-    found = {}
+    by_reach = {}
     for reach in reaches:
         try:
             longer = stretched(setup, params, reach)
-            found[str(reach)] = at_reach(longer, params, tokenizer, documents, width)
+            by_reach[str(reach)] = at_reach(longer, params, tokenizer, documents, width)
         except ValueError as error:  # ConfigError is one
-            found[str(reach)] = {"reason": str(error)}
-    return {"step": step, "length": length, "bin": width, "reaches": found}
+            by_reach[str(reach)] = {"reason": str(error)}
+    return {"step": step, "length": length, "bin": width, "reaches": by_reach}
 
 
 def some(documents: Sequence[Record], tokenizer: Tokenizer) -> list[Record]:
-    """Returns whole documents, drawn at random but always the same, of TEXT tokens or all."""
-    found, tokens = [], 0
+    """Returns a fixed random sample of documents, of TEXT tokens or a little more, or all."""
+    chosen, tokens = [], 0
     for i in np.random.default_rng(0).permutation(len(documents)):
         if tokens >= TEXT:
             break
-        found.append(documents[int(i)])
-        tokens += sum(len(tokenizer.encode(text)) for text in sources.texts(found[-1:]))
-    return found
+        chosen.append(documents[int(i)])
+        tokens += sum(len(tokenizer.encode(text)) for text in sources.texts(chosen[-1:]))
+    return chosen
 
 
 def stretched(setup: Setup, params: Any, reach: int) -> Setup:
@@ -69,13 +70,11 @@ def stretched(setup: Setup, params: Any, reach: int) -> Setup:
     config.model.max_length *= reach
     configs.check(config)
     longer = Setup(config, setup.mesh)
-    shapes = models.abstract_params(longer.model)
-    ours, theirs = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
-        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, shapes))
-    )
-    if changed := [name for name in ours if ours[name] != theirs.get(name)]:
-        raise ConfigError(f"the shape of {changed[0]} depends on model.max_length")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    others = jax.tree.leaves(models.abstract_params(longer.model))
+    for (path, x), other in zip(leaves, others, strict=True):
+        if x.shape != other.shape:
+            raise ConfigError(f"the shape of {groups.name(path)} depends on model.max_length")
     return longer
 
 
@@ -109,7 +108,7 @@ def at_reach(
 
 
 def main(argv: list[str]) -> None:
-    """Writes the file, in a run folder, that is named, and what was asked with it."""
+    """Measures a run and writes the result, with what was asked, into the file in its folder."""
     file, asked = Path(argv[0]), json.loads(argv[1])
     record.write(file, asked=asked, **measure(file.parent, asked["reaches"]))
 

@@ -27,27 +27,13 @@ BYTES = 2**32  # a program of more temporary bytes is compiled but not run
 
 
 def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
-    """Returns a row a length of the kinds that the layers alternate: the mean of a layer.
+    """Returns a row for each length: a layer's cost, the mean over the kinds that alternate.
 
-    Each has 'length', 'bytes' and 'seconds'; what is None has its 'reason'.
+    Each has 'length', 'bytes' and 'seconds'; what is None has its 'reason'. Nothing is run or
+    compiled where the last length foretells that it would take too long.
     """
-    kinds = model.attention.split(",")
-    by_kind = {kind: _by_length(model, kind, lengths) for kind in dict.fromkeys(kinds)}
-    rows = []
-    for i, length in enumerate(lengths):
-        parts = [by_kind[kind][i] for kind in kinds]
-        row = {"length": length}
-        for name in ("bytes", "seconds"):
-            values = [part[name] for part in parts]
-            row[name] = None if None in values else sum(values) / len(values)
-        reasons = [part["reason"] for part in parts if part["reason"]]
-        rows.append(row | {"reason": reasons[0] if reasons else ""})
-    return rows
-
-
-def _by_length(model: ConfigDict, kind: str, lengths: list[int]) -> list[dict[str, Any]]:
-    """Stops to run or to compile where the last length foretells that it would take too long."""
     rows, compiling, running = [], 0.0, 0.0
+    layers = len(model.attention.split(","))
     for length in lengths:
         row = {"length": length, "bytes": None, "seconds": None, "reason": ""}
         rows.append(row)
@@ -56,53 +42,54 @@ def _by_length(model: ConfigDict, kind: str, lengths: list[int]) -> list[dict[st
             continue
         began = time.perf_counter()
         try:
-            program, inputs = _compiled(model, kind, length)
+            program, inputs = _compiled(model, length)
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             row["reason"], compiling = str(error).splitlines()[0][:200], float("inf")
             continue
         compiling = time.perf_counter() - began
-        row["bytes"] = program.memory_analysis().temp_size_in_bytes
+        row["bytes"] = program.memory_analysis().temp_size_in_bytes / layers
         if row["bytes"] > BYTES:
             row["reason"] = f"needs more than {BYTES / 2**30:.0f} GiB"
         elif running > SECONDS:
             row["reason"] = f"would take more than {SECONDS:.0f} s"
         else:
-            row["seconds"] = _seconds(program, inputs)
+            row["seconds"] = _seconds(program, inputs) / layers
             # Twice the length is four times the time, of whatever is not skipped.
             running = 4 * row["seconds"]
     return rows
 
 
-class _Layer(nn.Module):
-    """A stack's attention by itself: x [1, T, D] -> [1, T, D], with the bias positions add."""
+class _Layers(nn.Module):
+    """A stack's attention by itself, each kind once: x [1, T, D] -> [1, T, D], biases included."""
 
     cfg: FrozenConfigDict
-    kind: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         T, causal = x.shape[1], self.cfg.kind == "decoder"
         bias = position_bias(self.cfg, T, bidirectional=not causal)
-        attend = attention_layer(self.kind)(self.cfg, self.kind)
-        return attend(x, Mask(causal=causal), bias=bias, positions=jnp.arange(T)[None])
+        for kind in self.cfg.attention.split(","):
+            attend = attention_layer(kind)(self.cfg, kind)
+            x = attend(x, Mask(causal=causal), bias=bias, positions=jnp.arange(T)[None])
+        return x
 
 
-def _compiled(model: ConfigDict, kind: str, length: int) -> tuple[Callable, tuple]:
-    """The gradient of a layer over one sequence, and its inputs."""
+def _compiled(model: ConfigDict, length: int) -> tuple[Callable, tuple]:
+    """The gradient of these layers over one sequence, and its inputs."""
     cfg = FrozenConfigDict(model.to_dict() | {"max_length": length})
-    layer = _Layer(cfg, kind)
+    layers = _Layers(cfg)
 
     def loss(params, x):
-        y = layer.apply({"params": params}, x)
+        y = layers.apply({"params": params}, x)
         return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
     x = jax.random.normal(jax.random.key(0), (1, length, cfg.embed_dim), cfg.dtype)
-    params = jax.jit(lambda x: nn.unbox(layer.init(jax.random.key(1), x)["params"]))(x)
+    params = jax.jit(lambda x: nn.unbox(layers.init(jax.random.key(1), x)["params"]))(x)
     return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile(), (params, x)
 
 
 def _seconds(program: Callable, inputs: tuple) -> float:
-    """The median of a few calls after one that does not count; of one call where it is long."""
+    """The median of REPEATS calls after a warm-up; of fewer where they take more than SECONDS."""
     times = []
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
@@ -114,7 +101,7 @@ def _seconds(program: Callable, inputs: tuple) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the file that is named, and what was asked with it."""
+    """Measures a model and writes the result, with what was asked, into a file."""
     asked = json.loads(argv[1])
     rows = measure(ConfigDict(asked["model"]), asked["lengths"])
     record.write(argv[0], asked=asked, rows=rows)

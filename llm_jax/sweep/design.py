@@ -26,7 +26,7 @@ MEASURES: dict[str, Callable[[ConfigDict], float]] = {
 
 
 def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
-    """Returns the design, all of it JSON: see `_variant`, and the sweep's own fields.
+    """Returns the design as JSON: the sweep's fields, and of each variant config and size.
 
     Args:
       spec: of the base config, as --config takes it.
@@ -38,22 +38,22 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     if any(text.startswith("seed=") for text in overrides):
         raise ConfigError("--config.seed: --seeds=N trains every variant with seeds 0 to N - 1")
     variants, sizes = sweep.variants(), {}
-    found = {}
+    resolved = {}
     for label, keys in variants.items():
         with _naming(label):
             own = [f"{key}={value}" for key, value in keys.items()]
             read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
-            found[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
+            resolved[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
     for text in overrides:
-        if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in found.values()]):
+        if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in resolved.values()]):
             raise ConfigError(reasons[0])
     baseline = next(iter(variants))
     for label, keys in variants.items():
         if sweep.match != "none" and "model.mlp_dim" in keys:
             raise ConfigError(f"variant {label!r}, model.mlp_dim: --match={sweep.match} solves it")
-    dims = match(found, baseline, sweep.match)
+    dims = match(resolved, baseline, sweep.match)
     for label, dim in dims.items():
-        found[label].model.mlp_dim = variants[label]["model.mlp_dim"] = dim
+        resolved[label].model.mlp_dim = variants[label]["model.mlp_dim"] = dim
     return {
         "spec": spec,
         "overrides": overrides,
@@ -62,7 +62,7 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
         "baseline": baseline,
         "lengths": list(sweep.lengths),
         "reaches": list(sweep.reaches),
-        "variants": {k: _variant(variants[k], config) for k, config in found.items()},
+        "variants": {k: _variant(variants[k], config) for k, config in resolved.items()},
     }
 
 
@@ -84,7 +84,7 @@ def _naming(label: str) -> Iterator[None]:
 
 
 def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
-    """The config with its sizes filled in, refused as training would refuse it.
+    """The config with its sizes filled in, checked as training checks it.
 
     sizes: vocabulary and labels of data that are known, since most variants have the same.
     """
@@ -112,7 +112,7 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     return config
 
 
-def match(found: dict[str, ConfigDict], baseline: str, how: str) -> dict[str, int]:
+def match(variants: dict[str, ConfigDict], baseline: str, how: str) -> dict[str, int]:
     """Returns {label: model.mlp_dim} of the variants that need another to match the baseline.
 
     Parameters and FLOPs are linear in mlp_dim, so two evaluations by shapes give the line.
@@ -122,9 +122,9 @@ def match(found: dict[str, ConfigDict], baseline: str, how: str) -> dict[str, in
     """
     if how == "none":
         return {}
-    target = MEASURES[how](found[baseline])
+    target = MEASURES[how](variants[baseline])
     dims = {}
-    for label, config in found.items():
+    for label, config in variants.items():
         if label == baseline:
             continue
         own, at = config.model.mlp_dim, lambda dim, c=config: MEASURES[how](_with_dim(c, dim))
@@ -150,20 +150,8 @@ def _with_dim(config: ConfigDict, dim: int) -> ConfigDict:
     return other
 
 
-def describe_match(design: dict) -> list[str]:
-    """Returns a line a variant: what was solved, and how near it comes to the baseline."""
-    name = {"params": "parameters", "flops": "flops_per_token"}.get(design["match"])
-    variants = design["variants"] if name else {}
-    target = name and variants[design["baseline"]][name]
-    return [
-        f"{label}: mlp_dim {v['config']['model']['mlp_dim']:,}, {v[name]:,.0f} "
-        f"{name.replace('_', ' ')}, {v[name] / target - 1:+.3%} of the baseline's"
-        for label, v in variants.items()
-    ]
-
-
 def commit(design: dict, workdir: Path) -> dict:
-    """Writes sweep.json with where it began; returns the design as it is recorded there.
+    """Writes sweep.json, with the provenance of its first start; returns its content.
 
     More seeds or variants may be added to a sweep; what it has stays as it was begun.
 
@@ -185,25 +173,20 @@ def commit(design: dict, workdir: Path) -> dict:
 
 
 def _differences(old: dict, new: dict) -> list[str]:
-    found = [
+    lines = [
         f"{key}: {old[key]!r} there, {new[key]!r} here"
         for key in ("match", "baseline")
         if old[key] != new[key]
     ]
     if new["seeds"] < old["seeds"]:
-        found += [f"seeds: {old['seeds']} there, {new['seeds']} here"]
+        lines += [f"seeds: {old['seeds']} there, {new['seeds']} here"]
     for label, variant in old["variants"].items():
         if label not in new["variants"]:
-            found += [f"variant {label!r}: not here"]
+            lines += [f"variant {label!r}: not here"]
             continue
         # Read onto today's defaults: a key that came later has made no difference.
-        there, here = (
-            configs.flatten(configs.from_dict(v["config"]))
-            for v in (variant, new["variants"][label])
-        )
-        found += [
-            f"variant {label!r}, {key}: {there[key]!r} there, {here[key]!r} here"
-            for key in there
-            if there[key] != here[key]
-        ]
-    return found
+        there = configs.from_dict(variant["config"])
+        here = configs.from_dict(new["variants"][label]["config"])
+        different = configs.differences(there, here, changeable=())
+        lines += [f"variant {label!r}, {text}" for text in different]
+    return lines

@@ -1,5 +1,6 @@
 """Runs a sweep: each run a process of its own, so that a crash hurts that run only. No JAX."""
 
+import datetime
 import fcntl
 import json
 import os
@@ -13,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from llm_jax import config as configs
 from llm_jax import record
 from llm_jax.config import ConfigError
@@ -23,7 +22,6 @@ from llm_jax.sweep import results
 from llm_jax.sweep.results import Run
 from llm_jax.sweep.spec import read_by, slug
 
-ROOT = Path(__file__).parent.parent.parent
 LAST_LINES = 12  # of a failed run's log that are kept beside its exit code
 
 
@@ -57,34 +55,30 @@ def execute(
                 tell(_progress(run, design, workdir, of))
             if run.state() == "finished" and design["reaches"]:
                 asked = {"reaches": design["reaches"]}
-                _measure("context", run.folder / "context.json", asked, children, tell)
+                _measure("context", run.folder / "context.json", asked, children)
         for label in labels if design["lengths"] else []:
             file = workdir / "cost" / f"{slug(label)}.json"
-            asked = {
-                "model": design["variants"][label]["config"]["model"],
-                "lengths": design["lengths"],
-            }
-            _measure("cost", file, asked, children, tell)
+            model = design["variants"][label]["config"]["model"]
+            asked = {"model": model, "lengths": design["lengths"]}
+            _measure("cost", file, asked, children)
 
 
-def _measure(
-    module: str, file: Path, asked: dict, children: "_Children", tell: Callable[[str], None]
-) -> None:
-    """Has a module write what is asked for, unless the file holds it; a failure is told."""
+def _measure(module: str, file: Path, asked: dict, children: "_Children") -> None:
+    """Runs a module that writes a measurement, unless the file holds it; reports a failure."""
     if file.exists() and read_json(file).get("asked") == asked:
         return
-    tell(f"measuring {file}")
+    children.tell(f"measuring {file}")
     file.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", f"llm_jax.sweep.{module}", str(file), json.dumps(asked)]
     log_file = file.with_suffix(".txt")
     with log_file.open("w") as log:
         code = children.run(command, log)
     if code:
-        tell(f"measuring failed with exit code {code}, see {log_file}")
+        children.tell(f"measuring failed with exit code {code}, see {log_file}")
 
 
 def arguments(design: dict, run: Run) -> list[str]:
-    """What makes the train command that of one run."""
+    """The arguments of one run's train command."""
     variant = design["variants"][run.label]
     keys = variant["keys"] | {"seed": run.seed}
     shared = read_by(configs.from_dict(variant["config"]), design["overrides"])
@@ -94,7 +88,7 @@ def arguments(design: dict, run: Run) -> list[str]:
 
 
 def _train(run: Run, design: dict, command: list[str], children: "_Children") -> None:
-    """One run to its end; run.json says with what command, and what came of it."""
+    """Trains one run; run.json gets its command, exit code and last lines."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run.folder) as first:
         if not first:
@@ -112,7 +106,7 @@ def _train(run: Run, design: dict, command: list[str], children: "_Children") ->
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether no other process has this run in hand; while the block lasts, none takes it."""
+    """Takes the file lock of a run for the block; yields False where another process has it."""
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +116,7 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 class _Children:
-    """Runs processes one after the other; a signal to end goes to the one at work.
+    """Runs subprocesses one after the other; SIGTERM and SIGINT are passed on to the one running.
 
     A run that is asked to stop saves and ends; then this process is interrupted too.
     """
@@ -151,7 +145,7 @@ class _Children:
 
     def run(self, command: list[str], log: IO) -> int:
         """Returns the exit code; output goes to the log."""
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        paths = [str(record.ROOT), os.environ.get("PYTHONPATH", "")]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         # A session of its own: Ctrl-C reaches us alone, and the child once, from us. A signal that
         # comes while it starts waits for it: a child that nobody knows would train on.
@@ -171,27 +165,21 @@ class _Children:
 
 
 def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:
-    """How the run ended, and how the whole stands, runs of other processes included."""
-    everything = results.runs(design, workdir)
-    states = [other.state() for other in everything]
-    done, failed, left = (states.count(s) for s in ("finished", "failed", "left"))
-    times = [
-        other.note()["seconds"]
-        for other, state in zip(everything, states, strict=True)
-        if state == "finished" and "seconds" in other.note()
-    ]
-    state, note = run.state(), run.note()
-    what = {
-        "finished": lambda: f"validation loss {run.rows()[-1]['eval_loss']:.4f}",
-        "failed": lambda: f"failed with exit code {note['exit']}, see {run.folder / 'log.txt'}",
-        "left": lambda: "not finished",
-    }[state]()
-    time_left = f", about {_minutes(np.mean(times) * left / of)} left" if times and left else ""
+    """How a run ended, and how many runs are finished, those of other processes included."""
+    states = {other: other.state() for other in results.runs(design, workdir)}
+    done, failed, left = ([*states.values()].count(s) for s in ("finished", "failed", "left"))
+    notes = [other.note() for other, state in states.items() if state == "finished"]
+    times = [note["seconds"] for note in notes if "seconds" in note]
+    time_left = ""
+    if times and left:
+        seconds = round(sum(times) / len(times) * left / of)
+        time_left = f", about {datetime.timedelta(seconds=seconds)} left"
+    note, what = run.note(), "not finished"
+    if states[run] == "finished":
+        what = f"validation loss {run.rows()[-1]['eval_loss']:.4f}"
+    elif states[run] == "failed":
+        what = f"failed with exit code {note['exit']}, see {run.folder / 'log.txt'}"
     return (
-        f"[{done} done, {failed} failed, {left} left of {len(everything)}{time_left}] "
+        f"[{done} done, {failed} failed, {left} left of {len(states)}{time_left}] "
         f"{run.label}, seed {run.seed}: {what} ({note.get('seconds', 0):.0f} s)"
     )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,16 +1,13 @@
 """The figures of a sweep's report: every variant has one colour and line throughout. No JAX."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import cycle, islice, product
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from cycler import cycler
 from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
 from llm_jax.sweep.results import Summary
+from llm_jax.train.metrics import figure
 
 # Okabe and Ito's, told apart with any colour vision; its yellow is too light for a line on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")
@@ -18,46 +15,30 @@ LINES = ("-", "--", ":", "-.")
 
 
 def styles(labels: list[str]) -> dict[str, dict]:
-    """Returns {label: how its line looks}: a colour each, then the next kind of line."""
-    looks = islice(cycle(product(LINES, COLOURS)), len(labels))
-    return {
-        label: {"color": c, "linestyle": line}
-        for label, (line, c) in zip(labels, looks, strict=True)
-    }
+    """Returns {label: line style}: all colours with one kind of line, then with the next."""
+    looks = (cycler(linestyle=LINES) * cycler(color=COLOURS))()
+    return dict(zip(labels, looks, strict=False))
 
 
-@contextmanager
-def _figure(path: Path, width: float, height: float, columns: int = 1) -> Iterator[tuple]:
-    """A figure without pyplot: no global state and no display needed. Saved at the end."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    yield figure, axes
-    for ax in axes:
-        ax.grid(alpha=0.3, which="both")
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-def _legend(figure, axes, order: list[str] | None = None) -> None:
-    """One for all panels, at their right, in the order of what is best."""
+def _legend(picture, axes, order: list[str] | None = None) -> None:
+    """One legend for all panels, at their right, in the given order."""
     handles, labels = axes.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    order = [label for label in order or labels if label in found]
+    handle = dict(zip(labels, handles, strict=True))
+    order = [label for label in order or labels if label in handle]
     if order:
-        figure.legend(
-            [found[x] for x in order], order, loc="outside right center", frameon=False, fontsize=8,
-            handlelength=3,
+        picture.legend(
+            [handle[x] for x in order], order, loc="outside right center", frameon=False,
+            fontsize=8, handlelength=3,
         )  # fmt: skip
 
 
-def differences(path: Path, found: list[Summary]) -> None:
+def differences(path: Path, summaries: list[Summary]) -> None:
     """Each variant's difference to the baseline: its seeds, their mean and its 95 % interval."""
-    base, *others = found
+    base, *others = summaries
     shown = [s for s in others if s.difference]
     if not shown:
         return
-    with _figure(path, 7.5, 1.3 + 0.32 * len(found)) as (_, (ax,)):
+    with figure(path, 7.5, 1.3 + 0.32 * len(summaries)) as (_, (ax,)):
         for y, summary in enumerate(reversed(shown)):
             seeds = sorted(summary.losses.keys() & base.losses.keys())
             each = [summary.losses[s] - base.losses[s] for s in seeds]
@@ -70,14 +51,14 @@ def differences(path: Path, found: list[Summary]) -> None:
         ax.set_xlabel(f"validation loss minus that of {base.label} (nats per token)")
 
 
-def curves(path: Path, found: list[Summary], flops: dict[str, float]) -> None:
+def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> None:
     """Validation loss against tokens, FLOPs and seconds: mean over seeds, band min to max."""
-    shown = [s for s in found if s.curves]
+    shown = [s for s in summaries if s.curves]
     if not shown:
         return
-    look = styles([s.label for s in found])
+    look = styles([s.label for s in summaries])
     best = [s.label for s in sorted(shown, key=lambda s: s.mean)]
-    with _figure(path, 14, 4.6, 3) as (figure, axes):
+    with figure(path, 14, 4.6, 3) as (picture, axes):
         for summary in shown:
             n = min(len(c.loss) for c in summary.curves)
             # Without the first, far above the others, which would be all that one sees.
@@ -99,32 +80,32 @@ def curves(path: Path, found: list[Summary], flops: dict[str, float]) -> None:
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.yaxis.get_major_formatter().set_useOffset(False)
         axes[0].set_ylabel("validation loss (nats per token)")
-        _legend(figure, axes[0], best)
+        _legend(picture, axes[0], best)
 
 
 def cost(path: Path, costs: dict[str, dict], labels: list[str]) -> None:
     """Seconds and bytes of a layer's forward and backward pass by length."""
     look = styles(labels)
-    with _figure(path, 12, 4.8, 2) as (figure, axes):
-        for label, found in costs.items():
+    with figure(path, 12, 4.8, 2) as (picture, axes):
+        for label, measured in costs.items():
             for ax, name, scale in zip(axes, ("seconds", "bytes"), (1e-3, 2**20), strict=True):
-                points = [(r["length"], r[name] / scale) for r in found["rows"] if r[name]]
+                points = [(r["length"], r[name] / scale) for r in measured["rows"] if r[name]]
                 style = look[label] | {"marker": "o", "markersize": 3}
                 ax.plot(*(zip(*points, strict=True) if points else ((), ())), label=label, **style)
         for ax, name in zip(axes, ("milliseconds", "MiB of temporaries"), strict=True):
             ax.set(xlabel="tokens", ylabel=name, xscale="log", yscale="log")
-            lengths = sorted({r["length"] for found in costs.values() for r in found["rows"]})
+            lengths = sorted({r["length"] for measured in costs.values() for r in measured["rows"]})
             ax.set_xticks(lengths, [f"{n:,}" for n in lengths], fontsize=8)
             ax.minorticks_off()
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
             ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        _legend(figure, axes[0], [label for label in labels if label in costs])
+        _legend(picture, axes[0], [label for label in labels if label in costs])
 
 
-def context(path: Path, found: dict[str, dict], labels: list[str]) -> None:
-    """Loss by position, one panel a length; found: {label: what `report.mean_context` gives}."""
+def context(path: Path, means: dict[str, dict], labels: list[str]) -> None:
+    """Loss by position, one panel a length; means: {label: what `report.mean_context` gives}."""
     look = styles(labels)
-    measured = [f["reaches"].items() for f in found.values()]
+    measured = [f["reaches"].items() for f in means.values()]
     reaches = sorted({int(reach) for items in measured for reach, at in items if "bins" in at})
     if not reaches:
         return
@@ -132,23 +113,23 @@ def context(path: Path, found: dict[str, dict], labels: list[str]) -> None:
     # What explodes beyond its training leaves through the top: the rest is to be read.
     within = [
         max(at["bins"][: -(-f["length"] // f["bin"])])
-        for f in found.values() for at in f["reaches"].values() if "bins" in at
+        for f in means.values() for at in f["reaches"].values() if "bins" in at
     ]  # fmt: skip
     low = min(np.nanmin(row) for row in rows)
     room = 0.1 * (np.nanmax(within) - low) or 0.1
     low, top = low - room, np.nanmax(within) + room
-    with _figure(path, 4.2 * len(reaches) + 2, 4.6, len(reaches)) as (figure, axes):
+    with figure(path, 4.2 * len(reaches) + 2, 4.6, len(reaches)) as (picture, axes):
         for ax, reach in zip(axes, reaches, strict=True):
             for label in labels:
-                at = found.get(label, {}).get("reaches", {}).get(str(reach), {})
+                at = means.get(label, {}).get("reaches", {}).get(str(reach), {})
                 if "bins" not in at:
                     ax.plot([], [], label=label, **look[label])
                     continue
-                width, length = found[label]["bin"], found[label]["length"]
+                width, length = means[label]["bin"], means[label]["length"]
                 middle = (np.arange(len(at["bins"])) + 0.5) * width
                 ax.plot(middle, at["bins"], label=label, linewidth=1.4, **look[label])
             ax.axvline(length, color="#999999", linewidth=1, linestyle=":")
             ax.set(xlabel="position in the context", ylim=(low, top))
             ax.set_title(f"rows of {reach * length:,} tokens", fontsize=10)
         axes[0].set_ylabel("validation loss (nats per token)")
-        _legend(figure, axes[0], [label for label in labels if label in found])
+        _legend(picture, axes[0], [label for label in labels if label in means])

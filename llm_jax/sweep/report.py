@@ -1,55 +1,27 @@
-"""A sweep's report: the same blocks as Markdown with figures, and as one HTML file. No JAX."""
+"""A sweep's report: Markdown with figures, and the same as one HTML file. No JAX."""
 
 import base64
 import html
 import math
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from markdown_it import MarkdownIt
 
-from llm_jax import record
 from llm_jax.files import read_json
+from llm_jax.record import table
 from llm_jax.sweep import figures, results
 from llm_jax.sweep.results import Summary
 from llm_jax.sweep.spec import slug
 
 FIT_FROM = 2048  # tokens: below, what does not grow with the length still shows
-
-
-class Heading(NamedTuple):
-    """A title of the second level."""
-
-    text: str
-
-
-class Text(NamedTuple):
-    """A paragraph."""
-
-    text: str
-
-
-class Code(NamedTuple):
-    """Lines as they stand."""
-
-    text: str
-
-
-class Table(NamedTuple):
-    """Rows of cells under a header, all of them text as shown."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-
-class Picture(NamedTuple):
-    """A figure and what is written below it."""
-
-    name: str  # of a file in report/
-    text: str
-
-
-Block = Heading | Text | Code | Table | Picture
+STYLE = """body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
+table { border-collapse: collapse; font-size: 14px } img { max-width: 100% }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ccc }
+th:first-child, td:first-child { text-align: left }
+pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }"""
 
 
 def write(workdir: Path) -> Path:
@@ -58,61 +30,74 @@ def write(workdir: Path) -> Path:
     Raises:
       ConfigError: the folder holds no sweep.
     """
-    design = results.read_design(workdir)
+    design = read_json(workdir / "sweep.json")
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
-    found = results.summaries(design, workdir)
+    summaries = results.summaries(design, workdir)
+    title = f"Sweep: {workdir.resolve().name}"
     blocks = [
+        f"# {title}",
         *_top(design, workdir),
-        *_quality(design, found, folder),
-        *_curves(design, found, folder),
+        *_quality(design, summaries, folder),
+        *_curves(design, summaries, folder),
         *_cost(design, workdir, folder),
         *_context(design, workdir, folder),
     ]
-    title = f"Sweep: {workdir.resolve().name}"
-    (folder / "report.md").write_text(markdown(title, blocks))
-    (folder / "report.html").write_text(page(title, blocks, folder))
+    text = "\n\n".join(blocks) + "\n"
+    (folder / "report.md").write_text(text)
+    (folder / "report.html").write_text(_page(title, text, folder))
     return folder / "report.md"
 
 
-def _top(design: dict, workdir: Path) -> list[Block]:
-    """What was run, where, and what is not there."""
+def _page(title: str, text: str, folder: Path) -> str:
+    """Returns Markdown as one HTML file: pictures inside, nothing from elsewhere."""
+
+    def inside(match: re.Match) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = MarkdownIt("js-default").disable(["link", "autolink"]).render(text)
+    body = re.sub(r'src="(\w+\.png)"', inside, body)
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
+
+
+def _top(design: dict, workdir: Path) -> list[str]:
+    """Command, versions, hardware, and a table of missing runs."""
     begun = design["begun"]
     versions = ", ".join(f"{k} {v}" for k, v in begun["versions"].items())
-    everything = results.runs(design, workdir)
-    states = {run: run.state() for run in everything}
-    done = sum(state == "finished" for state in states.values())
-    measured = [found for _, found in results.stored(design, workdir, "context.json")]
-    told = [begun, *measured, *(run.note() for run in everything)]
-    each = lambda name: ", ".join(sorted({str(found[name]) for found in told if name in found}))
+    states = {run: run.state() for run in results.runs(design, workdir)}
+    missing = [run for run, state in states.items() if state != "finished"]
+    measured = [item for _, item in results.stored(design, workdir, "context.json")]
+    records = [begun, *measured, *(run.note() for run in states)]
+    each = lambda name: ", ".join(sorted({str(item[name]) for item in records if name in item}))
     blocks = [
-        Code(begun["command"]),
-        Text(
+        f"```\n{begun['command']}\n```",
+        (
             f"Begun {begun['time']}; commit {each('commit') or 'unknown'}; {versions}; "
             f"{each('hardware')}. {len(design['variants'])} variants of "
             f"{design['spec'] or 'the default config'}, {design['seeds']} seeds each, the same for "
-            f"all; {done} of {len(everything)} runs are finished."
+            f"all; {len(states) - len(missing)} of {len(states)} runs are finished."
         ),
     ]
     rows = []
-    for run, state in states.items():
+    for run in missing:
         note = run.note()
         last = (note.get("last_lines") or [""])[-1]
-        why = {"failed": f"exit code {note.get('exit')}: {last}", "left": "not finished"}
-        if state != "finished":
-            rows.append([run.label, str(run.seed), why[state]])
+        why = f"exit code {note.get('exit')}: {last}"
+        rows.append([run.label, str(run.seed), why if states[run] == "failed" else "not finished"])
     if rows:
         blocks += [
-            Heading("Missing"),
-            Text("What follows is without these runs; the same command goes on with them."),
-            Table(["variant", "seed", ""], rows),
+            "## Missing",
+            "What follows is without these runs; the same command goes on with them.",
+            table(["variant", "seed", ""], rows),
         ]
     return blocks
 
 
-def _quality(design: dict, found: list[Summary], folder: Path) -> list[Block]:
-    base, *_ = found
-    compared = sum(math.isfinite(s.holm) for s in found)
+def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
+    base, *_ = summaries
+    compared = sum(math.isfinite(s.holm) for s in summaries)
     tested = f"Nothing is tested against {base.label}, which takes two seeds of both."
     if compared:
         tested = (
@@ -120,7 +105,7 @@ def _quality(design: dict, found: list[Summary], folder: Path) -> list[Block]:
             "of them, and is the one to judge by; the intervals are not corrected."
         )
     rows = []
-    for s in found:
+    for s in summaries:
         variant, d = design["variants"][s.label], s.difference
         rows.append([
             s.label,
@@ -135,51 +120,40 @@ def _quality(design: dict, found: list[Summary], folder: Path) -> list[Block]:
         ])  # fmt: skip
     header = ["variant", "parameters", "train FLOPs a token", "seeds", "validation loss",
               f"minus {base.label}", "p", "Holm's p", "tokens/s, relative"]  # fmt: skip
-    figures.differences(folder / "differences.png", found)
+    figures.differences(folder / "differences.png", summaries)
     return [
-        Heading("Validation loss"),
-        Text(
+        "## Validation loss",
+        (
             "Mean over seeds ± standard error of the loss at the last step, nats per token. The "
             "difference is paired by seed (same data order, same seed of the initial draw): mean "
             f"± half of its 95 % interval and the two-sided p of a paired t-test. {tested} "
             "Tokens a second are the median of what was logged, whatever else the machine did at "
             "the time."
         ),
-        Text(_matched(design)),
-        Table(header, rows),
+        (
+            f"Matched by model.mlp_dim. {'; '.join(results.describe_match(design))}."
+            if design["match"] != "none"
+            else "Nothing was matched: variants may differ in parameters and in FLOPs."
+        ),
+        table(header, rows),
         *_picture(folder, "differences.png", "Grey: single seeds. Blue: mean and 95 % interval."),
     ]
 
 
-def _matched(design: dict) -> str:
-    if design["match"] == "none":
-        return "Nothing was matched: variants may differ in parameters and in FLOPs."
-    name = {"params": "parameters", "flops": "flops_per_token"}[design["match"]]
-    target = design["variants"][design["baseline"]][name]
-    each = [
-        f"{label}: {v['config']['model']['mlp_dim']:,} ({v[name] / target - 1:+.2%})"
-        for label, v in design["variants"].items()
-    ]
-    return (
-        f"Matched in {name.replace('_', ' ')} by model.mlp_dim (what is left of the "
-        f"difference). {'; '.join(each)}."
-    )
-
-
-def _curves(design: dict, found: list[Summary], folder: Path) -> list[Block]:
+def _curves(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
     flops = {label: v["flops_per_token"] for label, v in design["variants"].items()}
-    figures.curves(folder / "loss.png", found, flops)
+    figures.curves(folder / "loss.png", summaries, flops)
     shown = _picture(
         folder,
         "loss.png",
         "Lines: mean over seeds; bands: from the lowest to the highest. Seconds are of training "
         "steps as logged, without compiling and evaluating. The legend has the lowest loss first.",
     )
-    return [Heading("By tokens, FLOPs and time"), *shown] if shown else []
+    return ["## By tokens, FLOPs and time", *shown] if shown else []
 
 
 def exponent(rows: list[dict], name: str) -> float:
-    """Of length, fitted on log-log over FIT_FROM tokens and more; not a number for one point."""
+    """Exponent of length, fitted on log-log from FIT_FROM tokens on; NaN for one point."""
     points = [(r["length"], r[name]) for r in rows if r["length"] >= FIT_FROM and r[name]]
     if len(points) < 2:
         return math.nan
@@ -187,49 +161,48 @@ def exponent(rows: list[dict], name: str) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _cost(design: dict, workdir: Path, folder: Path) -> list[Block]:
+def _cost(design: dict, workdir: Path, folder: Path) -> list[str]:
     files = {label: workdir / "cost" / f"{slug(label)}.json" for label in design["variants"]}
     costs = {label: read_json(f) for label, f in files.items() if f.exists()}
     if not costs:
         return []
     figures.cost(folder / "cost.png", costs, list(design["variants"]))
-    lengths = sorted({row["length"] for found in costs.values() for row in found["rows"]})
+    lengths = sorted({row["length"] for measured in costs.values() for row in measured["rows"]})
     forms = {"seconds": lambda x: f"{x * 1e3:,.1f}", "bytes": lambda x: f"{x / 2**20:,.1f}"}
     tables = []
     for name, title in (("seconds", "Milliseconds"), ("bytes", "MiB of temporaries")):
         rows = []
-        for label, found in costs.items():
-            by_length = {r["length"]: r[name] for r in found["rows"]}
+        for label, measured in costs.items():
+            by_length = {r["length"]: r[name] for r in measured["rows"]}
             cells = [forms[name](by_length[n]) if by_length.get(n) else "–" for n in lengths]
-            rows.append([label, *cells, _number(exponent(found["rows"], name), ".2f")])
-        header = [title, *(f"{n:,}" for n in lengths), "exponent"]
-        tables.append(Table(header, rows))
+            rows.append([label, *cells, _number(exponent(measured["rows"], name), ".2f")])
+        tables.append(table([title, *(f"{n:,}" for n in lengths), "exponent"], rows))
     skipped = [f"{label}: not measured" for label in files if label not in costs]
     skipped += [
         f"{label} from {row['length']:,} tokens: {row['reason']}"
-        for label, found in costs.items()
-        for row in [r for r in found["rows"] if r["reason"]][:1]
+        for label, measured in costs.items()
+        for row in [r for r in measured["rows"] if r["reason"]][:1]
     ]
-    where = sorted({found["hardware"] for found in costs.values()})
+    where = sorted({measured["hardware"] for measured in costs.values()})
     return [
-        Heading("Cost of an attention layer by length"),
-        Text(
+        "## Cost of an attention layer by length",
+        (
             "Forward and backward pass over one sequence: median time of repeated calls, and the "
             "temporary bytes of the compiled program, as XLA accounts for them; where layers "
             "alternate, the mean of a layer. Exponents of length are fitted to "
             f"{FIT_FROM:,} tokens and more. Measured on {'; '.join(where)}."
         ),
         *tables,
-        *([Text("Left out: " + "; ".join(skipped) + ".")] if skipped else []),
+        *([f"Left out: {'; '.join(skipped)}."] if skipped else []),
         *_picture(folder, "cost.png", "Time and temporary memory by length, forward and backward."),
     ]
 
 
-def mean_context(found: list[dict]) -> dict[str, Any]:
+def mean_context(seeds: list[dict]) -> dict[str, Any]:
     """Returns the mean over seeds of what `context.measure` wrote, of the same form."""
-    first, reaches = found[0], {}
+    first, reaches = seeds[0], {}
     for reach in first["reaches"]:
-        parts = [f["reaches"].get(reach, {"reason": "not measured"}) for f in found]
+        parts = [f["reaches"].get(reach, {"reason": "not measured"}) for f in seeds]
         bad = [part for part in parts if "reason" in part]
         if bad:
             reaches[reach] = bad[0]
@@ -240,16 +213,16 @@ def mean_context(found: list[dict]) -> dict[str, Any]:
     return {"length": first["length"], "bin": first["bin"], "reaches": reaches}
 
 
-def _context(design: dict, workdir: Path, folder: Path) -> list[Block]:
+def _context(design: dict, workdir: Path, folder: Path) -> list[str]:
     by_label: dict[str, list] = {}
-    for label, found in results.stored(design, workdir, "context.json"):
-        by_label.setdefault(label, []).append(found)
-    means = {label: mean_context(found) for label, found in by_label.items()}
+    for label, measured in results.stored(design, workdir, "context.json"):
+        by_label.setdefault(label, []).append(measured)
+    means = {label: mean_context(measured) for label, measured in by_label.items()}
     if not means:
         return []
     labels = list(design["variants"])
     figures.context(folder / "context.png", means, labels)
-    reaches = sorted({int(r) for found in means.values() for r in found["reaches"]})
+    reaches = sorted({int(r) for measured in means.values() for r in measured["reaches"]})
     rows, reasons = [], {}
     for label in labels:
         cells = []
@@ -264,15 +237,15 @@ def _context(design: dict, workdir: Path, folder: Path) -> list[Block]:
         rows.append([label, *cells])
     why = "; ".join(f"{', '.join(who)}: {reason}" for reason, who in reasons.items())
     return [
-        Heading("By position, and beyond the length of training"),
-        Text(
+        "## By position, and beyond the length of training",
+        (
             "Loss of the last checkpoint on a fixed sample of the validation documents, cut in "
             "rows of so many times model.max_length; mean over seeds ± standard error. A position "
             "counts from the start of its piece of a document. Longer rows cut the same text in "
             "fewer pieces, which by itself lowers the loss of a model that can use them."
         ),
-        Table(["variant", *(f"{reach}x" for reach in reaches)], rows),
-        *([Text(f"Not there: {why}.")] if why else []),
+        table(["variant", *(f"{reach}x" for reach in reaches)], rows),
+        *([f"Not there: {why}."] if why else []),
         *_picture(
             folder,
             "context.png",
@@ -281,8 +254,8 @@ def _context(design: dict, workdir: Path, folder: Path) -> list[Block]:
     ]
 
 
-def _picture(folder: Path, name: str, text: str) -> list[Block]:
-    return [Picture(name, text)] if (folder / name).exists() else []
+def _picture(folder: Path, name: str, text: str) -> list[str]:
+    return [f"![{text}]({name})", text] if (folder / name).exists() else []
 
 
 def _number(value: float, form: str) -> str:
@@ -292,53 +265,3 @@ def _number(value: float, form: str) -> str:
 def _with_error(value: float, error: float, sign: str = "") -> str:
     shown = _number(value, f"{sign}.4f")
     return f"{shown} ± {error:.4f}" if math.isfinite(error) else shown
-
-
-def markdown(title: str, blocks: list[Block]) -> str:
-    """Returns the blocks as Markdown."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"## {text}")
-            case Text(text):
-                parts.append(text)
-            case Code(text):
-                parts.append(f"```\n{text}\n```")
-            case Table(header, rows):
-                clean = lambda cells: [cell.replace("|", "\\|") for cell in cells]
-                parts.append(record.table(clean(header), [clean(row) for row in rows]))
-            case Picture(name, text):
-                parts.append(f"![{text}]({name})\n\n{text}")
-    return "\n\n".join(parts) + "\n"
-
-
-STYLE = """body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
-table { border-collapse: collapse; font-size: 14px } img { max-width: 100% }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ccc }
-th:first-child, td:first-child { text-align: left }
-pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap } figcaption { color: #555 }"""
-
-
-def page(title: str, blocks: list[Block], folder: Path) -> str:
-    """Returns the blocks as one HTML file: pictures inside, nothing from elsewhere."""
-    safe, parts = html.escape, []
-    row = lambda cells, tag: "".join(f"<{tag}>{safe(cell)}</{tag}>" for cell in cells)
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"<h2>{safe(text)}</h2>")
-            case Text(text):
-                parts.append(f"<p>{safe(text)}</p>")
-            case Code(text):
-                parts.append(f"<pre>{safe(text)}</pre>")
-            case Table(header, rows):
-                lines = [row(header, "th"), *(row(cells, "td") for cells in rows)]
-                parts.append(f"<table>{''.join(f'<tr>{x}</tr>' for x in lines)}</table>")
-            case Picture(name, text):
-                data = base64.b64encode((folder / name).read_bytes()).decode()
-                image = f'<img alt="{safe(text)}" src="data:image/png;base64,{data}">'
-                parts.append(f"<figure>{image}<figcaption>{safe(text)}</figcaption></figure>")
-    head = f'<meta charset="utf-8"><title>{safe(title)}</title><style>{STYLE}</style>'
-    body = "\n".join([f"<h1>{safe(title)}</h1>", *parts])
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from llm_jax.config import ConfigError
 from llm_jax.files import read_json
 from llm_jax.sweep.spec import slug
 from llm_jax.train import metrics
 
 
 class Run(NamedTuple):
-    """One variant with one seed, in a run folder like any other."""
+    """The run of one variant with one seed."""
 
     label: str
     seed: int
@@ -26,7 +25,7 @@ class Run(NamedTuple):
         return metrics.read(self.folder)
 
     def note(self) -> dict[str, Any]:
-        """How it was last started and what became of it; {} before."""
+        """run.json: command, commit, exit code and seconds of its last start; {} before."""
         file = self.folder / "run.json"
         return read_json(file) if file.exists() else {}
 
@@ -53,15 +52,20 @@ def runs(design: dict, workdir: Path) -> list[Run]:
     ]
 
 
-def read_design(workdir: Path) -> dict:
-    """Returns sweep.json; ConfigError where the folder holds no sweep."""
-    if not (workdir / "sweep.json").exists():
-        raise ConfigError(f"--workdir={workdir}: no sweep.json there; begin a sweep with --config")
-    return read_json(workdir / "sweep.json")
+def describe_match(design: dict) -> list[str]:
+    """Returns a line for each variant: its matched mlp_dim, and what is left of the difference."""
+    name = {"params": "parameters", "flops": "flops_per_token"}.get(design["match"])
+    variants = design["variants"] if name else {}
+    target = name and variants[design["baseline"]][name]
+    return [
+        f"{label}: mlp_dim {v['config']['model']['mlp_dim']:,}, {v[name]:,.0f} "
+        f"{name.replace('_', ' ')}, {v[name] / target - 1:+.3%} of the baseline's"
+        for label, v in variants.items()
+    ]
 
 
 class Curve(NamedTuple):
-    """A run's validation loss, and what it had cost when it was measured."""
+    """A run's validation losses, with steps, tokens and seconds until each."""
 
     steps: np.ndarray
     loss: np.ndarray
@@ -70,7 +74,7 @@ class Curve(NamedTuple):
 
 
 def curve(rows: list[dict]) -> Curve:
-    """Adds up the logged rows; a step that was not logged counts as the logged one after it."""
+    """Returns the curve of logged rows; an unlogged step counts as the next logged one."""
     steps = np.array([row["step"] for row in rows])
     tokens = np.diff(steps, prepend=0) * np.array([row["tokens"] for row in rows])
     rates = np.array([row["tokens_per_second"] or np.inf for row in rows])
@@ -94,12 +98,12 @@ class Paired(NamedTuple):
     p: float  # two-sided
 
 
-def paired(ours: dict[int, float], theirs: dict[int, float]) -> Paired | None:
+def paired(losses: dict[int, float], baseline: dict[int, float]) -> Paired | None:
     """Paired t-test of {seed: loss} over the seeds that both have; None without any."""
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(losses.keys() & baseline.keys())
     if not seeds:
         return None
-    a, b = (np.array([x[s] for s in seeds]) for x in (ours, theirs))
+    a, b = (np.array([x[s] for s in seeds]) for x in (losses, baseline))
     mean = float(np.mean(a - b))
     if len(seeds) < 2 or np.ptp(a - b) == 0:  # without spread there is no t
         return Paired(len(seeds), mean, float("nan"), float("nan"))
@@ -119,7 +123,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the mean; not a number for fewer than two values."""
+    """Standard error of the mean; NaN for fewer than two values."""
     return float(stats.sem(values)) if len(values) > 1 else float("nan")
 
 
@@ -154,16 +158,16 @@ def summaries(design: dict, workdir: Path) -> list[Summary]:
     adjusted = holm({k: test.p for k, test in others.items() if test})
 
     def one(label: str) -> Summary:
-        ours = [r for (name, _), r in rows.items() if name == label]
-        speed = float(np.median([rate(r) for r in ours])) if ours else float("nan")
+        own = [r for (name, _), r in rows.items() if name == label]
+        speed = float(np.median([rate(r) for r in own])) if own else float("nan")
         p = adjusted.get(label, float("nan"))
-        return Summary(label, losses[label], others.get(label), p, speed, [*map(curve, ours)])
+        return Summary(label, losses[label], others.get(label), p, speed, [*map(curve, own)])
 
     return [one(label) for label in design["variants"]]
 
 
 def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
-    """Returns the summaries as JSON holds them; null is what is not known."""
+    """Returns the summaries as JSON, null for what is not known."""
     known = lambda x: None if x != x else x
     return [
         {

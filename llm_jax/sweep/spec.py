@@ -16,7 +16,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a config file's `get_sweep(variant)` returns beside its `get_config(variant)`.
+    """An ablation: axes whose product is the variants, seeds, matching and measurements.
 
     Attributes:
       axes: each a mapping of label -> {config key: value}; a variant takes a label of each.
@@ -36,8 +36,8 @@ class Sweep:
 
     def crossed(self, axes: Sequence[Mapping]) -> "Sweep":
         """Returns the product with further axes, the first label of each being the baseline's."""
-        more = [next(iter(axis)) for axis in axes]
-        baseline = ", ".join([self.baseline, *more]) if self.baseline and more else self.baseline
+        firsts = [next(iter(axis)) for axis in axes]
+        baseline = ", ".join([self.baseline, *firsts]) if self.baseline else ""
         return dataclasses.replace(self, axes=(*self.axes, *axes), baseline=baseline)
 
     def variants(self) -> dict[str, dict[str, str]]:
@@ -47,7 +47,7 @@ class Sweep:
           ConfigError: axes, labels, seeds, match or a baseline that make no sense.
         """
         self._check()
-        found = {}
+        variants = {}
         for parts in itertools.product(*(axis.items() for axis in self.axes)):
             label = ", ".join(name for name, _ in parts)
             keys = [key for _, changes in parts for key in changes]
@@ -55,18 +55,18 @@ class Sweep:
                 if key == "seed" or keys.count(key) > 1:
                     why = "--seeds sets it" if key == "seed" else "two axes set it"
                     raise ConfigError(f"variant {label!r}, {key}: {why}")
-            found[label] = {k: as_text(v) for _, changes in parts for k, v in changes.items()}
-        slugs = [slug(label) for label in found]
-        for label, name in zip(found, slugs, strict=True):
+            variants[label] = {k: as_text(v) for _, changes in parts for k, v in changes.items()}
+        slugs = [slug(label) for label in variants]
+        for label, name in zip(variants, slugs, strict=True):
             if not name or slugs.count(name) > 1:
                 raise ConfigError(
                     f"variant {label!r}: its folder would be {name!r}, which is not "
                     "its alone; labels must differ in letters and digits"
                 )
-        first = self.baseline or next(iter(found))
-        if first not in found:
-            raise ConfigError(f"--baseline={first}: allowed are {', '.join(map(repr, found))}")
-        return {first: found[first]} | found
+        first = self.baseline or next(iter(variants))
+        if first not in variants:
+            raise ConfigError(f"--baseline={first}: allowed are {', '.join(map(repr, variants))}")
+        return {first: variants[first]} | variants
 
     def _check(self) -> None:
         if not self.axes or not all(self.axes):
@@ -81,7 +81,7 @@ class Sweep:
 
 
 def read_by(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-    """Returns the 'key=value' that this variant reads of those which all share."""
+    """Returns those of the shared 'key=value' that this variant reads."""
     return [text for text in overrides if not configs.unread(config, text.partition("=")[0])]
 
 
@@ -129,8 +129,8 @@ def load(spec: str, axes: Sequence[str] = (), **changes: Any) -> Sweep:
     Raises:
       ConfigError: the file fails, or get_sweep returns something else.
     """
-    found = configs.from_file(spec, "get_sweep") if spec else None
-    if not isinstance(found, Sweep | None):
+    sweep = configs.from_file(spec, "get_sweep") if spec else None
+    if not isinstance(sweep, Sweep | None):
         raise ConfigError(f"--config={spec}: get_sweep must return a llm_jax.sweep.Sweep")
-    found = (found or Sweep()).crossed([axis(text) for text in axes])
-    return dataclasses.replace(found, **{k: v for k, v in changes.items() if v is not None})
+    sweep = (sweep or Sweep()).crossed([axis(text) for text in axes])
+    return dataclasses.replace(sweep, **{k: v for k, v in changes.items() if v is not None})

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.files import write_json
 from llm_jax.train import Restart
+from llm_jax.train.groups import name as path_name
 from llm_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ LAYOUT = 2  # of a checkpoint: its items and what meta says of them
 
 
 def split(state: TrainState) -> dict[str, Any]:
-    """Returns the items that a checkpoint keeps a state as: params, rest and, where kept, ema."""
+    """Splits a state into a checkpoint's Orbax items: params, rest and, where kept, ema."""
     items = {"params": state.params, "rest": state.replace(params=None, ema=None)}
     return items | ({} if state.ema is None else {"ema": state.ema})
 
@@ -70,7 +71,6 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
-            save_decision_policy=_Always(),
             lightweight_initialize=True,  # a damaged checkpoint must not keep us from the others
         )
         self.manager = _Manager(self.folder, options=options)
@@ -86,9 +86,8 @@ class Checkpoints:
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks which checkpoints to keep: the newest, and the best of known loss."""
-        steps = [info.step for info in checkpoints]
-        kept = self._kept(steps)
-        return [step in kept for step in steps]
+        kept = self._kept([info.step for info in checkpoints])
+        return [info.step in kept for info in checkpoints]
 
     def _kept(self, steps: list[int]) -> set[int]:
         known = sorted((s for s in steps if s in self.losses), key=self.losses.get)
@@ -110,7 +109,7 @@ class Checkpoints:
         described = {"digest": _digest(text), "json": text}
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(described), **trees)
-        self.manager.save(step, args=args)  # having waited for the one before
+        self.manager.save(step, args=args, force=True)  # having waited for the one before
         self._remember()
 
     def restore(
@@ -137,11 +136,11 @@ class Checkpoints:
         if step is not None and step not in self.steps():
             raise ConfigError(f"--step={step}: {self.folder} holds steps {self.steps()}")
         for candidate in reversed(self.steps()) if step is None else [step]:
-            found = self._try_to_read(candidate, like, accept)
-            if isinstance(found, str):
-                self._damaged(candidate, found)
+            outcome = self._try_to_read(candidate, like, accept)
+            if isinstance(outcome, str):
+                self._damaged(candidate, outcome)
                 continue
-            items, meta = found
+            items, meta = outcome
             self.losses = {int(s): loss for s, loss in meta.pop("losses").items()}
             return candidate, items, meta
         if step is not None:
@@ -158,8 +157,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON say of broken files
                 reason = (str(error).strip().splitlines() or [repr(error)])[0][:150]
-            gc.collect()  # what went wrong in other threads is told when their futures go,
-            time.sleep(0.1)  # or when they end
+            gc.collect()  # other threads' exceptions are printed when their futures are collected,
+            time.sleep(0.1)  # or when the threads end
         return reason
 
     def _read(self, step: int, like: dict | Callable, accept) -> tuple[dict, dict]:
@@ -211,7 +210,7 @@ class Checkpoints:
         log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, target)
 
     def complete(self) -> list[int]:
-        """Steps of the checkpoints that are whole on the disk, whatever is being written."""
+        """Steps of the finished checkpoints on disk."""
         return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
 
     def wait(self) -> None:
@@ -225,7 +224,7 @@ class Checkpoints:
         self._remember()
 
     def _remember(self) -> None:
-        """Leaves word, beside them, that there are checkpoints: they may be lost."""
+        """Writes saved.json once there is a checkpoint, so that losing all of them is noticed."""
         mark = self.folder.parent / SAVED
         if self.read_only or jax.process_index() != 0 or mark.exists():
             return
@@ -234,23 +233,16 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, told nothing of preemption: the loop stops, and saves what it is told to."""
+    """Orbax's manager without its handling of preemption, which the loop does itself."""
 
     def reached_preemption(self, step):
         # Its bookkeeping of that fails on checkpoints of an earlier process (0.12.8).
         return False
 
 
-class _Always:
-    """Save whenever asked: the loop has decided."""
-
-    def should_save(self, step, previous_steps, *, context):
-        return True
-
-
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keeps off the terminal what Orbax's other threads say when one read of many fails.
+    """Silences the tracebacks that Orbax's threads print when one of many reads fails.
 
     They print hundreds of lines of tracebacks; the exception that reaches us says it all.
     """
@@ -266,8 +258,7 @@ def hushed() -> Iterator[None]:
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+    return [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _kind(x: Any) -> str:
@@ -275,7 +266,7 @@ def _kind(x: Any) -> str:
 
 
 def _described(tree: Any) -> dict[str, dict]:
-    """{path: kind and sum of its bits} of each array, the same on whatever mesh they lie."""
+    """{path: dtype, shape and checksum of the bits} of each array, independent of the mesh."""
     names = _named(tree)
     bits = jax.device_get(_sum_bits(tree)).tolist() if names else []
     return {
@@ -289,7 +280,7 @@ def _digest(text: str) -> str:
 
 @jax.jit
 def _sum_bits(tree: Any) -> jax.Array:
-    """[leaves] uint32: each array's bits summed."""
+    """Checksums [leaves] uint32: each array's words summed."""
 
     def bits(x):
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]

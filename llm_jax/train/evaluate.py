@@ -41,7 +41,7 @@ def evaluate(
 
 
 def _joined(predictions: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """All real rows of what is predicted, also those of other processes."""
+    """Predictions of all real rows, gathered from all processes."""
     if jax.process_count() > 1:
         predictions = multihost_utils.process_allgather(predictions, tiled=True)
     parts = jax.device_get(predictions)
@@ -52,8 +52,8 @@ def _joined(predictions: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
 
 
 def filled(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """Returns a whole batch with rows of zeros, which weigh nothing, until it can be split."""
+    """Pads a batch with rows of zeros, of weight 0, until it divides over the mesh."""
     if jax.process_count() > 1:  # each has its rows of one that `sharding.check` has let pass
         return batch
-    more = lambda x: -len(x) % sharding.batch_shards(mesh)
-    return {k: np.pad(x, [(0, more(x))] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}
+    padding = lambda x: -len(x) % sharding.batch_shards(mesh)
+    return {k: np.pad(x, [(0, padding(x))] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}

@@ -17,7 +17,7 @@ from llm_jax import objectives
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.files import read_config, read_json, write_json, write_text
+from llm_jax.files import folder_named, read_config, read_json, write_json, write_text
 from llm_jax.train import groups
 from llm_jax.train.checkpoint import SAVED
 
@@ -43,7 +43,7 @@ class Folder:
     locks: dict[Path, Any] = {}  # POSIX locks are a process's: held for as long as it lives
 
     def __init__(self, path: str | Path):
-        self.path = self.named(path)
+        self.path = folder_named(path)
         self.config_file = self.path / "config.json"
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not there.is_dir():
@@ -66,13 +66,6 @@ class Folder:
         # A run that died before its first checkpoint has nothing to lose: it begins anew.
         elif self.had_checkpoint():
             raise self.lost()
-
-    @staticmethod
-    def named(path: str | Path) -> Path:
-        """Returns the path; ConfigError where --workdir= was left empty."""
-        if not str(path).strip():
-            raise ConfigError("--workdir=: is empty; name a folder")
-        return Path(path)
 
     def _check_empty(self) -> None:
         """Refuses a folder without config.json in which there is something else."""
@@ -104,7 +97,7 @@ class Folder:
         return known or (damaged.is_dir() and any(damaged.iterdir()))
 
     def lost(self) -> ConfigError:
-        """What to raise where no checkpoint is left that could be read."""
+        """The error of a run none of whose checkpoints can be read."""
         imported = (self.path / IMPORTED).exists()
         return ConfigError(
             f"--workdir={self.path}: a checkpoint was saved there, and none is left that is sound; "
@@ -143,7 +136,7 @@ class Folder:
             o.rate_factors = ((groups.ADAPTERS, 1.0), *heads, (".*", 0.0))
 
     def commit(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
-        """Writes down what the run is, once nothing about it can be refused any more.
+        """Writes tokenizer and config, once nothing about the run can be refused any more.
 
         config.json comes last: a folder without one holds no run.
         """
@@ -158,7 +151,7 @@ class Folder:
         write_text(self.config_file, configs.to_json(config) + "\n")
 
     def _lock(self) -> None:
-        """Refuses a folder that another process holds. A process that dies, however, lets go.
+        """Takes the folder's POSIX lock, or refuses it; a process that dies releases it.
 
         POSIX record locks: also between machines on NFS 4 or Lustre with -o flock; not on object
         stores mounted as folders (gcsfuse), which see only their own machine's.
@@ -209,7 +202,7 @@ def differences(old: ConfigDict, new: ConfigDict, imported: bool = False) -> lis
 
 
 def describe(workdir: str | Path, config: ConfigDict, data: Any) -> dict[str, Any]:
-    """Returns what a checkpoint holds beside its arrays; data: the iterator's state, or None."""
+    """Returns a checkpoint's JSON; data: the data iterator's state, or None."""
     return {
         "data": data,
         "config": config.to_dict(),
@@ -223,7 +216,7 @@ def _contents(workdir: str | Path) -> dict[str, str]:
 
 
 def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], None]:
-    """Returns what refuses a checkpoint that was saved with another config or tokenizer.
+    """Returns a check that refuses a checkpoint saved with another config or tokenizer.
 
     It takes (step, meta), raises a ConfigError that names the keys or files, and is for
     `Checkpoints.restore`.

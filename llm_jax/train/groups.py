@@ -21,13 +21,13 @@ ADAPTERS = ".*_lora_[ab]"  # paths of LoRA's arrays
 
 
 class Group(NamedTuple):
-    """What the optimizer knows of a parameter.
+    """The optimizer's settings of one parameter.
 
     Attributes:
       stacked: number of leading axes along which separate parameters lie.
       spaces: the axes of each space that it maps between, inputs first; a vector has one.
       matrix: decayed; embeddings are matrices.
-      optimizer: "adamw" … of config.CHOICES.
+      optimizer: "adamw" …, see optimizer.direction.
       rate: factor of the learning rate; 0: frozen.
       decay: factor of the weight decay.
     """

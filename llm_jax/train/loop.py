@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,7 +18,6 @@ from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
-from llm_jax.data.tokenizers import token_bytes
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged, Restart, groups
@@ -30,13 +29,13 @@ from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
 from llm_jax.train.profile import Profile
 from llm_jax.train.run import Setup, flops_per_token
-from llm_jax.train.state import TrainState, make_eval_step, make_train_step
+from llm_jax.train.state import TrainState
 
 JUMP = 0.01  # relative change of the learning rate that goes for none
 
 
-class Reporter(Protocol):
-    """What the loop tells while it runs; launch.py shows it, tests may be silent."""
+class Reporter:
+    """Receives the loop's messages. This one drops them; console.Reporter shows them."""
 
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None: ...
     def note(self, text: str) -> None: ...
@@ -53,7 +52,7 @@ class StepInfo:
       metrics: the step's own scalars, on the device: reading one waits until it is computed.
       values: numbers of this step as they go to metrics.jsonl; a hook before `Trainer.log` may add
         some, at steps of its choice. On a step that is logged anyway they hold `metrics` already.
-      trainer: the run; its state is given away to the next step, so none of it may be kept.
+      trainer: the run; its state is donated to the next step, so none of it may be kept.
     """
 
     step: int
@@ -118,15 +117,8 @@ class Trainer:
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
             self.step, self.state = 0, self.setup.draw_state(place)
-        self.train_step = jax.jit(
-            make_train_step(self.setup.model, self.setup.objective, self.setup.tx, config),
-            donate_argnums=0,
-            out_shardings=(place, None),
-        )
-        counts = token_bytes(self.tokenizer)
-        self.eval_step = jax.jit(
-            make_eval_step(self.setup.model, self.setup.objective, config, counts)
-        )
+        self.train_step = self.setup.train_step(place)
+        self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
         peak = peak_flops(self.mesh.devices.flat[0])
         before = self.metrics.last.get("step_seconds") or 0
@@ -163,7 +155,7 @@ class Trainer:
         return self.setup.draw_state(place, params)
 
     def facts(self) -> dict[str, Any]:
-        """What a user wants to see before the first step."""
+        """Model, data, batch, optimizer and mesh in words, to be shown before the first step."""
         m, d, o = self.config.model, self.config.data, self.config.optimizer
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         split = {k: v for k, v in self.mesh.shape.items() if v > 1}
@@ -224,7 +216,7 @@ class Trainer:
 
     def _step(self) -> None:
         """One step; nothing here waits for the device except the first time and to log."""
-        with self.meter.waiting():
+        with self.meter.timing("input"):
             batch = next(self.batches)
         self.state, metrics = self.train_step(self.state, sharding.put(batch, self.mesh))
         self.step += 1
@@ -246,7 +238,7 @@ class Trainer:
     # Hooks, in their order.
 
     def measure(self, info: StepInfo) -> None:
-        """Reads the numbers of a step that is logged."""
+        """Fetches the metrics of a step that is logged."""
         every, evaluated = self.config.train.log_every, self._evaluated(info)
         if info.step == 1 or info.due(every) or evaluated:
             self._read(info)
@@ -257,7 +249,7 @@ class Trainer:
             info.values |= {f"eval_{k}": v for k, v in self.evaluate().items()}
 
     def log(self, info: StepInfo) -> None:
-        """Writes and shows the numbers that there are."""
+        """Writes and shows info.values."""
         if not info.values:
             return
         if "loss" not in info.values:  # a hook's own, at a step that is logged for them
@@ -294,15 +286,14 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Means over the validation set."""
-        limit = self.config.eval.max_batches
-        score = self.setup.objective.score
+        limit, score = self.config.eval.max_batches, self.setup.objective.score
         return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit, score)
 
     def save(self, loss: float | None = None) -> None:
         """Starts writing a checkpoint of this step; `loss` is the validation loss there."""
         data = gathered(self.batches.get_state(), self.config)
         meta = describe(self.workdir, self.config, data)
-        with self.meter.apart():
+        with self.meter.timing("other"):
             self.checkpoints.save(self.step, split(self.state), meta, loss)
 
     # The end.
@@ -325,7 +316,7 @@ class Trainer:
         return False
 
     def _close(self) -> None:
-        """Writes out what is under way."""
+        """Finishes writing profile, metrics and checkpoints."""
         self.profile.close()
         self.metrics.close()
         self.checkpoints.close()

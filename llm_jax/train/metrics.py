@@ -77,7 +77,7 @@ def read(workdir: str | Path) -> list[dict]:
 
 
 class Meter:
-    """Tokens a second between one reading and the next, and where the time goes.
+    """Throughput, MFU, input wait and goodput between one reading and the next.
 
     Args:
       peak: FLOP/s of all devices, None if not known.
@@ -89,26 +89,19 @@ class Meter:
         self, flops_per_token: float, peak: float | None, began: float, step_seconds: float = 0
     ):
         self.flops_per_token, self.peak, self.began = flops_per_token, peak, began
-        self.before, self.stepping, self.waited, self.other = step_seconds, 0.0, 0.0, 0.0
-        self.since, self.tokens = time.perf_counter(), 0
+        self.before, self.stepping = step_seconds, 0.0
+        self.restart()
 
     def restart(self) -> None:
-        """Leaves out what was done until now, as no step."""
-        self.since, self.tokens, self.waited, self.other = time.perf_counter(), 0, 0.0, 0.0
+        """Begins a new interval; the time until now counts as no step."""
+        self.since, self.tokens, self.apart = time.perf_counter(), 0, {"input": 0.0, "other": 0.0}
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what waits for a batch."""
+    def timing(self, what: str) -> Iterator[None]:
+        """Times what is no part of a step: "input", waiting for a batch, or "other", as a save."""
         start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - start
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Around what is no part of a step, such as the start of a save."""
-        start = time.perf_counter()
-        yield
-        self.other += time.perf_counter() - start
+        self.apart[what] += time.perf_counter() - start
 
     def read(self) -> dict[str, float | None]:
         """Returns these since the last reading, null where not known, and restarts:
@@ -119,12 +112,12 @@ class Meter:
         now = time.perf_counter()
         rate = self.tokens / (now - self.since) if self.tokens else None
         if self.tokens:
-            self.stepping += now - self.since - self.waited - self.other
+            self.stepping += now - self.since - sum(self.apart.values())
         known = rate and self.peak
         values = {
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak if known else None,
-            "input_seconds": self.waited,
+            "input_seconds": self.apart["input"],
             "step_seconds": self.before + self.stepping,
             "goodput": self.stepping / (now - self.began),
         }
@@ -138,29 +131,38 @@ def running_mean(values: Sequence[float], n: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def plot(workdir: str | Path) -> Path:
-    """Draws training and validation loss against steps; returns the picture's path."""
-    # Figure without pyplot: no global state and no display needed.
+@contextmanager
+def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterator[tuple]:
+    """Yields a matplotlib figure, which is saved at the end, and its axes; needs no display."""
+    # Without pyplot, which has global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    picture = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.subplots(1, columns, squeeze=False)[0]
+    yield picture, axes
+    for ax in axes:
+        ax.grid(alpha=0.3, which="both")
+        ax.spines[["top", "right"]].set_visible(False)
+    picture.savefig(path, dpi=120)
+
+
+def plot(workdir: str | Path) -> Path:
+    """Draws training and validation loss against steps; returns the picture's path."""
     rows = read(workdir)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
     points = lambda key: [(r["step"], r[key]) for r in rows if r.get(key) is not None]
     training, validation = points("loss"), points("eval_loss")
-    if training:
-        steps, losses = zip(*training, strict=True)
-        axes.plot(steps, losses, "-", label="training, of a step", alpha=0.35)
-        means = running_mean(losses, max(2, len(losses) // 20))
-        axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
-    if validation:
-        axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False)
     path = Path(workdir) / "loss.png"
-    figure.savefig(path, dpi=120)
+    with figure(path, 7, 4.2) as (_, (axes,)):
+        if training:
+            steps, losses = zip(*training, strict=True)
+            axes.plot(steps, losses, "-", label="training, of a step", alpha=0.35)
+            means = running_mean(losses, max(2, len(losses) // 20))
+            axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
+        if validation:
+            axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        if axes.lines:
+            axes.legend(frameon=False)
     return path

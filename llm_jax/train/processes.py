@@ -15,7 +15,7 @@ from llm_jax.data.tokenizers import Tokenizer
 
 
 def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
-    """Compares what each process of a job has been given; ConfigError where it is not the same."""
+    """Compares config, text and tokenizer of a job's processes; ConfigError where they differ."""
     if jax.process_count() == 1:
         return
     what = {"config": configs.to_json(config), "text": sorted(text.items()),
@@ -31,7 +31,7 @@ def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
 
 
 def gathered(state: dict, config: ConfigDict) -> dict:
-    """The job's state of the data, of which each process knows that of its shards; all call it."""
+    """The data iterator's state of all shards, gathered from the processes that read them."""
     if jax.process_count() == 1 or config.data.shards == 1:
         return state
     mine = np.frombuffer(json.dumps(state).encode(), np.uint8)

@@ -23,7 +23,7 @@ class Profile:
             self.running = True
 
     def __call__(self, info: Any) -> None:
-        """After a step: a trace ends when what the step computes is there."""
+        """Ends the trace once its last step is computed."""
         if self.running and info.step == self.stop:
             jax.block_until_ready(info.metrics)
             self.close()

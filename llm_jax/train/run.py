@@ -19,13 +19,13 @@ from llm_jax.models.flops import train_flops
 from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.folder import same_run
-from llm_jax.train.state import TrainState, fill, init_state
+from llm_jax.train.state import TrainState, fill, init_state, make_eval_step, make_train_step
 
 log = logging.getLogger(__name__)
 
 
 class Setup:
-    """All that a run's config determines: model, objective, optimizer, and where arrays lie.
+    """All that a run's config determines: model, objective, optimizer, and shardings.
 
     Raises:
       ConfigError: no such attention or objective, or attention that cannot do what is asked.
@@ -49,12 +49,22 @@ class Setup:
         state = jax.eval_shape(lambda: init_state(self.model, self.tx, self.config))
         shardings = sharding.param_shardings(self.params, self.mesh)
         where = sharding.like_params(state, state.params, shardings, self.mesh)
-        return jax.tree.map(_lying, state, where)
+        return jax.tree.map(_with_sharding, state, where)
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters; computes nothing."""
         where = sharding.param_shardings(self.params, self.mesh)
-        return jax.tree.map(_lying, self.params, where)
+        return jax.tree.map(_with_sharding, self.params, where)
+
+    def train_step(self, place: TrainState) -> Callable:
+        """The compiled step, whose state lies as `place` says and is donated."""
+        step = make_train_step(self.model, self.objective, self.tx, self.config)
+        return jax.jit(step, donate_argnums=0, out_shardings=(place, None))
+
+    def eval_step(self, tokenizer: Tokenizer) -> Callable:
+        """The compiled step of `evaluate`."""
+        counts = tokenizers.token_bytes(tokenizer)
+        return jax.jit(make_eval_step(self.model, self.objective, self.config, counts))
 
     def reading(self, items: dict[str, Any]) -> Callable[[int, dict], dict[str, Any]]:
         """What to read of a checkpoint, for `Checkpoints.restore`: of step 0 the parameters alone.
@@ -70,7 +80,7 @@ class Setup:
             model.lora_rank = meta["config"]["model"].get("lora_rank", 0)
             params = models.abstract_params(model)
             where = sharding.param_shardings(params, self.mesh)
-            return {"params": jax.tree.map(_lying, params, where)}
+            return {"params": jax.tree.map(_with_sharding, params, where)}
 
         return like
 
@@ -100,7 +110,7 @@ class Setup:
             return run(params)
 
 
-def _lying(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
@@ -121,13 +131,13 @@ def _check_attention(config: ConfigDict) -> None:
         if kind not in attention.VARIANTS:
             names = ", ".join(sorted(attention.VARIANTS))
             raise ConfigError(f"model.attention={cfg.attention!r}: {kind!r} is not one of {names}")
-        wanted = {ability for ability, (asked, _) in needed.items() if asked}
+        wanted = {ability for ability, (used, _) in needed.items() if used}
         variant = attention.get(kind)
         for ability in sorted(wanted - variant.supports):
             # Those that do all that this config asks for, the likest first.
-            mine = variant.supports
+            supported = variant.supports
             able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
-            able.sort(key=lambda n: len(attention.get(n).supports ^ mine))  # noqa: B023
+            able.sort(key=lambda n: len(attention.get(n).supports ^ supported))  # noqa: B023
             raise ConfigError(
                 f"model.attention={cfg.attention!r}: {kind!r} cannot do {needed[ability][1]} "
                 f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}"
@@ -141,25 +151,19 @@ def _check_attention(config: ConfigDict) -> None:
             raise ConfigError(f"model.attention={cfg.attention!r}: {error}") from error
 
 
-def flops_per_token(config: ConfigDict) -> float:
-    """FLOPs of training on a token of either side, of a config whose model is resolved."""
-    return _flops_per_token(config, config.model)
+def flops_per_token(config: ConfigDict, model: ConfigDict | None = None) -> float:
+    """FLOPs of training on a token of either side; model: instead of config.model, resolved."""
+    examples = objectives.get(config.objective.name).examples
+    lengths = examples.lengths(config)
+    sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
+    return train_flops(model or config.model, 1, *sides, examples.predicted(config)) / sum(sides)
 
 
 def recomputed_flops_per_token(config: ConfigDict) -> float:
     """FLOPs a token that remat adds to them: the forward pass of all layers once more."""
     if config.model.remat not in ("full", "offload") and not config.model.reversible:
         return 0.0  # "dots" keeps all products but attention's own
-    layers = ConfigDict(config.model.to_dict())
-    layers.head = "none"
-    return _flops_per_token(config, layers) / 3
-
-
-def _flops_per_token(config, model):
-    what = objectives.get(config.objective.name).examples
-    lengths = what.lengths(config)
-    sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
-    return train_flops(model, 1, *sides, what.predicted(config)) / sum(sides)
+    return flops_per_token(config, ConfigDict(config.model.to_dict() | {"head": "none"})) / 3
 
 
 def load_params(

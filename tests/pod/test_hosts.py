@@ -13,6 +13,7 @@ import pytest
 
 from llm_jax.config import ConfigError
 from llm_jax.data.prepare import prepare
+from llm_jax.pod import hosts
 from llm_jax.pod.hosts import Hosts, find
 from llm_jax.train.metrics import read
 
@@ -28,16 +29,6 @@ SLURM = {
     "SLURM_JOB_ID": "10007", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4",
     "SLURM_STEP_NODELIST": "node[007-009,12],other",
 }  # fmt: skip
-GKE = {"TPU_WORKER_HOSTNAMES": "w0,w1,w2,w3", "TPU_WORKER_ID": "3"}
-SLICES = {
-    "MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2",
-    "MEGASCALE_COORDINATOR_ADDRESS": "lead:8080",
-}  # fmt: skip
-
-
-@pytest.fixture
-def libtpu(monkeypatch):
-    monkeypatch.setattr("llm_jax.pod.hosts._has_tpu", lambda environ: True)
 
 
 @pytest.mark.parametrize(
@@ -50,45 +41,10 @@ def libtpu(monkeypatch):
         (SLURM | {"SLURM_STEP_NODELIST": "node1"}, "node1:20007"),
         (SLURM | {"SLURM_STEP_NODELIST": "n-1,n-2"}, "n-1:20007"),
         (SLURM | {"SLURM_NTASKS": "9", "SLURM_STEP_NUM_TASKS": "4"}, "node007:20007"),
-        (GKE, "w0:8482"),
     ],
 )
-def test_a_job_is_found(environ, address, libtpu):
+def test_a_job_is_found(environ, address):
     assert find(environ) == Hosts(address, 4, 3)
-
-
-TPU_ENV = "ACCELERATOR_TYPE: 'v5p-32'\n"
-
-
-@pytest.mark.parametrize("endpoints", ["w0,w1,w2,w3", "x:1:w0,x:2:w1,x:3:w2,x:4:w3"])
-def test_a_tpu_vm_asks_its_metadata_server(endpoints):
-    answers = {"worker-network-endpoints": endpoints, "agent-worker-number": "3"}
-    answers["tpu-env"] = TPU_ENV
-    assert find({}, answers.get) == Hosts("w0:8482", 4, 3)
-    answers["tpu-env"] += "".join(f"{name}: '{value}'\n" for name, value in SLICES.items())
-    assert find({}, answers.get) == Hosts("lead:8482", 12, 11)
-    alone = {"worker-network-endpoints": "w0", "agent-worker-number": "0", "tpu-env": TPU_ENV}
-    assert find({}, alone.get) is None
-
-
-@pytest.mark.parametrize("workers", [1, 4])
-def test_processes_of_slices_are_numbered_as_jax_does(workers, libtpu, monkeypatch):
-    from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
-
-    monkeypatch.setattr(GkeTpuCluster, "wait_for_coordinator", lambda *_: None)
-    names = ",".join(f"w{i}" for i in range(workers))
-    for nth in range(3):
-        for worker in range(workers):
-            environ = SLICES | {"MEGASCALE_SLICE_ID": str(nth), "TPU_WORKER_ID": str(worker)}
-            environ |= {"TPU_WORKER_HOSTNAMES": names}
-            for name, value in environ.items():
-                monkeypatch.setenv(name, value)
-            theirs = GkeTpuCluster.get_coordinator_address(1, None)
-            assert find(environ) == Hosts(
-                theirs, GkeTpuCluster.get_process_count(), GkeTpuCluster.get_process_id()
-            )
-    alone = SLICES | {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}
-    assert find(alone) == Hosts("lead:8482", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +54,33 @@ def test_processes_of_slices_are_numbered_as_jax_does(workers, libtpu, monkeypat
         OURS | {"LLM_JAX_NUM_PROCESSES": "1", "LLM_JAX_PROCESS_ID": "0"},
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # no step: no srun
         SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
-        {"TPU_WORKER_HOSTNAMES": "localhost"},
-        GKE | {"JAX_PLATFORMS": "cpu"},
     ],
 )
 def test_one_process_is_a_run_like_any_other(environ):
     assert find(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "detected"),
+    [
+        ({}, "gcetpu"),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "w0,w1"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "w0,w1", "JAX_PLATFORMS": "cpu"}, None),
+        (OURS | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, None),
+        (SLURM | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, None),
+    ],
+)
+def test_tpus_are_left_to_jax(environ, detected, monkeypatch):
+    from jax._src.clusters import ClusterEnv
+
+    assert hosts._tpu(environ) is None  # no chips here
+    monkeypatch.setattr(hosts.Path, "glob", lambda path, pattern: ["accel0"])
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name == "libtpu")
+    assert hosts._tpu(environ) == detected
+    assert detected in {None, *(kind.name for kind in ClusterEnv._cluster_types)}
 
 
 def without(environ: dict, name: str) -> dict:
@@ -121,15 +98,9 @@ def without(environ: dict, name: str) -> dict:
         (OURS | {"LLM_JAX_PROCESS_ID": "-1"}, "LLM_JAX_PROCESS_ID=-1: must be a whole number"),
         (OURS | {"LLM_JAX_NUM_PROCESSES": "0"}, "LLM_JAX_NUM_PROCESSES=0: must be at least 1"),
         (OURS | {"LLM_JAX_COORDINATOR": "host"}, "LLM_JAX_COORDINATOR=host: must be host:port"),
-        (GKE | {"TPU_WORKER_ID": "4"}, "TPU_WORKER_ID=4: must be 0 to 3"),
-        (without(GKE, "TPU_WORKER_ID"), "TPU_WORKER_ID: is not set"),
-        (GKE | without(SLICES, "MEGASCALE_SLICE_ID"), "MEGASCALE_SLICE_ID: is not set"),
-        (GKE | without(SLICES, "MEGASCALE_COORDINATOR_ADDRESS"), "_ADDRESS: is not set"),
-        (GKE | SLICES | {"MEGASCALE_SLICE_ID": "3"}, "MEGASCALE_SLICE_ID=3: must be 0 to 2"),
-        (GKE | SLICES | {"MEGASCALE_NUM_SLICES": "two"}, "MEGASCALE_NUM_SLICES=two: "),
     ],
 )
-def test_a_wrong_environment_is_refused_by_name(environ, message, libtpu):
+def test_a_wrong_environment_is_refused_by_name(environ, message):
     with pytest.raises(ConfigError, match=message):
         find(environ)
 

@@ -24,7 +24,7 @@ def test_matching_comes_within_one_percent(how, overrides):
     for variant in others:
         assert variant["config"]["model"]["mlp_dim"] % 8 == 0
         assert variant[name] == pytest.approx(base[name], rel=0.01)
-    assert len(design.describe_match(found)) == 3
+    assert len(results.describe_match(found)) == 3
 
 
 def test_what_is_equal_already_keeps_its_size(overrides):

@@ -104,7 +104,7 @@ def test_the_meter_counts_since_its_last_reading(monkeypatch):
     meter = Meter(flops_per_token=6.0, peak=1000.0, began=0.0, step_seconds=3.0)
     now = 10.0
     meter.restart()
-    with meter.waiting():
+    with meter.timing("input"):
         now = 10.5
     meter.tokens += 100
     now = 12.0
@@ -118,7 +118,7 @@ def test_the_meter_counts_since_its_last_reading(monkeypatch):
     now = 20.0
     meter.restart()  # an evaluation lies between
     meter.tokens += 7
-    with meter.apart():
+    with meter.timing("other"):
         now = 20.75  # a save
     now = 21.0
     values = meter.read()
