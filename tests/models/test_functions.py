@@ -63,12 +63,18 @@ def test_norms_and_their_gradients_equal_flax(kind, with_scale):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a, b)
 
 
-def test_norm_statistics_are_float32():
-    x = (1000 + jax.random.normal(jax.random.key(0), (4, 64))).astype(jnp.bfloat16)
-    exact = functions.layer_norm(x.astype(jnp.float32), None, None, 1e-5)
-    ours = functions.layer_norm(x, None, None, 1e-5)
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_statistics_are_float32(kind):
+    """And so is what is scaled: all that is rounded is the result."""
+    x = (1000 * (kind == "layer") + jax.random.normal(jax.random.key(0), (4, 64)))
+    x = x.astype(jnp.bfloat16)
+    norm = {
+        "layer": lambda x: functions.layer_norm(x, None, None, 1e-5),
+        "rms": lambda x: functions.rms_norm(x, None, 1e-5),
+    }[kind]
+    ours, exact = norm(x), norm(x.astype(jnp.float32))
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.02)
+    np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
