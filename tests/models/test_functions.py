@@ -35,6 +35,13 @@ def test_activations_are_finite_far_out_and_keep_the_dtype(name):
     assert jnp.isfinite(y) and jnp.isfinite(grad).all() and f(x)[4] == 100
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_of_an_activation_the_result_alone_is_rounded(name):
+    f, x = getattr(functions, name), jnp.linspace(-6, 6, 1000).astype(jnp.bfloat16)
+    exact = f(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(f(x), exact)
+
+
 @pytest.mark.parametrize("with_scale", [True, False])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_norms_and_their_gradients_equal_flax(kind, with_scale):
@@ -66,7 +73,7 @@ def test_norms_and_their_gradients_equal_flax(kind, with_scale):
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_norm_statistics_are_float32(kind):
     """And so is what is scaled: all that is rounded is the result."""
-    x = (1000 * (kind == "layer") + jax.random.normal(jax.random.key(0), (4, 64)))
+    x = 1000 * (kind == "layer") + jax.random.normal(jax.random.key(0), (4, 64))
     x = x.astype(jnp.bfloat16)
     norm = {
         "layer": lambda x: functions.layer_norm(x, None, None, 1e-5),

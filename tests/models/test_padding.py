@@ -58,6 +58,14 @@ def test_padding_changes_nothing(name, field, left):
             close(ours, expected.heads[head][0])
 
 
+def test_a_batch_without_types_has_the_first():
+    model, params = tiny_model(kind="encoder", head="none", type_vocab_size=3)
+    ids = np.random.default_rng(0).integers(0, 11, (2, 8))
+    run = lambda **types: model.apply({"params": params}, {"tokens": ids, **types}).features
+    np.testing.assert_allclose(run(), run(types=0 * ids), atol=1e-6)
+    assert np.abs(run() - run(types=0 * ids + 1)).max() > 1e-2
+
+
 def test_a_batch_without_a_mask_is_all_real():
     model, params = tiny_model()
     ids = np.random.default_rng(0).integers(0, 11, (2, 8))
