@@ -89,6 +89,18 @@ def trained(tiny, batch):
     return train
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_here():
+    """Nothing from the cache: what XLA reads back for a CPU may run two collectives in another
+    order on each device, which then wait for one another for ever.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -123,20 +135,8 @@ def test_the_same_losses_as_one_device(model, mesh, trained):
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def compiled_here():
-    """Nothing from the cache: what XLA reads back for a CPU may run two collectives in another
-    order on each device, which then wait for one another for ever.
-    """
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-
-
 @pytest.mark.parametrize("mesh", [(2, 1, 2, 1, 1, 2), (1, 1, 1, 2, 2, 2)], ids=str)
-def test_the_same_evaluation_as_one_device(mesh, trained, batch, compiled_here):
+def test_the_same_evaluation_as_one_device(mesh, trained, batch):
     found = []
     for sizes in ((1, 1, 1), mesh):
         setup, _, state = trained("experts in stages", *sizes)
