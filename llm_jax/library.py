@@ -39,7 +39,7 @@ def load(folder: str | Path, step: int | None = None) -> "Pretrained":
     return Pretrained(setup.config, setup.model, params, tokenizer)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """A model with its parameters and tokenizer.
 
@@ -65,6 +65,8 @@ class Pretrained:
         Raises:
           ConfigError: no tokenizer, or a text that is longer than model.max_length tokens.
         """
+        if isinstance(texts, str) or not len(texts):
+            raise ConfigError(f"batch({texts!r}): takes a list of at least one text")
         if self.tokenizer is None:
             raise ConfigError("the folder has no tokenizer; make a batch of ids: {'tokens': ids}")
         before, behind = self.tokenizer.around(self.model.cfg.kind)
@@ -80,8 +82,16 @@ class Pretrained:
         return _apply(self.model, (), self.params, batch)[0]
 
     def logits(self, batch: dict[str, Any]) -> jax.Array:
-        """Scores [B, T, V], float32, of each token to come next (or, masked, to stand there)."""
-        return models.logits(self.outputs(batch))
+        """Scores [B, T, V], float32, of each token to come next (or, masked, to stand there).
+
+        Raises:
+          ConfigError: a model that says no words; `outputs(batch).heads` has a classifier's scores.
+        """
+        outputs = self.outputs(batch)
+        if outputs.matrix is None:
+            raise ConfigError(f"model.head={self.model.cfg.head!r} has no scores of words; "
+                              f"outputs(batch).heads has {', '.join(outputs.heads) or 'none'}")
+        return models.logits(outputs)
 
     def hidden_states(self, batch: dict[str, Any], side: str = "") -> jax.Array:
         """Hidden states [layers + 1, B, T, D]: each layer's input, and last the stack's output.
@@ -120,6 +130,8 @@ class Pretrained:
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[dict]:
         """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""
+        if isinstance(prompts, str):
+            raise ConfigError(f"generate({prompts!r}): takes a list of prompts")
         options = {"objective": self.config.objective} | options
         return decode.complete(self.model, self.params, self.tokenizer, prompts, **options)
 

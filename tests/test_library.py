@@ -96,3 +96,20 @@ def test_padding_changes_nothing(run):
     alone = lm.logits(lm.batch(["A dog"]))
     padded = lm.logits(lm.batch(["A dog", "a longer text than that"]))
     np.testing.assert_allclose(alone[0], padded[0, : alone.shape[1]], atol=1e-5)
+
+
+def test_what_is_not_a_list_of_texts_or_says_no_words_is_refused(run):
+    from llm_jax import config as configs
+    from llm_jax.library import Pretrained
+    from tests.tiny_models import tiny_model
+
+    lm = llm_jax.load(run)
+    for wrong in ("one text", []):
+        with pytest.raises(ConfigError, match="a list of at least one text"):
+            lm.batch(wrong)
+    with pytest.raises(ConfigError, match="a list of prompts"):
+        lm.generate("The cat")
+    model, params = tiny_model(kind="encoder", head="sequence", num_labels=3)
+    judge = Pretrained(configs.base(), model, params, None)
+    with pytest.raises(ConfigError, match="heads has sequence"):
+        judge.logits({"tokens": IDS % 11})

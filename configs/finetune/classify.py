@@ -19,6 +19,7 @@ def get_config():
     c.data.packing = "none"
     c.data.batch_size = 32
     c.model.kind = "encoder"
+    c.model.norm_place = "post"
     c.model.head = "sequence"
     c.model.pooler = True
     c.model.type_vocab_size = 2

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         print("  from Python (llm_jax/hub/__init__.py shows how), and can be exported:")
         print(shown("export", workdir, "--to=FOLDER"))
         if imported["head"] == "none":
-            print("  to train it, import it again with a new head: --config.model.head=mlm")
+            print("  to train it, import it again with a new head: --config.model.head=mlm, or")
+            print("  --config.model.head=sequence --config.model.num_labels=N to classify")
         return imported
     if not imported["new"] and heads.speaks(configs.ConfigDict(imported)):
         prompt = samples.usual_prompt(imported["kind"])

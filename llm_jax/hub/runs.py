@@ -25,7 +25,8 @@ from llm_jax.train.run import Setup, load_params
 CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
               "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces",
               "lora_rank", "lora_alpha", "lora_targets")
-NEW_HEAD = "model.head=mlm"  # for an encoder that has none
+# Nor these, of an encoder without a head, which can have one of two.
+NEW_HEAD, NEW_HEADS = ("head", "num_labels", "head_dropout"), ("mlm", "sequence")
 
 
 def import_run(
@@ -34,7 +35,8 @@ def import_run(
     """Makes a run folder whose step 0 has the parameters of a Hugging Face folder.
 
     `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last:
-    model.head=mlm gives an encoder without a head a new one. Returns what was found and is new.
+    model.head=mlm, or model.head=sequence with model.num_labels, gives an encoder without a head a
+    new one. Returns what was found and is new.
 
     imported.json comes first and config.json last: whatever ends it on the way leaves a folder
     that no command takes for a run, and that the same import fills.
@@ -53,19 +55,23 @@ def import_run(
     config.model = configs.resolve(model, 0)  # a copy: overrides may change it
     config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
     config.tokenizer.path = str(source)
-    if not any(text.startswith("objective.name=") for text in overrides):
-        config.objective.name = objectives.suited(model).name
-    headless = model.kind == "encoder" and model.head == "none"
+    changeable = CHANGEABLE
+    if model.kind == "encoder" and model.head == "none":
+        changeable = NEW_HEAD + CHANGEABLE
     for text in overrides:
-        key = text.partition("=")[0]
+        key, _, value = text.partition("=")
         first, _, last = key.partition(".")
-        if text == NEW_HEAD and headless:
-            continue
-        if first == "tokenizer" or (first == "model" and last not in CHANGEABLE):
+        wrong = first == "model" and last not in changeable
+        wrong |= key == "model.head" and value not in NEW_HEADS
+        if first == "tokenizer" or wrong:
             raise ConfigError(
                 f"--config.{key}: comes from {source}; of model, import can change "
-                f"{', '.join(CHANGEABLE)}"
+                f"{', '.join(changeable)}"
             )
+        if key == "model.head":
+            model.head = value
+    if not any(text.startswith("objective.name=") for text in overrides):
+        config.objective.name = objectives.suited(model).name
     names = read_json(Path(source) / CONFIG).get("id2label")
     if model.num_labels and names and config.objective.name == "classification":
         config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))

@@ -140,6 +140,9 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     assert call(capsys, "train", f"--workdir={b}")["step"] == 2
     c = f"--workdir={tmp_path / 'c'}"
     assert "comes from" in refused(capsys, "import", source, c, "--config.model.head=lm")
+    head = ("--config.model.head=sequence", "--config.model.num_labels=3")
+    found = call(capsys, "import", source, c, *keys, "--config.data.packing=none", *head)
+    assert found["new"] == ["sequence"] and found["objective"] == "classification"
 
 
 def test_an_imported_translator_wants_pairs(tmp_path, capsys, text_file):
