@@ -34,6 +34,7 @@ CASES = {
     "axial": {"model.positions": "axial", "model.axial_shape": (4, 4), "model.axial_dims": (8, 8)},
     "rotary latent": {"model.positions": "rotary", "model.attention": "latent"},
     "blocks": {"model.attention": "bigbird", "model.block": 2},
+    "lora": {"model.lora_rank": 2},
     "experts": {"model.num_experts": 4, "model.expert_capacity": 1.0, "model.expert_every": 2},
     "reversible": {"model.reversible": True, "model.attention": "lsh", "model.lsh_chunk": 4},
     "bert": ENCODER | {"objective.name": "bert", "data.packing": "none", "model.pooler": True,
@@ -70,7 +71,8 @@ OTHERS = {  # where the next number or word would not do
     "model.rotary_original_length": 4, "model.relative_max_distance": 20,
     "model.relative_buckets": 8, "objective.mask_rate": 0.5, "objective.span_length": 2.0,
     "optimizer.decay_factors": ((".*", 0.5),), "optimizer.rate_factors": ((".*", 0.5),),
-    "tokenizer.vocab_size": 290, "data.ramp_start": 1, "optimizer.decay_steps": 3,
+    "model.lora_targets": ("up",), "tokenizer.vocab_size": 290, "data.ramp_start": 1,
+    "optimizer.decay_steps": 3,
 }  # fmt: skip
 # Read by the loop, not by the program, a batch or the tokenizer.
 LOOP = (
