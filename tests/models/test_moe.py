@@ -12,7 +12,7 @@ from llm_jax import config, models, objectives
 from llm_jax.models import router_loss
 from llm_jax.models.flops import count_params, train_flops
 from llm_jax.models.moe import MixtureOfExperts
-from llm_jax.train import optimizer
+from llm_jax.train import groups, optimizer
 from llm_jax.train.state import init_state, make_train_step
 from tests.tiny_models import tiny_model
 
@@ -92,7 +92,8 @@ def test_the_objective_has_the_router_loss_of_all_layers_once(tiny, batch):
     c = tiny(routed | {"model.num_layers": 4, "model.expert_every": 2})
     c.model = config.resolve(c.model, 259)
     model, objective = models.build(c.model), objectives.get("causal_lm")
-    state = init_state(model, tx := optimizer.build(c), c)
+    tx = optimizer.build(c, groups.of(c, models.abstract_params(model)))
+    state = init_state(model, tx, c)
     rows = batch(c)
     _, sown = model.apply({"params": state.params}, rows, mutable=["losses"])
     _, metrics = jax.jit(make_train_step(model, objective, tx, c))(state, rows)
