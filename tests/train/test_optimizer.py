@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
-import transformers
 
 from llm_jax import attention, models, sharding
 from llm_jax import config as configs
@@ -94,6 +92,7 @@ PYTORCH = {
 
 def in_pytorch(case):
     """{name: tensor without values} of the same model in transformers, each tensor once."""
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     name, changes = PYTORCH[case]
     model_class = getattr(transformers, name)
     with torch.device("meta"):
