@@ -7,6 +7,7 @@ from llm_jax.commands.verb import Verb
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--max_new_tokens", type=int, help="64, or what there is room for")

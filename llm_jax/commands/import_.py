@@ -8,6 +8,7 @@ from llm_jax.commands.verb import Verb, shown
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--from", dest="source", required=True, help="the Hugging Face folder")
     sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
 

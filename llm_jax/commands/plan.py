@@ -18,6 +18,7 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--config", required=True, help="FILE.py[:variant]")
     sub.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, …, or cpu:8")
     sub.add_argument("--slices", type=int, default=1, help="so many of it, joined by DCN")

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--on", choices=tuple(jobs.FILES), required=True)
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--name", default="llm-jax", help="of the job; default llm-jax")

@@ -25,6 +25,7 @@ baseline's. Commas within quotes or brackets belong to a value: model.attention=
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant], with or without get_sweep")
     sub.add_argument("--axis", action="append", default=[], metavar="KEY=V1,V2,…")
     sub.add_argument("--seeds", type=int, help="runs of each variant; default the file's, or 3")

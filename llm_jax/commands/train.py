@@ -10,6 +10,7 @@ from llm_jax.pod import hosts
 
 
 def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--stopped_code", type=int, default=0, help="exit code after SIGTERM's save")
 
