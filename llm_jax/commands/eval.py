@@ -35,9 +35,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if limit < 0:
         raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
     batches = pipeline.eval_batches(examples, documents)
-    eval_step, score = setup.eval_step(tokenizer), setup.objective.score
+    eval_step = setup.eval_step(tokenizer)
     with sharding.activate(setup.mesh):
-        result = evaluate(eval_step, params, batches, setup.mesh, limit, score)
+        result = evaluate(eval_step, params, batches, setup.mesh, limit).values
     if heads.speaks(setup.config.model):
         result |= {"perplexity": math.exp(min(result["loss"], 700))}
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}

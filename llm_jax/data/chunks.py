@@ -21,6 +21,7 @@ from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
 
+DOCUMENT = "document"  # of a batch of evaluation: of which document in order each row is
 SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
 _IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
 
@@ -39,7 +40,10 @@ class Chunks:
 
     def __init__(self, what: Examples, docs: Sequence[Record], seed: int | None = None):
         self._what, self._docs, self._seed = what, docs, seed
-        self.lengths = what.lengths(what.config) | dict.fromkeys(what.scalars, 1)
+        # What is predicted of a row has to find its document.
+        single = what.config.data.packing == "none" and not what.cut
+        self._scalars = (*what.scalars, *[DOCUMENT] * (seed is None and single))
+        self.lengths = what.lengths(what.config) | dict.fromkeys(self._scalars, 1)
         pad_id = what.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
         self.held = self._pool(docs) if what.cut and isinstance(docs, list) else None
@@ -90,7 +94,7 @@ class Chunks:
                 ids = [np.full(n, k, np.int32) for k, n in enumerate(sizes, start=1)]
                 row[f"{prefix}segment_ids"] = _filled(ids, length, 0)
                 row[f"{prefix}positions"] = _filled([*map(np.arange, sizes)], length, 0)
-        row |= {name: row[name][0] for name in self._what.scalars}
+        row |= {name: row[name][0] for name in self._scalars}
         return row if self._what.row is None else self._what.row(row, rng)
 
     def _pool(self, docs: list[Record]) -> Pool:
@@ -102,7 +106,8 @@ class Chunks:
         if pool is None:
             docs = docs.read(places) if isinstance(docs, Lazy) else [docs[i] for i in places]
             if not what.cut:
-                return [example for doc in docs for example in what.examples(doc, rng, None)]
+                made = zip(places, (what.examples(doc, rng, None) for doc in docs), strict=True)
+                return [x | {DOCUMENT: np.array([i])} for i, some in made for x in some]
             pool, places = self._pool(docs), range(len(docs))
         phases = None if self._seed is None else rng
         examples = []

@@ -1,10 +1,10 @@
-"""Examples: the base of what an objective makes of documents for the input pipeline.
+"""Examples: what an objective makes of documents for the input pipeline, and of predictions.
 
 A document is a record: a dict of named fields, such as {"text": …}, {"source": …, "target": …},
 {"text": …, "label": …}, {"parts": (Part, …)} or {"tokens": array}.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ class Examples:
         given a window. Else it is given the record.
       parts: records of parts, as a task's are, can be read.
       scalars: fields of an example that are one number: [B] in a batch.
+      gold: fields of a record that are to be predicted; an example is made without them, too.
       row: finishes a packed row, with draws of its own.
     """
 
@@ -41,6 +42,7 @@ class Examples:
     framed = False
     overlap = 0
     scalars: tuple[str, ...] = ()
+    gold: tuple[str, ...] = ()
     row: Callable[[Arrays, np.random.Generator], Arrays] | None = None
 
     def __init__(self, tokenizer: Tokenizer, config: ConfigDict):
@@ -83,6 +85,17 @@ class Examples:
 
     def example(self, piece, rng, elsewhere) -> Arrays | None:
         """Returns the one example made of a window or record; None drops it."""
+        raise NotImplementedError
+
+    def answer(self, record: Record, rows: list[Arrays]) -> Record:
+        """Returns what is predicted of a record, in what JSON can hold.
+
+        rows: what the objective's `predict` gives of each of the record's examples, in order.
+        """
+        raise NotImplementedError
+
+    def score(self, records: Sequence[Record], answers: Sequence[Record]) -> dict[str, float]:
+        """Returns the scores of a set: of records that have their gold, and of their answers."""
         raise NotImplementedError
 
 

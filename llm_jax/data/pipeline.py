@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.data.batches import Batches, Rows, Stream
-from llm_jax.data.chunks import Chunks, Makers, padding
+from llm_jax.data.chunks import DOCUMENT, Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.tokenizers import Tokenizer
 
@@ -54,7 +54,9 @@ def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows =
 class EvalBatches:
     """Batches that cover the documents once, in order; each iteration starts from the first."""
 
-    def __init__(self, chunks: Chunks, size: int, rows: Rows, pad_id: int):
+    def __init__(self, examples: Examples, documents: Sequence[Record], chunks: Chunks, rows: Rows):
+        self.examples, self.documents = examples, documents
+        size, pad_id = examples.config.data.batch_size, examples.tokenizer.pad_id
         # Every process packs the whole set and keeps its rows, so that all agree on the count.
         self._chunks, self._size, self._mine, self._pad_id = chunks, size, rows(size), pad_id
 
@@ -76,7 +78,7 @@ def eval_batches(
     Every process sees equally many batches; the last is filled up with rows of weight 0.
     """
     chunks = _chunks(examples, documents, "data.validation")
-    return EvalBatches(chunks, examples.config.data.batch_size, rows, examples.tokenizer.pad_id)
+    return EvalBatches(examples, documents, chunks, rows)
 
 
 def row_shapes(
@@ -92,6 +94,7 @@ def row_shapes(
         config.data.labels = config.data.labels or ("0",)  # a plan has none
         record["label"] = config.data.labels[0]
     batch = next(iter(eval_batches(examples(tokenizer, config), [record])))
+    batch.pop(DOCUMENT, None)
     return {name: (values.shape[1:], values.dtype) for name, values in batch.items()}
 
 

@@ -58,7 +58,8 @@ class Head(NamedTuple):
       make: cfg -> its module, [..., D] -> logits; None: the output matrix is all it has.
       words: its logits are of the vocabulary, through Outputs.hidden and matrix; those of others
         are in Outputs.heads under its name.
-      pooled: it reads a sequence's pooled vector [B, D], not each token's [B, T, D].
+      pooled: it reads a sequence's pooled vector [B, D], not each token's [B, T, D]: of an encoder
+        the first token's, of a decoder the last's.
       labels: it has model.num_labels logits.
     """
 

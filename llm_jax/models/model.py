@@ -103,7 +103,10 @@ class Model(nn.Module):
             prefix=batch.get("prefix"),
             deterministic=deterministic,
         )
-        outputs = self._outputs(features, deterministic=deterministic)
+        # A head of the sequence reads the one token that has seen all others.
+        last = tokens.shape[1] - 1 - real(batch)[:, ::-1].argmax(1)
+        at = last if self.cfg.kind == "decoder" else None
+        outputs = self._outputs(features, deterministic=deterministic, at=at)
         return outputs._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
@@ -141,9 +144,9 @@ class Model(nn.Module):
         features: jax.Array,
         masked_positions: jax.Array | None = None,
         deterministic: bool = True,
-        first: jax.Array | None = None,
+        at: jax.Array | None = None,
     ) -> Outputs:
-        """first: [B], where each row begins; None: at 0."""
+        """at: [B], the token of each row that a head of the sequence reads; None: the first."""
         cfg, hidden = self.cfg, features
         matrix = bias = None
         if masked_positions is not None:
@@ -157,8 +160,8 @@ class Model(nn.Module):
             bias = self.output_bias
         if cfg.scale_output:
             hidden *= cfg.embed_dim**-0.5
-        start = features[:, 0] if first is None else features[jnp.arange(len(first)), first]
-        pooled = self.pooler(start) if cfg.pooler else start
+        token = features[:, 0] if at is None else features[jnp.arange(len(at)), at]
+        pooled = self.pooler(token) if cfg.pooler else token
         found = {"pooled": pooled} if cfg.pooler else {}
         for name in self.names:
             head = heads.HEADS[name]

@@ -51,7 +51,7 @@ def get(name: str) -> Objective:
 def suited(model: ConfigDict) -> Objective:
     """Returns the first objective for a model's kind, if possible one for its heads."""
     heads = set(model.head.split(","))
-    fits = [o for o in OBJECTIVES.values() if o.kind == model.kind]
+    fits = [o for o in OBJECTIVES.values() if model.kind in o.kinds]
     return next((o for o in fits if heads.issuperset(o.heads)), fits[0])
 
 

@@ -42,6 +42,6 @@ OBJECTIVE = Objective(
     examples=CausalLM,
     weights=weights,
     losses=losses,
-    kind="decoder",
+    kinds=("decoder",),
     heads=("lm",),
 )

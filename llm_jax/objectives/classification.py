@@ -7,6 +7,7 @@ import optax
 from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
+from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective
 
 
@@ -18,7 +19,7 @@ class Classification(Examples):
     """
 
     cut = False
-    scalars = ("label",)
+    scalars = gold = ("label",)
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
@@ -36,10 +37,14 @@ class Classification(Examples):
         fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
         return dict.fromkeys(fields, config.model.max_length)
 
-    def example(self, piece, rng, elsewhere):
-        if piece["label"] not in self.ids:
-            raise ConfigError(f"data.label_column: {piece['label']!r} is none of data.labels="
+    def target(self, record):
+        """What the head is to say of a record."""
+        if record["label"] not in self.ids:
+            raise ConfigError(f"data.label_column: {record['label']!r} is none of data.labels="
                               f"{self.config.data.labels}, which are those of the training set")
+        return self.ids[record["label"]]
+
+    def example(self, piece, rng, elsewhere):
         encode, eos_id = self.tokenizer.encode, self.tokenizer.eos_id
         texts = [encode(piece[field]) for field in ("text", "pair") if field in piece]
         texts = shortened(texts, self.config.model.max_length - 1 - len(texts))
@@ -47,7 +52,18 @@ class Classification(Examples):
         types = np.arange(2).repeat([1 + len(tokens[1]), sum(map(len, tokens[2:]))])
         fields = {"tokens": np.concatenate(tokens), "types": types}
         fields = {name: fields[name] for name in self.lengths(self.config)}
-        return fields | {"label": np.array([self.ids[piece["label"]]])}
+        return fields | {"label": np.array([self.target(piece) if "label" in piece else 0])}
+
+    def answer(self, record, rows):
+        """{label, probabilities: {label: …}}."""
+        odds = np.exp(rows[0]["logits"] - rows[0]["logits"].max())
+        names = self.config.data.labels
+        shares = dict(zip(names, (odds / odds.sum()).tolist(), strict=True))
+        return {"label": names[int(odds.argmax())], "probabilities": shares}
+
+    def score(self, records, answers):
+        gold, guess = map(self.target, records), (self.ids[x["label"]] for x in answers)
+        return scores.classes(scores.confusion([*gold], [*guess], len(self.config.data.labels)))
 
 
 def shortened(texts, room):
@@ -91,26 +107,8 @@ def losses(outputs, batch, cfg):
 
 
 def predict(outputs, batch):
-    """Of each row its logits and its label."""
-    return {"logits": outputs.heads["sequence"], "label": batch["label"]}
-
-
-def score(predictions):
-    """Accuracy; precision, recall and F1 of each label, averaged over the labels that occur.
-
-    A label that occurs neither in the set nor among the predictions does not count; one that is
-    never predicted has precision 0, one that is not in the set recall 0.
-    """
-    guess, label = predictions["logits"].argmax(-1), predictions["label"]
-    occur = np.union1d(guess, label)
-    hits = np.array([((guess == i) & (label == i)).sum() for i in occur])
-    guessed, there = (np.array([(x == i).sum() for i in occur]) for x in (guess, label))
-    return {
-        "accuracy": float((guess == label).mean()),
-        "precision": float((hits / np.maximum(guessed, 1)).mean()),
-        "recall": float((hits / np.maximum(there, 1)).mean()),
-        "f1": float((2 * hits / (guessed + there)).mean()),
-    }
+    """Of each row its logits."""
+    return {"logits": outputs.heads["sequence"]}
 
 
 OBJECTIVE = Objective(
@@ -118,10 +116,9 @@ OBJECTIVE = Objective(
     examples=Classification,
     weights=weights,
     losses=losses,
-    kind="encoder",
+    kinds=("encoder", "decoder"),
     heads=("sequence",),
-    needs={"data.packing": ("none",)},  # the head reads a row's first token
+    needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
     resolve=resolve,
     predict=predict,
-    score=score,
 )

@@ -162,6 +162,6 @@ OBJECTIVE = Objective(
     examples=MaskedLM,
     weights=weights,
     losses=losses,
-    kind="encoder",
+    kinds=("encoder",),
     heads=("mlm",),
 )

@@ -1,4 +1,4 @@
-"""The record of an objective: examples, loss, needs and scores."""
+"""The record of an objective: examples, loss, and what it needs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +14,22 @@ from llm_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One way to learn: its examples, what it needs, its loss, and how its predictions are scored.
+    """One way to learn: its examples, its loss, what it needs, and what it predicts.
 
     Attributes:
       name: objective.name.
-      examples: the class that makes them of documents, called with (tokenizer, config).
+      examples: the class that makes them of documents, and answers and scores of predictions;
+        called with (tokenizer, config).
       weights: batch -> {term: scalar}, how much each term's mean counts over (tokens, sentences).
       losses: (outputs, batch, config.objective) -> ({term: sum}, {metric: (sum, term)}), the
         metrics being means over the weight of the term that they name; one is called 'loss'.
-      kind: model.kind that it needs.
+      kinds: values of model.kind that will do, the usual one first.
       heads: those that model.head must name, others beside them allowed.
       needs: other keys of the config -> values that will do, the usual one first.
       refuse: raises ConfigError for what cannot be said so.
       resolve: (config, training documents) fills in what the config leaves to them, as labels.
-      predict: (outputs, batch) -> {name: [B, …]}, of each row what `score` needs; JAX.
-      score: {name: [rows of the whole set, …]} -> {metric: number}; NumPy.
+      predict: (outputs, batch) -> {name: [B, …]}, of each row what `examples.answer` needs; None:
+        it has no answers and no scores but the means of its metrics.
       prompt: (text, config.objective) -> the text that the model reads at inference.
       prefix: a prompt is seen in both directions.
     """
@@ -37,19 +38,18 @@ class Objective:
     examples: type[Examples]
     weights: Callable[[dict], dict]
     losses: Callable[[Any, dict, ConfigDict], tuple[dict, dict]]
-    kind: str
+    kinds: tuple[str, ...]
     heads: tuple[str, ...]
     needs: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     refuse: Callable[[ConfigDict], None] = lambda config: None
     resolve: Callable[[ConfigDict, Sequence[Record]], None] = lambda config, documents: None
     predict: Callable[[Any, dict], dict] | None = None
-    score: Callable[[dict], dict[str, float]] | None = None
     prompt: Callable[[str, ConfigDict], str] = lambda text, cfg: text
     prefix: bool = False
 
     def check(self, config: ConfigDict) -> None:
         """Raises ConfigError where the config lacks what this objective needs, with the fix."""
-        needs = {"model.head": (",".join(self.heads),), "model.kind": (self.kind,), **self.needs}
+        needs = {"model.head": (",".join(self.heads),), "model.kind": self.kinds, **self.needs}
         if set(self.heads) <= set(config.model.head.split(",")):
             needs.pop("model.head")
         for key, allowed in needs.items():

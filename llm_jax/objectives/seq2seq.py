@@ -53,7 +53,7 @@ OBJECTIVE = dataclasses.replace(
     causal_lm.OBJECTIVE,
     name="seq2seq",
     examples=Seq2Seq,
-    kind="encoder_decoder",
+    kinds=("encoder_decoder",),
     refuse=refuse,
     prompt=prompt,
 )

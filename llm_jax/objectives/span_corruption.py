@@ -106,6 +106,6 @@ OBJECTIVE = dataclasses.replace(
     causal_lm.OBJECTIVE,
     name="span_corruption",
     examples=SpanCorruption,
-    kind="encoder_decoder",
+    kinds=("encoder_decoder",),
     refuse=refuse,
 )

@@ -1,8 +1,8 @@
-"""Means of an objective's metrics, and scores of its predictions, over a set of batches."""
+"""Means of an objective's metrics, answers and their scores, over a set of documents."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,22 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from llm_jax import sharding
+from llm_jax.data.chunks import DOCUMENT
+from llm_jax.data.examples import Arrays, Record
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` finds.
+
+    Attributes:
+      values: each metric's mean (loss: nats a token) and 'tokens'; of an objective that predicts,
+        also its scores and the number of documents, 'examples'.
+      records, answers: those documents, and what is predicted of each.
+    """
+
+    values: dict[str, float]
+    records: list[Record]
+    answers: list[Record]
 
 
 def evaluate(
@@ -18,12 +34,13 @@ def evaluate(
     batches: Iterable[dict],
     mesh: Mesh,
     max_batches: int = 0,
-    score: Callable[[dict], dict[str, float]] | None = None,
-) -> dict[str, float]:
-    """Returns each metric's mean (loss: nats a token) and 'tokens', over all or max_batches.
+) -> Evaluation:
+    """Evaluates parameters on all batches, or max_batches.
 
-    With `score`, also what it gives of the predictions on all rows, and their number, 'examples'.
     A batch that does not divide over the mesh is filled up with rows of padding.
+
+    Args:
+      batches: of what `eval_step` predicts, pipeline.eval_batches, which knows the documents.
     """
     results = [
         eval_step(params, sharding.put(filled(batch, mesh), mesh))
@@ -33,22 +50,27 @@ def evaluate(
     total = lambda *xs: float(np.sum(xs, dtype=np.float64))
     sums, weights = jax.tree.map(total, *jax.device_get([result[:2] for result in results]))
     means = {name: sums[name] / max(weights[name], 1e-9) for name in sums}
-    if score is None:
-        return means | {"tokens": int(weights["loss"])}
-    rows = _joined([predictions for *_, predictions in results])
-    tokens = rows.pop("tokens")
-    return means | {"tokens": int(tokens.sum()), "examples": len(tokens)} | score(rows)
+    predictions = [predictions for *_, predictions in results]
+    if not predictions[0]:
+        return Evaluation(means | {"tokens": int(weights["loss"])}, [], [])
+    rows, what = by_document(predictions), batches.examples
+    tokens = sum(int(row["tokens"]) for of_one in rows.values() for row in of_one)
+    records = [batches.documents[i] for i in rows]
+    answers = [what.answer(*both) for both in zip(records, rows.values(), strict=True)]
+    counts = {"tokens": tokens, "examples": len(records)}
+    return Evaluation(means | counts | what.score(records, answers), records, answers)
 
 
-def _joined(predictions: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Predictions of all real rows, gathered from all processes."""
+def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Arrays]]:
+    """Returns what is predicted of each document's rows, gathered from all processes."""
     if jax.process_count() > 1:
         predictions = multihost_utils.process_allgather(predictions, tiled=True)
-    parts = jax.device_get(predictions)
-    return {
-        name: np.concatenate([part[name][part["real"]] for part in parts])
-        for name in parts[0] if name != "real"
-    }  # fmt: skip
+    rows: dict[int, list[Arrays]] = {}
+    for part in jax.device_get(predictions):
+        for i in np.flatnonzero(part["real"]):
+            row = {name: values[i] for name, values in part.items()}
+            rows.setdefault(int(row[DOCUMENT]), []).append(row)
+    return rows
 
 
 def filled(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:

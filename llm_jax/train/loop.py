@@ -22,7 +22,7 @@ from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged, Restart, groups
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
-from llm_jax.train.evaluate import evaluate
+from llm_jax.train.evaluate import Evaluation, evaluate
 from llm_jax.train.folder import Folder, describe, same_run
 from llm_jax.train.metrics import Meter, Metrics, plot
 from llm_jax.train.optimizer import schedule
@@ -246,7 +246,7 @@ class Trainer:
     def validate(self, info: StepInfo) -> None:
         """Adds the means over the validation set, every eval.every steps."""
         if self._evaluated(info):
-            info.values |= {f"eval_{k}": v for k, v in self.evaluate().items()}
+            info.values |= {f"eval_{k}": v for k, v in self.evaluate().values.items()}
 
     def log(self, info: StepInfo) -> None:
         """Writes and shows info.values."""
@@ -284,10 +284,10 @@ class Trainer:
             return multihost_utils.process_allgather(params, tiled=True)
         return params
 
-    def evaluate(self) -> dict[str, float]:
-        """Means over the validation set."""
-        limit, score = self.config.eval.max_batches, self.setup.objective.score
-        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit, score)
+    def evaluate(self) -> Evaluation:
+        """Means and scores over the validation set."""
+        limit = self.config.eval.max_batches
+        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit)
 
     def save(self, loss: float | None = None) -> None:
         """Starts writing a checkpoint of this step; `loss` is the validation loss there."""

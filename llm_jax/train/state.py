@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from llm_jax import objectives
+from llm_jax.data.chunks import DOCUMENT
 from llm_jax.models import Model, init_params, real, router_loss
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
@@ -191,8 +192,9 @@ def make_eval_step(
 ) -> Callable[[Any, dict], tuple[dict, dict, dict]]:
     """Returns (params, batch) -> ({metric: sum}, {metric: weight}, {prediction: [B, …]}).
 
-    The first two are to be added over batches; predictions are those that the objective scores,
-    with 'real' [B], false of rows that only fill up a batch, and 'tokens' [B], how many they have.
+    The first two are to be added over batches; predictions are what the objective predicts, with
+    'real' [B], false of rows that only fill up a batch, 'tokens' [B], how many they have, and
+    'document' [B], which of the set's they are of.
 
     token_bytes: [V], UTF-8 bytes of each token; a decoder then has bits_per_byte, the loss of all
     targets, ends of documents too, in bits over the bytes that they stand for: comparable between
@@ -212,7 +214,7 @@ def make_eval_step(
         if objective.predict is None:
             return sums, weights, {}
         tokens = real(batch).sum(1)
-        about = {"real": tokens > 0, "tokens": tokens}
+        about = {"real": tokens > 0, "tokens": tokens, DOCUMENT: batch[DOCUMENT]}
         return sums, weights, objective.predict(outputs, batch) | about
 
     return eval_step

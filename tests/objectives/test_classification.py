@@ -14,8 +14,7 @@ from llm_jax import hub, objectives
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.models import heads
-from llm_jax.objectives import classification
-from llm_jax.train.evaluate import evaluate
+from llm_jax.objectives import classification, scores
 from llm_jax.train.loop import Trainer
 from tests import making
 
@@ -49,13 +48,15 @@ def test_scores_are_those_of_scikit_learn(seed, classes):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(40, classes)) + (np.arange(classes) == 0)  # some are never guessed
     label = rng.integers(0, max(2, classes - seed), 40)  # some never occur
-    ours = classification.score({"logits": logits, "label": label})
     guess = logits.argmax(-1)
+    ours = scores.classes(scores.confusion(label, guess, classes))
     expected = metrics.precision_recall_fscore_support(
         label, guess, average="macro", zero_division=0
     )
     assert [ours[k] for k in ("precision", "recall", "f1")] == pytest.approx(expected[:3])
     assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(label, guess))
+    assert ours["f1_micro"] == pytest.approx(metrics.f1_score(label, guess, average="micro"))
+    assert ours["matthews"] == pytest.approx(metrics.matthews_corrcoef(label, guess))
 
 
 def test_examples_of_texts_and_pairs():
@@ -181,19 +182,17 @@ def test_a_run_shows_and_keeps_its_labels_and_scores_the_whole_set(run, trained)
     kept = json.loads((folder / "run" / "config.json").read_text())
     assert kept["data"]["labels"] == ["0", "1"] and kept["model"]["num_labels"] == 2
     assert last["eval_accuracy"] > 0.9
-    seen = {}
-
-    def score(predictions):
-        seen.update(predictions)
-        return {"given": 1.0}
-
-    found = evaluate(
-        trainer.eval_step, trainer.params(), trainer.held_out, trainer.mesh, score=score
-    )
-    assert seen["label"].tolist() == labels  # in order, each once, and no row of padding
-    assert found["given"] == 1.0 and found["examples"] == 21
-    assert found["accuracy"] == pytest.approx((seen["logits"].argmax(-1) == labels).mean())
-    assert found["tokens"] == 21 * 9  # seven letters, start and end
+    found = trainer.evaluate()
+    gold = [int(record["label"]) for record in found.records]
+    assert gold == labels  # in order, each once, and no row of padding
+    guess = np.array([int(answer["label"]) for answer in found.answers])
+    assert found.values["accuracy"] == pytest.approx((guess == labels).mean())
+    assert found.values["examples"] == 21
+    assert found.values["tokens"] == 21 * 9  # seven letters, start and end
+    for answer in found.answers:
+        shares = answer["probabilities"]
+        assert answer["label"] == max(shares, key=shares.get)
+        assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_the_exported_classifier_is_transformers_own(trained, run, tmp_path):

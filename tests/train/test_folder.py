@@ -84,9 +84,9 @@ def test_the_loop_evaluates_the_average_where_one_is_kept(trained):
     _, trainer = trained
     assert trainer.params() is trainer.state.ema
     with sharding.activate(trainer.mesh):
-        loss = trainer.evaluate()["loss"]
+        loss = trainer.evaluate().values["loss"]
         trainer.state = trainer.state.replace(ema=None)
-        assert loss != trainer.evaluate()["loss"]
+        assert loss != trainer.evaluate().values["loss"]
 
 
 def edit(path, change):

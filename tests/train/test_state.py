@@ -154,7 +154,7 @@ def test_the_average_is_what_is_evaluated_and_exported(tiny, tmp_path, silent):
     last = trainer.run()
     evaluated = lambda params: evaluate(
         trainer.eval_step, params, trainer.held_out, trainer.mesh, config.eval.max_batches
-    )
+    ).values
     state = trainer.state
     assert last["eval_loss"] == evaluated(state.ema)["loss"] != evaluated(state.params)["loss"]
     params = load_params(tmp_path)[2]
@@ -198,15 +198,15 @@ def test_evaluation_weighs_tokens_not_batches(tiny, batch):
     step = jax.jit(make_eval_step(setup.model, setup.objective, config))
     batches = [batch(config, seed) for seed in range(3)]
     batches[1]["weights"][1:] = 0
-    found = evaluate(step, params, batches, mesh)
-    one = [evaluate(step, params, [rows], mesh) for rows in batches]
+    found = evaluate(step, params, batches, mesh).values
+    one = [evaluate(step, params, [rows], mesh).values for rows in batches]
     tokens = [int(rows["weights"].sum()) for rows in batches]
     assert [result["tokens"] for result in one] == tokens
     assert found["tokens"] == sum(tokens)
     for name in ("loss", "accuracy"):
         mean = np.average([result[name] for result in one], weights=tokens)
         np.testing.assert_allclose(found[name], mean, rtol=1e-6)
-    assert evaluate(step, params, batches, mesh, max_batches=1) == one[0]
+    assert evaluate(step, params, batches, mesh, max_batches=1).values == one[0]
 
 
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_targets(tiny, batch):
@@ -218,7 +218,7 @@ def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_targets(tiny, batch):
     table = np.arange(259, dtype=np.int32) % 5  # bytes of each token; some have none
     step = jax.jit(make_eval_step(setup.model, setup.objective, config, table))
     batches = [batch(config, seed) for seed in range(2)]
-    found = evaluate(step, params, batches, mesh)
+    found = evaluate(step, params, batches, mesh).values
     written = sum(table[t] for rows in batches for t in rows["targets"][rows["weights"] > 0])
     bits = found["loss"] * found["tokens"] / np.log(2)
     np.testing.assert_allclose(found["bits_per_byte"], bits / written, rtol=1e-5)
