@@ -148,6 +148,13 @@ def factors(when: When | None = None) -> Key:
     return Key((), allows, 'must be pairs like ("encoder/.*", 0.1), factors of at least 0', when)
 
 
+def weights(when: When | None = None) -> Key:
+    """A tuple of numbers, empty by default, or ("balanced",)."""
+    some = lambda v: all(type(x) in (int, float) and 0 <= x < 1e6 for x in v)
+    return Key((), lambda v: v == ("balanced",) or some(v),
+               'must be numbers of at least 0, or "balanced"', when)
+
+
 def devices(default: int) -> Key:
     """A size of the mesh: at least 1, or -1 for the devices that are left."""
     return Key(default, lambda v: v == -1 or 1 <= v <= 2**24, "must be positive, or -1")
@@ -293,6 +300,8 @@ class Objective:
     name = text("causal_lm", empty=False)  # a file of llm_jax/objectives/
     label_smoothing = share(0.0)
     z_loss = number(0.0)
+    # Of each label's loss; "balanced": those of rare ones are larger; (): all are 1.
+    class_weights = weights(when=given("objective.name", "classification"))
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
     # Masked models: words are masked whole (albert: always).
     whole_word = flag(

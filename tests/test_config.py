@@ -137,7 +137,8 @@ def test_odd_values(key):
     else:
         texts = key in TEXTS
         no += ["('a\\0',)", "('\\ud800',)", "(('a',),)", "(None,)", "[-1]"]
-        no += [] if texts else ["(-1,)", "(1.0,)", "(True,)", "('1',)", "(1e999,)", "x"]
+        no += ["(1.0,)"] * (key != "objective.class_weights" and not texts)
+        no += [] if texts else ["(-1,)", "(True,)", "('1',)", "(1e999,)", "x"]
     assert [text for text in no if accepted(key, text)] == []
 
 

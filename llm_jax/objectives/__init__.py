@@ -23,6 +23,7 @@ from llm_jax.objectives import (
     completion,
     masked_lm,
     prefix_lm,
+    regression,
     replaced_token_detection,
     seq2seq,
     span_corruption,
@@ -36,7 +37,7 @@ OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
         causal_lm, prefix_lm, completion, masked_lm, bert, albert, replaced_token_detection,
-        classification, seq2seq, span_corruption,
+        classification, regression, seq2seq, span_corruption,
     )
 }  # fmt: skip
 

@@ -23,10 +23,7 @@ class Classification(Examples):
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
-        names = config.data.labels
-        self.ids = {name: i for i, name in enumerate(names)}
-        if not any(name.isdigit() for name in names):  # an imported model's names, and data's ids
-            self.ids |= {str(i): i for i in range(len(names))}
+        self.ids = numbered(config.data.labels)
 
     @classmethod
     def columns(cls, config):
@@ -75,8 +72,17 @@ def shortened(texts, room):
     return [texts[0][:a], texts[1][: room - a]]
 
 
+def numbered(names):
+    """Returns the place of each label; of an imported model's names also by its number."""
+    ids = {name: i for i, name in enumerate(names)}
+    return ids if any(map(str.isdigit, names)) else ids | {str(i): i for i in range(len(names))}
+
+
 def resolve(config, documents):
-    """Fills in data.labels, in order of their names or numbers, and model.num_labels."""
+    """Fills in data.labels, in order of their names or numbers, what follows from their number.
+
+    objective.class_weights="balanced" becomes n / (labels * n of each), as in scikit-learn.
+    """
     order = lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
     labels = config.data.labels or tuple(sorted({doc["label"] for doc in documents}, key=order))
     if len(labels) < 2:
@@ -86,6 +92,15 @@ def resolve(config, documents):
         raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
                           f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
     config.data.labels, config.model.num_labels = labels, len(labels)
+    given = config.objective.class_weights
+    if given == ("balanced",):
+        ids = numbered(labels)
+        counts = np.bincount([ids[doc["label"]] for doc in documents], minlength=len(labels))
+        given = tuple((len(documents) / len(labels) / np.maximum(counts, 1)).tolist())
+    if given and len(given) != len(labels):
+        raise ConfigError(f"objective.class_weights={given}: must be one for each of the "
+                          f"{len(labels)} data.labels: {', '.join(labels)}; or balanced")
+    config.objective.class_weights = given
 
 
 def weights(batch):
@@ -94,7 +109,7 @@ def weights(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of heads.sequence [B, C] against label [B]."""
+    """Cross-entropy of heads.sequence [B, C] against label [B], times its class's weight."""
     logits, label = outputs.heads["sequence"], batch["label"]
     wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], cfg.label_smoothing)
     real = models.real(batch).any(1).astype(jnp.float32)
@@ -102,7 +117,8 @@ def losses(outputs, batch, cfg):
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
         "accuracy": logits.argmax(-1) == label,
     }
-    terms = {"examples": (optax.softmax_cross_entropy(logits, wanted) * real).sum()}
+    weight = jnp.array(cfg.class_weights or (1.0,) * logits.shape[-1])[label]
+    terms = {"examples": (optax.softmax_cross_entropy(logits, wanted) * weight * real).sum()}
     return terms, {name: ((x * real).sum(), "examples") for name, x in each.items()}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import llm_jax
 from llm_jax import config as configs
-from llm_jax import hub, objectives
+from llm_jax import hub, models, objectives
 from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.models import heads
@@ -277,3 +277,74 @@ def test_docs_extending_runs_as_it_stands(run, tmp_path, monkeypatch):
     found = trainer.setup.model.apply({"params": trainer.params()}, {"tokens": tokens})
     np.testing.assert_allclose(found.heads["mood"], expected, atol=1e-4)
     assert hub.load(tmp_path / "hf")[0].head == "mood"
+
+
+@pytest.mark.parametrize("labels", [["a"] * 6 + ["b"] * 2, ["b", "c", "a", "a"]])
+def test_balanced_weights_are_those_of_scikit_learn(labels):
+    utils = pytest.importorskip("sklearn.utils.class_weight")
+    c = settings(objective__class_weights=("balanced",))
+    objectives.get("classification").resolve(c, [{"label": x} for x in labels])
+    expected = utils.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert c.objective.class_weights == pytest.approx(expected)
+    c = settings(objective__class_weights=(1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(ConfigError, match="objective.class_weights=.*one for each"):
+        objectives.get("classification").resolve(c, [{"label": x} for x in labels])
+
+
+def test_a_class_weight_is_of_its_classs_loss():
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(size=(6, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2])
+    batch = {"tokens": np.zeros((6, 4), int), "label": label}
+    outputs = models.Outputs(None, None, heads={"sequence": logits})
+    terms = {}
+    for weights in ((), (1.0, 0.0, 5.0)):
+        cfg = settings(objective__class_weights=weights).objective
+        terms[weights], metrics = classification.losses(outputs, batch, cfg)
+    nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), label]
+    assert terms[()]["examples"] == pytest.approx(nll.sum(), rel=1e-5)
+    expected = (nll * np.array([1, 0, 5])[label]).sum()
+    assert terms[1.0, 0.0, 5.0]["examples"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["loss"][0] == pytest.approx(nll.sum(), rel=1e-5)  # comparable between the two
+
+
+def test_regression_learns_a_number_and_scores_as_scipy(tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 300), ("valid", 30)):
+        words = ["".join(rng.choice(list("ab"), 8)) for _ in range(count)]
+        lines = [f"{word}\t{word.count('a') / 4:.2f}" for word in words]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]))
+    c = settings(
+        objective__name="regression", data__train=str(tmp_path / "train.tsv"),
+        data__validation=str(tmp_path / "valid.tsv"), train__steps=80, eval__every=80,
+        optimizer__learning_rate=3e-3, optimizer__warmup_steps=10, data__batch_size=16,
+        model__norm_place="post", model__embed_norm=True, model__positions="none",
+    )  # fmt: skip
+    trainer = Trainer(c, tmp_path / "run", _Silent(), jax.devices()[:1])
+    last = trainer.run()
+    assert trainer.setup.config.model.num_labels == 1
+    found = trainer.evaluate()
+    gold = [float(record["label"]) for record in found.records]
+    guess = [answer["score"] for answer in found.answers]
+    assert last["eval_pearson"] == pytest.approx(stats.pearsonr(gold, guess)[0], abs=1e-6)
+    assert last["eval_spearman"] == pytest.approx(stats.spearmanr(gold, guess)[0], abs=1e-6)
+    assert last["eval_loss"] == pytest.approx(np.mean(np.subtract(gold, guess) ** 2), rel=1e-4)
+    assert last["eval_pearson"] > 0.8
+    with pytest.raises(ConfigError, match="data.label_column: 'x' is no number"):
+        making.examples(c, TOKENIZER).example({"text": "a", "label": "x"}, None, None)
+
+
+@pytest.mark.parametrize("sides", ["right", "left"])
+def test_a_decoders_head_reads_the_last_token(sides):
+    c = settings(model__kind="decoder", model__pooler=False, model__num_labels=3).model
+    model = models.build(configs.resolve(c, 30))
+    tokens = np.random.default_rng(0).integers(0, 30, (3, 8))
+    lengths = np.array([[8], [5], [2]])
+    real = np.arange(8) < lengths
+    real = real if sides == "right" else real[:, ::-1]
+    batch = {"tokens": tokens, "attention_mask": real.astype(int)}
+    params = models.init_params(model, jax.random.key(0))
+    found = jax.jit(model.apply)({"params": params}, batch)
+    last = found.features[np.arange(3), [np.flatnonzero(row)[-1] for row in real]]
+    expected = last @ params["sequence"]["kernel"]  # its bias is drawn as 0
+    np.testing.assert_allclose(found.heads["sequence"], expected, atol=1e-5)

@@ -1,0 +1,56 @@
+"""Regression: a number of a text, or of a pair of texts (as STS-B; Devlin 2019, 4.1)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.objectives import classification, scores
+
+
+class Regression(classification.Classification):
+    """As Classification, with a number for the label: score in the answer."""
+
+    def target(self, record):
+        try:
+            return np.float32(record["label"])
+        except ValueError:
+            raise ConfigError(f"data.label_column: {record['label']!r} is no number, which "
+                              "objective.name='regression' learns") from None
+
+    def answer(self, record, rows):
+        return {"score": float(rows[0]["value"])}
+
+    def score(self, records, answers):
+        return scores.correlation([*map(self.target, records)], [x["score"] for x in answers])
+
+
+def resolve(config, documents):
+    """Fills in model.num_labels; there are no names."""
+    if config.model.num_labels not in (0, 1):
+        raise ConfigError(f"model.num_labels={config.model.num_labels}: regression has 1 number")
+    config.model.num_labels = 1
+
+
+def losses(outputs, batch, cfg):
+    """Squared error of heads.sequence [B, 1] against label [B]."""
+    real = models.real(batch).any(1).astype(jnp.float32)
+    total = (jnp.square(outputs.heads["sequence"][:, 0] - batch["label"]) * real).sum()
+    return {"examples": total}, {"loss": (total, "examples")}
+
+
+def predict(outputs, batch):
+    """Of each row its number."""
+    return {"value": outputs.heads["sequence"][:, 0]}
+
+
+OBJECTIVE = dataclasses.replace(
+    classification.OBJECTIVE,
+    name="regression",
+    examples=Regression,
+    losses=losses,
+    resolve=resolve,
+    predict=predict,
+)
