@@ -38,7 +38,7 @@ def predict(
     for window in chunked(records, WINDOW * size):
         rows, errors = _rows(examples, window)
         found: list[list[Arrays]] = [[] for _ in window]
-        for i, row in sorted(_predicted(step, params, rows, size, mesh), key=lambda pair: pair[0]):
+        for row in _predicted(step, params, rows, size, mesh):
             found[int(row[DOCUMENT])].append(row)
         for i, record in enumerate(window):
             yield {"error": errors[i]} if i in errors else examples.answer(record, found[i])
@@ -69,27 +69,29 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
 
 def _predicted(
     step: Callable, params: Any, rows: list[Arrays], size: int, mesh: Mesh
-) -> Iterator[tuple[int, Arrays]]:
-    """The place of each row, and what is predicted of it; the shortest first."""
-    ends = ("segment_ids", "encoder_segment_ids")
-    length = lambda row: sum(int((row[name] > 0).sum()) for name in ends if name in row)
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i]))
-    for places in chunked(order, size):
-        batch = {name: np.stack([rows[i][name] for i in places]) for name in rows[places[0]]}
-        batch = {k: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])
-                 for k, x in _trimmed(batch).items()}  # fmt: skip
+) -> list[Arrays]:
+    """What is predicted of each row."""
+    masks = ("segment_ids", "encoder_segment_ids")
+    lengths = [sum(int((row[name] > 0).sum()) for name in masks if name in row) for row in rows]
+    found: list[Arrays] = [{}] * len(rows)
+    for places in chunked(np.argsort(lengths, kind="stable"), size):
+        batch = _trimmed([rows[i] for i in places], size)
         out = jax.device_get(step(params, sharding.put(filled(batch, mesh), mesh)))
         for n, i in enumerate(places):
-            yield i, {name: values[n] for name, values in out.items()}
+            found[i] = {name: values[n] for name, values in out.items()}
+    return found
 
 
-def _trimmed(batch: Arrays) -> Arrays:
-    """Cuts off positions that are padding in all rows."""
-    def side(name: str) -> str:
-        return "encoder_" if name.startswith("encoder_") else ""
-
-    real = {side(name): x > 0 for name, x in batch.items() if name.endswith("segment_ids")}
-    whole = {name: x.shape[1] for name, x in real.items()}
-    kept = {name: max(SHORTEST, 1 << int(x.sum(1).max() - 1).bit_length()) for name, x in real.items()}
-    fits = lambda name, x: x.ndim > 1 and x.shape[1] == whole.get(side(name))
-    return {name: x[:, : kept[side(name)]] if fits(name, x) else x for name, x in batch.items()}
+def _trimmed(rows: list[Arrays], size: int) -> Arrays:
+    """A batch of `size` rows, without the positions that are padding in all of them."""
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    fill = [(0, size - len(rows))]
+    batch = {k: np.pad(x, fill + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}
+    for side in ("", "encoder_"):
+        real = batch.get(f"{side}segment_ids", np.ones((1, 1))) > 0
+        most, longest = real.shape[1], int(real.sum(1).max())
+        kept = min(most, max(SHORTEST, 1 << (longest - 1).bit_length()))
+        for name, x in batch.items():
+            if name.startswith("encoder_") == bool(side) and x.ndim > 1 and x.shape[1] == most:
+                batch[name] = x[:, :kept]
+    return batch
