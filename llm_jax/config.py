@@ -327,22 +327,12 @@ class Tokenizer:
 class Data:
     """Text and batches: config.data."""
 
-    # A file or glob | tfds:name/config | task:name?option=value&…
+    # A file or glob | tfds:name/config | task:name?option=value&… ; columns are COLUMNS below.
     train = text("builtin:python", empty=False)
     validation = text("")  # like train; empty: a held-out share of the documents
     validation_fraction = share(0.05, when=absent("data.validation"))
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    # A column of a table (.jsonl, .json, .csv, .tsv, .parquet …) or TFDS set, by its name; by its
-    # number, from 0, where a .csv or .tsv has no header.
-    text_column = text("text", empty=False, when=RECORDS)
-    # Of pairs (seq2seq, completion), likewise; parallel text files go without:
-    # data.train="train.en,train.de".
-    source_column = text("source", empty=False, when=PAIRS)
-    target_column = text("target", empty=False, when=PAIRS)
-    # Of classification: a label, and the second text of a pair; empty: there is one text.
-    label_column = text("label", empty=False, when=CLASSES)
-    pair_column = text("", when=CLASSES)
     labels = texts(empty=False, when=CLASSES)  # in order; (): those of the training set
     # Of the decoder's rows; 0: model.max_length.
     target_length = whole(0, when=given("objective.name", "seq2seq"))
@@ -431,6 +421,23 @@ class Sample:
     max_new_tokens = whole(64, 1, when=given("sample.prompts"))
 
 
+# Field of a document: its column in a table (.jsonl, .csv, .conll …) or TFDS set, by name, or by
+# number, from 0, where a .csv, .tsv or .conll has no header; and when it is read. data/fields.py
+# says what each holds. Parallel text files go without: data.train="train.en,train.de".
+COLUMNS = {
+    "text": ("text", RECORDS),
+    "source": ("source", PAIRS), "target": ("target", PAIRS),
+    "pair": ("", CLASSES),  # the second text; empty: there is one text
+    "label": ("label", CLASSES),
+    "tokens": ("tokens", RECORDS), "tags": ("tags", RECORDS),
+    "predicate": ("predicate", RECORDS),  # a place among the tokens
+    "context": ("context", RECORDS), "question": ("question", RECORDS),
+    "answers": ("answers", RECORDS),
+    "messages": ("messages", RECORDS),
+    "prompt": ("prompt", RECORDS), "chosen": ("chosen", RECORDS), "rejected": ("rejected", RECORDS),
+}  # fmt: skip
+
+
 GROUPS = {
     "model": Model, "objective": Objective, "tokenizer": Tokenizer, "data": Data,
     "optimizer": Optimizer, "train": Train, "mesh": Mesh, "checkpoint": Checkpoint, "eval": Eval,
@@ -441,6 +448,9 @@ KEYS: dict[str, Key] = {"seed": whole(0, 0, 2**32 - 1)} | {
     for group, keys in GROUPS.items()
     for name, key in vars(keys).items()
     if isinstance(key, Key)
+} | {
+    f"data.{field}_column": text(column, empty=not column, when=when)
+    for field, (column, when) in COLUMNS.items()
 }
 
 

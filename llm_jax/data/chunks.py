@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.sources import Lazy, permuted
+from llm_jax.data.sources import Lazy, permuted, texts
 from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
@@ -55,7 +55,7 @@ class Chunks:
         if self.held is not None:
             return int(self.held.ends[-1])
         if isinstance(docs, list):  # four characters a token
-            return sum(len(x) for doc in docs for x in doc.values() if isinstance(x, str)) / 4
+            return sum(map(len, texts(docs))) / 4
         return docs.mean * len(docs)
 
     def __len__(self) -> int:

@@ -1,18 +1,19 @@
 """Examples: what an objective makes of documents for the input pipeline, and of predictions.
 
 A document is a record: a dict of named fields, such as {"text": …}, {"source": …, "target": …},
-{"text": …, "label": …}, {"parts": (Part, …)} or {"tokens": array}.
+{"text": …, "label": …} (data/fields.py says what each holds), {"parts": (Part, …)}, or
+{"tokens": array} of text that is stored as tokens.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from llm_jax.data.fields import Record
 from llm_jax.data.tokenizers import Tokenizer
 
-Record = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Elsewhere = Callable[[int], np.ndarray]
 

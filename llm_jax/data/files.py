@@ -88,6 +88,8 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UT
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # what text does not have
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # may stand alone, and is then no character
+_NOT_A_WORD = re.compile(rb"#|\d+[-.]\d+\t")  # of CoNLL-U: a comment, a range, an empty node
+_LANGUAGE = re.compile(rb"[a-z][a-z-]+:(?=\S)")
 _CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 
 
@@ -177,12 +179,17 @@ def fingerprint(path: str) -> str:
 # What a file is.
 
 
-def holds_records(path: str) -> bool:
-    """Whether a file holds records with columns, rather than one text."""
-    if _suffix(path)[0] in KINDS:
+def holds_records(path: str, columns: Iterable[str] = ()) -> bool:
+    """Whether a file holds records with the columns that are asked for, rather than one text."""
+    if _suffix(path)[0] in KINDS or _numbered(columns):
         return True
     with _opened(path) as file:
         return file.read(len(_PARQUET)) == _PARQUET
+
+
+def _numbered(columns: Iterable[str]) -> bool:
+    columns = [*columns]
+    return bool(columns) and all(column.isdecimal() for column in columns)
 
 
 def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
@@ -190,13 +197,15 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
 
     Args:
       columns: those that will be asked for. Numbers among them ("0", "1", …) say that the rows of
-        a .csv or .tsv have no header; their fields are then numbers, from 0.
+        a .csv or .tsv have no header; their fields are then numbers, from 0. Numbers alone say
+        that a file of any other name is such a table, too, or a token a line (CoNLL's .txt).
+        "predicate" asks for a record for each predicate of a .conllu, see `_conllu`.
 
     Raises:
       ConfigError: the file is not of a kind that is read, is damaged, or not UTF-8; or a text of it
         is longer than IN_MEMORY_BYTES.
     """
-    kind, packing = _suffix(path)
+    (kind, packing), columns = _suffix(path), {*columns}
     if other := _BY_SUFFIX.get(kind):
         raise ConfigError(f"data: {path} is {other.what} by its name; {other.advice}")
     with _opened(path) as file:
@@ -205,7 +214,8 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
             yield from _parquet(path)
         else:
             blocks = _text_of(path, packing, first, file)
-            yield from (KINDS.get(kind) or _text)(path, blocks, set(columns))
+            read = KINDS.get(kind) or (_tsv if _numbered(columns) else _text)
+            yield from read(path, blocks, columns)
 
 
 def lines(path: str) -> list[str]:
@@ -372,7 +382,7 @@ def _json_text(raw: bytes, where: str) -> str:
 
 
 def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """A list of objects; an object with one such list, as SQuAD's "data"; or an object a line."""
+    """A list of objects; an object with one such list, as "data"; SQuAD's; or an object a line."""
     raw = b"".join(_limited(path, blocks))
     first, _, after = raw.strip().partition(b"\n")
     if after.strip() and _is_object(first):
@@ -392,7 +402,22 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
         if not isinstance(value, dict):
             raise ConfigError(f"data: {path}[{i}]: holds a {type(value).__name__}, not a JSON "
                               "object")
-        yield f"{path}[{i}]", value
+        if isinstance(value.get("paragraphs"), list):
+            yield from _questions(f"{path}[{i}]", value)
+        else:
+            yield f"{path}[{i}]", value
+
+
+def _questions(where: str, article: Record) -> Iterator[Located]:
+    """A record a question of SQuAD's JSON (1.1 and 2.0), with its paragraph's context."""
+    try:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answers = {"answers": question.get("answers") or []}
+                yield where, {"context": paragraph["context"]} | question | answers
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"data: {where}: its paragraphs are not SQuAD's, with context and qas "
+                          f"({error!r})") from error
 
 
 def _is_object(line: bytes) -> bool:
@@ -415,17 +440,23 @@ def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loca
 
 def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     """Tab-separated, quotes as they stand (as in GLUE); or a token a line, as CoNLL."""
-    lines = _lines(path, blocks)
-    ahead = list(itertools.islice(lines, AHEAD))
+    ahead, lines = _ahead(_lines(path, blocks))
+    between = "\t" if any(b"\t" in line for _, line in ahead) else None
     full = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
-    lines = itertools.chain(ahead, lines)
     if full.count(True) < 2:  # no blank line between others
         return _table(((w, _decoded(line, w).split("\t")) for w, line in lines if line), columns)
-    header = _decoded(ahead[0][1], ahead[0][0]).split("\t")
+    header = _decoded(ahead[0][1], ahead[0][0]).split(between)
     if not columns & set(header):
-        return _sentences(lines, "\t")
-    sentences = _sentences(itertools.islice(lines, 1, None), "\t")
+        return _sentences(lines, between)
+    sentences = _sentences(itertools.islice(lines, 1, None), between)
     return ((w, dict(zip(header, r.values(), strict=False))) for w, r in sentences)
+
+
+def _ahead(lines: Iterable[tuple[str, bytes]]) -> tuple[list, Iterator[tuple[str, bytes]]]:
+    """The first lines, and all."""
+    lines = iter(lines)
+    ahead = list(itertools.islice(lines, AHEAD))
+    return ahead, itertools.chain(ahead, lines)
 
 
 def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator[Located]:
@@ -449,23 +480,43 @@ def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Lo
 
 
 def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1")."""
-    for where, record in _sentences(_lines(path, blocks), "\t", "#"):
-        words = [i for i, number in enumerate(record["0"]) if number.isdecimal()]
-        record = {name: [values[i] for i in words] for name, values in record.items()}
-        named = zip(_CONLLU, record.values(), strict=False)
-        yield where, dict(named) | record
+    """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1").
+
+    Asked for "predicate", a record for each predicate of Universal PropBank (column 10 has its
+    sense, and a column behind that its arguments): predicate, its place; sense; roles, the label of
+    each token's argument as B-ARG0, or O. Labels are of the head of an argument alone.
+    """
+    words = ((w, line) for w, line in _lines(path, blocks) if not _NOT_A_WORD.match(line))
+    for where, record in _sentences(words, "\t"):
+        record = dict(zip(_CONLLU, record.values(), strict=False)) | record
+        if "predicate" not in columns:
+            yield where, record
+            continue
+        places = [i for i, sense in enumerate(record.get("10", ())) if sense not in ("_", "")]
+        for column, place in enumerate(places, start=11):
+            if str(column) not in record:
+                raise ConfigError(f"data: {where} has {len(places)} predicates in column 10, and "
+                                  "not as many columns behind it")
+            roles = ["O" if x in ("_", "", "V") else f"B-{x}" for x in record[str(column)]]
+            yield where, record | {
+                "predicate": place, "sense": record["10"][place], "roles": roles
+            }  # fmt: skip
 
 
 def _sentences(
-    lines: Iterable[tuple[str, bytes]], between: str | None = None, comment: str | None = None
+    lines: Iterable[tuple[str, bytes]], between: str | None = None
 ) -> Iterator[Located]:
-    """Records of sentences, a token a line and a blank line behind: a list of each column."""
+    """Records of sentences, a token a line and a blank line behind: a list of each column.
+
+    A language that is put before each token of a file ("en:", as in WikiANN) is left out.
+    """
+    ahead, lines = _ahead(lines)
+    begin = [_LANGUAGE.match(line) for _, line in ahead if line.strip()]
+    language = {m and m[0] for m in begin} if len(begin) > 1 else set()
+    language = b"" if len(language) != 1 else language.pop() or b""
     rows, start = [], ""
     for where, line in itertools.chain(lines, [("", b"")]):
-        text = _decoded(line, where)
-        if comment and text.startswith(comment):
-            continue
+        text = _decoded(line.removeprefix(language), where)
         if text.strip() and not text.startswith("-DOCSTART-"):
             rows.append(text.split(between))
             start = start or where

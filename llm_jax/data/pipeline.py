@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import sources, tokenizers
+from llm_jax.data import fields, sources, tokenizers
 from llm_jax.data.batches import Batches, Rows, Stream
 from llm_jax.data.chunks import DOCUMENT, Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
@@ -88,11 +88,10 @@ def row_shapes(
     config = ConfigDict(config.to_dict())
     config.model.vocab_size, config.data.batch_size = 0, 1
     tokenizer = tokenizers.Bytes(examples.specials(config))
-    text = "a word. " * (config.model.max_length // 4 + 4) if examples.cut else "a"
-    record = dict.fromkeys(examples.columns(config), text)
-    if "label" in record:
-        config.data.labels = config.data.labels or ("0",)  # a plan has none
-        record["label"] = config.data.labels[0]
+    config.data.labels = ("0",)  # the sample's; a plan has none
+    record = {name: fields.field(name).sample for name in examples.columns(config)}
+    if examples.cut:
+        record["text"] = "a word. " * (config.model.max_length // 4 + 4)
     batch = next(iter(eval_batches(examples(tokenizer, config), [record])))
     batch.pop(DOCUMENT, None)
     return {name: (values.shape[1:], values.dtype) for name, values in batch.items()}

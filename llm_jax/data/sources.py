@@ -20,11 +20,9 @@ from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import corpus, files, tasks, tokenizers
-from llm_jax.data.examples import Record
+from llm_jax.data import corpus, fields, files, tasks, tokenizers
+from llm_jax.data.fields import Columns, Names, Record
 from llm_jax.data.tokenizers import Tokenizer
-
-Columns = dict[str, str]  # field of a record: the column that data.FIELD_column names
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +39,13 @@ class Lazy(Sequence):
       index: places in a fixed permutation of the source, of which these documents are; None: all,
         as they lie.
       mean: tokens of a document, about.
+      names: of labels that the source has as numbers.
     """
 
-    def __init__(self, source, columns: Columns, index: range | None = None, mean: float = 1024):
+    def __init__(self, source, columns: Columns, index: range | None = None, mean: float = 1024,
+                 names: Names | None = None):
         self.source, self.columns, self.index, self.mean = source, columns, index, mean
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.source if self.index is None else self.index)
@@ -69,7 +70,7 @@ class Lazy(Sequence):
         return part
 
     def _document(self, record) -> Record:
-        return _select(record, self.columns)
+        return fields.document(record, self.columns, names=self.names)
 
 
 class Tokens(Lazy):
@@ -109,16 +110,16 @@ def _proto():
 
 
 class _Texts(Sequence):
-    """Every text of every record, one after the other."""
+    """The text of each record, of several fields or turns one below the other."""
 
     def __init__(self, docs: Sequence[Record]):
-        self.docs, self.fields = docs, [field for field in docs[0] if field != "label"]
+        self.docs = docs
 
     def __len__(self) -> int:
-        return len(self.fields) * len(self.docs)
+        return len(self.docs)
 
     def __getitem__(self, i: int) -> str:
-        return self.docs[i // len(self.fields)][self.fields[i % len(self.fields)]]
+        return "\n".join(fields.texts(self.docs[i]))
 
 
 def texts(docs: Sequence[Record]) -> Sequence[str]:
@@ -126,17 +127,12 @@ def texts(docs: Sequence[Record]) -> Sequence[str]:
     if isinstance(docs, tasks.Examples):
         return [" ".join(docs.task.words)]
     if isinstance(docs, list):
-        return [text for doc in docs for text in _texts_of(doc)]
-    return _Texts(docs) if len(docs) else []
-
-
-def _texts_of(doc: Record) -> list[str]:
-    parts = [part.text for part in doc.get("parts", ())]
-    return parts or [text for field, text in doc.items() if field != "label"]
+        return [text for doc in docs for text in fields.texts(doc)]
+    return _Texts(docs)
 
 
 def documents(
-    spec: str, data: ConfigDict, fields: Sequence[str] = ("text",)
+    spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)
 ) -> Sequence[Record]:
     """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
 
@@ -145,18 +141,18 @@ def documents(
     data.FIELD_column names; several also line by line from as many text files that follow each
     other: "a.en,a.de.gz".
     """
-    specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in fields}
-    lines, n = [], len(fields)
+    specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in wanted}
+    lines, n = [], len(columns)
     if n > 1:
-        lines = [s for s in specs if not _holds_records(s)]
+        lines = [s for s in specs if not _holds_records(s, columns)]
         if len(lines) % n or not specs:
-            keys = ", ".join(f"data.{field}_column" for field in fields)
+            keys = ", ".join(f"data.{field}_column" for field in columns)
             raise ConfigError(f"data: {spec!r} must name tables (.jsonl, .tsv, .csv …) or TFDS "
                               f"sets with the columns {keys}; or {n} text files at a time "
-                              f"({', '.join(fields)}), as in \"train.en,train.de\"")
+                              f"({', '.join(columns)}), as in \"train.en,train.de\"")
     tables = [s for s in specs if s not in lines]
     _check_once(tables)
-    parts = [_parallel(fields, lines[i : i + n]) for i in range(0, len(lines), n)]
+    parts = [_parallel(columns, lines[i : i + n]) for i in range(0, len(lines), n)]
     parts += [_read(s, data, columns) for s in tables]
     if len(parts) == 1:
         return parts[0]
@@ -167,7 +163,7 @@ def documents(
 
 
 def splits(
-    config: ConfigDict, fields: Sequence[str] = ("text",), parts: bool = False
+    config: ConfigDict, wanted: Sequence[str] = ("text",), parts: bool = False
 ) -> dict[str, Sequence[Record]]:
     """Returns the documents of train, validation and test; no document is in two of them.
 
@@ -175,7 +171,7 @@ def splits(
     content; a corpus of one text is cut in that order instead.
 
     Args:
-      fields: those that are read of a document.
+      wanted: fields that are read of a document.
       parts: whether records of parts will do, as tasks are.
     """
     data = config.data
@@ -185,7 +181,7 @@ def splits(
     def read(split: str, spec: str) -> Sequence[Record]:
         if spec.startswith(tasks.PREFIX):
             return tasks.read(config, spec, split, parts)
-        return documents(spec, data, fields)
+        return documents(spec, data, wanted)
 
     train = read("train", data.train)
     train, *held = _hold_out(train, shares) if any(shares) else (train, [], [])
@@ -267,8 +263,9 @@ def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> No
 
 
 def _digest(doc: Record) -> bytes:
-    # Without its label: what has two of them is one document all the same.
-    text = "\0".join(_texts_of(doc))
+    # By what is read, without its label: what has two of them is one document all the same. All
+    # questions about a text are of one split.
+    text = "\0".join([doc["context"]] if "context" in doc else fields.texts(doc))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -282,7 +279,7 @@ def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
     docs, size = [], 0
     for doc in stream(spec, columns):
-        size += sum(map(len, doc.values()))
+        size += sum(map(len, fields.texts(doc)))
         if size > files.IN_MEMORY_BYTES:
             raise files.too_large(spec)
         docs.append(doc)
@@ -305,10 +302,10 @@ def _check_once(specs: list[str]) -> None:
         seen.add(real)
 
 
-def _holds_records(spec: str) -> bool:
+def _holds_records(spec: str, columns: Columns) -> bool:
     if spec.startswith(("builtin:", "tfds:")):
         return spec.startswith("tfds:")
-    return files.holds_records(files.named(spec)[0])
+    return files.holds_records(files.named(spec)[0], columns.values())
 
 
 def fingerprint(config: ConfigDict) -> dict[str, str]:
@@ -334,50 +331,27 @@ def stream(spec: str, columns: Columns) -> Iterator[Record]:
     """Yields the documents of local files, with one record in memory at a time."""
     for file in files.named(spec):
         for where, record in files.records(file, columns.values()):
-            if _full(doc := _select(record, columns, where)):
+            if fields.full(doc := fields.document(record, columns, where)):
                 yield doc
             elif where == file:
                 log.warning("data: %s is empty", file)
 
 
-def _parallel(fields: Sequence[str], specs: list[str]) -> list[Record]:
+def _parallel(columns: Columns, specs: list[str]) -> list[Record]:
     """Records of parallel text: line i of each file, where none is empty."""
     sides = [[line for file in files.named(spec) for line in files.lines(file)] for spec in specs]
     for spec, side in zip(specs, sides, strict=True):
         if len(side) != len(sides[0]):
             raise ConfigError(f"data: {specs[0]} has {len(sides[0])} lines and {spec} has "
                               f"{len(side)}; line i of one must belong to line i of the other")
-    docs = [dict(zip(fields, line, strict=True)) for line in zip(*sides, strict=True)]
-    docs = [doc for doc in docs if _full(doc)]
+    rows = (dict(zip(columns, line, strict=True)) for line in zip(*sides, strict=True))
+    own = {name: name for name in columns}
+    docs = [fields.document(row, own, f"line {i} of {', '.join(specs)}")
+            for i, row in enumerate(rows, start=1)]  # fmt: skip
+    docs = [doc for doc in docs if fields.full(doc)]
     if not docs:
         raise ConfigError(f"data: {', '.join(specs)} are empty; they must hold text")
     return docs
-
-
-def _full(doc: Record) -> bool:
-    return all(text.strip() for text in doc.values())
-
-
-def _select(record: Record, columns: Columns, where: str = "the data") -> Record:
-    """The fields of a record, from the columns that a file has."""
-    doc = {}
-    for field, column in columns.items():
-        key = f"data.{field}_column"
-        if column not in record:
-            raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}; "
-                              "of a .csv or .tsv without a header, name columns by number, from 0")
-        text = record[column]
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", errors="replace")
-        if isinstance(text, list) and all(isinstance(part, str) for part in text):
-            text = " ".join(text)  # sentences
-        if field == "label" and isinstance(text, (int, np.integer)):
-            text = str(int(text))
-        if not isinstance(text, str):
-            raise ConfigError(f"{key}: {column!r} of {where} must be text, not "
-                              f"{type(text).__name__}")
-        doc[field] = text
-    return doc
 
 
 def _builder(name: str, data: ConfigDict):
@@ -417,7 +391,7 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record
 
         columns, raw = {}, {"deserialize_method": decode.DeserializeMethod.RAW_BYTES}
     for field, column in columns.items():
-        if column not in info.features:
+        if not {column, column.partition(".")[0]} & set(info.features):
             raise ConfigError(f"data.{field}_column: {column!r} is not a feature of tfds:{name}, "
                               f"which has {sorted(info.features)}")
     try:
@@ -436,9 +410,18 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record
         tokenizer = tokenizers.load(stored_tokenizer(builder))
         width = np.dtype(tokenizer.dtype).itemsize
         return Tokens(source, tokenizer, info.metadata["tokenizer"], mean / width)
-    docs = Lazy(source, columns, mean=mean / 4 if mean < np.inf else 1024)
+    names = {column: _label_names(info.features[column]) for column in columns.values()
+             if column in info.features}  # fmt: skip
+    docs = Lazy(source, columns, mean=mean / 4 if mean < np.inf else 1024, names=names)
     small = mean * len(docs) <= files.IN_MEMORY_BYTES
-    return [doc for doc in docs if _full(doc)] if small else docs
+    return [doc for doc in docs if fields.full(doc)] if small else docs
+
+
+def _label_names(feature) -> list[str] | None:
+    """The names of a ClassLabel, or of a sequence of them."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "names", None)
 
 
 def stored_tokenizer(builder) -> Path:

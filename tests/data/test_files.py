@@ -371,6 +371,88 @@ def test_tokens_a_line(tmp_path):
     assert second["form"] == ["No"]
 
 
+SENTENCES = "EU NNP B-ORG\nsays VBZ O\n\nNo DT O\n\n"
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("name", ["a.conll", "a.tsv", "a.txt", "eng.train", "a.CONLL"])
+@pytest.mark.parametrize("language", ["", "en:", "zh-min-nan:"])
+def test_sentences_under_any_name(tmp_path, name, packing, language):
+    """Asked for columns by number; a language before every token is not part of them."""
+    lines = [f"{language}{line}" if line else line for line in SENTENCES.split("\n")]
+    text = "\n".join(lines).replace(" ", "\t" if name.endswith("tsv") else " ")
+    path = tmp_path / f"{name}{packing}"
+    path.write_bytes(PACKINGS[packing](text.encode()))
+    assert files.holds_records(str(path), ["0", "2"])
+    assert _read(path, ["0", "2"]) == [
+        {"0": ["EU", "says"], "1": ["NNP", "VBZ"], "2": ["B-ORG", "O"]},
+        {"0": ["No"], "1": ["DT"], "2": ["O"]},
+    ]
+
+
+def test_a_token_may_have_a_colon(tmp_path):
+    (tmp_path / "a.conll").write_text("re:invent X\nat:y O\n\nre:do O\n")
+    assert [r["0"] for r in _read(tmp_path / "a.conll")] == [["re:invent", "at:y"], ["re:do"]]
+
+
+PREDICATES = """1\tShe\t_\t_\tARG0\tARG0
+2\twants\twant.01\t_\tV\t_
+2.1\tgone\t_\t_
+3-4\tto fly\t_\t_
+3\tto\t_\t_\t_\t_
+4\tfly\tfly.01\t_\tARG1\tV
+
+1\tNo\t\t_
+"""
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_record_for_each_predicate(tmp_path, packing):
+    """Universal PropBank: senses, then a column of arguments a predicate; O is no argument's."""
+    rows = [line.split("\t") for line in PREDICATES.splitlines()]
+    wide = ["\t".join([*r[:2], *"_" * 8, r[2], *r[4:]]) if len(r) > 1 else "" for r in rows]
+    path = tmp_path / f"a.conllu{packing}"
+    path.write_bytes(PACKINGS[packing](b"# text = x\n" + "\n".join(wide).encode()))
+    records = _read(path, ["form", "predicate", "roles"])
+    assert [(r["predicate"], r["sense"], r["roles"]) for r in records] == [
+        (1, "want.01", ["B-ARG0", "O", "O", "B-ARG1"]), (3, "fly.01", ["B-ARG0", "O", "O", "O"]),
+    ]  # fmt: skip
+    assert all(r["form"] == ["She", "wants", "to", "fly"] for r in records)
+    assert [r["form"] for r in _read(path, ["form"])] == [["She", "wants", "to", "fly"], ["No"]]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_every_predicate_of_propbank(shared_data, split):
+    path = shared_data / f"propbank_ewt/{split}.conllu"
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    senses = [line[10] for line in lines if len(line) > 10 and line[10] not in ("_", "")]
+    records = _read(path, ["form", "predicate", "roles"])
+    assert [r["sense"] for r in records] == senses
+    assert all(len(r["roles"]) == len(r["form"]) > r["predicate"] for r in records)
+
+
+QUESTIONS = [
+    {"id": "a", "question": "What?", "answers": [{"text": "b", "answer_start": 2}]},
+    {"id": "b", "question": "Who?", "answers": [], "is_impossible": True,
+     "plausible_answers": [{"text": "b", "answer_start": 2}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_questions_with_their_context(tmp_path, packing):
+    """SQuAD 1.1 and 2.0: a record a question."""
+    paragraph = {"context": "a b", "qas": QUESTIONS}
+    content = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [paragraph, paragraph]}]}
+    path = tmp_path / f"a.json{packing}"
+    path.write_bytes(PACKINGS[packing](json.dumps(content).encode()))
+    assert _read(path) == 2 * [{"context": "a b"} | question for question in QUESTIONS]
+    del paragraph["context"]
+    path.write_bytes(PACKINGS[packing](json.dumps(content).encode()))
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}\[0\]: .*SQuAD.*context"):
+        _read(path)
+
+
 def _write(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -523,8 +605,8 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
         ("chnsenticorp/hotel_reviews.csv", ["review", "label"], 7766, None),
         ("scitldr/dev.jsonl", ["source", "target"], 619, None),
         ("wikiann_en/dev.tsv", ["0", "1"], 10000, None),
-        ("cmrc2018/trial.json", ["paragraphs"], 256, None),
-        ("xquad/xquad.en.json", ["paragraphs"], 48, None),
+        ("cmrc2018/trial.json", ["context", "question", "answers", "id"], 1002, None),
+        ("xquad/xquad.en.json", ["context", "question", "answers", "id"], 1190, None),
         ("propbank_ewt/dev.conllu", ["form", "upos", "10"], None, None),
         ("multi30k/val.de.gz", ["text"], 1, None),
     ],

@@ -488,7 +488,8 @@ def test_large_sets_are_read_as_needed(name):
     docs, config = Lazy(records, columns), _config(name)
     tokenizer = making.build_tokenizer(config, docs)
     plain = texts(docs)
-    assert [plain[i] for i in range(len(plain))] == list(texts(making.records(found)))
+    one = ["\n".join(doc) if name == "seq2seq" else doc for doc in found]
+    assert [plain[i] for i in range(len(plain))] == one
     iterator = making.train_iterator(config, tokenizer, docs)
     for _ in range(3):
         next(iterator)

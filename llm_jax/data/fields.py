@@ -1,0 +1,172 @@
+"""The fields of a record: what a value of each may be, and what of it is text.
+
+A record is what a file or set holds, under its own names of columns; a document has the fields that
+an objective reads, from the columns that data.FIELD_column names.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm_jax.config import ConfigError
+
+Record = dict[str, Any]
+Columns = dict[str, str]  # field of a document: its column
+Names = dict[str, list[str]]  # column: the names of its labels, where a set stores numbers
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}  # as ShareGPT has them
+
+
+class Field(NamedTuple):
+    """What a field of a document holds.
+
+    Attributes:
+      must: what a column must hold, as an error says it.
+      read: a column's value -> the field's; raises where it is another thing.
+      texts: the field's value -> its texts, of which a tokenizer is trained and splits are made.
+      sample: a value.
+    """
+
+    must: str
+    read: Callable[[Any], Any]
+    texts: Callable[[Any], list[str]]
+    sample: Any
+
+
+def _expect(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join([_expect(part, str) for part in value])
+    return _expect(value, str)
+
+
+def _name(value: Any) -> str:
+    return str(int(value)) if isinstance(value, (bool, int)) else str(_expect(value, str, float))
+
+
+def _names(value: Any) -> list[str]:
+    return [_name(x) for x in (value.split() if isinstance(value, str) else _expect(value, list))]
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON inside a table says."""
+    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+
+
+def _answers(value: Any) -> list[dict]:
+    value = _parsed(value)
+    if isinstance(value, dict) and isinstance(value["text"], list):  # as in TFDS: lists of fields
+        columns = value["text"], value["answer_start"]
+        value = [dict(zip(("text", "answer_start"), row, strict=True))
+                 for row in zip(*columns, strict=True)]  # fmt: skip
+    parts = value if isinstance(value, list) else [value]
+    parts = [{"text": part, "answer_start": -1} if isinstance(part, str) else part
+             for part in parts]  # fmt: skip
+    return [{"text": _expect(part["text"], str), "answer_start": int(part["answer_start"])}
+            for part in parts]  # fmt: skip
+
+
+def _messages(value: Any) -> list[dict]:
+    messages = []
+    for i, part in enumerate(_expect(_parsed(value), list)):
+        if isinstance(part, str):
+            part = {"role": ("user", "assistant")[i % 2], "content": part}
+        role, text = part.get("role", part.get("from")), part.get("content", part.get("value"))
+        role = ROLES.get(_expect(role, str), role)
+        messages.append(part | {"role": role, "content": _expect(text, str)})
+    return messages
+
+
+TEXT = Field("text", _text, lambda text: [text], "a")
+FIELDS: dict[str, Field] = {
+    "label": Field("text or a number", _name, lambda label: [], "0"),
+    "tokens": Field("a list of texts, or text with blanks between them", _names,
+                    lambda tokens: [" ".join(tokens)], ["a"]),
+    "tags": Field("a list of texts, or text with blanks between them", _names,
+                  lambda tags: [], ["0"]),
+    "predicate": Field("a number: a token's place", lambda value: int(_expect(value, int, str)),
+                       lambda place: [], 0),
+    "answers": Field('a list of {"text": …, "answer_start": …}, or texts', _answers,
+                     lambda answers: [], [{"text": "a", "answer_start": 0}]),
+    "messages": Field('a list of {"role": …, "content": …}, or texts in turn', _messages,
+                      lambda messages: [message["content"] for message in messages],
+                      [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]),
+}  # fmt: skip
+
+
+def field(name: str) -> Field:
+    """Returns what a field holds: plain text, if FIELDS does not say otherwise."""
+    return FIELDS.get(name, TEXT)
+
+
+def document(
+    record: Record, columns: Columns, where: str = "the data", names: Names | None = None
+) -> Record:
+    """Returns the fields of a record of a file or set.
+
+    Raises:
+      ConfigError: a column that is not there or holds another thing; names it and the place.
+    """
+    doc = {}
+    for name, column in columns.items():
+        key, wanted = f"data.{name}_column", field(name)
+        try:
+            value = _inside(record, column)
+        except (KeyError, TypeError):
+            raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}; "
+                              "of a .csv or .tsv without a header, name columns by number, from "
+                              "0") from None
+        if not isinstance(value, str):
+            value = _plain(value, (names or {}).get(column))
+        try:
+            doc[name] = wanted.read(value)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            shown = repr(value)
+            shown = shown if len(shown) < 80 else f"{shown[:80]}…"
+            raise ConfigError(f"{key}: {column!r} of {where} must be {wanted.must}, not "
+                              f"{type(value).__name__}: {shown}") from None
+    if {"tokens", "tags"} <= doc.keys() and len(doc["tokens"]) != len(doc["tags"]):
+        raise ConfigError(f"data.tags_column: {columns['tags']!r} of {where} has "
+                          f"{len(doc['tags'])} for {len(doc['tokens'])} tokens")
+    return doc
+
+
+def _inside(record: Any, column: str) -> Any:
+    """A column's value; "translation.en" is inside another."""
+    for part in [column] if column in record else column.split("."):
+        record = record[part]
+    return record
+
+
+def _plain(value: Any, names: list[str] | None = None) -> Any:
+    """A value as JSON has it; numbers of labels become their names."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, names) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if names and isinstance(value, int) and 0 <= value < len(names):  # of a test set it may be -1
+        return names[value]
+    return value
+
+
+def texts(doc: Record) -> list[str]:
+    """Returns all texts of a document; labels, tags and answers are none."""
+    parts = [part.text for part in doc.get("parts", ())]
+    return parts or [text for name, value in doc.items() for text in field(name).texts(value)]
+
+
+def full(doc: Record) -> bool:
+    """Whether no field is blank; an empty list of answers is an answer."""
+    return all(value.strip() if isinstance(value, str) else value != []
+               for name, value in doc.items() if name != "answers")  # fmt: skip
