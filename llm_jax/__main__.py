@@ -1,5 +1,6 @@
 """`python -m llm_jax` is the command llm-jax."""
 
-from llm_jax.commands import run
+from llm_jax.signals import run
 
-run()
+if __name__ == "__main__":
+    run()

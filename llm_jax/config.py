@@ -350,7 +350,7 @@ class Optimizer:
     """The update and its rate: config.optimizer."""
 
     name = one_of("adamw", "adafactor", "lion", "muon")
-    learning_rate = number(1e-3, most=1000)
+    learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
     warmup_steps = whole(100, 0, COUNT)
     # At the peak, behind the warm-up (T5: 10,000).
@@ -417,7 +417,7 @@ class Eval:
 class Sample:
     """What the model writes at the end of a run: config.sample."""
 
-    prompts = texts()
+    prompts = texts(when=WORDS_OUT)
     max_new_tokens = whole(64, 1, when=given("sample.prompts"))
 
 

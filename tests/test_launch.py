@@ -141,6 +141,9 @@ def files(tmp_path) -> dict:
     return {"tmp": tmp_path}
 
 
+MASKED = [f"--config.{key}" for key in (
+    "model.kind=encoder", "model.head=mlm", "objective.name=masked_lm"
+)]  # fmt: skip
 BAD_TRAIN = {
     "unknown key": (["--config.model.nun_layers=3"], "did you mean model.num_layers"),
     "no --config": (["--model.num_layers=3"], "write --config.model.num_layers"),
@@ -159,6 +162,19 @@ BAD_TRAIN = {
     "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
     "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; there are"),
     "no such variant": (["--config=configs/quickstart.py:7b"], "no variant '7b'"),
+    "long prompt": (["--config.sample.prompts=" + "ab" * 20], "prompt 'abab.*max_length=16"),
+    "prompt without a gap": (
+        ["--config.sample.prompts=ab", "--config.tokenizer.specials=[MASK]", *MASKED],
+        r"prompt 'ab': put \[MASK\]",
+    ),
+    "prompts to a classifier": (
+        ["--config.sample.prompts=ab", "--config.model.head=sequence"],
+        "sample.prompts: nothing reads it with model.head='sequence'",
+    ),
+    "key and value apart": (
+        ["--config.model.num_layers", "3"], "write --config.model.num_layers=3, in one word"
+    ),
+    "key without a value": (["--config.seed"], "write --config.seed=VALUE"),
     "a file": (["--workdir={tmp}/a file"], "a file: cannot be made"),
     "below a file": (["--workdir={tmp}/a file/run"], "run: cannot be made"),
 }

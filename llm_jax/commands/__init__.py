@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import signal
+import shlex
 import sys
 import time
 import traceback
@@ -116,6 +116,10 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             raise ConfigError(f"{text!r}: is not UTF-8 text")
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     options = [a for a in argv if not a.startswith("--config.")]
+    for key, value in zip(argv, [*argv[1:], ""], strict=True):
+        if key.startswith("--config.") and "=" not in key:
+            value = "VALUE" if value.startswith("--") else value
+            raise ConfigError(f"{key}: write {key}={shlex.quote(value or 'VALUE')}, in one word")
     for option in (a.split("=")[0] for a in options if a.startswith("--")):
         if "." in option:
             raise ConfigError(f"{option}: write --config.{option[2:]}")
@@ -129,10 +133,6 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def run() -> None:
     """Runs the command line and ends the process with its exit code."""
-    # Python would have Ctrl-C wait for an import or a compilation to end, where some code swallows
-    # it. A run takes over when there is a step to save.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = main()
     if code == INTERRUPTED or (code in (1, 2) and hosts.joined()):
         # Threads may be inside C++ code; a run that was interrupted here has nothing to save, and

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         print(shown("generate", workdir, f"--prompt={prompt}"))
     data = "SOURCES.txt,TARGETS.txt" if imported["objective"] == "seq2seq" else "FILE"
     print(shown("train", workdir, f"--config.data.train={data}"))
+    rate = imported["learning_rate"]
+    print(f"  at learning rate {rate:g}, unless told another: --config.optimizer.learning_rate")
     return imported
 
 

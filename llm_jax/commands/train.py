@@ -20,29 +20,35 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     config = config_of(args, overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.
     job = hosts.start()
-    from llm_jax import console
+    from llm_jax import console, decode
     from llm_jax.models import heads
     from llm_jax.train.loop import Reporter, Trainer
 
     first = job is None or job.index == 0
+    prompts = config.sample.prompts
+
+    def accept(setup, tokenizer):  # what would else be refused at the end of the run
+        if prompts and heads.speaks(config.model):
+            decode.read(setup.model.cfg, tokenizer, prompts, config.objective)
+
     with hosts.together(job):
-        trainer = Trainer(config, args.workdir, console.Reporter() if first else Reporter())
+        reporter = console.Reporter() if first else Reporter()
+        trainer = Trainer(config, args.workdir, reporter, accept=accept)
         summary = trainer.run()
         speaks = heads.speaks(config.model)
-        sampling = summary["finished"] and config.sample.prompts and speaks
+        sampling = summary["finished"] and prompts and speaks
         params = trainer.params(here=True) if sampling else None
     if not first:
         return summary
     if sampling:
         from llm_jax import sharding
-        from llm_jax.decode import complete
 
         options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
         options |= {"max_new_tokens": config.sample.max_new_tokens, "seed": config.seed}
         options |= {"objective": config.objective, "imported": False}
-        prompts, model = config.sample.prompts, trainer.setup.model
+        model, tokenizer = trainer.setup.model, trainer.tokenizer
         with nullcontext() if trainer.several else sharding.activate(trainer.mesh):
-            texts = complete(model, params, trainer.tokenizer, prompts, **options)
+            texts = decode.complete(model, params, tokenizer, prompts, **options)
         samples.write(args.workdir, texts, config.model.kind)
         samples.show(texts, config.model.kind)
         summary["samples"] = texts
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if summary["finished"]:
         print("\nnext:")
         if speaks:
-            prompt = (*config.sample.prompts, samples.usual_prompt(config.model.kind))[0]
+            prompt = (*prompts, samples.usual_prompt(config.model.kind))[0]
             print(shown("generate", f"--workdir={args.workdir}", f"--prompt={prompt}"))
         print(shown("eval", f"--workdir={args.workdir}"))
         print(f"  open {shlex.quote(f'{args.workdir}/loss.png')}, or, with tensorboard installed:")

@@ -4,6 +4,6 @@ from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
-from llm_jax.decode.text import complete
+from llm_jax.decode.text import complete, read
 
-__all__ = ["Hypothesis", "Request", "beam_search", "complete", "fill", "generate"]
+__all__ = ["Hypothesis", "Request", "beam_search", "complete", "fill", "generate", "read"]

@@ -51,17 +51,14 @@ def complete(
       ConfigError: a model without logits of words, a prompt that it cannot take, or settings that
         do not go together.
     """
-    request = Request(**settings)
-    kind, head = model.cfg.kind, model.cfg.head
-    if not models.heads.speaks(model.cfg):
-        raise ConfigError(f"model.head={head!r}: the model has no logits of words; it writes no "
-                          "text and fills no gaps, which a head of lm or mlm does")
+    request, kind = Request(**settings), model.cfg.kind
+    rows = read(model.cfg, tokenizer, prompts, objective)
     request.check(kind)
     if kind != "encoder":
         request = request.resolve(kind, tokenizer.generation)
     write = {"encoder": _fill_gaps, "encoder_decoder": _answer, "decoder": _continue}[kind]
     try:
-        samples = write(model, params, tokenizer, prompts, request, objective)
+        samples = write(model, params, tokenizer, rows, request, objective)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     first = ("prompt", "completion", "tokens")
@@ -69,10 +66,39 @@ def complete(
     return [{name: sample[name] for name in first} | sample for sample in samples]
 
 
-def _continue(model, params, tokenizer, prompts, request, objective) -> list[dict]:
-    before, behind = tokenizer.around("decoder")
-    rows = [[*before, *tokenizer.read(prompt), *behind] for prompt in prompts]
-    rows = [row or [tokenizer.bos_id] for row in rows]  # something must come first
+def read(
+    cfg: ConfigDict, tokenizer: Tokenizer, prompts: Sequence[str], objective: ConfigDict | None
+) -> list[list[int]]:
+    """Returns the ids of each prompt as a model of config.model is given them; computes nothing.
+
+    Raises:
+      ConfigError: a model without logits of words; a prompt without a gap for a masked model, or
+        of more tokens than model.max_length.
+    """
+    if not models.heads.speaks(cfg):
+        raise ConfigError(f"model.head={cfg.head!r}: the model has no logits of words; it writes "
+                          "no text and fills no gaps, which a head of lm or mlm does")
+    lay_out = lambda text: text
+    if cfg.kind == "encoder":
+        mask = mask_id(tokenizer)
+        name = tokenizer.pieces()[mask]
+        lay_out = lambda text: re.sub("|".join(map(re.escape, MASKS)), lambda _: name, text)
+    elif cfg.kind == "encoder_decoder" and objective:
+        lay_out = lambda text: objectives.get(objective.name).prompt(text, objective)
+    before, behind = tokenizer.around(cfg.kind)
+    rows = []
+    for prompt in prompts:
+        row = [*before, *tokenizer.read(lay_out(prompt)), *behind]
+        if cfg.kind == "encoder" and mask not in row:
+            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
+        if len(row) > cfg.max_length:
+            raise ConfigError(f"prompt {prompt[:60]!r}: has {len(row)} tokens; at most "
+                              f"model.max_length={cfg.max_length}")
+        rows.append(row or [tokenizer.bos_id])  # something must come first
+    return rows
+
+
+def _continue(model, params, tokenizer, rows, request, objective) -> list[dict]:
     prefix = bool(objective) and bool(objectives.get(objective.name).prefix)
     samples = _write(model, params, tokenizer, rows, request, prefix=prefix)
     for row, sample in zip(rows, samples, strict=True):
@@ -83,13 +109,9 @@ def _continue(model, params, tokenizer, prompts, request, objective) -> list[dic
     return samples
 
 
-def _answer(model, params, tokenizer, prompts, request, objective) -> list[dict]:
-    before, behind = tokenizer.around("encoder_decoder")
-    task = objectives.get(objective.name) if objective else None
-    texts = [task.prompt(prompt, objective) for prompt in prompts] if task else prompts
-    sources = [[*before, *tokenizer.read(text), *behind] for text in texts]
-    starts = [[tokenizer.bos_id] for _ in prompts]
-    samples = _write(model, params, tokenizer, starts, request, sources=sources)
+def _answer(model, params, tokenizer, rows, request, objective) -> list[dict]:
+    starts = [[tokenizer.bos_id] for _ in rows]
+    samples = _write(model, params, tokenizer, starts, request, sources=rows)
     for sample in samples:
         sample["completion"] = _with_sentinels(tokenizer, sample["tokens"])
     return samples
@@ -122,15 +144,8 @@ def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray
     return allowed
 
 
-def _fill_gaps(model, params, tokenizer, prompts, request, objective) -> list[dict]:
+def _fill_gaps(model, params, tokenizer, rows, request, objective) -> list[dict]:
     mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
-    name = tokenizer.pieces()[mask]
-    rows = []
-    for prompt in prompts:
-        ids = tokenizer.read(re.sub("|".join(map(re.escape, MASKS)), lambda _: name, prompt))
-        if mask not in ids:
-            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
-        rows.append([*before, *ids, *behind])
     samples, allowed = [], _allowed(model, tokenizer, request)
     filled = fill(model, params, rows, mask, top_k=request.top_k or 5, allowed=allowed)
     for row, gaps in zip(rows, filled, strict=True):

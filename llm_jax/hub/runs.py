@@ -3,6 +3,7 @@
 The one part of hub that knows of training: an imported run is a run at step 0.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,8 +20,14 @@ from llm_jax.files import folder_named, is_full, read_json, write_json, write_te
 from llm_jax.hub.files import CONFIG
 from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed
 from llm_jax.train.folder import IMPORTED, describe
+from llm_jax.train.groups import name
 from llm_jax.train.run import Setup, load_params
 
+log = logging.getLogger(__name__)
+
+# The learning rate of an import that is not told another (Devlin 2019, 4.1, tuned 2e-5 to 5e-5):
+# that of training from random weights undoes what was learned.
+RATE = 5e-5
 # Keys of config.model that a folder does not decide.
 CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
               "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces",
@@ -36,7 +43,8 @@ def import_run(
 
     `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last:
     model.head=mlm, or model.head=sequence with model.num_labels, gives an encoder without a head a
-    new one. Returns what was found and is new.
+    new one. A smaller model.max_length cuts a table of learned positions. A learning rate that
+    neither sets becomes RATE. Returns what was found and is new.
 
     imported.json comes first and config.json last: whatever ends it on the way leaves a folder
     that no command takes for a run, and that the same import fills.
@@ -52,9 +60,49 @@ def import_run(
             f"--from={source}: has neither tokenizer.json nor a sentencepiece .model; transformers "
             "writes it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    config.model = configs.resolve(model, 0)  # a copy: overrides may change it
     config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
     config.tokenizer.path = str(source)
+    _decide(config, model, source, overrides)
+    pipeline.check_vocab(config, tokenizer)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check(config, mesh)
+    Setup(config, mesh)  # refuses what could not be trained
+    # What the weights lack is drawn when training begins (LoRA), and here only a head.
+    whole = ConfigDict(config.to_dict())
+    whole.model.lora_rank = 0
+    whole.optimizer = configs.base().optimizer  # whose patterns may name those
+    setup = Setup(whole, mesh)
+    new = sorted(setup.params.keys() - params.keys())
+    params = _fitted(setup, params)
+    place = sharding.param_shardings(setup.params, mesh)
+    params = setup.draw_params(jax.device_put(params, {k: place[k] for k in params}))
+    family = read_json(Path(source) / CONFIG)["model_type"]
+    origin = {"from": str(source), "family": family, "new": new}
+    try:
+        _write(workdir, config, tokenizer, params, origin)
+    except BaseException as error:
+        _clear(workdir)
+        if is_full(error):
+            raise ConfigError(
+                f"--workdir={workdir}: the disk is full, nothing is imported; the same command "
+                "tries again"
+            ) from error
+        raise
+    return {
+        "family": family,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        **{key: config.model[key] for key in ("vocab_size", "kind", "head", "max_length")},
+        "objective": config.objective.name,
+        "learning_rate": config.optimizer.learning_rate,
+        "new": new,
+    }
+
+
+def _decide(
+    config: ConfigDict, model: ConfigDict, source: str | Path, overrides: Sequence[str]
+) -> None:
+    """Fills in a config from an imported model and its folder, then applies overrides."""
+    config.model = configs.resolve(model, 0)  # a copy: overrides may change it
     changeable = CHANGEABLE
     if model.kind == "encoder" and model.head == "none":
         changeable = NEW_HEAD + CHANGEABLE
@@ -75,39 +123,9 @@ def import_run(
     names = read_json(Path(source) / CONFIG).get("id2label")
     if model.num_labels and names and config.objective.name == "classification":
         config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
+    if config.optimizer.learning_rate == configs.KEYS["optimizer.learning_rate"].default:
+        config.optimizer.learning_rate = RATE
     configs.change(config, overrides)
-    pipeline.check_vocab(config, tokenizer)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check(config, mesh)
-    Setup(config, mesh)  # refuses what could not be trained
-    # What the weights lack is drawn when training begins (LoRA), and here only a head.
-    whole = ConfigDict(config.to_dict())
-    whole.model.lora_rank = 0
-    whole.optimizer = configs.base().optimizer  # whose patterns may name those
-    setup = Setup(whole, mesh)
-    _same_shapes(setup, params)
-    new = sorted(setup.params.keys() - params.keys())
-    place = sharding.param_shardings(setup.params, mesh)
-    params = setup.draw_params(jax.device_put(params, {k: place[k] for k in params}))
-    family = read_json(Path(source) / CONFIG)["model_type"]
-    origin = {"from": str(source), "family": family, "new": new}
-    try:
-        _write(workdir, config, tokenizer, params, origin)
-    except BaseException as error:
-        _clear(workdir)
-        if is_full(error):
-            raise ConfigError(
-                f"--workdir={workdir}: the disk is full, nothing is imported; the same command "
-                "tries again"
-            ) from error
-        raise
-    count = sum(x.size for x in jax.tree.leaves(params))
-    model = config.model
-    return {
-        "family": family, "parameters": count, "vocab_size": model.vocab_size,
-        "kind": model.kind, "head": model.head, "objective": config.objective.name,
-        "new": new,
-    }  # fmt: skip
 
 
 def _new(workdir: str | Path) -> Path:
@@ -146,13 +164,31 @@ def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -
     write_text(workdir / CONFIG, configs.to_json(config) + "\n")
 
 
-def _same_shapes(setup: Setup, params: dict) -> None:
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    if shapes(params) != shapes({name: setup.params[name] for name in params}):
+def _fitted(setup: Setup, params: dict) -> dict:
+    """The parameters of a folder as a model takes them, tables of learned positions cut."""
+    flat = lambda tree: {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    model, wanted = setup.config.model, flat({key: setup.params[key] for key in params})
+    if missing := sorted(wanted.keys() - flat(params).keys()):
         raise ConfigError(
-            f"model.max_length={setup.config.model.max_length}: the imported table of positions is "
-            "of another length"
+            f"model.attention={model.attention!r}: has parameters that the imported model has not "
+            f"({', '.join(missing[:3])})"
         )
+
+    def cut(path, x):
+        shape, rows = wanted[name(path)].shape, len(x) - model.position_offset
+        if x.shape == shape:
+            return x
+        if model.max_length > rows:
+            raise ConfigError(
+                f"model.max_length={model.max_length}: the imported model has learned a table of "
+                f"{rows} positions and nothing of those beyond; at most {rows} (longer texts are "
+                "cut in windows), or import a model with rotary or relative positions"
+            )
+        log.warning("model.max_length=%d: the first of the %d learned positions are kept",
+                    model.max_length, rows)  # fmt: skip
+        return x[: shape[0]]
+
+    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def export_run(

@@ -21,9 +21,11 @@ class MixtureOfExperts(nn.Module):
 
     Gates are the router's softmax, of several experts made to add up to one (Shazeer 2017;
     Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088).
-    Capacity factor c: of a row with n real tokens each expert takes at most ceil(c k n / E); the
+    Capacity factor c: of a row with n real tokens each expert takes the first ceil(c k n / E); the
     others are dropped, which leaves them the residual branch's 0. 0 is dropless. Padding takes no
-    capacity. What `router_loss` needs is sown in 'losses', as sums over real tokens.
+    capacity. GShard serves all first choices before any second one (Lepikhin 2020,
+    https://arxiv.org/abs/2006.16668, algorithm 1), so that with k > 1 later tokens decide what
+    earlier ones lose; here they cannot, and a decoder stays causal. What `router_loss` needs is sown in 'losses', as sums over real tokens.
     """
 
     cfg: FrozenConfigDict
@@ -80,18 +82,17 @@ class MixtureOfExperts(nn.Module):
         # Of each number of real tokens; counted by Python, whose floats do not depend on XLA.
         of = [max(1, math.ceil(cfg.expert_capacity * k * n / E)) for n in range(T + 1)]
         C, capacity_B = of[T], of[T]
-        # First choices before second ones, earlier tokens before later ones.
-        wants_BNE = jax.nn.one_hot(expert_BTk.swapaxes(1, 2), E, dtype=jnp.int32)
-        wants_BNE = wants_BNE.reshape(B, k * T, E)
+        # Earlier tokens first, of each its first choice first.
+        wants_BNE = jax.nn.one_hot(expert_BTk.reshape(B, T * k), E, dtype=jnp.int32)
         if real_BT is not None:
-            wants_BNE *= jnp.tile(real_BT, k)[..., None]
+            wants_BNE *= jnp.repeat(real_BT, k, axis=1)[..., None]
             capacity_B = jnp.asarray(of)[real_BT.sum(1)][:, None]
         slot_BN = ((jnp.cumsum(wants_BNE, axis=1) - wants_BNE) * wants_BNE).sum(-1)
         slot_BNC = jax.nn.one_hot(slot_BN, C) * (slot_BN < capacity_B)[..., None]
         place = jnp.einsum("bne,bnc->bnec", wants_BNE.astype(jnp.float32), slot_BNC)
-        place_BkTEC = place.reshape(B, k, T, E, C)
-        weigh_BTEC = jnp.einsum("bktec,btk->btec", place_BkTEC, top_BTk).astype(x_BTD.dtype)
-        sent = jnp.einsum("btec,btd->ebcd", place_BkTEC.sum(1).astype(x_BTD.dtype), x_BTD)
+        place_BTkEC = place.reshape(B, T, k, E, C)
+        weigh_BTEC = jnp.einsum("btkec,btk->btec", place_BTkEC, top_BTk).astype(x_BTD.dtype)
+        sent = jnp.einsum("btec,btd->ebcd", place_BTkEC.sum(2).astype(x_BTD.dtype), x_BTD)
         sent_EBCD = annotate(sent, "experts", "expert_batch", None, "activation_embed")
         # x [E, B, C, I] by kernel [E, I, O], expert by expert.
         multiply = lambda x, kernel: jax.lax.dot_general(x, kernel, (((3,), (1,)), ((0,), (0,))))

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -35,12 +35,12 @@ LOGS = (".partial", ".log", ".out", ".err")
 class Folder:
     """A run folder, made by `commit` where there is none. With a checkpoint in it, it holds a run.
 
+    It is locked against other processes until `close`, or this object's end.
+
     Raises:
       ConfigError: it cannot be written, another job trains in it, it holds something else than a
         run, an import that did not finish, or a run that lost its config.json or checkpoints.
     """
-
-    locks: dict[Path, Any] = {}  # POSIX locks are a process's: held for as long as it lives
 
     def __init__(self, path: str | Path):
         self.path = folder_named(path)
@@ -56,6 +56,7 @@ class Folder:
         self.imported = (self.path / IMPORTED).exists() and self.steps in ([], [0])
         self.text: dict | None = None  # the fingerprint of what it trains on, once it is known
         self.old: ConfigDict | None = None
+        self.lock: TextIO | None = None
         if not self.config_file.exists():
             self._check_empty()
             return
@@ -150,16 +151,21 @@ class Folder:
             write_json(self.path / "text.json", self.text)
         write_text(self.config_file, configs.to_json(config) + "\n")
 
+    def close(self) -> None:
+        """Lets other processes have the folder."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
     def _lock(self) -> None:
         """Takes the folder's POSIX lock, or refuses it; a process that dies releases it.
 
         POSIX record locks: also between machines on NFS 4 or Lustre with -o flock; not on object
         stores mounted as folders (gcsfuse), which see only their own machine's.
         """
-        path = self.path.absolute() / ".lock"
-        if jax.process_index() != 0 or path in self.locks:
+        if jax.process_index() != 0 or self.lock is not None:
             return
-        file = path.open("a+")
+        file = (self.path / ".lock").open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -170,7 +176,7 @@ class Folder:
                 f"--workdir={self.path}: is being trained by {file.read().strip()}; wait for it, "
                 "end it, or name another folder"
             ) from error
-        self.locks[path] = file  # closing any handle to it would let go of the lock
+        self.lock = file  # closed, by whomever in this process, it lets go
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME")
         file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' * bool(job)}")

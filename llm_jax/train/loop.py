@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
+from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged, Restart, groups
@@ -72,6 +74,8 @@ Hook = Callable[[StepInfo], None]
 class Trainer:
     """One run: loaded and checked by the constructor, trained by `run`; all devices if not given.
 
+    `accept(setup, tokenizer)` raises what a caller has against them, before anything is written.
+
     Attributes:
       hooks: called in order after each step. Those of the constructor come before the log, so that
         numbers which they add are logged; what is appended comes after the checkpoint.
@@ -87,6 +91,7 @@ class Trainer:
         reporter: Reporter,
         devices: list[jax.Device] | None = None,
         hooks: Sequence[Hook] = (),
+        accept: Callable[[Setup, Tokenizer], None] | None = None,
     ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
         self.stopping = False
@@ -94,11 +99,13 @@ class Trainer:
         self.compiling = True  # until the first step is done
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check(config, self.mesh)
-        folder = Folder(workdir)
+        folder = self.folder = Folder(workdir)
         objective = objectives.get(config.objective.name)
         splits = objective.splits(config)
         self.tokenizer = folder.tokenizer(config, splits["train"])
         self.setup = Setup(config, self.mesh)
+        if accept is not None:
+            accept(self.setup, self.tokenizer)
         rows, size = sharding.rows(self.mesh), config.data.batch_size
         self.shares = size / len(rows(size))  # of a batch, this process holds one
         examples = objective.examples(self.tokenizer, config)
@@ -114,6 +121,7 @@ class Trainer:
             self.step, self.state = self._restore(folder, like, place)
             folder.commit(config, self.tokenizer)
         else:
+            self._check_new()
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
             self.step, self.state = 0, self.setup.draw_state(place)
@@ -130,6 +138,19 @@ class Trainer:
             self.profile, self.measure, self.validate, *hooks, self.log,
             StopIfDiverged(self), self.keep,
         ]  # fmt: skip
+
+    def _check_new(self) -> None:
+        """Refuses to train nothing but adapters of random weights; tells of other frozen ones."""
+        frozen = [path for path, group in self.setup.groups.items() if not group.rate]
+        adapters = [path for path in self.setup.groups if re.fullmatch(groups.ADAPTERS, path)]
+        if frozen and len(frozen) + len(adapters) == len(self.setup.groups):
+            raise ConfigError(
+                f"model.lora_rank={self.config.model.lora_rank}: --workdir={self.workdir} holds no "
+                "run, and adapters of random weights would learn little; import a model there "
+                "first (import --from=HF_FOLDER --workdir=…), or set model.lora_rank=0"
+            )
+        if frozen:
+            self.reporter.note(f"frozen at random values: {', '.join(frozen)}")
 
     def _restore(self, folder: Folder, like: TrainState, place) -> tuple[int, TrainState]:
         """The newest sound checkpoint's state, the data iterator set behind its last batch."""
@@ -159,6 +180,7 @@ class Trainer:
         m, d, o = self.config.model, self.config.data, self.config.optimizer
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         split = {k: v for k, v in self.mesh.shape.items() if v > 1}
+        kind = self.mesh.devices.flat[0].device_kind
         return {
             "model": f"{count:,} parameters: {m.kind}, {m.num_layers} layers, {m.embed_dim} wide, "
             f"{m.num_heads} heads, {m.dtype}",
@@ -167,22 +189,21 @@ class Trainer:
             **({"labels": ", ".join(d.labels)} if d.labels else {}),
             "batch": f"{d.batch_size} sequences of {m.max_length} tokens",
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",
-            "mesh": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind} {split or ''}",
+            "mesh": f"{self.mesh.size} x {kind}" + f" {split}" * bool(split),
             "run folder": str(self.workdir),
         }
 
     def run(self) -> dict[str, Any]:
         """Trains to train.steps, or until SIGTERM or Ctrl-C, then saves; returns a summary.
 
+        Until the first step is done neither is caught: there is nothing to save.
+
         Raises:
           Diverged: after train.max_nonfinite steps in a row that were not finite.
           Restart: the disk is full.
         """
-        # SIGTERM to one of several is heard by JAX, which has them agree on a step to stop at.
-        # Ctrl-C ends the process at once until there is a step to save.
+        # Signals are heard once there is a step to save (_first_step).
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        if not self.several:
-            signal.signal(signal.SIGTERM, self._stop)
         self.reporter.start(self.facts(), self.step, self.config.train.steps)
         try:
             self._train()
@@ -231,7 +252,9 @@ class Trainer:
     def _first_step(self, metrics: dict) -> None:
         jax.block_until_ready(metrics)
         self.compiling = False
-        signal.signal(signal.SIGINT, self._stop)
+        # SIGTERM to one of several is heard by JAX, which has them agree on a step to stop at.
+        for number in (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
         self.reporter.note(f"first step done after {time.perf_counter() - llm_jax.BEGAN:.1f} s")
         self.meter.restart()
 
@@ -316,10 +339,11 @@ class Trainer:
         return False
 
     def _close(self) -> None:
-        """Finishes writing profile, metrics and checkpoints."""
+        """Finishes writing profile, metrics and checkpoints, and lets go of the folder."""
         self.profile.close()
         self.metrics.close()
         self.checkpoints.close()
+        self.folder.close()
 
     def _full(self) -> str:
         steps = self.checkpoints.complete()

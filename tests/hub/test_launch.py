@@ -8,7 +8,7 @@ import pytest
 
 import launch
 from llm_jax import config as configs
-from llm_jax import hub
+from llm_jax import hub, models
 from llm_jax.data import tokenizers
 from llm_jax.train.run import load_params
 from tests.hub.test_hub import ENCODER, make, same
@@ -153,13 +153,62 @@ def test_an_imported_translator_wants_pairs(tmp_path, capsys, text_file):
     assert "--config.data.train=SOURCES.txt,TARGETS.txt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("family", ["gpt2", "roberta", "t5"])
+def test_a_shorter_max_length_keeps_the_function(family, tmp_path, capsys, caplog):
+    """Of prompts that fit; a table of learned positions is cut, its offset kept, and said so."""
+    from tests.hub.test_text import export
+
+    export(tmp_path / "hf", family, "wordpiece")
+    logits = {}
+    tokens = {"tokens": np.arange(1, 8)[None], "encoder_tokens": np.arange(1, 8)[None]}
+    for length in ((), ("--config.model.max_length=8",)):
+        run, caplog.records[:] = tmp_path / f"run{len(length)}", []
+        call(capsys, "import", f"--from={tmp_path / 'hf'}", f"--workdir={run}", *length)
+        setup, _, params, _ = load_params(run)
+        assert setup.config.optimizer.learning_rate == 5e-5
+        logits[len(length)] = models.logits(setup.model.apply({"params": params}, tokens))
+        assert ("learned positions are kept" in caplog.text) == bool(length and family != "t5")
+    assert setup.config.model.max_length == 8
+    np.testing.assert_array_equal(*logits.values())
+
+
+RATES = {
+    "nothing": ([], 5e-5),
+    "an override": (["--config.optimizer.learning_rate=2e-3"], 2e-3),
+    "a config": (["--config=configs/gpt2.py:124m"], 6e-4),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_an_imported_run_trains_at_the_rate_it_is_told_or_a_small_one(
+    name, folder, tmp_path, capsys
+):
+    options, rate = RATES[name]
+    run = f"--workdir={tmp_path / 'run'}"
+    assert call(capsys, "import", f"--from={folder}", run, *options)["learning_rate"] == rate
+
+
+@pytest.mark.parametrize("config", [[], ["--config=configs/quickstart.py"]])
+def test_adapters_of_random_weights_are_refused(config, keys, tmp_path, capsys):
+    """As asked of a folder that a mistyped name makes new; nothing is written there."""
+    run = tmp_path / "new"
+    error = refused(
+        capsys, "train", f"--workdir={run}", *config, *keys, "--config.model.lora_rank=2"
+    )
+    assert f"--workdir={run} holds no run" in error and "import --from=" in error
+    assert not run.exists()
+
+
 def test_refusals(folder, tmp_path, capsys):
     run = f"--workdir={tmp_path / 'run'}"
     assert "no such folder" in refused(capsys, "import", f"--from={tmp_path / 'x'}", run)
     error = refused(capsys, "import", f"--from={folder}", run, "--config.model.num_layers=1")
     assert "num_layers: comes from" in error
-    error = refused(capsys, "import", f"--from={folder}", run, "--config.model.max_length=8")
-    assert "max_length=8" in error
+    error = refused(capsys, "import", f"--from={folder}", run, "--config.model.max_length=13")
+    assert "max_length=13: the imported model has learned a table of 12 positions" in error
+    gated = "--config.model.attention=gated_linear"
+    error = refused(capsys, "import", f"--from={folder}", run, gated)
+    assert "model.attention='gated_linear': has parameters that the imported model has" in error
     assert not (tmp_path / "run").exists()
     error = refused(capsys, "import", f"--from={folder}", f"--workdir={folder}")
     assert "not empty" in error

@@ -110,8 +110,8 @@ def first_come(x, params, real, c, k):
     y, dropped = np.zeros_like(x), 0
     for b in range(len(x)):
         room = np.full(E, max(1, math.ceil(c * k * real[b].sum() / E)))
-        for choice in range(k):
-            for t in np.flatnonzero(real[b]):
+        for t in np.flatnonzero(real[b]):
+            for choice in range(k):
                 e = order[b, t, choice]
                 if room[e] == 0:
                     dropped += 1
@@ -132,6 +132,18 @@ def test_capacity_is_first_come_first_served_among_real_tokens(c, k):
     expected, dropped = first_come(x, params, real, c, k)
     assert (dropped == 0) == (c == 4.0)
     np.testing.assert_allclose(y[real], expected[real], atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("capacity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_later_tokens_change_nothing_before_them(k, capacity):
+    """Neither by taking an expert's room nor by what they hold: a causal model stays causal."""
+    model = layer(activation="relu", expert_capacity=capacity, experts_per_token=k)
+    x, params = drawn(gated=False)
+    run = lambda x: model.apply({"params": params}, x, mutable=["losses"])[0]
+    for t in range(1, T):
+        changed = np.concatenate([x[:, :t], -5 * x[:, t:]], axis=1)
+        np.testing.assert_array_equal(run(changed)[:, :t], run(x)[:, :t])
 
 
 @pytest.mark.parametrize("capacity", [0.0, 1.0])

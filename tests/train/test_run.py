@@ -177,7 +177,6 @@ def test_reading_needs_a_run_with_a_checkpoint(tiny, tmp_path):
 def test_two_jobs_in_a_folder_are_refused(workdir):
     script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
     script += "f.write('process 7 on a'); f.flush(); print('held', flush=True); input()"
-    Folder.locks.pop(workdir / ".lock").close()
     command = [sys.executable, "-c", script, str(workdir / ".lock")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
@@ -185,8 +184,13 @@ def test_two_jobs_in_a_folder_are_refused(workdir):
         with pytest.raises(ConfigError, match="is being trained by process 7 on a; wait"):
             Folder(workdir)
         other.kill()
-    Folder(workdir)  # who dies lets go
-    Folder(workdir)  # and a process does not stand in its own way
+    run = Folder(workdir)  # who dies lets go
+    script = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", script, str(workdir / ".lock")]
+    assert subprocess.run(command, capture_output=True).returncode == 1
+    run.close()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert Folder(workdir) and Folder(workdir)  # a process does not stand in its own way
 
 
 @pytest.mark.parametrize("place", [0, 2000, -1])
