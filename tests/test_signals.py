@@ -26,7 +26,10 @@ ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")
 def heard(process, number, out=""):
     """Checks how a process ends that is sent a signal; `out`: what it has printed already."""
     process.send_signal(number)
-    rest, err = process.communicate(timeout=120)
+    try:
+        rest, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     code, text = ENDS[number]
     assert (process.returncode, err.splitlines()[-1]) == (code, f"error: {text}"), err
     assert "Traceback" not in err
