@@ -25,7 +25,8 @@ class MixtureOfExperts(nn.Module):
     others are dropped, which leaves them the residual branch's 0. 0 is dropless. Padding takes no
     capacity. GShard serves all first choices before any second one (Lepikhin 2020,
     https://arxiv.org/abs/2006.16668, algorithm 1), so that with k > 1 later tokens decide what
-    earlier ones lose; here they cannot, and a decoder stays causal. What `router_loss` needs is sown in 'losses', as sums over real tokens.
+    earlier ones lose; here they cannot, and a decoder stays causal. What `router_loss` needs is
+    sown in 'losses', as sums over real tokens.
     """
 
     cfg: FrozenConfigDict
