@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from llm_jax.commands import eval, export, generate, import_, plan, submit, sweep, train
+from llm_jax.commands import eval, export, generate, import_, plan, predict, submit, sweep, train
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
 from llm_jax.files import folder_named
@@ -19,6 +19,7 @@ VERBS: dict[str, Verb] = {
     "submit": submit.VERB,
     "eval": eval.VERB,
     "generate": generate.VERB,
+    "predict": predict.VERB,
     "import": import_.VERB,
     "export": export.VERB,
     "sweep": sweep.VERB,
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   {program} train --config=configs/quickstart.py --workdir=runs/a --config.train.steps=100
   {program} eval --workdir=runs/quickstart
   {program} generate --workdir=runs/quickstart --prompt="def main(" --temperature=0.8
+  {program} predict --workdir=runs/sst2 --input=texts.txt --output=labels.jsonl
   {program} import --from=HF_FOLDER --workdir=runs/bert --config.data.train=text.txt
   {program} export --workdir=runs/quickstart --to=HF_FOLDER
   {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms --seeds=3

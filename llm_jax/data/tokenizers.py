@@ -1,5 +1,6 @@
 """Tokenizers: bytes, characters, words, BPE, WordPiece, and published files."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -88,6 +89,24 @@ class Tokenizer(ABC):
     @abstractmethod
     def _open(cls, folder: Path, about: dict) -> "Tokenizer":
         """Opens what `_write` wrote."""
+
+    def aligned(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of `text`, and where in it each stands: [n, 2], its first and last end.
+
+        A blank before a word may belong to its first token.
+        """
+        encoding = self._aligner.encode(_valid(text), add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, int).reshape(-1, 2)
+
+    @functools.cached_property
+    def _aligner(self):
+        backend = self.backend()
+        backend.encode_special_tokens = True
+        return backend
+
+    def between(self) -> list[int]:
+        """Returns the ids between two texts that are read as one row."""
+        return [self.eos_id]
 
     def around(self, kind: str) -> tuple[list[int], list[int]]:
         """Returns the ids before and behind a text that a model of this model.kind is to read."""
@@ -343,6 +362,10 @@ class HuggingFace(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         return ids
 
+    def between(self) -> list[int]:
+        found = self._tokenizer.post_processor and template(self._tokenizer, pair=True)[1]
+        return found or super().between()
+
     def decoder(self) -> str:
         """Returns what tokenizer.json says of the way back to text, as JSON."""
         return json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
@@ -407,6 +430,16 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._model.encode(_valid(text)), np.int32)
+
+    def aligned(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        from sentencepiece import sentencepiece_pb2
+
+        found = self._model.encode(text := _valid(text), out_type="serialized_proto")
+        pieces = sentencepiece_pb2.SentencePieceText.FromString(found).pieces
+        ends = np.array([(piece.begin, piece.end) for piece in pieces], int).reshape(-1, 2)
+        character = np.repeat(range(len(text)), [len(c.encode()) for c in text])  # of each byte
+        spans = np.append(character, len(text))[ends]
+        return np.array([piece.id for piece in pieces], np.int32), spans
 
     def read(self, text: str) -> list[int]:
         gaps = [re.escape(name) for name in self.specials if name.startswith((*MASKS, SENTINEL))]
@@ -512,15 +545,19 @@ def put_around(backend, first: Sequence[str], last: Sequence[str], again: Sequen
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
-def template(backend) -> tuple[list[int], list[int]]:
-    """Returns the ids that the post-processor of a `tokenizers` object puts around a text."""
+def template(backend, pair: bool = False) -> tuple[list[int], ...]:
+    """Returns the ids that the post-processor of a `tokenizers` object puts around a text.
+
+    pair: before, between and behind two of them.
+    """
     from tokenizers import Tokenizer, models
 
     one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # any text is one token
     one.post_processor = backend.post_processor
-    text = one.encode("a")
-    at = text.special_tokens_mask.index(0)
-    return text.ids[:at], text.ids[at + 1 :]
+    text = one.encode(*["a"] * (1 + pair))
+    places = np.flatnonzero(np.array(text.special_tokens_mask) == 0)
+    parts = np.split(text.ids, places)
+    return tuple(part[i > 0 :].tolist() for i, part in enumerate(parts))
 
 
 def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:

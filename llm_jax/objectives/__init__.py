@@ -23,10 +23,12 @@ from llm_jax.objectives import (
     completion,
     masked_lm,
     prefix_lm,
+    question_answering,
     regression,
     replaced_token_detection,
     seq2seq,
     span_corruption,
+    tagging,
 )
 from llm_jax.objectives.objective import Objective
 
@@ -37,7 +39,7 @@ OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
         causal_lm, prefix_lm, completion, masked_lm, bert, albert, replaced_token_detection,
-        classification, regression, seq2seq, span_corruption,
+        classification, regression, tagging, question_answering, seq2seq, span_corruption,
     )
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import optax
 from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
-from llm_jax.objectives import scores
+from llm_jax.objectives import labels, scores
 from llm_jax.objectives.objective import Objective
 
 
@@ -23,7 +23,7 @@ class Classification(Examples):
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
-        self.ids = numbered(config.data.labels)
+        self.ids = labels.numbered(config.data.labels)
 
     @classmethod
     def columns(cls, config):
@@ -36,10 +36,7 @@ class Classification(Examples):
 
     def target(self, record):
         """What the head is to say of a record."""
-        if record["label"] not in self.ids:
-            raise ConfigError(f"data.label_column: {record['label']!r} is none of data.labels="
-                              f"{self.config.data.labels}, which are those of the training set")
-        return self.ids[record["label"]]
+        return labels.place(self.ids, record["label"], self.config, "label")
 
     def example(self, piece, rng, elsewhere):
         encode, eos_id = self.tokenizer.encode, self.tokenizer.eos_id
@@ -72,34 +69,21 @@ def shortened(texts, room):
     return [texts[0][:a], texts[1][: room - a]]
 
 
-def numbered(names):
-    """Returns the place of each label; of an imported model's names also by its number."""
-    ids = {name: i for i, name in enumerate(names)}
-    return ids if any(map(str.isdigit, names)) else ids | {str(i): i for i in range(len(names))}
-
-
 def resolve(config, documents):
-    """Fills in data.labels, in order of their names or numbers, what follows from their number.
+    """Fills in data.labels, model.num_labels, and weights of classes.
 
     objective.class_weights="balanced" becomes n / (labels * n of each), as in scikit-learn.
     """
-    order = lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
-    labels = config.data.labels or tuple(sorted({doc["label"] for doc in documents}, key=order))
-    if len(labels) < 2:
-        raise ConfigError(f"data.label_column={config.data.label_column!r}: the training set has "
-                          f"no other label than {', '.join(labels)}; there must be two")
-    if config.model.num_labels not in (0, len(labels)):
-        raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
-                          f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
-    config.data.labels, config.model.num_labels = labels, len(labels)
+    labels.resolve(config, (doc["label"] for doc in documents), "label")
+    names = config.data.labels
     given = config.objective.class_weights
     if given == ("balanced",):
-        ids = numbered(labels)
-        counts = np.bincount([ids[doc["label"]] for doc in documents], minlength=len(labels))
-        given = tuple((len(documents) / len(labels) / np.maximum(counts, 1)).tolist())
-    if given and len(given) != len(labels):
+        ids = labels.numbered(names)
+        counts = np.bincount([ids[doc["label"]] for doc in documents], minlength=len(names))
+        given = tuple((len(documents) / len(names) / np.maximum(counts, 1)).tolist())
+    if given and len(given) != len(names):
         raise ConfigError(f"objective.class_weights={given}: must be one for each of the "
-                          f"{len(labels)} data.labels: {', '.join(labels)}; or balanced")
+                          f"{len(names)} data.labels: {', '.join(names)}; or balanced")
     config.objective.class_weights = given
 
 

@@ -3,6 +3,9 @@
 An objective's Examples.score returns some of these, under the names that `eval` prints.
 """
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,3 +49,98 @@ def correlation(gold: Sequence[float], guess: Sequence[float]) -> dict[str, floa
         found["pearson"] = float(stats.pearsonr(gold, guess).statistic)
         found["spearman"] = float(stats.spearmanr(gold, guess).statistic)
     return found
+
+
+def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Returns (start, end, type) of the spans of BIO, IOB1 or BIOES tags, as conlleval and seqeval.
+
+    An I- that follows no tag of its type begins a span.
+    """
+    found, start, before = [], None, ("O", "")
+    for i, tag in enumerate([*tags, "O"]):
+        place, _, kind = tag.partition("-")
+        begins = place in "BS" or before[0] in "OES" or before[1] != kind
+        if start is not None and (place == "O" or begins):
+            found.append((start, i, before[1]))
+            start = None
+        if place != "O" and begins:
+            start = i
+        before = place, kind
+    return found
+
+
+def spans(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of the spans of all sentences' tags, as seqeval's (micro).
+
+    A span counts where start, end and type agree.
+    """
+    found = [
+        {(i, *span) for i, tags in enumerate(sentences) for span in entities(tags)}
+        for sentences in (gold, guess)
+    ]
+    there, guessed = map(len, found)
+    hits = len(found[0] & found[1])
+    return {
+        "precision": hits / max(guessed, 1),
+        "recall": hits / max(there, 1),
+        "f1": 2 * hits / max(there + guessed, 1),
+    }
+
+
+def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, float]:
+    """Exact match and F1 of answers to questions, the best over each one's right answers.
+
+    As SQuAD 2.0's script; where most answers are Chinese, as CMRC 2018's. A question that has no
+    right answer has the empty one.
+    """
+    texts = [text for some in gold for text in some]
+    chinese = 2 * sum(map(bool, map(_HAN.search, texts))) > len(texts)
+    exact, overlap = (_cmrc_exact, _cmrc_f1) if chinese else (_squad_exact, _squad_f1)
+    best = lambda measure: sum(
+        max(measure(right, text) for right in some or [""])
+        for some, text in zip(gold, guess, strict=True)
+    )
+    n = max(len(guess), 1)
+    return {"exact_match": best(exact) / n, "f1": best(overlap) / n}
+
+
+_HAN = re.compile("[\u4e00-\u9fa5]")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+_CMRC_WORD = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s]")
+
+
+def _squad_words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _squad_exact(gold: str, guess: str) -> float:
+    return float(_squad_words(gold) == _squad_words(guess))
+
+
+def _squad_f1(gold: str, guess: str) -> float:
+    a, b = _squad_words(gold), _squad_words(guess)
+    same = sum((Counter(a) & Counter(b)).values())
+    return 2 * same / (len(a) + len(b)) if a and b else float(a == b)
+
+
+def _cmrc_exact(gold: str, guess: str) -> float:
+    bare = lambda text: "".join(c for c in text.lower().strip() if c not in _CMRC_MARKS)
+    return float(bare(gold) == bare(guess))
+
+
+def _cmrc_units(text: str) -> list[str]:
+    """Characters of Chinese, words of all else."""
+    spaced = re.sub(_HAN, r" \g<0> ", "".join(c for c in text.lower() if c not in _CMRC_MARKS))
+    return _CMRC_WORD.findall(spaced)
+
+
+def _cmrc_f1(gold: str, guess: str) -> float:
+    """By the longest run of units that both have."""
+    a, b = _cmrc_units(gold), _cmrc_units(guess)
+    same, before = 0, [0] * (len(b) + 1)
+    for x in a:
+        before = [0] + [before[j] + 1 if x == y else 0 for j, y in enumerate(b)]
+        same = max(same, *before)
+    return 2 * same / (len(a) + len(b)) if same else 0.0

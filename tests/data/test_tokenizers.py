@@ -206,3 +206,18 @@ def test_a_fingerprint_outlives_saving_and_tells_tokenizers_apart(name, tmp_path
     assert again.fingerprint() == made[0].fingerprint() == made[0].fingerprint()
     assert {name: getattr(again, name) for name in about} == about
     assert again.around("encoder") == ([1], [])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("text", [TEXT[:300], STRANGE, "", "  two  words "])
+def test_where_each_token_stands(build, name, text):
+    tokenizer = build(name)
+    ids, spans = tokenizer.aligned(text)
+    assert np.array_equal(ids, tokenizer.encode(text)) and spans.shape == (len(ids), 2)
+    assert (spans[:, 0] <= spans[:, 1]).all() and (spans >= 0).all() and (spans <= len(text)).all()
+    assert (np.diff(spans[:, 0]) >= 0).all()
+    covered = np.zeros(len(text), bool)
+    for start, end in spans:
+        covered[start:end] = True
+    left = [c for c, there in zip(text, covered, strict=True) if not there]
+    assert not "".join(left).strip()  # but for blanks, all of the text is some token's

@@ -1,0 +1,120 @@
+"""`predict`: what a run makes of each row of a file, as JSONL."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_jax.commands.verb import Verb, tell
+from llm_jax.config import ConfigError
+from llm_jax.files import parse_json
+
+ABOUT = """Predicts each row of a file: labels, entities, answers, …
+
+The input is read as training data is: .jsonl, .tsv, .csv, .conll …, by the columns that the run
+names (data.text_column …) or by the names of the fields (text …); of other files, and of "-", the
+standard input, each line is a text, or a JSON object. Rows of the output have what was read and
+what is predicted, in the order of the input; a row that cannot be read has an "error". An output
+that is there already is continued behind its last whole line."""
+
+EVERY = 5.0  # seconds between two lines of progress
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
+    sub.add_argument("--input", required=True, help="a file, or - for the standard input")
+    sub.add_argument("--output", required=True, help="the JSONL file to write, or to continue")
+    sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
+    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Writes a row of output for each of the input."""
+    from llm_jax import sharding
+    from llm_jax.train.predict import predict
+    from llm_jax.train.run import load_params
+
+    setup, tokenizer, params, step = load_params(args.workdir, args.step)
+    if args.batch_size is not None:
+        if args.batch_size < 1:
+            raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")
+        setup.config.data.batch_size = args.batch_size
+    predict_step = setup.predict_step()
+    examples = setup.objective.examples(tokenizer, setup.config)
+    rows, output = _rows(args.input, examples), Path(args.output)
+    done = _continued(output, rows)
+    read = []  # rows whose answers are yet to come
+
+    def documents() -> Iterator[Any]:
+        for record, document in rows:
+            read.append(record)
+            yield document
+
+    count, errors, began, told = 0, 0, time.time(), time.time()
+    with output.open("a", encoding="utf-8") as file, sharding.activate(setup.mesh):
+        for answer in predict(predict_step, params, examples, documents(), setup.mesh):
+            record = read.pop(0)
+            if "error" in answer:
+                tell(f"row {done + count + 1}: {answer['error']}")
+                errors += 1
+            file.write(json.dumps(record | answer, ensure_ascii=False) + "\n")
+            count += 1
+            if time.time() - told > EVERY:
+                file.flush()
+                told = time.time()
+                tell(f"{done + count:,} rows, {count / (told - began):,.0f} a second")
+    what = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
+    print(f"step {step}: {what}, {errors:,} of them could not be read; they are in {output}")
+    return {"step": step, "rows": done + count, "errors": errors, "output": str(output)}
+
+
+def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
+    """Each row as it is read, and its fields, or the ConfigError of what is wrong with it."""
+    from llm_jax.data import fields, files
+
+    config = examples.config
+    wanted = [name for name in examples.columns(config) if name not in examples.gold]
+    columns = {name: config.data[f"{name}_column"] for name in wanted}
+    file = "/dev/stdin" if path == "-" else path
+    for where, record in files.rows(file, columns.values(), lines=True):
+        if isinstance(record, ConfigError):
+            yield {}, record
+            continue
+        own = {name: column if column in record else name for name, column in columns.items()}
+        try:
+            yield record, fields.document(record, own, where)
+        except ConfigError as error:
+            yield record, error
+
+
+def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
+    """How many rows the output has, of which as many of the input are skipped.
+
+    Cuts off a last line that was not finished.
+
+    Raises:
+      ConfigError: it cannot be written, or is of another input.
+    """
+    if not output.exists():
+        if not output.parent.is_dir():
+            raise ConfigError(f"--output={output}: there is no folder {output.parent}")
+        return 0
+    done, end, last = 0, 0, b"{}"
+    with output.open("rb+") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                done, end, last = done + 1, end + len(line), line
+        file.truncate(end)
+    before = [record for record, _ in islice(rows, done)]
+    written = parse_json(last.decode("utf-8", "replace"), f"--output={output}, line {done}")
+    here = {name for name, value in (before or [{}])[-1].items() if written.get(name) == value}
+    if len(before) < done or (done and before[-1] and not here):
+        raise ConfigError(f"--output={output}: its {done} rows are not those of --input; name "
+                          "another file")
+    return done
+
+
+VERB = Verb(run, add, "labels, entities, answers … for each row of a file", about=ABOUT)

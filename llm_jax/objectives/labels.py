@@ -1,0 +1,35 @@
+"""Labels by name: those of the training set, in order, and the place of each."""
+
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from llm_jax.config import ConfigError
+
+
+def numbered(names: Sequence[str]) -> dict[str, int]:
+    """Returns the place of each label; of an imported model's names also by its number."""
+    ids = {name: i for i, name in enumerate(names)}
+    return ids if any(map(str.isdigit, names)) else ids | {str(i): i for i in range(len(names))}
+
+
+def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
+    """Returns a label's place; ConfigError where the training set has it not."""
+    if name not in ids:
+        raise ConfigError(f"data.{key}_column: {name!r} is none of data.labels="
+                          f"{config.data.labels}, which are those of the training set")
+    return ids[name]
+
+
+def resolve(config: ConfigDict, found: Iterable[str], key: str) -> None:
+    """Fills in data.labels, of those found, by number or name with O first; model.num_labels."""
+    order = lambda name: (name != "O", not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    labels = config.data.labels or tuple(sorted(set(found), key=order))
+    column = config.data[f"{key}_column"]
+    if len(labels) < 2:
+        raise ConfigError(f"data.{key}_column={column!r}: the training set has no other label than "
+                          f"{', '.join(labels)}; there must be two")
+    if config.model.num_labels not in (0, len(labels)):
+        raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
+                          f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
+    config.data.labels, config.model.num_labels = labels, len(labels)

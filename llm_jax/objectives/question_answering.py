@@ -1,0 +1,158 @@
+"""Extractive question answering: the span of a text that answers a question (Devlin 2019, 4.2)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm_jax import models
+from llm_jax.data.examples import Examples
+from llm_jax.objectives import scores
+from llm_jax.objectives.objective import Objective
+
+LONGEST = 30  # tokens of an answer
+
+
+class Window(NamedTuple):
+    """A row of one question: tokens, where the context's begin in it, and their spans [n, 2]."""
+
+    tokens: np.ndarray
+    start: int
+    spans: np.ndarray
+
+
+def located(window, context, answer):
+    """Returns the places of an answer's first and last token in a row, or (0, 0)."""
+    start, text = answer["answer_start"], answer["text"]
+    start = context.find(text) if start < 0 else start
+    spans, end = window.spans, start + len(text)
+    if start < 0 or not text or not len(spans) or start < spans[0, 0] or end > spans[-1, 1]:
+        return 0, 0
+    first = int(np.searchsorted(spans[:, 1], start, side="right"))
+    last = int(np.searchsorted(spans[:, 0], end)) - 1
+    return (window.start + first, window.start + last) if first <= last else (0, 0)
+
+
+def best(window, row):
+    """Returns (sum of logits, probability, start, end) of a window's best span, and of no span."""
+    count = len(window.spans)
+    places = np.append(0, window.start + np.arange(count))
+    a, b = (row[name][places].astype(float) for name in ("start", "end"))
+    p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (a, b))
+    nothing = float(a[0] + b[0]), float(p[0] * q[0]), 0, 0
+    if not count:
+        return (-np.inf, 0.0, 0, 0), nothing
+    ahead = np.arange(count) - np.arange(count)[:, None]
+    total = np.where((ahead >= 0) & (ahead < LONGEST), a[1:, None] + b[1:], -np.inf)
+    i, j = map(int, np.unravel_index(total.argmax(), total.shape))
+    place = int(window.spans[i, 0]), int(window.spans[j, 1])
+    return (float(total[i, j]), float(p[i + 1] * q[j + 1]), *place), nothing
+
+
+class QuestionAnswering(Examples):
+    """[CLS] question [SEP] a window of the context [SEP], and the answer's first and last token.
+
+    tokens, types [T]; first, last, both 0 in a window without the whole answer. Windows begin every
+    data.doc_stride tokens (Devlin 2019). A question has at most half of a row.
+    """
+
+    cut = False
+    gold = ("answers",)
+    scalars = ("first", "last")
+
+    @classmethod
+    def columns(cls, config):
+        return ("context", "question", "answers")
+
+    @classmethod
+    def lengths(cls, config):
+        fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
+        return dict.fromkeys(fields, config.model.max_length)
+
+    def windows(self, record):
+        """Returns the rows of a record: at least one."""
+        longest, tokenizer = self.config.model.max_length, self.tokenizer
+        before, behind = tokenizer.around("encoder")
+        question = [*before, *tokenizer.encode(record["question"])[: longest // 2 - len(before)]]
+        question += tokenizer.between()
+        ids, spans = tokenizer.aligned(record["context"])
+        room = longest - len(question) - len(behind)
+        step = max(1, min(self.config.data.doc_stride, room))
+        starts = range(0, max(len(ids) - room, 0) + step, step)
+        parts = [slice(i, i + room) for i in starts]
+        return [
+            Window(np.concatenate([question, ids[part], behind]), len(question), spans[part])
+            for part in parts
+        ]
+
+    def examples(self, piece, rng, elsewhere):
+        answer = next(iter(piece.get("answers", ())), None)
+        fields, names = [], self.lengths(self.config)
+        for window in self.windows(piece):
+            types = (np.arange(len(window.tokens)) >= window.start).astype(np.int32)
+            place = located(window, piece["context"], answer) if answer else (0, 0)
+            row = {"tokens": window.tokens, "types": types}
+            row = {name: row[name] for name in names}
+            fields.append(row | {"first": np.array(place[:1]), "last": np.array(place[1:])})
+        return fields
+
+    def answer(self, record, rows):
+        """{answer: {text, start, end, score}}: the span with the largest sum of both logits.
+
+        Its score is the product of both probabilities in its window. With objective.no_answer the
+        text is empty where no window prefers its best span to the first token.
+        """
+        pairs = [best(*pair) for pair in zip(self.windows(record), rows, strict=False)]
+        total, score, start, end = max(span for span, _ in pairs)
+        nothing = min(empty for _, empty in pairs)
+        if self.config.objective.no_answer and nothing[0] > total:
+            total, score, start, end = nothing
+        text = record["context"][start:end]
+        start += len(text) - len(text.lstrip())  # a token may begin with the blank before it
+        place = {"start": start, "end": end, "score": score}
+        return {"answer": {"text": text.lstrip()} | place}
+
+    def score(self, records, answers):
+        gold = [[answer["text"] for answer in record["answers"]] for record in records]
+        return scores.answers(gold, [answer["answer"]["text"] for answer in answers])
+
+
+def resolve(config, documents):
+    """Sets objective.no_answer where the training set has questions without one (SQuAD 2.0)."""
+    if any(not doc["answers"] for doc in documents):
+        config.objective.no_answer = True
+
+
+def weights(batch):
+    """The number of rows."""
+    return {"rows": models.real(batch).any(1).sum().astype(jnp.float32)}
+
+
+def losses(outputs, batch, cfg):
+    """Mean cross-entropy of heads.span [B, T, 2], over a row's tokens, against first and last."""
+    rows = models.real(batch)
+    logits = jnp.where(rows[..., None], outputs.heads["span"], jnp.finfo(jnp.float32).min)
+    wanted = jnp.stack([batch["first"], batch["last"]], 1)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits.swapaxes(1, 2), wanted).mean(1)
+    total = jnp.where(rows.any(1), nll, 0).sum()
+    return {"rows": total}, {"loss": (total, "rows")}
+
+
+def predict(outputs, batch):
+    """Of each token the logits of its being an answer's first, and last."""
+    start, end = jnp.moveaxis(outputs.heads["span"], -1, 0)
+    return {"start": start, "end": end}
+
+
+OBJECTIVE = Objective(
+    name="question_answering",
+    examples=QuestionAnswering,
+    weights=weights,
+    losses=losses,
+    kinds=("encoder",),
+    heads=("span",),
+    needs={"data.packing": ("none",)},
+    resolve=resolve,
+    predict=predict,
+)

@@ -1,0 +1,175 @@
+"""Tagging: a label for each word, as named entities (BIO) or parts of speech (Devlin 2019, 5.3)."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from llm_jax.data.examples import Examples
+from llm_jax.objectives import labels, scores
+from llm_jax.objectives.objective import Objective
+
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+?(?=[\u3040-\u30ff\u3400-\u9fff])"
+                  r"|\w+|[^\w\s]")  # fmt: skip
+
+
+class Tagging(Examples):
+    """[CLS] words [SEP]; a word's tag is its first token's (Devlin 2019, 5.3).
+
+    tokens [T]; tags, weights [T], 0 but at a word's first token. A sentence that is too long for a
+    row goes on in another. A record may have a text, to be cut in words, in place of tokens.
+    """
+
+    cut = False
+    gold = ("tags",)
+    stands_in = {"tokens": "text"}  # noqa: RUF012
+
+    def __init__(self, tokenizer, config):
+        super().__init__(tokenizer, config)
+        self.ids = labels.numbered(config.data.labels)
+        self.frame = tokenizer.around("encoder")
+
+    @classmethod
+    def columns(cls, config):
+        return ("tokens", "tags")
+
+    @classmethod
+    def lengths(cls, config):
+        return dict.fromkeys(("tokens", "tags", "weights"), config.model.max_length)
+
+    def examples(self, piece, rng, elsewhere):
+        text, words = spelled(piece)
+        ids, spans = self.tokenizer.aligned(text)
+        first = first_tokens(spans, words)
+        tags, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.float32)
+        for place, tag in zip(first, piece.get("tags", ()), strict=False):
+            if place >= 0 and tag in self.ids:  # a tag that training has not cannot be predicted
+                tags[place], weights[place] = self.ids[tag], 1
+        parts = {"tokens": ids, "tags": tags, "weights": weights}
+        return [
+            self.framed(piece, {name: x[start:end] for name, x in parts.items()})
+            for start, end in self.rows(first, len(ids))
+        ]
+
+    def framed(self, record, fields):
+        """An example of a row's part of a sentence."""
+        before, behind = self.frame
+        around = len(before), len(behind)
+        fields = {name: np.pad(x, around) for name, x in fields.items()}
+        fields["tokens"][: around[0]] = before
+        fields["tokens"][len(fields["tokens"]) - around[1] :] = behind
+        return fields
+
+    def rows(self, first, count):
+        """Yields (start, end) of each row's tokens, of `count`: whole words, where one fits."""
+        room, start = self.config.model.max_length - sum(map(len, self.frame)), 0
+        while start < count:
+            end = min(start + room, count)
+            inside = first[(first > start) & (first <= end)]
+            if end < count and len(inside):
+                end = int(inside.max())
+            yield start, end
+            start = end
+
+    def tags(self, record, rows):
+        """The text, where its words are, and each one's tag; O, or the first, without a token."""
+        text, words = spelled(record)
+        spans = self.tokenizer.aligned(text)[1]
+        first, names = first_tokens(spans, words), self.config.data.labels
+        places = zip(rows, self.rows(first, len(spans)), strict=False)
+        offset = len(self.frame[0])
+        found = [row["tag"][offset : offset + end - start] for row, (start, end) in places]
+        found = [names[i] for i in np.concatenate([*found, np.zeros(0, int)])]
+        blank = "O" if "O" in names else names[0]
+        return text, words, [found[i] if 0 <= i < len(found) else blank for i in first]
+
+    def answer(self, record, rows):
+        """{tags}, and {entities: [{start, end, type, text}]} where tags are B-TYPE, I-TYPE or O."""
+        text, words, tags = self.tags(record, rows)
+        return {"tags": tags} | ({"entities": named(text, words, tags)} if self.spans else {})
+
+    @property
+    def spans(self):
+        """Whether tags are of spans."""
+        return any(re.match("[BIES]-", name) for name in self.config.data.labels)
+
+    def score(self, records, answers):
+        gold, guess = [r["tags"] for r in records], [a["tags"] for a in answers]
+        classes = len(self.config.data.labels) + 1  # the last: of tags that training has not
+        number = lambda rows: [self.ids.get(tag, classes - 1) for tags in rows for tag in tags]
+        of_words = scores.classes(scores.confusion(number(gold), number(guess), classes))
+        if not self.spans:
+            return of_words
+        return {"accuracy": of_words["accuracy"]} | scores.spans(gold, guess)
+
+
+def spelled(record):
+    """Returns a record's text, and where in it each word is: [n, 2]."""
+    if "tokens" not in record:
+        spans = [word.span() for word in WORD.finditer(record["text"])]
+        return record["text"], np.array(spans, int).reshape(-1, 2)
+    ends = np.cumsum([len(word) + 1 for word in record["tokens"]]) - 1
+    starts = ends - [len(word) for word in record["tokens"]]
+    return " ".join(record["tokens"]), np.stack([starts, ends], 1)
+
+
+def first_tokens(spans, words):
+    """Returns the place of each word's first token, -1 where it has none.
+
+    A token that begins in the blank before a word is the word's; one of two words is the first's.
+    """
+    place = np.searchsorted(spans[:, 1], words[:, 0], side="right")
+    inside = place < len(spans)
+    inside[inside] = spans[place[inside], 0] < words[inside, 1]
+    first = np.where(inside, place, -1)
+    return np.where(np.diff(first, prepend=-2) == 0, -1, first)
+
+
+def named(text, words, tags):
+    """Returns [{start, end, type, text}] of the spans of BIO tags, by characters."""
+    found = []
+    for first, last, kind in scores.entities(tags):
+        start, end = int(words[first, 0]), int(words[last - 1, 1])
+        found.append({"start": start, "end": end, "type": kind, "text": text[start:end]})
+    return found
+
+
+def resolve(config, documents):
+    """Fills in data.labels and model.num_labels."""
+    labels.resolve(config, (tag for doc in documents for tag in doc["tags"]), "tags")
+
+
+def weights(batch):
+    """The number of words."""
+    return {"words": batch["weights"].sum()}
+
+
+def losses(outputs, batch, cfg):
+    """Cross-entropy of heads.token [B, T, C] against tags [B, T] where weights [B, T]."""
+    logits, tags, weight = outputs.heads["token"], batch["tags"], batch["weights"]
+    wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[tags], cfg.label_smoothing)
+    each = {
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, tags),
+        "accuracy": logits.argmax(-1) == tags,
+    }
+    terms = {"words": (optax.softmax_cross_entropy(logits, wanted) * weight).sum()}
+    return terms, {name: ((x * weight).sum(), "words") for name, x in each.items()}
+
+
+def predict(outputs, batch):
+    """Of each token a tag."""
+    return {"tag": outputs.heads["token"].argmax(-1)}
+
+
+OBJECTIVE = Objective(
+    name="tagging",
+    examples=Tagging,
+    weights=weights,
+    losses=losses,
+    kinds=("encoder", "decoder"),
+    heads=("token",),
+    needs={"data.packing": ("none",)},
+    resolve=resolve,
+    predict=predict,
+)
