@@ -186,7 +186,9 @@ PROJECTIONS = (
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
-CLASSES = given("objective.name", "classification")
+CLASSES = given("objective.name", "classification", "regression")
+LABELLED = given("objective.name", "classification", "tagging", "roles")
+QUESTIONS = given("objective.name", "question_answering")
 ADAM = given("optimizer.name", "adamw", "muon")
 
 
@@ -300,6 +302,7 @@ class Objective:
     name = text("causal_lm", empty=False)  # a file of llm_jax/objectives/
     label_smoothing = share(0.0)
     z_loss = number(0.0)
+    no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
     # Of each label's loss; "balanced": those of rare ones are larger; (): all are 1.
     class_weights = weights(when=given("objective.name", "classification"))
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
@@ -333,7 +336,9 @@ class Data:
     validation_fraction = share(0.05, when=absent("data.validation"))
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    labels = texts(empty=False, when=CLASSES)  # in order; (): those of the training set
+    labels = texts(empty=False, when=LABELLED)  # in order; (): those of the training set
+    # Tokens between the beginnings of two windows of a context that is longer than a row.
+    doc_stride = whole(128, 1, when=QUESTIONS)
     # Of the decoder's rows; 0: model.max_length.
     target_length = whole(0, when=given("objective.name", "seq2seq"))
     # Empty: TFDS's own default.

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             if "error" in answer:
                 tell(f"row {done + count + 1}: {answer['error']}")
                 errors += 1
-            file.write(json.dumps(record | answer, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record | answer, ensure_ascii=False, default=str) + "\n")
             count += 1
             if time.time() - told > EVERY:
                 file.flush()
@@ -76,16 +76,20 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
     from llm_jax.data import fields, files
 
     config = examples.config
+    column = lambda name: config.data[f"{name}_column"]
     wanted = [name for name in examples.columns(config) if name not in examples.gold]
-    columns = {name: config.data[f"{name}_column"] for name in wanted}
     file = "/dev/stdin" if path == "-" else path
-    for where, record in files.rows(file, columns.values(), lines=True):
+    for where, record in files.rows(file, map(column, wanted), lines=True):
         if isinstance(record, ConfigError):
             yield {}, record
             continue
-        own = {name: column if column in record else name for name, column in columns.items()}
+        columns = {}
+        for name in wanted:
+            choice = (name, examples.stands_in.get(name, name))
+            there = ((x, c) for x in choice for c in (column(x), x) if c in record)
+            columns |= [next(there, (name, column(name)))]
         try:
-            yield record, fields.document(record, own, where)
+            yield record, fields.document(record, columns, where)
         except ConfigError as error:
             yield record, error
 

@@ -5,7 +5,7 @@ A document is a record: a dict of named fields, such as {"text": …}, {"source"
 {"tokens": array} of text that is stored as tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ class Examples:
       parts: records of parts, as a task's are, can be read.
       scalars: fields of an example that are one number: [B] in a batch.
       gold: fields of a record that are to be predicted; an example is made without them, too.
+      stands_in: for a field another that `launch.py predict` may be given in its place.
       row: finishes a packed row, with draws of its own.
     """
 
@@ -44,6 +45,7 @@ class Examples:
     overlap = 0
     scalars: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()
+    stands_in: Mapping[str, str] = {}  # noqa: RUF012
     row: Callable[[Arrays, np.random.Generator], Arrays] | None = None
 
     def __init__(self, tokenizer: Tokenizer, config: ConfigDict):

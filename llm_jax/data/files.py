@@ -205,6 +205,19 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
       ConfigError: the file is not of a kind that is read, is damaged, or not UTF-8; or a text of it
         is longer than IN_MEMORY_BYTES.
     """
+    for where, record in rows(path, columns):
+        if isinstance(record, ConfigError):
+            raise record
+        yield where, record
+
+
+def rows(
+    path: str, columns: Iterable[str] = (), lines: bool = False
+) -> Iterator[tuple[str, Record | ConfigError]]:
+    """As `records`, but what is wrong with one row of several stands in its place.
+
+    lines: each line of a plain text is a row, or, if it begins with a brace, a JSON object.
+    """
     (kind, packing), columns = _suffix(path), {*columns}
     if other := _BY_SUFFIX.get(kind):
         raise ConfigError(f"data: {path} is {other.what} by its name; {other.advice}")
@@ -214,7 +227,8 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
             yield from _parquet(path)
         else:
             blocks = _text_of(path, packing, first, file)
-            read = KINDS.get(kind) or (_tsv if _numbered(columns) else _text)
+            plain = _json_lines if lines else _text
+            read = KINDS.get(kind) or (_tsv if _numbered(columns) else plain)
             yield from read(path, blocks, columns)
 
 
@@ -365,7 +379,16 @@ def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _json_lines(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     for where, line in _lines(path, blocks):
         if line.strip():
-            yield where, parse_json(_json_text(line, where), f"data: {where}")
+            yield where, _row(path, line, where)
+
+
+def _row(path: str, line: bytes, where: str) -> Record | ConfigError:
+    try:
+        if _suffix(path)[0] not in KINDS and not line.lstrip().startswith(b"{"):
+            return {"text": _decoded(line, where)}
+        return parse_json(_json_text(line, where), f"data: {where}")
+    except ConfigError as error:
+        return error
 
 
 def _json_text(raw: bytes, where: str) -> str:
@@ -469,8 +492,9 @@ def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator
         raise ConfigError(f"data: {where} names the column {twice!r} twice")
     for where, row in rows:
         if len(row) != len(header):
-            raise ConfigError(f"data: {where} has {len(row)} columns, where the first line has "
-                              f"{len(header)}")
+            yield where, ConfigError(f"data: {where} has {len(row)} columns, where the first line "
+                                     f"has {len(header)}")
+            continue
         yield where, dict(zip(header, row, strict=True))
 
 
