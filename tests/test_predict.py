@@ -1,0 +1,146 @@
+"""`predict`: every kind of input, order, bad rows, and an output that is continued."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax import commands
+from llm_jax import config as configs
+from llm_jax.train.loop import Trainer
+from llm_jax.train.predict import chunked
+
+
+class _Silent:
+    def start(self, facts, step, steps): ...
+    def note(self, text): ...
+    def progress(self, step, values): ...
+    def stop(self): ...
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that has learned which texts have a plus."""
+    folder = tmp_path_factory.mktemp("predict")
+    rng = np.random.default_rng(0)
+    text = lambda mark: "".join(rng.choice(list("abcd "), rng.integers(1, 40))) + mark
+    lines = [f"{text(mark)}\t{mark == '+'}" for mark in rng.choice(["+", "-"], 300)]
+    (folder / "train.tsv").write_text("\n".join(["sentence\tgold", *lines]))
+    c = configs.base()
+    c.update_from_flattened_dict({
+        "objective.name": "classification", "model.kind": "encoder", "model.head": "sequence",
+        "model.pooler": True, "model.max_length": 48, "model.num_layers": 1,
+        "model.embed_dim": 16, "model.num_heads": 2, "data.packing": "none",
+        "data.batch_size": 16, "tokenizer.name": "bytes", "model.positions": "none",
+        "data.train": str(folder / "train.tsv"), "data.text_column": "sentence",
+        "data.label_column": "gold", "train.steps": 60, "optimizer.learning_rate": 1e-2,
+        "optimizer.warmup_steps": 5,
+    })  # fmt: skip
+    configs.check(c)
+    trainer = Trainer(c, folder / "run", _Silent(), jax.devices()[:1])
+    trainer.run()
+    return folder / "run", trainer
+
+
+def texts(count, seed=1):
+    rng = np.random.default_rng(seed)
+    draw = lambda: "".join(rng.choice(list("abcd"), rng.integers(1, 60))) + rng.choice(["+", "-"])
+    return [draw() for _ in range(count)]
+
+
+def predict(workdir, input, output, *more, code=0):
+    options = [f"--workdir={workdir}", f"--input={input}", f"--output={output}", *more]
+    assert commands.main(["predict", *options]) == code
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_each_kind_of_input_gives_the_same_in_its_order(run, tmp_path, monkeypatch):
+    workdir, trainer = run
+    some = texts(70)
+    (tmp_path / "a.txt").write_text("\n".join(some))
+    (tmp_path / "a.tsv").write_text(
+        "\n".join(["id\tsentence", *(f"{i}\t{t}" for i, t in enumerate(some))])
+    )
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t, "gold": 7}) for t in some))
+    found = {
+        name: predict(workdir, tmp_path / f"a.{name}", tmp_path / f"{name}.out", "--batch_size=8")
+        for name in ("txt", "tsv", "jsonl")
+    }
+    assert [row["text"] for row in found["txt"]] == some
+    assert [row["sentence"] for row in found["tsv"]] == some
+    assert [row["id"] for row in found["tsv"]] == [str(i) for i in range(70)]
+    assert all(row["gold"] == 7 for row in found["jsonl"])
+    for rows in found.values():
+        assert [row["label"] for row in rows] == [row["label"] for row in found["txt"]]
+        for a, b in zip(rows, found["txt"], strict=True):
+            assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+    right = [
+        row["label"] == str(row["text"][-1] == "+") for row in found["txt"] if len(row["text"]) < 46
+    ]
+    assert np.mean(right) > 0.9
+    # One by one and unpadded, the model says the same.
+    lm = trainer.setup.model
+    for row in found["txt"][:4]:
+        (example,) = trainer.held_out.examples.examples({"text": row["text"]}, None, None)
+        logits = lm.apply({"params": trainer.params()}, {"tokens": example["tokens"][None]})
+        shares = jax.nn.softmax(logits.heads["sequence"][0])
+        assert list(row["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-4)
+
+
+def test_bad_rows_are_named_and_counted(run, tmp_path, capsys):
+    lines = ['{"sentence": "a+"}', "{broken", '{"other": 1}', '{"sentence": ["a", 3]}', "ab-", "",
+             '{"sentence": "b+"}']  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(lines[:4] + lines[6:]))
+    rows = predict(run[0], tmp_path / "in.jsonl", tmp_path / "out", "--json")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["errors"] == 3
+    assert ["error" in row for row in rows] == [False, True, True, True, False]
+    assert "in.jsonl:2" in rows[1]["error"] and "in.jsonl:2" in printed.err
+    assert rows[2]["other"] == 1 and "data.text_column" in rows[2]["error"]
+    (tmp_path / "in.txt").write_bytes("\n".join(lines).encode() + b"\nna\xefve\n")
+    rows = predict(run[0], tmp_path / "in.txt", tmp_path / "out.txt")  # a text, or JSON, a line
+    assert ["error" in row for row in rows] == [False, True, True, True, False, False, True]
+    (tmp_path / "in.tsv").write_text("sentence\tx\na+\t1\nb\nc-\t2\n")
+    rows = predict(run[0], tmp_path / "in.tsv", tmp_path / "out.tsv")
+    assert ["error" in row for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 300, 900, -1, -40])
+def test_an_output_is_continued_behind_its_last_whole_line(run, tmp_path, cut, capsys):
+    (tmp_path / "in.txt").write_text("\n".join(texts(20)))
+    output = tmp_path / "out.jsonl"
+    predict(run[0], tmp_path / "in.txt", output)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:cut])
+    predict(run[0], tmp_path / "in.txt", output)
+    rows = [json.loads(line) for line in whole.splitlines()]
+    again = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [row["text"] for row in again] == [row["text"] for row in rows]
+    kept = whole[:cut].count(b"\n")
+    assert output.read_bytes().splitlines()[:kept] == whole.splitlines()[:kept]
+
+
+def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("\n".join(texts(5)))
+    (tmp_path / "other.txt").write_text("\n".join(texts(5, seed=2)))
+    predict(run[0], tmp_path / "in.txt", tmp_path / "out")
+    before = (tmp_path / "out").read_bytes()
+    for options, message in (
+        (("--input", tmp_path / "other.txt", "--output", tmp_path / "out"), "not those of --input"),
+        (("--input", tmp_path / "no.txt", "--output", tmp_path / "new"), "no.txt"),
+        (("--input", tmp_path / "in.txt", "--output", tmp_path / "no" / "x"), "no folder"),
+        (
+            ("--input", tmp_path / "in.txt", "--output", tmp_path / "new", "--batch_size=0"),
+            "least 1",
+        ),
+    ):
+        code = commands.main(["predict", f"--workdir={run[0]}", *map(str, options)])
+        assert code == 2 and message in capsys.readouterr().err
+    assert (tmp_path / "out").read_bytes() == before
+
+
+def test_items_come_in_lists():
+    assert list(chunked(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(chunked([], 3)) == []
