@@ -96,7 +96,8 @@ NOT_ZERO = {
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
     "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
-    "data.shards", "data.ramp_start", "data.doc_stride", "optimizer.eps", "train.steps", "train.log_every",
+    "data.shards", "data.ramp_start", "data.doc_stride", "optimizer.eps", "train.steps",
+    "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
     "eval.every", "sample.max_new_tokens", *NEGATIVE,
 }  # fmt: skip

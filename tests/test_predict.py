@@ -1,6 +1,5 @@
 """`predict`: every kind of input, order, bad rows, and an output that is continued."""
 
-import io
 import json
 
 import jax
