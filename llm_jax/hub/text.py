@@ -1,11 +1,15 @@
 """The tokenizer of a Hugging Face folder, and what goes with it: generation_config.json, chats.
 
-Reading is what AutoTokenizer makes of the folder (hub/classes.py); what is written tokenises in
-transformers as prompts are read here.
+A folder's is the one that transformers makes of it; what is written tokenises in transformers as
+prompts are read here.
 """
 
 import json
+import logging
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.data.tokenizers import HuggingFace, Tokenizer, put_around, template
-from llm_jax.files import read_text
-from llm_jax.hub import classes, files
+from llm_jax.hub import files
 from llm_jax.hub.family import Family
 
-GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+CONFIG, WHOLE, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+GENERATION = "generation_config.json"
+TOKENIZERS = re.compile(r"vocab|token|merges|\.model$|\.spm$")  # names of files that make one
 CLEAN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 # Entries of config.json that stand for generation_config.json where there is none.
 GENERATES = (
@@ -37,11 +42,20 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
 
     An encoder's texts begin with its cls_token and end with its sep_token; an encoder-decoder's
     begin with decoder_start_token_id.
+
+    Raises:
+      ConfigError: damaged files, a tokenizer that transformers does not open or that is no
+        `tokenizers` object, or no end-of-text token.
     """
-    made = classes.read(folder, hf)
+    made = _auto(folder)
     if made is None:
         return None
-    named = {role: made.backend.token_to_id(text) for role, text in made.roles.items()}
+    backend = made.backend_tokenizer
+    backend.no_truncation()  # a published file may cut or pad every text to the length that it
+    backend.no_padding()  # was exported with
+    roles = {role: getattr(made, role) for role in made.SPECIAL_TOKENS_ATTRIBUTES}
+    roles = {role: str(token) for role, token in roles.items() if token is not None}
+    named = {role: backend.token_to_id(text) for role, text in roles.items()}
     file = folder / GENERATION
     generation = files.read_json(file) if file.is_file() else hf
     known = generation if file.is_file() else dict.fromkeys(GENERATES)
@@ -53,42 +67,72 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     if kind == "encoder":
         begins, ends = first(named.get("cls_token"), begins), first(named.get("sep_token"), ends)
     eos = first(ends, named.get("sep_token"), _id(generation.get("eos_token_id")),
-                *map(made.backend.token_to_id, tokenizers.ENDS))  # fmt: skip
+                *map(backend.token_to_id, tokenizers.ENDS))  # fmt: skip
     if eos is None or eos < 0:
         raise ConfigError(f'{folder}: no file names an end-of-text token; put "eos_token": "</s>", '
-                          f"or what it is called, into {classes.CONFIG}")
+                          f"or what it is called, into {CONFIG}")
     bos = first(begins, named.get("cls_token"))
     if kind == "encoder_decoder":
         bos = first(*(_id(of.get("decoder_start_token_id")) for of in (generation, hf)))
-    tokenizer = HuggingFace(made.backend, bos, eos, named.get("pad_token"))
-    tokenizer.frame = template(made.backend)
-    tokenizer.roles = made.roles
+    tokenizer = HuggingFace(backend, bos, eos, named.get("pad_token"))
+    tokenizer.frame = template(backend)
+    tokenizer.roles = roles
     tokenizer.generation = generation
-    tokenizer.chat_template = _chat_template(folder, made.config)
-    tokenizer.split_specials = made.config.get("split_special_tokens", False) or None
-    merges = type(made.backend.model).__name__ == "BPE"
-    if made.config.get("clean_up_tokenization_spaces"):
-        tokenizer.clean_up = not merges or bool(made.config.get(CLEAN_BPE)) or None
+    tokenizer.chat_template = made.chat_template
+    tokenizer.split_specials = made.split_special_tokens or None
+    if made.clean_up_tokenization_spaces:
+        merges = type(backend.model).__name__ == "BPE"
+        tokenizer.clean_up = not merges or bool(getattr(made, CLEAN_BPE)) or None
     return tokenizer
+
+
+def _auto(folder: Path):
+    """What AutoTokenizer makes of a folder; None where no file of a tokenizer is there."""
+    for path in folder.glob("*token*.json"):  # where damaged, transformers names no file
+        files.read_json(path)
+    if not any(TOKENIZERS.search(path.name) for path in folder.iterdir()):
+        return None
+    made = _opened(folder)
+    if not made.is_fast:
+        raise ConfigError(
+            f"{folder}: its tokenizer is a {type(made).__name__}, which transformers has in Python "
+            f"alone; llm_jax takes those of the library tokenizers: a {WHOLE} that encodes alike, "
+            f'beside a {CONFIG} that says "tokenizer_class": "PreTrainedTokenizerFast"'
+        )
+    names = WHOLE, *made.vocab_files_names.values()
+    return made if any((folder / name).is_file() for name in names) else None
+
+
+def _opened(path: Path, name: str = "AutoTokenizer"):
+    """A tokenizer of transformers, which is imported here alone: that takes seconds."""
+    with _no_warnings():
+        try:
+            import transformers
+
+            door = getattr(transformers, name)
+            made = door.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            made.encode("\u0378")  # of no vocabulary: fails where there is no unk_token for it
+            return made
+        except Exception as error:  # of every kind
+            raise ConfigError(
+                f"{path}: transformers opens no tokenizer there ({type(error).__name__}: {error})"
+            ) from error
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """transformers warns that PyTorch is missing, and of what it reads in its own way."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _id(value: Any) -> int | None:
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """chat_template.jinja and additional_chat_templates, before tokenizer_config.json's own."""
-    paths = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    templates = {path.stem: read_text(path) for path in paths}
-    if (folder / TEMPLATE).is_file():
-        templates = {"default": read_text(folder / TEMPLATE)} | templates
-    if templates:
-        return templates["default"] if [*templates] == ["default"] else templates
-    stated = config.get("chat_template")
-    if isinstance(stated, list):
-        stated = {one["name"]: one["template"] for one in stated}
-    return stated
 
 
 def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None]:
@@ -104,12 +148,19 @@ def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int
 def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
     """Writes tokenizer.json and tokenizer_config.json, which transformers 4 and 5 read alike, and
     what an import came with: generation_config.json and the chat template."""
-    files.write_json(folder / classes.WHOLE, json.loads(_backend(tokenizer, model.kind).to_str()))
-    if isinstance(tokenizer.backend(), Path):  # for those who read sentencepiece models alone
-        shutil.copyfile(tokenizer.backend(), folder / "tokenizer.model")
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = [{"name": name, "template": one} for name, one in template.items()]
+    backend = tokenizer.backend()
+    if isinstance(backend, Path):  # for those who read sentencepiece models alone
+        shutil.copyfile(backend, folder / SENTENCEPIECE)
+        backend = _of_sentencepiece(folder / SENTENCEPIECE, tokenizer)
+    before, behind = tokenizer.around(model.kind)
+    if template(backend) != (before, behind):  # puts around a text what we do
+        name = tokenizer.pieces()
+        first, last = ([name[i] for i in ids] for ids in (before, behind))
+        backend.post_processor = put_around(backend, first, last)
+    files.write_json(folder / WHOLE, json.loads(backend.to_str()))
+    chat = tokenizer.chat_template
+    if isinstance(chat, dict):
+        chat = [{"name": name, "template": one} for name, one in chat.items()]
     types = ["token_type_ids"] * (model.type_vocab_size > 1)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -118,9 +169,9 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
         "clean_up_tokenization_spaces": bool(tokenizer.clean_up),
     }
     given = {CLEAN_BPE: tokenizer.clean_up, "split_special_tokens": tokenizer.split_specials,
-             "chat_template": template}  # fmt: skip
+             "chat_template": chat}  # fmt: skip
     about |= {name: value for name, value in given.items() if value}
-    files.write_json(folder / classes.CONFIG, about | roles(tokenizer, model.kind))
+    files.write_json(folder / CONFIG, about | roles(tokenizer, model.kind))
     if tokenizer.generation is not None:
         files.write_json(folder / GENERATION, tokenizer.generation)
 
@@ -139,17 +190,18 @@ def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
     return said
 
 
-def _backend(tokenizer: Tokenizer, kind: str):
-    """A `tokenizers` object that puts around a text, and reads, what we do."""
-    backend = tokenizer.backend()
-    if isinstance(backend, Path):
-        backend, _, added = classes.of_sentencepiece(backend, {})
-        backend.add_tokens(list(added))
-        names = sorted(tokenizer.specials, key=tokenizer.specials.get)
-        backend.add_special_tokens([tokenizers.special_token(name) for name in names])
-    before, behind = tokenizer.around(kind)
-    if template(backend) != (before, behind):
-        name = tokenizer.pieces()
-        first, last = ([name[i] for i in ids] for ids in (before, behind))
-        backend.post_processor = put_around(backend, first, last)
+def _of_sentencepiece(path: Path, tokenizer: Tokenizer):
+    """The `tokenizers` object that transformers makes of a sentencepiece .model, with our specials.
+
+    Raises:
+      ConfigError: one that it reads otherwise: of words, or with blanks behind them.
+    """
+    backend = _opened(path, "PreTrainedTokenizerFast").backend_tokenizer
+    names = sorted(tokenizer.specials, key=tokenizer.specials.get)
+    backend.add_special_tokens([tokenizers.special_token(name) for name in names])
+    words = (piece.strip("\u2581") for piece in tokenizer.pieces())
+    text = " ".join([word for word in words if word.isalnum()][:1000])
+    if backend.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
+        raise ConfigError("tokenizer.name=sentencepiece: transformers encodes otherwise than this "
+                          ".model, whose model_type or treat_whitespace_as_suffix it does not know")
     return backend

@@ -190,7 +190,7 @@ def varied(files, change):
     return files
 
 
-ROLES = text.classes.ROLES
+ROLES = tuple(f"{r}_token" for r in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 QUICK = ["bert-saved", "gpt2-saved", "roberta-old", "llama-old", "llama-plain", "t5-old"]
 SLOW = ["bert-json", "bert-old", "bert-plain", "gpt2-json", "gpt2-old", "gpt2-plain",
         "roberta-json", "roberta-saved", "roberta-plain", "llama-json", "llama-saved", "t5-saved",
