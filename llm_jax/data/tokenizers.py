@@ -402,7 +402,11 @@ class HuggingFace(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-    """A sentencepiece .model; more specials follow its last id."""
+    """A sentencepiece .model; more specials follow its last id.
+
+    By its own library: what transformers converts it to normalises a letter with its accents as
+    one, and knows neither models of words nor blanks behind them.
+    """
 
     kind = "sentencepiece"
 
@@ -532,15 +536,15 @@ def special_token(name: str):
     return AddedToken(name, special=True, normalized=False, lstrip=gap)
 
 
-def put_around(backend, first: Sequence[str], last: Sequence[str], again: Sequence[str] = ()):
+def put_around(backend, first: Sequence[str], last: Sequence[str]):
     """Returns the post-processor that puts special tokens around a text, [CLS] $A [SEP].
 
-    A second text, of type 1, has `last` behind it too, and `again` before it.
+    A second text, of type 1, has `last` behind it too.
     """
     from tokenizers import processors
 
     single = [*first, "$A", *last]
-    pair = [*single, *(f"{text}:1" for text in (*again, "$B", *last))]
+    pair = [*single, *(f"{text}:1" for text in ("$B", *last))]
     ids = [(text, backend.token_to_id(text)) for text in sorted({*first, *last})]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 

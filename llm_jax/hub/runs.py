@@ -57,8 +57,8 @@ def import_run(
     model, params, tokenizer = hub.load(source)
     if tokenizer is None:
         raise ConfigError(
-            f"--from={source}: has neither tokenizer.json nor a sentencepiece .model; transformers "
-            "writes it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"--from={source}: has no file of a tokenizer; transformers writes them: "
+            "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)"
         )
     config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
     config.tokenizer.path = str(source)

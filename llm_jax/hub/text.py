@@ -88,19 +88,22 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
 
 def _auto(folder: Path):
     """What AutoTokenizer makes of a folder; None where no file of a tokenizer is there."""
-    for path in folder.glob("*token*.json"):  # where damaged, transformers names no file
-        files.read_json(path)
     if not any(TOKENIZERS.search(path.name) for path in folder.iterdir()):
         return None
+    for path in folder.glob("*token*.json"):  # where damaged, transformers names no file
+        files.read_json(path)
     made = _opened(folder)
+    about = f"{folder}: its tokenizer is a {type(made).__name__}"
     if not made.is_fast:
         raise ConfigError(
-            f"{folder}: its tokenizer is a {type(made).__name__}, which transformers has in Python "
-            f"alone; llm_jax takes those of the library tokenizers: a {WHOLE} that encodes alike, "
-            f'beside a {CONFIG} that says "tokenizer_class": "PreTrainedTokenizerFast"'
+            f"{about}, which transformers has in Python alone; llm_jax takes those of the library "
+            f"tokenizers: a {WHOLE} that encodes alike, beside a {CONFIG} that says "
+            '"tokenizer_class": "PreTrainedTokenizerFast"'
         )
-    names = WHOLE, *made.vocab_files_names.values()
-    return made if any((folder / name).is_file() for name in names) else None
+    names = [*dict.fromkeys((WHOLE, *made.vocab_files_names.values()))]
+    if not any((folder / name).is_file() for name in names):  # and would be one of no words
+        raise ConfigError(f"{about}, but there is none of its files: {', '.join(names)}")
+    return made
 
 
 def _opened(path: Path, name: str = "AutoTokenizer"):

@@ -8,6 +8,7 @@ import pytest
 
 from llm_jax import config as configs
 from llm_jax import hub, models
+from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.decode import complete
 from tests.hub.test_hub import MODELS, make
@@ -115,18 +116,17 @@ def test_an_imported_gpt2_that_adds_nothing_goes_on_so(tmp_path):
     assert ids_of(tmp_path / "b", "the cat") == tokenizer.encode("the cat").tolist()
 
 
-@pytest.mark.parametrize("family", ["bert", "reformer"])
-@pytest.mark.parametrize("kind", ["bytes", "chars", "wordpiece"])
-def test_of_every_kind(family, kind, tmp_path):
-    masked = family == "bert"
-    model, _, tokenizer = export(tmp_path / "hf", family, kind, ("[MASK]",) if masked else ())
-    before, behind = tokenizer.around(model.cfg.kind)
-    for text in ("the cat\n sat", "é", "[ the"):
-        ids = [*before, *tokenizer.encode(text).tolist(), *behind]
-        assert ids_of(tmp_path / "hf", text) == ids
-    if masked:
-        mask = tokenizer.specials["[MASK]"]
-        assert mask in ids_of(tmp_path / "hf", "the [MASK] sat")
+@pytest.mark.parametrize("options", [{"model_type": "word"}, {"treat_whitespace_as_suffix": True}])
+def test_sentencepiece_models_that_transformers_has_no_tokenizer_for(options, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT), model_writer=buffer, minloglevel=2, vocab_size=24,
+        hard_vocab_limit=False, **options,
+    )  # fmt: skip
+    (tmp_path / "x.model").write_bytes(buffer.getvalue())
+    with pytest.raises(ConfigError, match="transformers encodes otherwise"):
+        export(tmp_path / "hf", "llama", "sentencepiece", path=str(tmp_path / "x.model"))
 
 
 def test_bert_has_neither_bos_nor_eos(tmp_path):
