@@ -267,7 +267,8 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
     except ConfigError as error:
         wrong = [str(error)]
     try:
-        back = to_model(family, _to_hf(family, model), names)
+        labels = {"id2label": dict.fromkeys(range(model.num_labels))}  # whatever their names
+        back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
         return [str(error), *wrong]
     unknown = family.heads if wrong else ()  # told by the names
