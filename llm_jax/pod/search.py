@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
+from llm_jax import objectives
 from llm_jax.config import ConfigError
 from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, plan
@@ -109,10 +110,11 @@ def estimate(
     changed.model = m = configs.resolve(config.model, 0)
     m.remat = remat
     todo = plan.work(changed)
-    tokens = todo["tokens"] / (data * fsdp)
-    layers = (m.num_layers if m.kind != "decoder" else 0) + (
-        m.num_decoder_layers if m.kind != "encoder" else 0
-    )
+    # Tokens times layers of a device's share; where there is one side, both depths are the same.
+    lengths = objectives.get(config.objective.name).examples.lengths(changed)
+    passes = m.num_layers * lengths.get("encoder_tokens", 0)
+    passes += m.num_decoder_layers * lengths["tokens"]
+    passes *= config.data.batch_size / (data * fsdp)
     width = 2 if m.dtype == "bfloat16" else 4
     products = 4 * m.embed_dim + (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 2 * m.mlp_dim
     kept = {"full": m.embed_dim, "dots": products / tensor, "none": 1.5 * products / tensor}[remat]
@@ -120,11 +122,11 @@ def estimate(
     spread = lambda n: (n - 1) / n
     gathered = 3 * width * weights / tensor * spread(fsdp) * parts
     gathered += 2 * 4 * weights / (fsdp * tensor) * spread(data)
-    summed = 2 * 4 * layers * tokens * m.embed_dim * width * spread(tensor)
+    summed = 2 * 4 * passes * m.embed_dim * width * spread(tensor)
     compute = (todo["flops"] + todo["recomputed_flops"]) / (data * fsdp * tensor * peak)
     return {
         "setting": setting,
-        "bytes": state + layers * tokens / parts * kept * width,
+        "bytes": state + passes / parts * kept * width,
         # The sum decides between settings that are bound by the same.
         "seconds": max(compute, (gathered + summed) / chip.ici_rate)
         + 1e-3 * math.log(1 + gathered + summed),

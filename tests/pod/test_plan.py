@@ -7,6 +7,7 @@ import pytest
 import launch
 from llm_jax import sharding
 from llm_jax.config import ConfigError
+from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, hlo, plan, report, search
 from tests import making
 
@@ -68,6 +69,19 @@ def test_roofline_arithmetic():
     assert found["bound_by"] == "compute" and found["predicted_step_seconds"] == 3
     assert found["predicted_tokens_per_second"] == pytest.approx(100 / 3)
     assert found["predicted_mfu"] == pytest.approx(4 / 6)
+
+
+def test_a_plan_is_told_in_milliseconds_and_gigabytes():
+    plan = {"topology": "v5p:1", "slices": 1, "devices": 1, "chip": "v5p", "mesh": {}, "fits": True,
+            "hbm_bytes": 2.5e9, "temp_bytes": 4e6, "flops": 1e9, "recomputed_flops": 0.0,
+            "hbm_traffic_bytes": 1e9, "unknown_loops": 0, "ici_bytes": {}, "dcn_bytes": {},
+            "roofline_seconds": {"compute": 0.0125, "HBM": 2.0}, "bound_by": "HBM",
+            "predicted_step_seconds": 2.0, "predicted_tokens_per_second": 512.0,
+            "predicted_mfu": 0.256, "compile_seconds": 7.0}  # fmt: skip
+    text = "\n".join(report.lines(plan))
+    for part in ("memory of 2.50 GB", " 4.00 MB", "1.00 GB in HBM", "compute 12.5 ms",
+                 "at least 2,000.0 ms: at most 512 tokens/s, MFU 25.6%", "compiled in 7 s"):
+        assert part in text  # fmt: skip
 
 
 def test_remat_adds_the_forward_pass_of_the_layers(tiny):
@@ -150,6 +164,33 @@ def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
     monkeypatch.setattr(chips, "chip", lambda device: chip._replace(hbm=1e3))
     assert search.search(small, "cpu:8", 1, 1, told.append)["failed"]
     assert "none fits: mesh.data=" in told[-1]
+
+
+def test_an_estimate_holds_what_a_device_does(tiny):
+    """Parameters, moments and a gradient as they lie; with remat a vector for each token and layer
+    of its own side.
+    """
+    chip = chips.Chip(hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
+
+    def held(setup, *sizes):
+        setting, config = dict(zip(search.KEYS, sizes, strict=True)), setup.config
+        return search.estimate(config, setting, count_params(config.model), chip, 1e9)["bytes"]
+
+    whole = {"model.embed_dim": 256, "mesh.data": 1, "mesh.fsdp": 8, "mesh.tensor": 1}
+    setup = plan.prepare(tiny(TINY | whole), jax.devices()[:8])
+    state = setup.abstract_state()
+    exact = 2 * plan._bytes(state.params) + plan._bytes(state.opt_state)
+    assert held(setup, 1, 8, 1, 1, "full") == pytest.approx(exact, rel=0.03)
+    pairs = {"model.kind": "encoder_decoder", "objective.name": "seq2seq"}
+    pairs |= {"model.num_layers": 2, "model.num_decoder_layers": 3}
+    pairs |= dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), 1)
+    many, few = (
+        held(plan.prepare(tiny(TINY | pairs | {"data.batch_size": n}), jax.devices()[:1]),
+             1, 1, 1, 1, "full")
+        for n in (24, 16)
+    )  # fmt: skip
+    # Eight rows more, of 16 positions on either side, 16 wide, in float32.
+    assert many - few == pytest.approx(8 * (2 * 16 + 3 * 16) * 16 * 4)
 
 
 def test_a_tpu_is_compiled_for_where_its_compiler_is(tiny):
