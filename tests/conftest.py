@@ -11,6 +11,7 @@ FLAGS = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
+    "--xla_cpu_use_fusion_emitters": "false",  # of MLIR, which take three times as long
 }
 given = os.environ.get("XLA_FLAGS", "")
 wanted = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]

@@ -22,6 +22,7 @@ PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)
 # LSH, whose queries are its keys, has a file of its own.
 KINDS = [name for name in attention.VARIANTS if name != "lsh"]
 NOTHING = Softmax()
+slow = pytest.mark.slow
 
 
 def reads(name):
@@ -119,7 +120,7 @@ def every_second(i, asked):
     return Softmax(bias, sinks, softcap=asked.softcap)
 
 
-def defined(name, a, visible, causal, segments, asked=NOTHING):
+def defined(name, a, visible, segments, asked):
     """What the kind is, from arguments `a` and the pairs that see each other."""
     repeat = lambda x: jnp.repeat(x, N // x.shape[2], axis=2)
     q, k, v = a["query"], a["key"], a["value"]
@@ -175,7 +176,7 @@ def defined(name, a, visible, causal, segments, asked=NOTHING):
         near = sum(shifted[:, i : i + T] * a["convolution"][i][:, None] for i in range(33))
         return jnp.einsum("bnts,bsnh->btnh", y, v) + near
     if name == "linformer":
-        real = (jnp.ones((B, T)) if segments is None else segments > 0)[..., None, None]
+        real = (segments > 0)[..., None, None]
         mix = lambda x, by: jnp.einsum("bskh,sl->blkh", x * real, by[:T])
         return textbook(q, mix(k, a["compress_key"]), mix(v, a["compress_value"]), True, asked)
     return textbook(q, k, v, visible, asked)
@@ -195,7 +196,6 @@ def newton(A):
 
 def recurrent(name, a, segments):
     """One token at a time; a state ends with its segment."""
-    segments = jnp.ones((B, T), jnp.int32) if segments is None else jnp.asarray(segments)
     new = jnp.concatenate([jnp.ones((B, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     q, k, v = (jnp.repeat(a[x], N // a[x].shape[2], axis=2) for x in ("query", "key", "value"))
     if name == "gated_linear":
@@ -239,24 +239,64 @@ CASES = [
 ]
 
 
+@functools.cache
+def attend(name, which):
+    """The kind as a function of its arguments, compiled once for all tests of a mask."""
+    causal, segments = MASKS[which]
+    mask = Mask(segments, segments, causal=causal)
+    return jax.jit(lambda a: call(name, a, mask))
+
+
+def learning(f):
+    """f(arguments, asked, …) where tokens are real, and gradients of all arguments and asked."""
+
+    @jax.jit
+    def run(real, a, asked, *more):
+        def loss(a, asked):
+            y = f(a, asked, *more) * real  # what stands at padding is nobody's business
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(a, asked)
+
+    return run
+
+
+@functools.cache
+def definition(name):
+    """Of a kind, a program for all masks; the textbook's for all that only see fewer pairs."""
+    return learning(lambda a, asked, *seen: defined(name, a, *seen, asked))
+
+
+# Of the kinds that are more than the textbook's softmax over fewer pairs.
+DEFINED = ("longformer", "talking_heads", "sigmoid", "differential", "latent", "linear",
+           "performer", "gated_linear", "delta", "nystrom", "linformer")  # fmt: skip
+
+
 def both_ways(name, which, asked=NOTHING):
     """Ours and the definition's: output, gradients of all arguments and of what is asked."""
     causal, segments = MASKS[which]
-    mask, visible = Mask(segments, segments, causal=causal), seen(name, causal, segments)
-    real = 1 if segments is None else jnp.asarray(segments > 0)[..., None, None]
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(f, a, asked):
-        # What stands at padding is nobody's business.
-        loss = lambda a, asked: jnp.sum(jnp.sin(f(a, asked) * real))
-        return f(a, asked) * real, jax.grad(loss, argnums=(0, 1))(a, asked)
-
-    ours = run(lambda a, asked: call(name, a, mask, asked), drawn(name), asked)
-    theirs = lambda a, asked: defined(name, a, visible, causal, segments, asked)
-    return ours, run(theirs, drawn(name), asked)
+    known = np.ones((B, T), np.int32) if segments is None else segments
+    mask, real = Mask(segments, segments, causal=causal), (known > 0)[..., None, None]
+    ours = learning(lambda a, asked: call(name, a, mask, asked))(real, drawn(name), asked)
+    theirs = definition(name if name in DEFINED else "dense")
+    return ours, theirs(real, drawn(name), asked, seen(name, causal, segments), known)
 
 
-@pytest.mark.parametrize("name, which", CASES)
+PARTS = {"bias", "softcap", "sinks"}
+# Quick: each kind with each mask, here with nothing more asked, there with bias, cap and sinks.
+PLAIN = ("causal, packed", "bidirectional", "bidirectional, padded")
+
+
+def asks(name):
+    return PARTS & attention.get(name).supports
+
+
+def cases(quick):
+    """All of them, those that are not quick marked slow."""
+    return [case if quick(*case) else pytest.param(*case, marks=slow) for case in CASES]
+
+
+@pytest.mark.parametrize("name, which", cases(lambda name, which: which in PLAIN or not asks(name)))
 def test_values_and_gradients_equal_the_definition(name, which):
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5 * max(1, np.abs(y).max()))
     jax.tree.map(close, *both_ways(name, which))
@@ -264,40 +304,36 @@ def test_values_and_gradients_equal_the_definition(name, which):
 
 @pytest.mark.parametrize("name", able("causal"))
 def test_a_token_changes_nothing_before_it(name):
-    mask, at = Mask(causal=True), 77
+    at = 77
     along = lambda x: x is not None and x.ndim > 2 and x.shape[1] == T
     changed = {k: x.at[:, at].add(1.0) if along(x) else x for k, x in drawn(name).items()}
-    attend = jax.jit(lambda a: call(name, a, mask))
-    before, after = attend(drawn(name)), attend(changed)
+    before, after = (attend(name, "causal")(a) for a in (drawn(name), changed))
     np.testing.assert_array_equal(before[:, :at], after[:, :at])
     assert np.abs(before - after)[:, at:].max() > 1e-3
 
 
 @pytest.mark.parametrize("name, which", [case for case in CASES if "packed" in case[1]])
 def test_segments_do_not_see_each_other(name, which):
-    mask = Mask(PACKED, PACKED, causal=MASKS[which][0])
     first = (PACKED == 1)[0]
     along = lambda x: x is not None and x.ndim > 2 and x.shape[1] == T
     changed = {
         k: x.at[0].set(jnp.where(first.reshape(-1, *[1] * (x.ndim - 2)), 3 - x[0], x[0]))
         if along(x) else x for k, x in drawn(name).items()
     }  # fmt: skip
-    attend = jax.jit(lambda a: call(name, a, mask))
-    before, after = attend(drawn(name))[0], attend(changed)[0]
+    before, after = (attend(name, which)(a)[0] for a in (drawn(name), changed))
     np.testing.assert_allclose(before[PACKED[0] == 2], after[PACKED[0] == 2], atol=1e-6)
     assert np.abs(before - after)[first].max() > 1e-3
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_bfloat16_stays_near_float32(name):
-    mask = Mask(causal="causal" in attention.get(name).supports)
+    which = "causal" if "causal" in attention.get(name).supports else "bidirectional"
     half = {
         k: x.astype(jnp.bfloat16) if x is not None and x.ndim > 2 and x.shape[1] == T else x
         for k, x in drawn(name).items()
     }
     full = jax.tree.map(lambda x: x.astype(jnp.float32), half)
-    attend = jax.jit(lambda a: call(name, a, mask))
-    ours, exact = attend(half), attend(full)
+    ours, exact = (attend(name, which)(a) for a in (half, full))
     assert ours.dtype == jnp.bfloat16
     error = jnp.square(ours.astype(jnp.float32) - exact).mean() / jnp.square(exact).mean()
     assert error < 2e-3
@@ -308,28 +344,26 @@ def test_bfloat16_stays_near_float32(name):
 @pytest.mark.parametrize("length", [5, 1])
 def test_short_rows(name, length):
     a = drawn(name, length)
-    ours = call(name, a, Mask(causal=True))
+    ours = attend(name, "causal")(a)
     assert ours.shape == (B, length, N, H) and np.isfinite(ours).all()
     if length == 1 and name in able("causal", "sinks"):
         if name not in ("latent", "talking_heads", "differential", "longformer"):
             np.testing.assert_allclose(ours, jnp.repeat(a["value"], 2, axis=2), atol=1e-6)
 
 
-PARTS = {"bias", "softcap", "sinks"}
-
-
 @pytest.mark.parametrize(
     "name, which",
     [
-        (name, which) for name, which in CASES
-        if which in ("causal, packed", "bidirectional") and PARTS & attention.get(name).supports
+        pytest.param(name, which, marks=slow) if which in PLAIN else (name, which)
+        for name, which in CASES
+        if asks(name)
     ],
-)  # fmt: skip
+)
 def test_bias_cap_and_sinks(name, which):
     rng = np.random.default_rng(3)
     values, sinks = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((N, 2 * T - 1), (N,)))
     parts = {"bias": Bias(values), "sinks": sinks, "softcap": 1.5}
-    asked = Softmax(**{x: parts[x] for x in PARTS & attention.get(name).supports})
+    asked = Softmax(**{x: parts[x] for x in asks(name)})
     # The norm over a difference of two softmaxes magnifies rounding, as it does gradients.
     rtol = 3e-5 if name == "differential" else 1e-5
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5, rtol=rtol)
@@ -375,14 +409,11 @@ def test_nystrom_with_a_landmark_for_each_token_is_exact():
 
 @pytest.mark.parametrize("name", ["nystrom", "linformer"])
 def test_padding_is_not_seen(name):
-    mask = Mask(PADDED, PADDED)
     changed = drawn(name) | {
         x: drawn(name)[x].at[0, 130:].add(1.0) for x in ("query", "key", "value")
     }
-    attend = jax.jit(lambda a: call(name, a, mask))
-    np.testing.assert_allclose(
-        attend(drawn(name))[0, :130], attend(changed)[0, :130], atol=1e-6
-    )
+    before, after = (attend(name, "bidirectional, padded")(a) for a in (drawn(name), changed))
+    np.testing.assert_allclose(before[0, :130], after[0, :130], atol=1e-6)
 
 
 def test_nystrom_inverts():
@@ -423,7 +454,7 @@ LINEAR = ["blockwise", "local", "chunked", "dilated", "longformer", "bigbird", "
           "sigmoid", "talking_heads"]  # fmt: skip
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", LINEAR)
 def test_memory_grows_with_the_length_and_not_its_square(name):
     def temporaries(T):
@@ -463,9 +494,9 @@ def test_each_says_where_it_comes_from():
 )
 def test_weights_are_the_output_for_one_hot_values(name):
     given = drawn(name) if name != "lsh" else drawn("dense") | {"key": None}
-    mask = Mask(causal="causal" in attention.get(name).supports)
+    which = "causal" if "causal" in attention.get(name).supports else "bidirectional"
     one_hot = jnp.broadcast_to(jnp.eye(T)[:, None], (B, T, K, T))
-    weights = call(name, given | {"value": one_hot}, mask)
+    weights = attend(name, which)(given | {"value": one_hot})
     value = jnp.repeat(given["value"], N // K, axis=2)
     expected = jnp.einsum("btns,bsnh->btnh", weights, value)
-    np.testing.assert_allclose(call(name, given, mask), expected, atol=2e-4)
+    np.testing.assert_allclose(attend(name, which)(given), expected, atol=2e-4)

@@ -1,5 +1,7 @@
 """A row's outputs do not depend on its padding, however a batch says what is padding."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -28,28 +30,36 @@ def _padded(rows, left, total=11):
     return ids, mask
 
 
+@functools.cache
+def _applied(name):
+    """(a compiled model, random rows of LENGTHS, their sources, outputs of each row alone)."""
+    model, params = tiny_model(**KINDS[name])
+    rng = np.random.default_rng(0)
+    rows, sources = ([rng.integers(0, 11, n) for n in order] for order in (LENGTHS, LENGTHS[::-1]))
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch))
+    alone = [{"tokens": row[None]} for row in rows]
+    if model.cfg.kind == "encoder_decoder":
+        alone = [
+            batch | {"encoder_tokens": source[None]}
+            for batch, source in zip(alone, sources, strict=True)
+        ]
+    return apply, rows, sources, [apply(batch) for batch in alone]
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("field", ["attention_mask", "segment_ids"])
 @pytest.mark.parametrize("name", KINDS)
 def test_padding_changes_nothing(name, field, left):
-    model, params = tiny_model(**KINDS[name])
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(0, 11, n) for n in LENGTHS]
+    apply, rows, sources, alone = _applied(name)
     ids, mask = _padded(rows, left)
     batch = {"tokens": ids, field: mask}
-    apply = jax.jit(lambda batch: model.apply({"params": params}, batch))
-    sources = None
     if name == "encoder_decoder":
-        sources = [rng.integers(0, 11, n) for n in LENGTHS[::-1]]
         source, there = _padded(sources, left)
         batch |= {"encoder_tokens": source, f"encoder_{field}": there}
     outputs = apply(batch)
-    for i, row in enumerate(rows):
-        alone = {"tokens": row[None]}
-        if sources:
-            alone["encoder_tokens"] = sources[i][None]
-        expected, real = apply(alone), mask[i] > 0
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    for i, expected in enumerate(alone):
+        real = mask[i] > 0
         close(outputs.features[i][real], expected.features[0])
         if outputs.matrix is not None:
             close(models.logits(outputs)[i][real], models.logits(expected)[0])
@@ -61,7 +71,8 @@ def test_padding_changes_nothing(name, field, left):
 def test_a_batch_without_types_has_the_first():
     model, params = tiny_model(kind="encoder", head="none", type_vocab_size=3)
     ids = np.random.default_rng(0).integers(0, 11, (2, 8))
-    run = lambda **types: model.apply({"params": params}, {"tokens": ids, **types}).features
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch).features)
+    run = lambda **types: apply({"tokens": ids, **types})
     np.testing.assert_allclose(run(), run(types=0 * ids), atol=1e-6)
     assert np.abs(run() - run(types=0 * ids + 1)).max() > 1e-2
 
@@ -69,9 +80,9 @@ def test_a_batch_without_types_has_the_first():
 def test_a_batch_without_a_mask_is_all_real():
     model, params = tiny_model()
     ids = np.random.default_rng(0).integers(0, 11, (2, 8))
-    plain = model.apply({"params": params}, {"tokens": ids}).hidden
-    masked = model.apply({"params": params}, {"tokens": ids, "attention_mask": ids >= 0}).hidden
-    np.testing.assert_allclose(plain, masked, atol=1e-6)
+    apply = jax.jit(lambda batch: model.apply({"params": params}, batch).hidden)
+    masked = apply({"tokens": ids, "attention_mask": ids >= 0})
+    np.testing.assert_allclose(apply({"tokens": ids}), masked, atol=1e-6)
     assert models.real({"tokens": ids}).all()
 
 
