@@ -1,18 +1,14 @@
 """What a model costs, counted from its config (a compiled loop's own count sees one turn)."""
 
 import math
+from collections.abc import Callable
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from llm_jax import attention
-from llm_jax.attention import Mask
-from llm_jax.models import abstract_params, heads
+from llm_jax.models import Param, abstract_params, heads
 from llm_jax.models.electra import generator_config
-from llm_jax.models.latent import attention_layer
-from llm_jax.models.layers import both_streams
 
 
 def count_params(cfg: ConfigDict) -> int:
@@ -21,58 +17,96 @@ def count_params(cfg: ConfigDict) -> int:
 
 
 def train_flops(
-    cfg: ConfigDict, batch: int, length: int, source_length: int = 0, predicted: int = 0
+    cfg: ConfigDict,
+    batch: int,
+    length: int,
+    source_length: int = 0,
+    predicted: int = 0,
+    trained: Callable[[str], bool] = lambda path: True,
 ) -> float:
     """FLOPs of forward and backward over [batch, length] tokens: 6 a weight and token.
 
-    The convention of PaLM's appendix B, attention counted whole, recomputation not counted.
-    `predicted` positions a row go through the output matrix; 0: all.
+    The convention of PaLM's appendix B, attention counted whole, recomputation not counted: 2 a
+    weight and token forward, 2 for the gradient of activations, 2 for that of the weight. The last
+    only of weights that are `trained`, by their paths; the one before only where something trained
+    comes before. `predicted` positions a row go through the output matrix; 0: all.
     """
-    D, N, H, S = cfg.embed_dim, cfg.num_heads, cfg.head_dim, source_length or length
-    ways = 3 if cfg.activation.endswith("glu") or "glu_" in cfg.activation else 2
-    mlp = ways * D * cfg.mlp_dim
-    if cfg.num_experts:
-        routed = mlp * cfg.experts_per_token + D * cfg.num_experts
-        mlp += (routed - mlp) / cfg.expert_every
+    T, S, P = length, source_length or length, predicted or length
+    scores = dict.fromkeys(STAGES, 0.0) | _scores(cfg, T, S)
+    products = {stage: [] for stage in STAGES}  # (path, FLOPs forward)
+    learns = dict.fromkeys(STAGES, False)
+    last = "encoder" if cfg.kind == "encoder" else "decoder"
+    for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.startswith("generator/"):
+            stage = next((s for s in STAGES if name.startswith(f"{s}/")), "head")
+            stage = "head" if name.startswith(f"{last}/final_norm") else stage
+            learns[stage] |= trained(name)
+            products[stage].append((name, 2 * _tokens(cfg, name, x.axes, T, S, P) * _size(x)))
+    total, behind = 0.0, False
+    for stage in STAGES:
+        behind |= learns[stage]
+        passes = 1 + behind
+        total += scores[stage] * (1 + 2 * behind)
+        total += sum(flops * (passes + trained(name)) for name, flops in products[stage])
+    if cfg.generator_fraction:
+        inside = lambda path: trained(path if path.startswith("embed/") else f"generator/{path}")
+        total += train_flops(generator_config(cfg), 1, T, predicted=predicted, trained=inside)
+    return batch * total
+
+
+STAGES = ("embed", "encoder", "decoder", "head")  # a gradient comes back through those behind
+
+
+def _scores(cfg: ConfigDict, T: int, S: int) -> dict[str, float]:
+    """FLOPs forward of what attention does without weights of its own, in each stack."""
     kinds = cfg.attention.split(",")
 
-    def attend(kind, T):
+    def of(kind, queries, keys):
         variant = attention.get(kind)
-        scores = variant.flops(T, T, N, H, **{key: cfg[key] for key in variant.reads})
-        return 2 * T * _projections(cfg, kind)[0] + scores
+        reads = {key: cfg[key] for key in variant.reads}
+        return variant.flops(queries, keys, cfg.num_heads, cfg.head_dim, **reads)
 
-    layer = lambda T: sum(attend(kind, T) for kind in kinds) / len(kinds) + 2 * T * mlp
-    forward = 0.0
+    layer = lambda length: sum(of(kind, length, length) for kind in kinds) / len(kinds)
+    scores = {}
     if cfg.kind != "decoder":
-        forward += cfg.num_layers * layer(S)
+        scores["encoder"] = cfg.num_layers * layer(S)
     if cfg.kind != "encoder":
-        forward += cfg.num_decoder_layers * layer(length)
-    if cfg.kind == "encoder_decoder":
-        ours, theirs = _projections(cfg, "dense", cross=True)
-        across = attention.get("dense").flops(length, S, N, H)
-        forward += cfg.num_decoder_layers * (2 * (ours * length + theirs * S) + across)
-    if heads.speaks(cfg):
-        width = 2 * D if both_streams(cfg) else cfg.embedding_dim
-        forward += 2 * (predicted or length) * width * cfg.vocab_size
-    forward *= 3 * batch
-    if cfg.generator_fraction:
-        forward += train_flops(generator_config(cfg), batch, length, predicted=predicted)
-    return forward
+        across = of("dense", T, S) if cfg.kind == "encoder_decoder" else 0
+        scores["decoder"] = cfg.num_decoder_layers * (layer(T) + across)
+    return scores
 
 
-def _projections(cfg: ConfigDict, kind: str, cross: bool = False) -> tuple[int, int]:
-    """Weights of an attention layer that a token meets, and one that is only looked across at.
+def _size(x: Param) -> int:
+    return math.prod(x.shape)
 
-    They are the layer's own matrices: what contracts the width of the stream or of a latent.
+
+def _tokens(
+    cfg: ConfigDict, path: str, axes: tuple[str | None, ...], T: int, S: int, P: int
+) -> float:
+    """Of a row, the tokens by which a parameter is multiplied; 0: it is none of the matrices.
+
+    Those are what contracts, or makes, the width of the stream or of a latent; LoRA's lie beside
+    them. Of a table, that of tied outputs alone: what is looked up is not multiplied.
     """
-    layer = attention_layer(kind)(FrozenConfigDict(cfg), kind, cross=cross)
-    x, positions = jnp.zeros((1, 1, cfg.embed_dim)), jnp.zeros((1, 1), jnp.int32)
-    source, mask = x if cross else None, Mask(causal=cfg.kind == "decoder")
-    init = lambda: layer.init(jax.random.key(0), x, mask, source=source, positions=positions)
-    counts = {}
-    for name, part in jax.eval_shape(init)["params"].items():
-        boxes = jax.tree.leaves(part, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
-        matrices = [b.value for b in boxes if b.value.ndim > 1 and {"embed", "latent"} & {*b.names}]
-        counts[name] = sum(matrix.size for matrix in matrices)
-    theirs = counts.pop("key") + counts.pop("value") if cross else 0
-    return sum(counts.values()), theirs
+    *rooms, last = path.split("/")
+    ours = S if rooms[:1] == ["encoder"] else T
+    if path in ("embed/embedding", "output"):
+        return P * (heads.speaks(cfg) and cfg.tie_embeddings == (path != "output"))
+    if last == "embedding" or len([a for a in axes if a not in ("layers", "experts")]) < 2:
+        return 0
+    if "stack" not in rooms:
+        head = heads.HEADS.get(rooms[0])
+        pooled = rooms[0] == "pooler" or (head is not None and head.pooled)
+        return 1 if pooled else P if rooms[0] == "transform" else ours
+    if not (last.endswith(("_lora_a", "_lora_b")) or {"embed", "latent"} & set(axes)):
+        return 0
+    if rooms[-2:-1] == ["cross_attention"] and rooms[-1] in ("key", "value"):
+        ours = S
+    if "experts" in axes:
+        ours *= cfg.experts_per_token / cfg.num_experts
+    if "layers" not in axes:  # one layer's, or one period's, for all
+        layers = cfg.num_layers if rooms[0] == "encoder" else cfg.num_decoder_layers
+        period = math.lcm(len(cfg.attention.split(",")), cfg.expert_every if cfg.num_experts else 1)
+        ours *= layers / period
+    return ours

@@ -165,18 +165,33 @@ def _check_attention(config: ConfigDict) -> None:
 
 
 def flops_per_token(config: ConfigDict, model: ConfigDict | None = None) -> float:
-    """FLOPs of training on a token of either side; model: instead of config.model, resolved."""
-    examples = objectives.get(config.objective.name).examples
-    lengths = examples.lengths(config)
-    sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
-    return train_flops(model or config.model, 1, *sides, examples.predicted(config)) / sum(sides)
+    """FLOPs of training on a token of either side, of what is not frozen; see `train_flops`.
+
+    model: instead of config.model, resolved.
+    """
+    config = config if model is None else _with_model(config, model)
+    rates = groups.of(config, models.abstract_params(config.model))
+    return _flops_per_token(config, lambda path: rates[path].rate > 0)
 
 
 def recomputed_flops_per_token(config: ConfigDict) -> float:
     """FLOPs a token that remat adds to them: the forward pass of all layers once more."""
     if config.model.remat not in ("full", "offload") and not config.model.reversible:
         return 0.0  # "dots" keeps all products but attention's own
-    return flops_per_token(config, ConfigDict(config.model.to_dict() | {"head": "none"})) / 3
+    model = ConfigDict(config.model.to_dict() | {"head": "none"})
+    return _flops_per_token(_with_model(config, model), lambda path: False)
+
+
+def _with_model(config: ConfigDict, model: ConfigDict) -> ConfigDict:
+    return ConfigDict(config.to_dict() | {"model": model.to_dict()})
+
+
+def _flops_per_token(config: ConfigDict, trained: Callable[[str], bool]) -> float:
+    examples = objectives.get(config.objective.name).examples
+    lengths = examples.lengths(config)
+    sides = lengths["tokens"], lengths.get("encoder_tokens", 0)
+    predicted = examples.predicted(config)
+    return train_flops(config.model, 1, *sides, predicted, trained) / sum(sides)
 
 
 def load_params(

@@ -74,3 +74,48 @@ def test_near_what_xla_counts(case):
 def test_what_a_kind_asks_of_each_token_is_counted(kind, other, more):
     of = lambda kind: train_flops(resolved({"attention": kind, "global_tokens": 0}), 1, T)
     assert of(kind) - of(other) == 2 * 6 * T * more  # two layers
+
+
+FROZEN = {
+    "none": ({}, lambda path: True),
+    "lora": ({"lora_rank": 8}, lambda path: "_lora_" in path),
+    "lora and embeddings": ({"lora_rank": 8}, lambda path: "_lora_" in path or "embed" in path),
+    "all but the final norm": ({}, lambda path: "final_norm" in path),
+    "feed-forward layers": ({}, lambda path: "/mlp/" not in path),
+    "a whole encoder": (
+        {"kind": "encoder_decoder", "positions": "none", "tie_embeddings": False},
+        lambda path: path.startswith(("decoder", "output")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_a_step_costs_what_is_computed_of_it(case):
+    """Gradients of frozen weights are not, nor of activations before all that is trained."""
+    changes, trained = FROZEN[case]
+    cfg = resolved(changes | {"num_layers": 4, "mlp_dim": 256})
+    if cfg.lora_rank:
+        pytest.importorskip("qwix")
+    model = models.build(cfg)
+    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    learned = [i for i, (path, _) in enumerate(leaves) if trained(name(path))]
+    assert learned
+    batch = {"tokens": jnp.zeros((1, T), jnp.int32), "encoder_tokens": jnp.zeros((1, S), jnp.int32)}
+
+    def gradients(some, all_):
+        def loss(some):
+            leaves = list(all_)
+            for i, x in zip(learned, some, strict=True):
+                leaves[i] = x
+            params = jax.tree.unflatten(tree, leaves)
+            return models.logits(model.apply({"params": params}, batch)).sum()
+
+        return jax.grad(loss)(some)
+
+    values = [x for _, x in leaves]
+    program = jax.jit(gradients).lower([values[i] for i in learned], values).compile()
+    sides = (T, S) if cfg.kind == "encoder_decoder" else (T,)
+    ours = train_flops(cfg, 1, *sides, trained=trained)
+    assert 0.9 < ours / program.cost_analysis()["flops"] < 1.1
