@@ -1,37 +1,67 @@
 """`generate`: prompts and what the model makes of them."""
 
 import argparse
+import dataclasses
+import json
+from pathlib import Path
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb
+from llm_jax.config import ConfigError
+from llm_jax.files import read_text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
+    sub.add_argument("--samples", type=int, help="of each prompt; with --beams, the best")
     sub.add_argument("--max_new_tokens", type=int, help="64, or what there is room for")
+    sub.add_argument("--min_new_tokens", type=int)
     sub.add_argument("--temperature", type=float, help="0: greedy; default 1, encoder-decoders 0")
     sub.add_argument("--top_k", type=int, help="0: all; of a masked model, 5")
     sub.add_argument("--top_p", type=float)
+    sub.add_argument("--min_p", type=float, help="as likely as the likeliest times this")
+    sub.add_argument("--repetition_penalty", type=float)
+    sub.add_argument("--stop", action="append", help="a text to end before; '': none")
     sub.add_argument("--beams", type=int, help="more than 1: beam search")
     sub.add_argument("--length_penalty", type=float, help="of beam search, default 0.6")
+    sub.add_argument("--batch_size", type=int, default=64, help="prompts at a time")
     sub.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Prints each prompt with its completion."""
     from llm_jax import sharding
-    from llm_jax.decode import complete
+    from llm_jax.decode import Request, complete
     from llm_jax.train.run import load_params
 
+    prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    keys = "max_new_tokens temperature top_k top_p seed beams length_penalty".split()
+    keys = {field.name for field in dataclasses.fields(Request)} & vars(args).keys()
     options = {key: getattr(args, key) for key in keys} | {"objective": setup.config.objective}
+    if args.stop is not None:
+        options["stop"] = [text for text in args.stop if text]
     with sharding.activate(setup.mesh):
-        texts = complete(setup.model, params, tokenizer, args.prompt or [""], **options)
+        texts = complete(setup.model, params, tokenizer, prompts, **options)
     samples.show(texts, setup.model.cfg.kind)
     return {"step": step, "samples": texts}
+
+
+def _prompts(file: Path) -> list[str]:
+    """Prompts of a file: its lines, or "prompt" of each row of a .jsonl file."""
+    lines = read_text(file).splitlines()
+    if file.suffix != ".jsonl":
+        return lines
+    try:
+        rows = [json.loads(line) for line in lines if line.strip()]
+        prompts = [row["prompt"] if isinstance(row, dict) else row for row in rows]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"--prompts={file}: a row has no prompt ({error!r})") from error
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise ConfigError(f"--prompts={file}: {wrong[0]!r} is no text")
+    return prompts
 
 
 VERB = Verb(run, add, "continue prompts, answer them, or fill in their [MASK]s")

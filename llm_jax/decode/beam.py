@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.decode.cache import prepare, replicated
+from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
 
@@ -27,6 +28,8 @@ def beam_search(
     max_new_tokens: int,
     beams: int = 4,
     length_penalty: float = 0.6,
+    repetition_penalty: float = 1.0,
+    min_new_tokens: int | Sequence[int] = 0,
     **inputs: Any,
 ) -> list[list[Hypothesis]]:
     """Beam search: the `beams` best continuations that it finds for each prompt, best first.
@@ -34,7 +37,8 @@ def beam_search(
     A continuation ends with an eos_id or has max_new_tokens. Its log-probability is divided by
     ((5 + tokens) / 6)^length_penalty, eos_id counted (Wu 2016, equation 14, without coverage;
     Vaswani 2017, 6.1 takes 4 beams and 0.6). `transformers` divides by tokens^length_penalty:
-    the two agree at 0. `inputs`: sources, eos_id and the others of `cache.prepare`.
+    the two agree at 0. repetition_penalty, min_new_tokens: see `Rules`. `inputs`: sources, eos_id
+    and the others of `cache.prepare`.
 
     Raises:
       ValueError: as `cache.prepare`, or more tokens than model.max_length holds.
@@ -47,7 +51,9 @@ def beam_search(
     if longest + max_new_tokens - 1 > length:
         raise ValueError(f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
                          f"model.max_length={length} leaves room for {length - longest + 1}")
-    best = _search(reader, rows, beams, room, max_new_tokens, length_penalty)
+    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
+    seen = replicated(rules.seen(prompts, model.cfg.vocab_size))
+    best = _search(reader, rows, beams, room, max_new_tokens, length_penalty, rules, seen)
     ids, scores = map(np.asarray, best)
     return [
         [
@@ -59,19 +65,20 @@ def beam_search(
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _search(reader, prompts, beams, room, steps, alpha):
+def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
     """Prompts [B, T] -> ids [B, beams, room], -1 behind each end, and scores [B, beams]."""
     B, lengths, eos = len(prompts.tokens), prompts.lengths, prompts.eos
     penalty = lambda n: ((5 + n) / 6) ** alpha
     candidates = min(1 + len(eos), reader.model.cfg.vocab_size) * beams
     ahead = jnp.arange(candidates) < beams
 
-    def expand(index, logits, live, scores, done, best):
+    def expand(index, logits, live, scores, done, best, seen):
         """Each live beam's continuations: the best go on, those that end are kept.
 
-        logits [B, beams, V]; live and done [B, beams, room]; scores and best [B, beams].
+        logits, seen [B, beams, V]; live and done [B, beams, room]; scores and best [B, beams].
         """
-        total = scores[..., None] + jax.nn.log_softmax(logits, axis=-1)
+        chances = rules.apply(jax.nn.log_softmax(logits, axis=-1), seen, index, eos)
+        total = scores[..., None] + chances
         # At most E in each beam end, so that of (1 + E) times as many enough go on.
         total, choice = jax.lax.top_k(total.reshape(B, -1), candidates)
         parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
@@ -82,30 +89,32 @@ def _search(reader, prompts, beams, room, steps, alpha):
         best, keep = jax.lax.top_k(jnp.concatenate([best, final], axis=1), beams)
         done = _rows(jnp.concatenate([done, rows], axis=1), keep)
         scores, keep = jax.lax.top_k(jnp.where(ended, -jnp.inf, total), beams)
-        return _rows(rows, keep), scores, done, best, _rows(parent, keep)
+        parent, token = _rows(parent, keep), _rows(token, keep)
+        seen = None if seen is None else rules.saw(_rows(seen, parent), token)
+        return _rows(rows, keep), scores, done, best, seen, parent
 
     def going(carry):
-        index, _, _, scores, _, best, _ = carry
+        index, _, _, scores, _, best, *_ = carry
         # No live beam can gain: log-probabilities fall, and the largest penalty is the last.
         return (index < steps) & (scores[:, 0] / penalty(steps) > best[:, -1]).any()
 
     def step(carry):
-        index, cache, live, scores, done, best, parent = carry
+        index, cache, live, scores, done, best, seen, parent = carry
         cache = _follow(cache, parent)
         at = jnp.repeat(lengths + index - 1, beams)
         logits, cache = wide.advance(cache, live[:, :, index - 1].reshape(-1), at)
         logits = logits.reshape(B, beams, -1)
-        return index + 1, cache, *expand(index, logits, live, scores, done, best)
+        return index + 1, cache, *expand(index, logits, live, scores, done, best, seen)
 
     logits, cache = reader.start(prompts.tokens, lengths)
     wide, cache = reader.widen(cache, beams)
     none = jnp.full((B, beams), -jnp.inf)
     blank = jnp.full((B, beams, room), -1, jnp.int32)
-    first = expand(
-        0, jnp.repeat(logits[:, None], beams, axis=1), blank, none.at[:, 0].set(0.0), blank, none
-    )
+    wide_of = lambda x: None if x is None else jnp.repeat(x[:, None], beams, axis=1)
+    start = none.at[:, 0].set(0.0)
+    first = expand(0, wide_of(logits), blank, start, blank, none, wide_of(seen))
     carry = jax.lax.while_loop(going, step, (1, cache, *first))
-    _, _, live, scores, done, best, _ = carry
+    _, _, live, scores, done, best, *_ = carry
     # What is still going at the end is as long as it may be, or cannot win.
     best, keep = jax.lax.top_k(jnp.concatenate([best, scores / penalty(steps)], axis=1), beams)
     return replicated((_rows(jnp.concatenate([done, live], axis=1), keep), best))

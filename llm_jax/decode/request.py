@@ -10,13 +10,12 @@ NEW_TOKENS = 64  # written where nothing else is asked for and the model has roo
 FILE = "generation_config.json"
 # What is not in llm_jax, but changes nothing at these values (None: unset).
 NEUTRAL = {
-    "min_length": (0,), "min_new_tokens": (0,), "typical_p": (1.0,), "repetition_penalty": (1.0,),
-    "min_p": (0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "typical_p": (1.0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,), "forced_bos_token_id": (), "forced_eos_token_id": (),
     "begin_suppress_tokens": ([],), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
     "penalty_alpha": (0,), "guidance_scale": (1, 1.0), "num_beam_groups": (1,),
     "diversity_penalty": (0,), "sequence_bias": (), "force_words_ids": (), "constraints": (),
-    "exponential_decay_length_penalty": (), "stop_strings": ([],), "max_time": (),
+    "exponential_decay_length_penalty": (), "max_time": (),
     "watermarking_config": (), "dola_layers": (), "remove_invalid_values": (False,),
     "renormalize_logits": (False,), "prompt_lookup_num_tokens": (0,),
 }  # fmt: skip
@@ -29,64 +28,94 @@ class Request:
     Attributes:
       max_new_tokens: default 64, or as many as model.max_length leaves room for. More than that
         only sampling and greedy search can write, forgetting the beginning: a warning says so.
+      min_new_tokens: before a text may end, default 0.
+      samples: for each prompt, default 1: draws, or the best of the beams.
       temperature: 0 is greedy. Default 1, but of an encoder-decoder 0.
-      top_k, top_p: sampling's cuts, default 0 and 1 (none); of a masked model, top_k is the number
-        of candidates, default 5.
+      top_k, top_p, min_p: sampling's cuts, default 0, 1 and 0 (none); of a masked model, top_k is
+        the number of candidates, default 5.
+      repetition_penalty: default 1 (none); see `rules.Rules`.
+      stop: texts before any of which a completion ends; its tokens are those up to the one that
+        completes it, as transformers'.
       seed: of the draws, 0 … 2^32 - 1.
       beams: more than 1: beam search.
       length_penalty: of beam search, default 0.6.
+      batch_size: prompts at a time, the shortest first; it changes no text.
       eos_ids: all ids that end a text; default the tokenizer's eos_id.
       suppressed: ids that are never drawn.
-      max_length: tokens of prompt and text together.
+      max_length, min_length: tokens of prompt and text together.
       imported: whether an imported generation_config.json is read.
     """
 
     max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    samples: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: Sequence[str] | None = None
     seed: int = 0
     beams: int | None = None
     length_penalty: float | None = None
+    batch_size: int = 64
     eos_ids: Sequence[int] | None = None
     suppressed: Sequence[int] = ()
     max_length: int | None = None
+    min_length: int = 0
     imported: bool = True
 
     def check(self, kind: str) -> None:
         """Raises ConfigError where the settings do not go together for a model.kind."""
-        wrong = ""
         searches = self.beams not in (None, 1)
-        draws = self.temperature is not None or self.top_p not in (None, 1)
+        draws = self.temperature is not None or self.top_p not in (None, 1) or self.min_p
+        rules = self.repetition_penalty, self.min_new_tokens, self.samples, self.stop
+        wrong = ""
         if kind == "encoder":
-            if draws or searches:
-                wrong = ("temperature, top_p, beams: a masked model only lists what is likeliest; "
-                         "top_k says how many")
+            if draws or searches or any(rules):
+                wrong = ("temperature, top_p, beams …: a masked model only lists what is "
+                         "likeliest; top_k says how many")
         elif searches and (draws or self.top_k):
-            wrong = (f"beams={self.beams}: beam search draws nothing; leave out temperature, top_k "
-                     "and top_p, or use beams=1")
+            wrong = (f"beams={self.beams}: beam search draws nothing; leave out temperature, "
+                     "top_k, top_p and min_p, or use beams=1")
         elif self.length_penalty is not None and not searches:
             wrong = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
-        if searches and self.beams < 1:
-            wrong = wrong or f"beams={self.beams}: must be 1 or more"
+        if self.batch_size < 1:
+            wrong = f"batch_size={self.batch_size}: must be 1 or more"
         if wrong:
             raise ConfigError(wrong)
+
+    def _check_resolved(self) -> None:
+        beams, samples = self.beams, self.samples
+        if beams < 1:
+            raise ConfigError(f"beams={beams}: must be 1 or more")
+        if beams > 1 and self.stop:
+            raise ConfigError(f"beams={beams}: beam search does not stop at {self.stop}; use "
+                              "beams=1, or stop=()")
+        if not 1 <= samples <= (beams if beams > 1 else samples):
+            raise ConfigError(f"samples={samples}: must be 1 or more, at most beams={beams}")
+        if samples > 1 and beams == 1 and self.temperature == 0:
+            raise ConfigError(f"samples={samples}: greedy search has one; set temperature=1, or "
+                              f"beams={samples}")
 
     def resolve(self, kind: str, stated: Mapping[str, Any] | None) -> "Request":
         """Fills in what is left open: from `stated`, a generation_config.json, as transformers
         takes it (greedy unless do_sample, top_k 50 where it draws); then the defaults.
 
-        A setting given here wins over the file's; any of temperature, top_k and top_p decides all
-        three. Raises ConfigError for an entry of the file that would change the text and is not
-        in llm_jax.
+        A setting given here wins over the file's; any of temperature, top_k, top_p and min_p
+        decides all four. Raises ConfigError for an entry of the file that would change the text
+        and is not in llm_jax.
         """
         asked = self
         if stated is not None and self.imported:
             asked = replace(self, **self._stated(_Stated(stated)))
         draws = kind == "decoder" or (asked.top_k or asked.top_p not in (None, 1))
-        defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "beams": 1,
-                    "length_penalty": 0.6}  # fmt: skip
-        return replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
+        defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+                    "beams": 1, "length_penalty": 0.6, "repetition_penalty": 1.0, "samples": 1,
+                    "min_new_tokens": 0, "stop": ()}  # fmt: skip
+        asked = replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
+        asked._check_resolved()
+        return asked
 
     def _stated(self, stated: "_Stated") -> dict[str, Any]:
         """What a generation_config.json decides of the settings that are left open."""
@@ -99,8 +128,17 @@ class Request:
                               "penalty of Wu 2016")
         if self.max_new_tokens is None:
             settings |= {k: stated.get(k) for k in ("max_new_tokens", "max_length")}
-        if self.beams in (None, 1) and (self.temperature, self.top_k, self.top_p) == (None,) * 3:
-            drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        if self.min_new_tokens is None:
+            settings |= {k: stated.get(k, 0) for k in ("min_new_tokens", "min_length")}
+        if self.repetition_penalty is None:
+            settings["repetition_penalty"] = stated.get("repetition_penalty", 1.0)
+        if self.samples is None:
+            settings["samples"] = stated.get("num_return_sequences", 1)
+        if self.stop is None:
+            settings["stop"] = stated.texts("stop_strings")
+        cuts = self.temperature, self.top_k, self.top_p, self.min_p
+        if self.beams in (None, 1) and cuts == (None,) * 4:
+            drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
             drawn = drawn if stated.get("do_sample", False) else {}
             settings |= {k: stated.get(k, v) for k, v in drawn.items()} or {"temperature": 0.0}
         return settings
@@ -122,7 +160,8 @@ class _Stated:
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.entries.get(name, default)
-        kinds = {"do_sample": bool, "temperature": (int, float), "top_p": (int, float)}
+        numbers = "temperature", "top_p", "min_p", "repetition_penalty"
+        kinds = {"do_sample": bool} | dict.fromkeys(numbers, (int, float))
         if value is not default and (
             not isinstance(value, kinds.get(name, int))
             or (isinstance(value, bool) and name != "do_sample")
@@ -135,6 +174,13 @@ class _Stated:
         value = value if isinstance(value, list) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
             raise ConfigError(f"{FILE}: {name}={value!r} must be an id or a list of ids")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        value = self.entries.get(name, [])
+        value = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in value):
+            raise ConfigError(f"{FILE}: {name}={value!r} must be a text or a list of texts")
         return value
 
     def suppressed(self) -> list[int]:

@@ -1,15 +1,16 @@
-"""Greedy decoding and sampling (temperature, top-k, top-p), jitted."""
+"""Greedy decoding and sampling (temperature, top-k, top-p, min-p), jitted."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.decode.cache import pad, prepare, replicated
+from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
 # Smaller numbers are 0 to XLA, larger ones infinite.
@@ -17,7 +18,13 @@ TINY, LARGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 SEEDS = 2**32
 
 
-def generate(
+def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> list[list[int]]:
+    """Samples up to max_new_tokens ids behind each prompt; see `stream` for the settings."""
+    *_, rows = stream(model, params, prompts, **settings)
+    return rows
+
+
+def stream(
     model: Model,
     params: Any,
     prompts: Sequence[Sequence[int]],
@@ -26,47 +33,80 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    min_new_tokens: int | Sequence[int] = 0,
     seed: int = 0,
+    draws: Sequence[int] | None = None,
+    stop: Callable[[Sequence[int], list[int]], int | None] | None = None,
+    every: int | None = None,
     **inputs: Any,
-) -> list[list[int]]:
-    """Samples up to max_new_tokens ids behind each prompt, ending after an eos_id.
+) -> Iterator[list[list[int]]]:
+    """Yields, each `every` tokens and at the end, the ids sampled behind each prompt so far.
 
-    Prompts may differ in length. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing off.
-    A row's samples depend on (seed, row, index) alone. Whenever a sequence outgrows
-    model.max_length, the first max_length / 2 of the tokens it looks at are forgotten. `inputs`:
-    sources, eos_id and the others of `cache.prepare`.
+    Prompts may differ in length. A row ends after an eos_id, or with max_new_tokens. temperature 0
+    is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off. Whenever a sequence outgrows
+    model.max_length, the first max_length / 2 of the tokens it looks at are forgotten.
+
+    Args:
+      repetition_penalty, min_new_tokens: see `Rules`; the second may differ from row to row.
+      draws: a number for each row, by default its place: a row's samples depend on (seed, number,
+        index) alone.
+      stop: (prompt, ids so far) -> how many of the ids to keep, where they end there; or None.
+      every: None: once, at the end; 8 where there is a `stop`.
+      inputs: sources, eos_id and the others of `cache.prepare`.
 
     Raises:
       ValueError: as `cache.prepare`, or a setting out of range.
     """
-    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1):
-        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}: need "
-                         "temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1")
+    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1 and 0 <= min_p <= 1):
+        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}: "
+                         "need temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1, "
+                         "0 <= min_p <= 1")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed}: must be in 0 … 2^32 - 1")
     reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
-    length = model.cfg.max_length
+    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
+    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
     # None leaves a step out of the program; any other value is an argument of it.
-    draw = (
+    choice = (
         max(temperature, TINY) if temperature else None,
-        min(top_k, model.cfg.vocab_size) or None,
+        min(top_k, vocabulary) or None,
         top_p if top_p < 1 else None,
+        max(min_p, TINY) if min_p else None,
     )
+    numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
+    every = every or (8 if stop else max_new_tokens)
     ends = set(read.eos.tolist())
     rows, new = [list(p) for p in prompts], [[] for _ in prompts]
     ended = np.zeros(len(prompts), bool)
-    while (done := min(map(len, new))) < max_new_tokens and not ended.all():
+    done = 0
+    while done < max_new_tokens and not ended.all():
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         tokens, lengths = pad(contexts, length)
         steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
         reader = dataclasses.replace(reader, size=min(tokens.shape[1] + room, length))
         read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
-        ids = _continue(reader, read, room, replicated(ended), np.uint32(seed), done, steps, draw)
-        for row, written, fresh in zip(rows, new, np.asarray(ids)[:, :steps].tolist(), strict=True):
-            row += fresh
-            written += fresh
-        ended = np.array([not ends.isdisjoint(written) for written in new])
-    return [_until(ends, written) for written in new]
+        draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
+        seen = replicated(rules.seen(rows, vocabulary))
+        state, cache = _begin(reader, read, room, replicated(ended.copy()), seen, draw)
+        before, until = [len(row) for row in new], 1
+        while True:
+            for i, fresh in enumerate(np.asarray(state.ids)[:, :until].tolist()):
+                if not ended[i]:
+                    new[i][before[i] :] = _until(ends, fresh)
+                    ended[i] = not ends.isdisjoint(new[i])
+                    kept = stop(prompts[i], new[i]) if stop else None
+                    if kept is not None:
+                        new[i][kept:], ended[i] = [], True
+            yield new
+            if until == steps or ended.all():
+                break
+            until = min(until + every, steps)
+            state = state._replace(ended=replicated(ended.copy()))
+            state, cache = _go_on(reader, read, cache, state, until, draw)
+        rows = [[*prompt, *written] for prompt, written in zip(prompts, new, strict=True)]
+        done = max(map(len, new))
 
 
 def _until(ends: set[int], ids: list[int]) -> list[int]:
@@ -80,33 +120,59 @@ def _forgotten(n: int, length: int) -> int:
     return max(-((length - n) // half), 0) * half
 
 
+class _Draw(NamedTuple):
+    """How a row's next token is chosen."""
+
+    seed: Any
+    numbers: Any  # a row's [B]
+    done: Any  # tokens written before the program began
+    choice: tuple  # settings of `choose`
+    rules: Rules
+
+
+class _State(NamedTuple):
+    """What goes from token to token, beside the cache."""
+
+    index: Any  # tokens written
+    token: Any  # the last, which the cache does not have yet [B]
+    ids: Any  # [B, room]; an eos fills ended rows
+    ended: Any  # bool [B]
+    seen: Any  # what the rules need to know of a row
+
+
+def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
+    """Writes the token at `index` of each row."""
+    key = jax.random.key(draw.seed)
+    fold = lambda number: jax.random.fold_in(jax.random.fold_in(key, number), draw.done + index)
+    logits = draw.rules.apply(logits, seen, draw.done + index, read.eos)
+    token = choose(logits, jax.vmap(fold)(draw.numbers), *draw.choice)
+    token = jnp.where(ended, read.eos[0], token)
+    ended |= (token[:, None] == read.eos).any(-1)
+    seen = draw.rules.saw(seen, token)
+    return _State(index + 1, token, ids.at[:, index].set(token), ended, seen)
+
+
 @partial(jax.jit, static_argnums=2)
-def _continue(reader, prompts, room, ended, seed, done, steps, draw):
-    """Continues tokens [B, T] by `steps` of [B, room] ids; an eos fills ended rows."""
-    tokens, lengths, eos = prompts
-    B = len(tokens)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B))
+def _begin(reader, read, room, ended, seen, draw):
+    """Reads prompts [B, T] and writes the first token behind each."""
+    logits, cache = reader.start(read.tokens, read.lengths)
+    ids = jnp.full((len(read.tokens), room), read.eos[0], jnp.int32)
+    state = _pick(read, logits, jnp.int32(0), ids, ended, seen, draw)
+    return state._replace(ids=replicated(state.ids)), cache
 
-    def pick(logits, index, ids, ended):
-        at = jax.vmap(partial(jax.random.fold_in, data=done + index))(keys)
-        token = jnp.where(ended, eos[0], choose(logits, at, *draw))
-        ended |= (token[:, None] == eos).any(-1)
-        return token, ids.at[:, index].set(token), ended
 
-    def going(carry):
-        index, _, _, _, ended = carry
-        return (index < steps) & ~ended.all()
+@partial(jax.jit, donate_argnums=2)
+def _go_on(reader, read, cache, state, until, draw):
+    """Writes tokens until there are so many, or all rows have ended."""
 
     def step(carry):
-        index, token, cache, ids, ended = carry
-        logits, cache = reader.advance(cache, token, lengths + index - 1)
-        token, ids, ended = pick(logits, index, ids, ended)
-        return index + 1, token, cache, ids, ended
+        state, cache = carry
+        logits, cache = reader.advance(cache, state.token, read.lengths + state.index - 1)
+        return _pick(read, logits, state.index, state.ids, state.ended, state.seen, draw), cache
 
-    logits, cache = reader.start(tokens, lengths)
-    ids = jnp.full((B, room), eos[0], jnp.int32)
-    token, ids, ended = pick(logits, 0, ids, ended)
-    return replicated(jax.lax.while_loop(going, step, (1, token, cache, ids, ended))[3])
+    going = lambda carry: (carry[0].index < until) & ~carry[0].ended.all()
+    state, cache = jax.lax.while_loop(going, step, (state, cache))
+    return state._replace(ids=replicated(state.ids)), cache
 
 
 def choose(
@@ -115,12 +181,14 @@ def choose(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
 ) -> jax.Array:
     """Samples one id a row of logits [B, V] by keys [B]; without a temperature, the argmax.
 
     top_k keeps the k likeliest tokens; top_p (nucleus sampling, Holtzman 2020, 3.1), after it, the
-    fewest likeliest tokens whose probabilities reach p. Tokens as likely as the last one that is
-    kept are kept too. temperature is at least float32's smallest normal number.
+    fewest likeliest tokens whose probabilities reach p; min_p (Nguyen 2024, arXiv:2407.01082) those
+    at least min_p times as likely as the likeliest. Tokens as likely as the last one that is kept
+    are kept too. temperature and min_p are at least float32's smallest normal number.
     """
     if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
@@ -134,6 +202,8 @@ def choose(
             enough = top_p * probability.sum(-1, keepdims=True)
             probability = _keep_likeliest(probability, probability, enough)
         logits = jnp.where(probability > 0, logits, -jnp.inf)
+    if min_p is not None:
+        logits = jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 

@@ -1,5 +1,6 @@
 """An imported model writes what transformers' generate writes, by its generation_config.json."""
 
+import functools
 import json
 
 import numpy as np
@@ -96,6 +97,11 @@ def test_greedy_text_is_that_of_generate(model):
                                                                  "max_length": 9}, {}),
         ({"do_sample": False, "temperature": 0.1, "top_k": 3}, {}),
         ({"do_sample": True, "top_k": 1}, {}), ({"repetition_penalty": 1.0}, {}),
+        ({"repetition_penalty": 1.7}, {}), ({"repetition_penalty": 0.4}, {}),
+        ({"repetition_penalty": 1.4, "eos_token_id": first, "min_new_tokens": 5}, {}),
+        ({"eos_token_id": [first, second], "min_length": 9}, {}),
+        ({"eos_token_id": first, "min_new_tokens": 4, "min_length": 3}, {}),
+        ({"do_sample": True, "min_p": 1.0, "top_k": 0}, {}),
     ]  # fmt: skip
     file, differ = folder / "generation_config.json", set()
     for stated, changes in cells:
@@ -118,10 +124,11 @@ def test_greedy_text_is_that_of_generate(model):
 
 
 @pytest.mark.parametrize("entry", [
-    {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"num_beams": 4},
-    {"forced_bos_token_id": 3}, {"forced_eos_token_id": 3}, {"min_length": 4}, {"typical_p": 0.5},
+    {"repetition_penalty": "x"}, {"no_repeat_ngram_size": 2}, {"num_beams": 4},
+    {"forced_bos_token_id": 3}, {"forced_eos_token_id": 3}, {"min_length": 1.5}, {"typical_p": 0.5},
     {"bad_words_ids": [[1, 2]]}, {"bad_words_ids": 3}, {"begin_suppress_tokens": [3]},
-    {"min_p": 0.1}, {"guidance_scale": 2.0}, {"stop_strings": ["x"]}, {"eos_token_id": "x"},
+    {"min_p": "x", "do_sample": True}, {"guidance_scale": 2.0}, {"stop_strings": [3]},
+    {"eos_token_id": "x"},
     {"max_new_tokens": 1.5}, {"do_sample": "yes"}, {"suppress_tokens": [1.5]},
 ])  # fmt: skip
 def test_what_would_change_the_text_is_refused_by_name(entry):
@@ -130,6 +137,53 @@ def test_what_would_change_the_text_is_refused_by_name(entry):
     assert Request(imported=False).resolve("decoder", entry) == Request(imported=False).resolve(
         "decoder", None
     )
+
+
+def test_stop_strings_end_where_those_of_generate_do(model):
+    """Ids to the one that completes a stop string, and the text before it."""
+    family, folder, ours, params = model
+    hf = json.loads((folder / "config.json").read_text())
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    pieces = words.convert_ids_to_tokens(range(hf["vocab_size"]))
+    mute = [i for i, piece in enumerate(pieces) if not piece.strip("\u2581Ġ").isalpha()]
+    start = {"decoder_start_token_id": 0, "pad_token_id": 0} if family == "t5" else {}
+    stated = json.dumps(start | {"suppress_tokens": mute})
+    (folder / "generation_config.json").write_text(stated)
+    free = written(folder, family, {"max_new_tokens": NEW})
+    tokenizer = text.load(folder, hf, families.get(family))
+    run = functools.partial(complete, ours, params, tokenizer, PROMPTS)
+    lengths = set()
+    for start, end in ((1, 3), (2, 7), (5, 6), (7, 11)):  # within tokens and across their borders
+        stops = [free[0][1][start:end], free[1][1][start : end + 1]]
+        options = {"max_new_tokens": NEW, "stop_strings": stops}
+        right = written(folder, family, options | {"tokenizer": words})
+        samples = run(max_new_tokens=NEW, stop=stops)
+        assert [s["tokens"] for s in samples] == [ids for ids, _ in right]
+        for sample, (_, whole) in zip(samples, right, strict=True):
+            found = [whole.find(stop) for stop in stops if stop in whole]
+            assert sample["completion"] == whole[: min(found, default=len(whole))]
+        lengths |= {len(ids) for ids, _ in right}
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.7}, {"min_new_tokens": 4}])
+def test_beams_obey_the_rules_as_those_of_generate_do(model, settings):
+    family, folder, ours, params = model
+    hf = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    options = {"max_new_tokens": NEW, "num_beams": 3, "num_return_sequences": 3}
+    free = written(folder, family, options | {"eos_token_id": -1})
+    eos = free[0][0][1]
+    right = written(folder, family, options | settings | {
+        "eos_token_id": eos, "length_penalty": 0.0, "early_stopping": False})  # fmt: skip
+    assert right != free
+    tokenizer = text.load(folder, hf | {"eos_token_id": eos}, families.get(family))
+    found = complete(ours, params, tokenizer, PROMPTS, max_new_tokens=NEW, beams=3, samples=3,
+                     length_penalty=0.0, **settings)  # fmt: skip
+    assert len(found) == 9
+    assert [s["score"] for s in found[:3]] == sorted((s["score"] for s in found[:3]), reverse=True)
+    ended = lambda ids: ids[: ids.index(eos) + 1] if eos in ids else ids  # pads follow
+    assert [s["tokens"] for s in found[::3]] == [ended(ids) for ids, _ in right]
 
 
 def test_what_is_asked_for_stands_above_the_file():
@@ -142,5 +196,11 @@ def test_what_is_asked_for_stands_above_the_file():
     assert drawn(Request().resolve("decoder", None)) == (1.0, 0, 1.0, None)
     assert Request(beams=1).resolve("decoder", {"num_beams": 4}).beams == 1
     assert Request(beams=4).resolve("decoder", {"num_beams": 2}).beams == 4
+    rules = {"repetition_penalty": 1.5, "min_new_tokens": 2, "stop_strings": "x", "min_p": 0.2}
+    ruled = lambda r: (r.repetition_penalty, r.min_new_tokens, list(r.stop), r.min_p)
+    assert ruled(Request().resolve("decoder", rules)) == (1.5, 2, ["x"], 0.0)
+    assert ruled(Request().resolve("decoder", rules | {"do_sample": True}))[3] == 0.2
+    asked = Request(repetition_penalty=1.0, min_new_tokens=0, stop=(), min_p=0.5)
+    assert ruled(asked.resolve("decoder", rules)) == (1.0, 0, [], 0.5)
     assert np.array_equal(Request().resolve("decoder", {"eos_token_id": [4, 2]}).eos_ids, [4, 2])
 

@@ -108,10 +108,10 @@ def test_one_program_for_all_prompts_of_a_size_and_all_settings():
     model, params = tiny_model(max_length=64)
     run = functools.partial(generate, model, params, top_k=2)
     run([[1, 2, 3], [4]], max_new_tokens=8)
-    before = sample._continue._cache_size()
+    before = sample._begin._cache_size(), sample._go_on._cache_size()
     run([[5], [6, 7, 8, 9]], max_new_tokens=8, seed=1)
     run([[5, 1, 2], [6]], max_new_tokens=5, temperature=0.5, eos_id=3, top_k=7)
-    assert sample._continue._cache_size() == before
+    assert (sample._begin._cache_size(), sample._go_on._cache_size()) == before
 
 
 def test_bfloat16():
@@ -130,6 +130,9 @@ def test_what_is_refused():
         ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
         *[([[1]], {"temperature": t}, "temperature=") for t in (NAN, INF, -INF, 1e39, -1e-45)],
         *[([[1]], {"top_p": p}, "top_p=") for p in (NAN, INF, 0.0, -0.1, 1.01)],
+        *[([[1]], {"min_p": p}, "min_p=") for p in (NAN, -0.1, 1.01)],
+        *[([[1]], {"repetition_penalty": p}, "repetition_penalty=") for p in (NAN, INF, 0.0, -1)],
+        ([[1]], {"min_new_tokens": -1}, "min_new_tokens=-1"),
         ([[1]], {"top_k": -1}, "top_k=-1"),
         ([[1]], {"seed": 2**32}, "seed=4294967296"),
         ([[1]], {"seed": -1}, "seed=-1"),
@@ -149,7 +152,7 @@ def test_what_is_refused():
         generate(*both, [[1], [1]], sources=[[1]], max_new_tokens=4)
 
 
-def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
+def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """[V] -> [V]: by sorting, as the papers describe it."""
     p = np.exp(logits / temperature - np.max(logits / temperature))
     p /= p.sum()
@@ -158,7 +161,7 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
         p[order[top_k:]] = 0
         p /= p.sum()
     p[order[np.searchsorted(np.cumsum(p[order]), top_p) + 1 :]] = 0
-    return p / p.sum()
+    return np.where(p >= min_p * p.max(), p, 0) / p[p >= min_p * p.max()].sum()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,9 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
         {"top_p": 0.7},
         {"top_p": 1e-6},
         {"temperature": 1.3, "top_k": 7, "top_p": 0.8},
+        {"min_p": 0.3},
+        {"min_p": 1.0},
+        {"temperature": 1.3, "top_p": 0.8, "min_p": 0.2},
     ],
 )
 def test_draws_follow_the_definition(settings):
@@ -244,3 +250,36 @@ def test_rows_are_padded_to_few_sizes():
     assert tokens.tolist() == [[1, 2, 3, 4, 5, 0], [6, 0, 0, 0, 0, 0]]
     assert lengths.tolist() == [5, 1]
     assert pad([[1, 2, 3]], most=100)[0].shape == (1, 4)
+
+
+@pytest.mark.parametrize("every", [1, 3, 7])
+def test_a_stream_shows_more_and_more_of_what_is_written(every):
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    settings = {"max_new_tokens": 24, "temperature": 1.5, "seed": 5, "repetition_penalty": 1.3}
+    right = generate(model, params, PROMPTS, **settings)
+    shown = []
+    for rows in sample.stream(model, params, PROMPTS, every=every, **settings):
+        shown.append([list(row) for row in rows])
+    assert shown[-1] == right
+    assert len(shown) >= 24 // every
+    for rows in shown:
+        assert rows == [row[: len(rows[0])] for row in right]
+
+
+def test_a_row_that_is_stopped_changes_no_other():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=24, temperature=0)
+    free = run()
+    stop = lambda prompt, ids: 11 if prompt == PROMPTS[0] and len(ids) > 10 else None
+    assert run(stop=stop) == [free[0][:11], *free[1:]]
+
+
+def test_minimum_length_is_of_each_row():
+    model, params = tiny_model(max_length=LENGTH, positions="learned")
+    run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=8, temperature=0)
+    ends = sorted({t for row in run() for t in row})
+    assert {len(row) for row in run(eos_id=ends)} == {1}
+    assert [len(row) for row in run(eos_id=ends, min_new_tokens=[3, 1, 5])][1] == 1
+    for row, least in zip(run(eos_id=ends, min_new_tokens=[3, 1, 5]), (3, 1, 5), strict=True):
+        assert not set(row[: least - 1]) & set(ends)
+        assert len(row) >= least

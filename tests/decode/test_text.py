@@ -115,6 +115,19 @@ def test_ids_that_no_token_has_are_never_drawn(kind):
         assert all(0 <= t < V for sample in run(**how) for t in sample["tokens"])
 
 
+def test_samples_of_a_prompt_and_batches():
+    model, params = tiny_model(V)
+    prompts = ["abcd", "", "xy"]
+    run = functools.partial(complete, model, params, TOKENIZER, prompts, max_new_tokens=5, seed=3)
+    found = run(samples=3)
+    assert [s["prompt"] for s in found] == [p for p in prompts for _ in range(3)]
+    assert len({str(s["tokens"]) for s in found}) == 9
+    for batch_size in (1, 2, 4):
+        assert run(samples=3, batch_size=batch_size) == found
+    beams = run(beams=4, samples=2, batch_size=2)
+    assert beams == [s for i in range(3) for s in run(beams=4, samples=4)[4 * i : 4 * i + 2]]
+
+
 def test_prompt_and_completion_are_the_text():
     """The blank of a word piece, or of a metaspace, shows between two tokens alone."""
     config = types.SimpleNamespace(name="wordpiece", vocab_size=60, get=lambda *_: [])
@@ -188,6 +201,14 @@ def test_a_masked_model_fills_in(name):
         ({}, {"beams": 2, "top_p": 0.5}, "beams=2"),
         ({}, {"beams": 0}, "beams=0"),
         ({}, {"length_penalty": 1.0}, "length_penalty=1.0: only beam search"),
+        ({}, {"beams": 2, "stop": ["x"]}, "beam search does not stop at"),
+        ({}, {"beams": 2, "samples": 3}, "samples=3: must be 1 or more, at most beams=2"),
+        ({}, {"samples": 2, "temperature": 0.0}, "samples=2: greedy search has one"),
+        ({}, {"samples": 0}, "samples=0"),
+        ({}, {"batch_size": 0}, "batch_size=0"),
+        ({}, {"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({}, {"min_p": 2.0}, "min_p=2.0"),
+        ({"kind": "encoder", "head": "mlm"}, {"stop": ["x"]}, "only lists"),
         ({}, {"temperature": -1.0}, "temperature=-1.0"),
         ({}, {"prompts": ["x" * 16]}, "17 tokens.*max_length=16"),
         ({}, {"beams": 2, "max_new_tokens": 17}, "leaves room for 14"),
@@ -213,7 +234,7 @@ def test_a_masked_model_needs_a_mask():
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder", "encoder"])
-def test_the_command(kind, monkeypatch, capsys):
+def test_the_command(kind, monkeypatch, capsys, tmp_path):
     head = "mlm" if kind == "encoder" else "lm"
     model, params = tiny_model(V, kind=kind, head=head)
     config = configs.base()
@@ -233,3 +254,15 @@ def test_the_command(kind, monkeypatch, capsys):
         assert "score" in json.loads(capsys.readouterr().out.splitlines()[-1])["samples"][0]
     assert launch.main([*command, "--beams=2", "--temperature=1"]) == 2
     assert "beams" in capsys.readouterr().err
+    if kind == "decoder":
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.txt").write_text("x\ny z\n")
+        (tmp_path / "a.jsonl").write_text('{"prompt": "x\\ny"}\n"z"\n')
+        for file, prompts in (("a.txt", ["x", "y z"]), ("a.jsonl", ["x\ny", "z"])):
+            options = f"--workdir=x --json --max_new_tokens=4 --samples=2 --prompts={file} --stop=q"
+            assert launch.main(["generate", *options.split()]) == 0
+            result = json.loads(capsys.readouterr().out.splitlines()[-1])
+            assert [s["prompt"] for s in result["samples"]] == [p for p in prompts for _ in "12"]
+        (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+        assert launch.main(["generate", "--workdir=x", "--prompts=a.jsonl"]) == 2
+        assert "a row has no prompt" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""What a row has so far decides on its next token: repetition penalty and minimum length."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Rules(NamedTuple):
+    """Changes of logits, in transformers' order; None leaves one out of a program.
+
+    Attributes:
+      penalty: repetition penalty (Keskar 2019, arXiv:1909.05858, 4.1): logits of ids that the row
+        has, prompt included, are divided by it where they are positive, else multiplied. Beam
+        search does so with log-probabilities, as transformers does.
+      least: tokens [B] that a row must have before it may end.
+    """
+
+    penalty: Any
+    least: Any
+
+    @classmethod
+    def of(cls, penalty: float, least: int | Sequence[int], rows: int) -> "Rules":
+        """Checks the settings; raises ValueError for one out of range."""
+        if not 0 < penalty < np.inf or np.min(least, initial=0) < 0:
+            raise ValueError(f"repetition_penalty={penalty}, min_new_tokens={least}: need "
+                             "repetition_penalty > 0 and finite, min_new_tokens >= 0")
+        least = np.broadcast_to(np.array(least, np.int32), rows) if np.any(least) else None
+        return cls(None if penalty == 1 else np.float32(penalty), least)
+
+    def seen(self, rows: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray | None:
+        """Which ids each row has, bool [B, V]; None where no rule asks."""
+        if self.penalty is None:
+            return None
+        seen = np.zeros((len(rows), vocabulary), bool)
+        for has, row in zip(seen, rows, strict=True):
+            has[np.array(row, int)] = True
+        return seen
+
+    def saw(self, seen: Any, token: jax.Array) -> Any:
+        """`seen` [..., V] with one more token a row [...]."""
+        if seen is None:
+            return None
+        return seen | (jnp.arange(seen.shape[-1]) == token[..., None])
+
+    def apply(self, logits: jax.Array, seen: Any, index: Any, eos: jax.Array) -> jax.Array:
+        """Logits [B, ..., V] of the token at `index` behind each prompt."""
+        if self.penalty is not None:
+            changed = jnp.where(logits < 0, logits * self.penalty, logits / self.penalty)
+            logits = jnp.where(seen, changed, logits)
+        if self.least is not None:
+            early = (index < self.least).reshape(-1, *[1] * (logits.ndim - 1))
+            end = (jnp.arange(logits.shape[-1])[:, None] == eos).any(-1)
+            logits = jnp.where(early & end, -jnp.inf, logits)
+        return logits
