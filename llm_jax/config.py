@@ -312,7 +312,8 @@ class Objective:
     )
     span_length = number(3.0, 1, when=given("objective.name", "span_corruption"))  # mean
     # Put before each source ("translate English to German: ").
-    prefix = text("", when=given("objective.name", "seq2seq"))
+    prefix = text("", when=given("objective.name", "seq2seq", "completion"))
+    suffix = text("", when=given("objective.name", "seq2seq", "completion"))  # behind it ("\n")
     # Of the discriminator's loss.
     detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
 

@@ -128,12 +128,16 @@ class Pretrained:
         kept = _apply(model, ("weights",), self.params, batch)[1]
         return _by_layer(kept["weights"][self._side(side)], "self")
 
-    def generate(self, prompts: Sequence[str], **options: Any) -> list[dict]:
+    def generate(self, prompts: Sequence[decode.Prompt], **options: Any) -> list[dict]:
         """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""
         if isinstance(prompts, str):
             raise ConfigError(f"generate({prompts!r}): takes a list of prompts")
         options = {"objective": self.config.objective} | options
         return decode.complete(self.model, self.params, self.tokenizer, prompts, **options)
+
+    def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …]."""
+        return self.generate([messages], **options)[0]["completion"]
 
     def _side(self, side: str) -> str:
         kind = self.model.cfg.kind

@@ -7,7 +7,9 @@ import sys
 import time
 import traceback
 
-from llm_jax.commands import eval, export, generate, import_, plan, predict, submit, sweep, train
+from llm_jax.commands import (
+    chat, eval, export, generate, import_, plan, predict, submit, sweep, train,
+)  # fmt: skip
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
 from llm_jax.files import folder_named
@@ -19,6 +21,7 @@ VERBS: dict[str, Verb] = {
     "submit": submit.VERB,
     "eval": eval.VERB,
     "generate": generate.VERB,
+    "chat": chat.VERB,
     "predict": predict.VERB,
     "import": import_.VERB,
     "export": export.VERB,

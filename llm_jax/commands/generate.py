@@ -49,18 +49,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"step": step, "samples": texts}
 
 
-def _prompts(file: Path) -> list[str]:
-    """Prompts of a file: its lines, or "prompt" of each row of a .jsonl file."""
+def _prompts(file: Path) -> list:
+    """Prompts of a file: its lines, or "prompt" or "messages" of each row of a .jsonl file."""
     lines = read_text(file).splitlines()
     if file.suffix != ".jsonl":
         return lines
     try:
         rows = [json.loads(line) for line in lines if line.strip()]
-        prompts = [row["prompt"] if isinstance(row, dict) else row for row in rows]
+        one = lambda row: row["messages"] if "messages" in row else row["prompt"]
+        prompts = [one(row) if isinstance(row, dict) else row for row in rows]
     except (KeyError, ValueError) as error:
         raise ConfigError(f"--prompts={file}: a row has no prompt ({error!r})") from error
-    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
-        raise ConfigError(f"--prompts={file}: {wrong[0]!r} is no text")
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, (str, list))]:
+        raise ConfigError(f"--prompts={file}: {wrong[0]!r} is neither text nor messages")
     return prompts
 
 

@@ -21,7 +21,8 @@ def show(texts: list[dict], kind: str) -> None:
 
 def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
     """A continuation follows its prompt; an answer, or a text filled in, stands below it."""
-    lines = [prompt.format(text["prompt"]) + ("" if kind == "decoder" else "\n")]
+    asked = text["prompt"] if isinstance(text["prompt"], str) else text["prompt"][-1]["content"]
+    lines = [prompt.format(asked) + ("" if kind == "decoder" else "\n")]
     lines[0] += text["completion"]
     for gap in text.get("candidates", ()):
         lines += ["  " + ", ".join(f"{c['text']!r} {c['probability']:.3f}" for c in gap)]

@@ -33,6 +33,7 @@ class Examples:
         windows of `stride` tokens and `overlap` more that the next window has too; `examples` is
         given a window. Else it is given the record.
       parts: records of parts, as a task's are, can be read.
+      chat_template: of a tokenizer that has none.
       scalars: fields of an example that are one number: [B] in a batch.
       gold: fields of a record that are to be predicted; an example is made without them, too.
       stands_in: for a field another that `launch.py predict` may be given in its place.
@@ -42,6 +43,7 @@ class Examples:
     cut = True
     parts = False
     framed = False
+    chat_template: str | None = None
     overlap = 0
     scalars: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()

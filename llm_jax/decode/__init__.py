@@ -4,6 +4,9 @@ from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
-from llm_jax.decode.text import complete, read
+from llm_jax.decode.text import Prompt, complete, read, stream
 
-__all__ = ["Hypothesis", "Request", "beam_search", "complete", "fill", "generate", "read"]
+__all__ = [
+    "Hypothesis", "Prompt", "Request", "beam_search", "complete", "fill", "generate", "read",
+    "stream",
+]  # fmt: skip

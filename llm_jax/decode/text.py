@@ -3,141 +3,232 @@
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax import models, objectives
 from llm_jax.config import ConfigError
+from llm_jax.data import chat
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
+from llm_jax.decode import sample
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
-from llm_jax.decode.sample import generate
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
 log = logging.getLogger(__name__)
+Prompt = str | Sequence[dict[str, Any]]  # a text, or messages
 
 
 def complete(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     objective: ConfigDict | None = None,
     **settings: Any,
 ) -> list[dict]:
     """Generates text: for each prompt its samples, {prompt, completion, tokens} each.
 
-    A decoder continues the prompt: prompt + completion is the whole text. An encoder-decoder reads
-    it and writes from the tokenizer's bos_id (which is pad where, as in T5, there is no bos). A
-    masked model fills [MASK] or <mask>: `completion` and `tokens` are the prompt with each gap's
-    best token, and `candidates` has a list for each gap, of the top_k (0: 5) {token, text,
-    probability}. Beam search adds `score`.
+    A decoder continues the prompt: prompt + completion is the whole text. Messages, [{"role": …,
+    "content": …}], are laid out by the tokenizer's chat template, and it writes the assistant's
+    next. An encoder-decoder reads the prompt and writes from the tokenizer's bos_id (which is pad
+    where, as in T5, there is no bos). A masked model fills [MASK] or <mask>: `completion` and
+    `tokens` are the prompt with each gap's best token, and `candidates` has a list for each gap, of
+    the top_k (0: 5) {token, text, probability}. Beam search adds `score`.
 
     Special tokens that a prompt spells are read as such, as transformers reads them (in training
     text they are text). Ids that no token of the tokenizer has are never drawn.
 
     Args:
       objective: config.objective, by which prompts are laid out as the model has learned them:
-        seq2seq's prefix in front, a prefix language model's seen in both directions.
+        with seq2seq's prefix in front, as a user's message where it learned chats, seen in both
+        directions by a prefix language model.
       **settings: fields of Request.
 
     Raises:
       ConfigError: a model without logits of words, a prompt that it cannot take, or settings that
         do not go together.
     """
-    request = Request(**settings)
-    kind, head = model.cfg.kind, model.cfg.head
-    if not models.heads.speaks(model.cfg):
-        raise ConfigError(f"model.head={head!r}: the model has no logits of words; it writes no "
-                          "text and fills no gaps, which a head of lm or mlm does")
-    request.check(kind)
-    if kind != "encoder":
-        request = request.resolve(kind, tokenizer.generation)
-    write = {"encoder": _fill_gaps, "encoder_decoder": _answer, "decoder": _continue}[kind]
-    try:
-        samples = write(model, params, tokenizer, prompts, request, objective)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    rows = read(model.cfg, tokenizer, prompts, objective)
+    request = _request(model, tokenizer, settings)
+    write = _fill_gaps if model.cfg.kind == "encoder" else _write
+    with _refusals():
+        samples = write(model, params, tokenizer, rows, request, objective)
     first = ("prompt", "completion", "tokens")
     named = [{"prompt": p} | one for p, some in zip(prompts, samples, strict=True) for one in some]
     return [{name: sample[name] for name in first} | sample for sample in named]
 
 
-def _continue(model, params, tokenizer, prompts, request, objective) -> list[list[dict]]:
-    before, behind = tokenizer.around("decoder")
-    rows = [[*before, *tokenizer.read(prompt), *behind] for prompt in prompts]
-    rows = [row or [tokenizer.bos_id] for row in rows]  # something must come first
-    prefix = bool(objective) and bool(objectives.get(objective.name).prefix)
+def stream(
+    model: Model,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    objective: ConfigDict | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """Yields, as they are written, pieces of the completion that `complete` returns.
+
+    What a stop string or a character may still need is held back.
+    """
+    rows = read(model.cfg, tokenizer, [prompt], objective)
+    request = replace(_request(model, tokenizer, settings), samples=1)
+    if request.beams > 1:
+        raise ConfigError(f"beams={request.beams}: beam search has no text before its end")
+    with _refusals():
+        job = _job(model, tokenizer, rows, objective)
+        inputs, shown = _inputs(model, tokenizer, job, request) | {"every": 1}, 0
+        for (ids,) in sample.stream(model, params, job.rows, **inputs):
+            text = _before(request.stop, job.spoken(job.rows[0], ids))
+            whole = text.rstrip("\ufffd")
+            begun = (i for stop in request.stop for i in range(1, len(stop))
+                     if whole.endswith(stop[:i]))  # fmt: skip
+            whole = whole[: len(whole) - max(begun, default=0)]
+            if len(whole) > shown:
+                yield whole[shown:]
+                shown = len(whole)
+        if len(text) > shown:
+            yield text[shown:]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _request(model: Model, tokenizer: Tokenizer, settings: dict[str, Any]) -> Request:
+    """What is asked, checked and filled in."""
+    request, kind = Request(**settings), model.cfg.kind
+    request.check(kind)
+    return request if kind == "encoder" else request.resolve(kind, tokenizer.generation)
+
+
+def read(
+    cfg: ConfigDict, tokenizer: Tokenizer, prompts: Sequence[Prompt], objective: ConfigDict | None
+) -> list[list[int]]:
+    """Returns the ids of each prompt as a model of config.model is given them; computes nothing.
+
+    Raises:
+      ConfigError: a model without logits of words; a prompt without a gap for a masked model, or
+        of more tokens than model.max_length; messages for another than a decoder.
+    """
+    if not models.heads.speaks(cfg):
+        raise ConfigError(f"model.head={cfg.head!r}: the model has no logits of words; it writes "
+                          "no text and fills no gaps, which a head of lm or mlm does")
+    lay_out = lambda text: text
+    if cfg.kind == "encoder":
+        mask = mask_id(tokenizer)
+        name = tokenizer.pieces()[mask]
+        lay_out = lambda text: re.sub("|".join(map(re.escape, MASKS)), lambda _: name, text)
+    elif objective:
+        lay_out = lambda text: objectives.get(objective.name).prompt(text, objective)
+    before, behind = tokenizer.around(cfg.kind)
+    rows = []
+    for prompt in prompts:
+        text = lay_out(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(text, str):
+            row = [*before, *tokenizer.read(text), *behind]
+        elif cfg.kind == "decoder":
+            row = chat.prompt(tokenizer, text)
+        else:
+            raise ConfigError(f"prompt {prompt!r}: messages are for a decoder")
+        if cfg.kind == "encoder" and mask not in row:
+            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
+        if len(row) > cfg.max_length:
+            raise ConfigError(f"prompt {str(prompt)[:60]!r}: has {len(row)} tokens; at most "
+                              f"model.max_length={cfg.max_length}")
+        rows.append(row or [tokenizer.bos_id])  # something must come first
+    return rows
+
+
+class _Job(NamedTuple):
+    """What is to be continued."""
+
+    rows: list[list[int]]
+    spoken: Callable[[Sequence[int], list[int]], str]  # (row, ids behind it) -> their text
+    sources: list[list[int]] | None = None  # an encoder's
+    prefix: bool = False
+
+
+def _job(model, tokenizer, rows, objective) -> _Job:
+    if model.cfg.kind == "encoder_decoder":
+        spoken = lambda row, ids: _with_sentinels(tokenizer, ids)
+        return _Job([[tokenizer.bos_id] for _ in rows], spoken, rows)
 
     def spoken(row: Sequence[int], ids: list[int]) -> str:
         # The blank between the two is in the text of both, but of neither alone.
         whole, start = tokenizer.decode([*row, *ids]), tokenizer.decode(row)
         return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(ids)
 
-    return _write(model, params, tokenizer, rows, request, spoken, prefix=prefix)
+    prefix = bool(objective) and bool(objectives.get(objective.name).prefix)
+    return _Job(rows, spoken, prefix=prefix)
 
 
-def _answer(model, params, tokenizer, prompts, request, objective) -> list[list[dict]]:
-    before, behind = tokenizer.around("encoder_decoder")
-    task = objectives.get(objective.name) if objective else None
-    texts = [task.prompt(prompt, objective) for prompt in prompts] if task else prompts
-    sources = [[*before, *tokenizer.read(text), *behind] for text in texts]
-    starts = [[tokenizer.bos_id] for _ in prompts]
-    spoken = lambda row, ids: _with_sentinels(tokenizer, ids)
-    return _write(model, params, tokenizer, starts, request, spoken, sources)
-
-
-def _write(
-    model, params, tokenizer, rows, request, spoken, sources=None, **inputs
-) -> list[list[dict]]:
-    """The samples of each row of ids: {tokens, completion}, with a beam's score.
-
-    spoken: (row, ids behind it) -> their text.
-    """
-    length, longest = model.cfg.max_length, max(map(len, rows))
+def _inputs(model, tokenizer, job: _Job, request) -> dict[str, Any]:
+    """Arguments of `sample.stream`, or `beam_search`, for all rows."""
+    length, longest = model.cfg.max_length, max(map(len, job.rows))
     room = max(1, length - longest + 1)
     count = request.tokens(longest, room)
-    inputs |= {"max_new_tokens": count, "allowed": _allowed(model, tokenizer, request)}
-    inputs["eos_id"] = tokenizer.eos_id if request.eos_ids is None else request.eos_ids
     names = ["repetition_penalty"]
     if request.beams > 1:
         names += ["beams", "length_penalty"]
     else:
         names += ["temperature", "top_k", "top_p", "min_p", "seed"]
-        inputs["stop"] = _stop(request.stop, spoken)
         if count > room:
             log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
                         "leaves room for %d; beyond that, the beginning is forgotten",
                         count, longest, length, room)
-    inputs |= {name: getattr(request, name) for name in names}
+    inputs = {name: getattr(request, name) for name in names}
+    if request.beams == 1:
+        inputs["stop"] = _stop(request.stop, job.spoken)
+    least = [max(request.min_new_tokens, request.min_length - len(row)) for row in job.rows]
+    return inputs | {
+        "max_new_tokens": count, "allowed": _allowed(model, tokenizer, request),
+        "eos_id": tokenizer.eos_id if request.eos_ids is None else request.eos_ids,
+        "sources": job.sources, "min_new_tokens": least, "prefix": job.prefix,
+    }  # fmt: skip
+
+
+def _write(model, params, tokenizer, rows, request, objective) -> list[list[dict]]:
+    """The samples of each prompt: {tokens, completion}, with a beam's score."""
+    job = _job(model, tokenizer, rows, objective)
+    inputs = _inputs(model, tokenizer, job, request)
     copies = 1 if request.beams > 1 else request.samples
-    draws = [i for i in range(len(rows)) for _ in range(copies)]  # the row of each
-    order = sorted(range(len(draws)), key=lambda k: len((sources or rows)[draws[k]]))
+    of = [i for i in range(len(rows)) for _ in range(copies)]  # the prompt of each draw
+    lengths = [len(row) for row in job.sources or job.rows]
+    order = sorted(range(len(of)), key=lambda k: lengths[of[k]])
     samples = [[] for _ in rows]
     for at in range(0, len(order), request.batch_size):
-        numbers = order[at : at + request.batch_size]
-        of = [draws[k] for k in numbers]
-        if sources:
-            inputs["sources"] = [sources[i] for i in of]
-        least = [max(request.min_new_tokens, request.min_length - len(rows[i])) for i in of]
-        more = inputs | {"min_new_tokens": least}
+        draws = order[at : at + request.batch_size]
+        places = [of[k] for k in draws]
+        take = lambda rows: rows and [rows[i] for i in places]  # noqa: B023
+        each = {name: take(inputs[name]) for name in ("sources", "min_new_tokens")}
+        given, settings = take(job.rows), inputs | each
         if request.beams > 1:
-            best = beam_search(model, params, [rows[i] for i in of], **more)
+            best = beam_search(model, params, given, **settings)
             written = [[h._asdict() for h in beams[: request.samples]] for beams in best]
         else:
-            ids = generate(model, params, [rows[i] for i in of], draws=numbers, **more)
+            ids = sample.generate(model, params, given, draws=draws, **settings)
             written = [[{"tokens": row}] for row in ids]
-        for i, new in zip(of, written, strict=True):
+        for i, new in zip(places, written, strict=True):
             samples[i] += new
-    for row, some in zip(rows, samples, strict=True):
-        for sample in some:
-            sample["completion"] = _before(request.stop, spoken(row, sample["tokens"]))
+    for row, some in zip(job.rows, samples, strict=True):
+        for one in some:
+            one["completion"] = _before(request.stop, job.spoken(row, one["tokens"]))
     return samples
 
 
@@ -166,15 +257,8 @@ def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray
     return allowed
 
 
-def _fill_gaps(model, params, tokenizer, prompts, request, objective) -> list[list[dict]]:
+def _fill_gaps(model, params, tokenizer, rows, request, objective) -> list[list[dict]]:
     mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
-    name = tokenizer.pieces()[mask]
-    rows = []
-    for prompt in prompts:
-        ids = tokenizer.read(re.sub("|".join(map(re.escape, MASKS)), lambda _: name, prompt))
-        if mask not in ids:
-            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
-        rows.append([*before, *ids, *behind])
     samples, allowed = [], _allowed(model, tokenizer, request)
     filled = fill(model, params, rows, mask, top_k=request.top_k or 5, allowed=allowed)
     for row, gaps in zip(rows, filled, strict=True):
@@ -185,8 +269,8 @@ def _fill_gaps(model, params, tokenizer, prompts, request, objective) -> list[li
             [{"token": i, "text": tokenizer.decode([i]), "probability": p} for i, p in gap]
             for gap in gaps
         ]
-        sample = {"completion": tokenizer.decode(tokens), "tokens": tokens}
-        samples.append([sample | {"candidates": candidates}])
+        filled_in = {"completion": tokenizer.decode(tokens), "tokens": tokens}
+        samples.append([filled_in | {"candidates": candidates}])
     return samples
 
 

@@ -19,6 +19,7 @@ from llm_jax.objectives import (
     albert,
     bert,
     causal_lm,
+    chat,
     classification,
     completion,
     masked_lm,
@@ -38,7 +39,7 @@ __all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
-        causal_lm, prefix_lm, completion, masked_lm, bert, albert, replaced_token_detection,
+        causal_lm, prefix_lm, completion, chat, masked_lm, bert, albert, replaced_token_detection,
         classification, regression, tagging, question_answering, seq2seq, span_corruption,
     )
 }  # fmt: skip

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from llm_jax.data.chat import end_ids
 from llm_jax.data.examples import Part, decoder_fields
 from llm_jax.objectives import causal_lm
 
@@ -11,11 +12,12 @@ from llm_jax.objectives import causal_lm
 class Completion(causal_lm.CausalLM):
     """A causal language model whose loss and accuracy count scored parts only.
 
-    A record has parts, or a source (the prompt) and a target, of which the second is scored; parts
-    are tokenised one by one. tokens, targets, weights [T] of s = [bos] + parts + [eos], weights 1
-    where the target is of a scored part; eos belongs to the last. answer_weights [T], by which
-    accuracy goes, are the same but for eos. What follows the last scored token is left out, and so
-    is what a row cannot hold; a document without any is dropped.
+    A record has parts, or a source (the prompt, in objective.prefix and .suffix) and a target, of
+    which the second is scored; parts are tokenised one by one. tokens, targets, weights [T] of
+    s = [bos] + parts + [eos], weights 1 where the target is of a scored part; eos belongs to the
+    last. answer_weights [T], by which accuracy goes, are the same but for eos. What follows the
+    last scored token is left out, and so is what a row cannot hold; a document without any is
+    dropped.
     """
 
     cut, parts = False, True
@@ -28,16 +30,31 @@ class Completion(causal_lm.CausalLM):
     def lengths(cls, config):
         return super().lengths(config) | {"answer_weights": config.model.max_length}
 
+    def pieces(self, record):
+        """Returns a record's ids in pieces, and whether each is scored."""
+        parts = record.get("parts")
+        if not parts:
+            source = prompt(record["source"], self.config.objective)
+            parts = (Part(source, False), Part(record.get("target", ""), True))
+        middle = [(self.tokenizer.encode(part.text), part.scored) for part in parts]
+        return [([self.tokenizer.bos_id], False), *middle,
+                ([self.tokenizer.eos_id], parts[-1].scored)]  # fmt: skip
+
     def example(self, piece, rng, elsewhere):
-        parts = piece.get("parts") or (Part(piece["source"], False), Part(piece["target"], True))
-        ids = [self.tokenizer.encode(part.text) for part in parts]
-        scored = np.repeat([part.scored for part in parts], [len(part) for part in ids])
-        ids = [[self.tokenizer.bos_id], *ids, [self.tokenizer.eos_id]]
-        fields = decoder_fields(np.concatenate(ids))
-        fields["weights"] *= np.append(scored, parts[-1].scored)
-        fields["answer_weights"] = np.append(fields["weights"][:-1], np.float32(0))
-        places = np.flatnonzero(fields["weights"][: self.config.model.max_length])
+        ids, scored = zip(*self.pieces(piece), strict=True)
+        weights = np.repeat(np.float32(scored), [len(some) for some in ids])[1:]
+        fields = decoder_fields(np.concatenate(ids).astype(np.int32)) | {"weights": weights}
+        end = np.isin(fields["targets"], end_ids(self.tokenizer))
+        fields["answer_weights"] = np.where(end, np.float32(0), weights)
+        places = np.flatnonzero(weights[: self.config.model.max_length])
         return {name: x[: places[-1] + 1] for name, x in fields.items()} if len(places) else None
 
 
-OBJECTIVE = dataclasses.replace(causal_lm.OBJECTIVE, name="completion", examples=Completion)
+def prompt(text, cfg):
+    """Puts objective.prefix before a source, and objective.suffix behind it."""
+    return cfg.prefix + text + cfg.suffix
+
+
+OBJECTIVE = dataclasses.replace(
+    causal_lm.OBJECTIVE, name="completion", examples=Completion, prompt=prompt
+)

@@ -7,10 +7,11 @@ import numpy as np
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
 from llm_jax.objectives import causal_lm
+from llm_jax.objectives.completion import prompt
 
 
 class Seq2Seq(Examples):
-    """encoder_tokens [S] = objective.prefix + source + [eos]; the decoder learns target + [eos].
+    """encoder_tokens [S] = prefix + source + suffix + [eos]; the decoder learns target + [eos].
 
     tokens, targets, weights [T], tokens starting from bos (T5: pad). A source too long for its row
     loses its end but keeps eos; a target too long is cut, and its end is not learned.
@@ -34,11 +35,6 @@ class Seq2Seq(Examples):
         target = [[tokenizer.bos_id], tokenizer.encode(piece["target"]), [tokenizer.eos_id]]
         fields = decoder_fields(np.concatenate(target)[: lengths["targets"] + 1])
         return {"encoder_tokens": source} | fields
-
-
-def prompt(text, cfg):
-    """Puts objective.prefix before a source."""
-    return cfg.prefix + text
 
 
 def refuse(config):

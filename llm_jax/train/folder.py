@@ -117,6 +117,8 @@ class Folder:
         if self.old is None:
             objective = objectives.get(config.objective.name)
             tokenizer = objective.build_tokenizer(config, train_documents)
+            default = objective.examples.chat_template
+            tokenizer.chat_template = tokenizer.chat_template or default
         else:
             tokenizer = tokenizers.load(self.path / "tokenizer")
         config.model = configs.resolve(config.model, tokenizer.vocab_size)

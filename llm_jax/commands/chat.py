@@ -1,0 +1,82 @@
+"""`chat`: a conversation with a run's model, turn by turn."""
+
+import argparse
+import contextlib
+import signal
+import sys
+
+from llm_jax.commands.verb import Verb, tell
+from llm_jax.config import ConfigError
+
+HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
+    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    sub.add_argument("--system", help="a system message, which comes first")
+    sub.add_argument("--max_new_tokens", type=int, help="of a reply")
+    sub.add_argument("--temperature", type=float, help="0: greedy")
+    sub.add_argument("--top_k", type=int)
+    sub.add_argument("--top_p", type=float)
+    sub.add_argument("--min_p", type=float)
+    sub.add_argument("--repetition_penalty", type=float)
+    sub.add_argument("--stop", action="append", help="a text to end a reply before")
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Answers each line of stdin until it ends; prints the replies as they are written."""
+    from llm_jax import sharding
+    from llm_jax.decode import stream
+    from llm_jax.train.run import load_params
+
+    setup, tokenizer, params, step = load_params(args.workdir, args.step)
+    names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop seed".split()
+    options = {name: getattr(args, name) for name in names}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `commands.run` had it end all
+    begin = [{"role": "system", "content": args.system}] if args.system else []
+    messages = list(begin)
+    if sys.stdin.isatty():
+        tell(HELP)
+    while (line := _line()) not in (None, "/exit"):
+        if line == "/reset":
+            messages = list(begin)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            reply = ""
+            with contextlib.suppress(KeyboardInterrupt), sharding.activate(setup.mesh):
+                _forget(messages, len(begin), tokenizer, setup.config.model.max_length)
+                for piece in stream(setup.model, params, tokenizer, messages, **options):
+                    print(piece, end="", flush=True)
+                    reply += piece
+            print(flush=True)
+            messages.append({"role": "assistant", "content": reply})
+    return {"step": step, "messages": messages}
+
+
+def _line() -> str | None:
+    """A line of stdin; None at its end."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            print()
+
+
+def _forget(messages: list[dict], first: int, tokenizer, length: int) -> None:
+    """Drops the oldest turns while they leave less than a quarter of the model for a reply."""
+    from llm_jax.data import chat
+
+    while len(chat.prompt(tokenizer, messages)) > length * 3 // 4:
+        if len(messages) < first + 3:
+            if len(chat.prompt(tokenizer, messages)) > length:
+                raise ConfigError(f"a message of more tokens than model.max_length={length} holds")
+            return
+        del messages[first : first + 2]
+
+
+VERB = Verb(run, add, "a conversation: each line of stdin is answered", about=f"""\
+Answers each line of stdin, as the tokenizer's chat template lays a conversation out. {HELP}.""")

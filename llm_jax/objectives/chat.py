@@ -1,0 +1,37 @@
+"""Conversations: an assistant's replies are learned, over several turns."""
+
+import dataclasses
+
+from llm_jax.data import chat
+from llm_jax.objectives import completion
+
+
+class Chat(completion.Completion):
+    """A causal language model of whole conversations whose loss counts the assistant's turns only.
+
+    A record has messages, [{"role": …, "content": …}]; the tokenizer's chat template makes them a
+    text (data.chat.DEFAULT, where it has none), and says which of it is a reply. A reply's end is
+    learned, and not counted by accuracy.
+    """
+
+    parts = False
+    chat_template = chat.DEFAULT
+
+    @classmethod
+    def columns(cls, config):
+        return ("messages",)
+
+    @classmethod
+    def specials(cls, config):
+        return chat.MARKS
+
+    def pieces(self, record):
+        return chat.scored(self.tokenizer, record["messages"])
+
+
+OBJECTIVE = dataclasses.replace(
+    completion.OBJECTIVE,
+    name="chat",
+    examples=Chat,
+    prompt=lambda text, cfg: [{"role": "user", "content": text}],
+)
