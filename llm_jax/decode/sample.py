@@ -192,8 +192,10 @@ def choose(
     """
     if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
-    # The largest is 0 at any temperature, and so never inf - inf.
-    logits = (logits - logits.max(-1, keepdims=True)) / temperature
+    # The largest is 0 at any temperature, and so never inf - inf; what is -inf stays so, also where
+    # XLA multiplies by 1 / temperature and that is 0.
+    logits -= logits.max(-1, keepdims=True)
+    logits = jnp.where(jnp.isneginf(logits), logits, logits / temperature)
     if top_k is not None or top_p is not None:
         probability = jax.nn.softmax(logits, axis=-1)
         if top_k is not None:

@@ -279,7 +279,7 @@ def test_minimum_length_is_of_each_row():
     run = functools.partial(generate, model, params, PROMPTS, max_new_tokens=8, temperature=0)
     ends = sorted({t for row in run() for t in row})
     assert {len(row) for row in run(eos_id=ends)} == {1}
-    assert [len(row) for row in run(eos_id=ends, min_new_tokens=[3, 1, 5])][1] == 1
-    for row, least in zip(run(eos_id=ends, min_new_tokens=[3, 1, 5]), (3, 1, 5), strict=True):
-        assert not set(row[: least - 1]) & set(ends)
-        assert len(row) >= least
+    leasts = [3, 0, 5]
+    for row, least in zip(run(eos_id=ends, min_new_tokens=leasts), leasts, strict=True):
+        assert len(row) > least and not set(row[:least]) & set(ends)
+        assert least or len(row) == 1
