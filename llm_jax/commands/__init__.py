@@ -8,8 +8,17 @@ import time
 import traceback
 
 from llm_jax.commands import (
-    chat, eval, export, generate, import_, plan, predict, submit, sweep, train,
-)  # fmt: skip
+    chat,
+    eval,
+    export,
+    generate,
+    import_,
+    plan,
+    predict,
+    submit,
+    sweep,
+    train,
+)
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
 from llm_jax.files import folder_named
