@@ -278,7 +278,9 @@ class Model:
     output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
-    pooler = flag(False)  # BERT: tanh dense over the first token, for a head of the sequence
+    # BERT: a dense layer over the first token (of a decoder the last), for a head of the sequence.
+    pooler = flag(False)
+    pooler_activation = one_of("tanh", "relu", "gelu", when=given("model.pooler", True))
     num_labels = whole(0, when=heads("sequence", "token"))  # next sentence: 2; 0: the data's
     head_dropout = share(0.0, when=heads("detection", "sequence", "token", "span"))  # before them
     generator_fraction = share(0.0)  # ELECTRA: a generator of this share of the width; 0: none

@@ -274,6 +274,29 @@ def count_labels(hf: dict) -> int:
     return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
 
 
+def classifies(hf: dict) -> str:
+    """The head that "classifier" is where sequences and tokens have one of the same shape."""
+    return "token" if "ForTokenClassification" in str(hf.get("architectures")) else "sequence"
+
+
+_ONE_CLASSIFIER = {
+    "sequence": {"sequence": "classifier"}, "token": {"token": "classifier"},
+    "span": {"span": "qa_outputs"},
+}  # fmt: skip
+
+
+def _classes(name: str) -> dict[str, str]:
+    """Their classes of the heads that are not of pretraining."""
+    heads = {"sequence": "SequenceClassification", "token": "TokenClassification",
+             "span": "QuestionAnswering"}  # fmt: skip
+    return {head: f"{name}For{task}" for head, task in heads.items()} | {"none": f"{name}Model"}
+
+
+def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
+    """As _ONE_CLASSIFIER, where a dense layer stands before the classifier of sequences."""
+    return _ONE_CLASSIFIER | {"sequence": {"pooler/dense": dense, "sequence": classifier}}
+
+
 BERT = Family(
     name="bert",
     model=POST_NORM,
@@ -291,18 +314,16 @@ BERT = Family(
     heads={
         "head": {
             "cls.predictions.": "mlm", "cls.seq_relationship.": "sequence",
-            "classifier.": "sequence",
+            "classifier.": classifies, "qa_outputs.": "span",
         },
-        "pooler": {"bert.pooler.": True, "cls.seq_relationship.": True, "classifier.": True},
+        "pooler": {
+            "cls.seq_relationship.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
+            "bert.pooler.": True,
+        },
         "num_labels": {"cls.seq_relationship.": 2, "classifier.": count_labels},
     },
-    by_head={"sequence": {"sequence": "classifier"}},
-    classes={
-        "mlm,sequence": "BertForPreTraining",
-        "mlm": "BertForMaskedLM",
-        "sequence": "BertForSequenceClassification",
-        "none": "BertModel",
-    },
+    by_head=_ONE_CLASSIFIER,
+    classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -370,9 +391,17 @@ ROBERTA = Family(
         "transform/norm": "lm_head.layer_norm",
         "output_bias": "lm_head.bias",
     },
-    heads={"head": {"lm_head.": "mlm"}, "pooler": {"roberta.pooler.": True}},
+    heads={
+        "head": {
+            "lm_head.": "mlm", "classifier.dense.": "sequence", "classifier.weight": "token",
+            "qa_outputs.": "span",
+        },
+        "pooler": {"roberta.pooler.": True, "classifier.dense.": True},
+        "num_labels": {"classifier.": count_labels},
+    },
+    by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
-    classes={"mlm": "RobertaForMaskedLM", "none": "RobertaModel"},
+    classes=_classes("Roberta") | {"mlm": "RobertaForMaskedLM"},
     copies={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -385,7 +414,7 @@ ROBERTA = Family(
 
 DISTILBERT = Family(
     name="distilbert",
-    model=POST_NORM,
+    model=POST_NORM | {"pooler_activation": "relu"},
     ids=BERT_IDS,
     keys=(
         Key("vocab_size", "vocab_size", 30522),
@@ -421,15 +450,23 @@ DISTILBERT = Family(
         "mlp/down": "ffn.lin2",
         "mlp_norm": "output_layer_norm",
     }),
-    heads={"head": {"vocab_": "mlm"}},
-    classes={"mlm": "DistilBertForMaskedLM", "none": "DistilBertModel"},
+    heads={
+        "head": {
+            "vocab_": "mlm", "pre_classifier.": "sequence", "classifier.": classifies,
+            "qa_outputs.": "span",
+        },
+        "pooler": {"pre_classifier.": True},
+        "num_labels": {"classifier.": count_labels},
+    },
+    by_head=_with_dense("pre_classifier", "classifier"),
+    classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
     dropped=(r"distilbert\.embeddings\.position_ids",),
 )  # fmt: skip
 
 ELECTRA = Family(
     name="electra",
-    model=POST_NORM,
+    model=POST_NORM | {"pooler_activation": "gelu"},
     ids=BERT_IDS,
     keys=(
         *_bert_keys(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
@@ -445,13 +482,18 @@ ELECTRA = Family(
         "detection/dense": "discriminator_predictions.dense",
         "detection/score": "discriminator_predictions.dense_prediction",
     },
-    heads={"head": {"generator_": "mlm", "discriminator_predictions.": "detection"}},
-    head_activation="gelu",
-    classes={
-        "mlm": "ElectraForMaskedLM",
-        "detection": "ElectraForPreTraining",
-        "none": "ElectraModel",
+    heads={
+        "head": {
+            "generator_": "mlm", "discriminator_predictions.": "detection",
+            "classifier.dense.": "sequence", "classifier.weight": "token", "qa_outputs.": "span",
+        },
+        "pooler": {"classifier.dense.": True},
+        "num_labels": {"classifier.": count_labels},
     },
+    by_head=_with_dense("classifier.dense", "classifier.out_proj"),
+    head_activation="gelu",
+    classes=_classes("Electra")
+    | {"mlm": "ElectraForMaskedLM", "detection": "ElectraForPreTraining"},
     copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
     dropped=(r"electra\.embeddings\.position_ids",),
     write=_write_types,
@@ -501,15 +543,19 @@ ALBERT = Family(
         "mlp_norm": "full_layer_layer_norm",
     }),
     heads={
-        "head": {"predictions.": "mlm", "sop_classifier.": "sequence"},
-        "pooler": {"albert.pooler.": True, "sop_classifier.": True},
-        "num_labels": {"sop_classifier.": 2},
+        "head": {
+            "predictions.": "mlm", "sop_classifier.": "sequence", "classifier.": classifies,
+            "qa_outputs.": "span",
+        },
+        "pooler": {
+            "sop_classifier.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
+            "albert.pooler.": True,
+        },
+        "num_labels": {"sop_classifier.": 2, "classifier.": count_labels},
     },
-    classes={
-        "mlm,sequence": "AlbertForPreTraining",
-        "mlm": "AlbertForMaskedLM",
-        "none": "AlbertModel",
-    },
+    by_head=_ONE_CLASSIFIER,
+    classes=_classes("Albert")
+    | {"mlm,sequence": "AlbertForPreTraining", "mlm": "AlbertForMaskedLM"},
     copies={
         "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
         "predictions.decoder.bias": "predictions.bias",

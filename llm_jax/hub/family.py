@@ -49,7 +49,7 @@ class Family:
       gated_modules: the entries that a gated feed-forward has instead.
       prefix: before the names of the headless model; a file may leave it out.
       heads: key of config.model -> {start of a tensor's name: value where there is such a one},
-        a function of config.json or a value; of model.head, all that there are.
+        a function of config.json or a value; of model.head, all that there are, else the last.
       by_head: model.head -> entries of `modules` that such a model has instead.
       classes: model.head -> their class.
       copies: their tensor -> the one that it must equal; read where the other is left out.
@@ -176,9 +176,9 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         model[key.ours] = value
     for ours, starts in family.heads.items():
         there = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
+        there = [value(hf) if callable(value) else value for value in there]
         if there:
-            value = ",".join(dict.fromkeys(there)) if ours == "head" else there[-1]
-            model[ours] = value(hf) if callable(value) else value
+            model[ours] = ",".join(dict.fromkeys(there)) if ours == "head" else there[-1]
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
@@ -283,6 +283,8 @@ def _free(key: str, model: ConfigDict) -> bool:
     plain = set(model.attention.split(",")) <= SAME
     if key == "attention":
         return plain
+    if key == "pooler_activation":
+        return not model.pooler
     unused = [start for kind, start in ONLY_WITH.items() if model.positions != kind]
     unused += OF_KINDS if plain else ()
     unused += () if model.num_experts else OF_EXPERTS

@@ -24,14 +24,15 @@ class MaskedLMHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(x W + b) of the first token: [B, D] -> [B, D] (BERT)."""
+    """act(x W + b) of one token of each row: [B, D] -> [B, D]; tanh in BERT."""
 
     cfg: FrozenConfigDict
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D = (self.cfg.embed_dim,)
-        return jnp.tanh(Dense(self.cfg, D, D, ("embed", "norm"), name="dense")(x))
+        act = (PLAIN | {"tanh": jnp.tanh})[self.cfg.pooler_activation]
+        return act(Dense(self.cfg, D, D, ("embed", "norm"), name="dense")(x))
 
 
 class DetectionHead(nn.Module):

@@ -39,12 +39,18 @@ class Classification(Examples):
         return labels.place(self.ids, record["label"], self.config, "label")
 
     def example(self, piece, rng, elsewhere):
-        encode, eos_id = self.tokenizer.encode, self.tokenizer.eos_id
-        texts = [encode(piece[field]) for field in ("text", "pair") if field in piece]
-        texts = shortened(texts, self.config.model.max_length - 1 - len(texts))
-        tokens = [[self.tokenizer.bos_id], *(np.append(ids, eos_id) for ids in texts)]
-        types = np.arange(2).repeat([1 + len(tokens[1]), sum(map(len, tokens[2:]))])
-        fields = {"tokens": np.concatenate(tokens), "types": types}
+        tokenizer, cfg = self.tokenizer, self.config.model
+        before, behind = [tokenizer.bos_id], [tokenizer.eos_id]
+        if cfg.kind == "encoder":  # an imported one's may be others
+            before, behind = tokenizer.around("encoder")
+        texts = [tokenizer.encode(piece[field]) for field in ("text", "pair") if field in piece]
+        between = tokenizer.between() if len(texts) == 2 else []
+        room = cfg.max_length - len(before) - len(between) - len(behind)
+        first, *second = shortened(texts, room)
+        parts = [[*before, *first, *between], np.concatenate([*second, behind])]
+        types = np.arange(2).repeat([*map(len, parts)]) if second else np.zeros(cfg.max_length)
+        tokens = np.concatenate(parts)
+        fields = {"tokens": tokens, "types": types[: len(tokens)].astype(int)}
         fields = {name: fields[name] for name in self.lengths(self.config)}
         return fields | {"label": np.array([self.target(piece) if "label" in piece else 0])}
 

@@ -221,3 +221,17 @@ def test_where_each_token_stands(build, name, text):
         covered[start:end] = True
     left = [c for c, there in zip(text, covered, strict=True) if not there]
     assert not "".join(left).strip()  # but for blanks, all of the text is some token's
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "none"])
+def test_what_stands_between_two_texts_is_the_librarys(kind):
+    hf = pytest.importorskip("tokenizers")
+    backend = hf.Tokenizer(hf.models.WordLevel({"a": 0, "<s>": 1, "</s>": 2}, "a"))
+    ends = ("</s>", 2), ("<s>", 1)
+    if kind != "none":
+        backend.post_processor = getattr(hf.processors, f"{kind.title()}Processing")(*ends)
+    tokenizer = tokenizers.HuggingFace(backend, 1, 2, None)
+    between = {"bert": [2], "roberta": [2, 2], "none": [2]}[kind]
+    assert tokenizer.between() == between
+    if kind != "none":
+        assert backend.encode("a", "a").ids == [1, 0, *between, 0, 2]

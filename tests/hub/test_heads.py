@@ -1,0 +1,149 @@
+"""Heads of encoders, read from and written for transformers: the same logits, the same answers."""
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import llm_jax  # noqa: E402
+from llm_jax import config as configs  # noqa: E402
+from llm_jax import hub, models, objectives  # noqa: E402
+from llm_jax.data import tokenizers  # noqa: E402
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 20, "initializer_range": 0.3,
+}  # fmt: skip
+MORE = {
+    "Bert": {}, "Roberta": {"pad_token_id": 1, "type_vocab_size": 1}, "DistilBert": {},
+    "Albert": {"embedding_size": 8}, "Electra": {"embedding_size": 8},
+}  # fmt: skip
+TASKS = {"SequenceClassification": "sequence", "TokenClassification": "token",
+         "QuestionAnswering": "span"}  # fmt: skip
+
+
+def made(name, task, **more):
+    torch.manual_seed(0)
+    sizes = SIZES | MORE[name] | more
+    if name == "DistilBert":  # whose own names these are
+        own = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
+               "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim"}  # fmt: skip
+        sizes = {own.get(key, key): value for key, value in sizes.items()}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}For{task}")(config).eval()
+
+
+def batch(seed=0):
+    """Tokens of which none is RoBERTa's padding, and rows of different lengths."""
+    tokens = np.random.default_rng(seed).integers(2, 40, (3, 9))
+    return tokens, (np.arange(9) < [[9], [6], [3]]).astype(int)
+
+
+def theirs_of(model, tokens, mask):
+    filled = np.where(mask, tokens, 1)
+    with torch.no_grad():
+        out = model(torch.tensor(filled), attention_mask=torch.tensor(mask))
+    return np.stack([out.start_logits, out.end_logits], -1) if "start_logits" in out else out.logits
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [(task, n) for task in TASKS for n in (1, 2, 5) if task != "QuestionAnswering" or n == 2],
+)
+@pytest.mark.parametrize("name", MORE)
+def test_a_head_is_read_and_written(name, task, labels, tmp_path):
+    theirs = made(name, task, num_labels=labels)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, params, _ = hub.load(tmp_path / "theirs")
+    assert model.head == TASKS[task]
+    tokens, mask = batch()
+    expected = theirs_of(theirs, tokens, mask)
+    ours = models.build(model).apply(
+        {"params": params}, {"tokens": tokens, "attention_mask": mask}
+    ).heads[model.head]  # fmt: skip
+    real = mask > 0 if ours.shape[:2] == mask.shape else slice(None)
+    np.testing.assert_allclose(np.asarray(ours)[real], np.asarray(expected)[real], atol=1e-4)
+
+    names = [f"name {i}" for i in range(labels)] if task != "QuestionAnswering" else ()
+    assert hub.save(model, params, None, tmp_path / "ours", labels=names) == name.lower()
+    auto = getattr(transformers, f"AutoModelFor{task}")
+    again, info = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(again) is type(theirs)
+    assert list(again.config.id2label.values()) == names or not names
+    found = theirs_of(again.eval(), tokens, mask)
+    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(expected)[real], atol=1e-5)
+    back, same, _ = hub.load(tmp_path / "ours")
+    assert back == model
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_pooler_that_nobody_reads_is_kept(tmp_path):
+    """Token classifiers of before 2020 have one."""
+    theirs = made("Bert", "TokenClassification")
+    theirs.bert.pooler = transformers.models.bert.modeling_bert.BertPooler(theirs.config)
+    theirs.save_pretrained(tmp_path)
+    model, params, _ = hub.load(tmp_path)
+    assert model.head == "token" and model.pooler and "pooler" in params
+
+
+TEXTS = ["Ann went to the low house.", "Is it newer?", "a", "Lower, lowest; widest (slow)!"]
+PAIRS = ["It is.", "A wide house, newer than the lowest one", "b", "no"]
+
+
+def exported(name, task, labels, folder):
+    """A folder with random weights and a tokenizer of its own kind; and what is read from it."""
+    config = configs.base()
+    kind = "bpe" if name == "Roberta" else "wordpiece"
+    config.tokenizer.name, config.tokenizer.vocab_size = kind, 300 if kind == "bpe" else 80
+    specials = ["<s>", "</s>", "<pad>", "<mask>", "<unk>"] if kind == "bpe" else []
+    tokenizer = tokenizers.build(config.tokenizer, (TEXTS + PAIRS) * 20, specials)
+    size = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64}
+    made(name, task, num_labels=len(labels), **size).save_pretrained(folder / "raw")
+    model, params, _ = hub.load(folder / "raw")
+    hub.save(model, params, tokenizer, folder / "hf", labels=labels)
+    return llm_jax.load(folder / "hf")
+
+
+def answers(lm, objective, records, labels):
+    config = configs.base()
+    config.model, config.objective.name, config.data.labels = lm.config.model, objective, labels
+    config.data.packing, config.data.pair_column = "none", "pair"
+    objective = objectives.get(objective)
+    what = objective.examples(lm.tokenizer, config)
+    found = []
+    for record in records:
+        (row,) = what.examples(record, None, None)
+        batch = {key: row[key][None] for key in ("tokens", "types") if key in row}
+        out = objective.predict(lm.outputs(batch), batch)
+        found.append(what.answer(record, [{key: np.asarray(x)[0] for key, x in out.items()}]))
+    return found
+
+
+@pytest.mark.parametrize("name", ["Bert", "DistilBert", "Electra"])
+def test_a_pipeline_classifies_as_we_do(name, tmp_path):
+    labels = ("bad", "fair", "good")
+    lm = exported(name, "SequenceClassification", labels, tmp_path)
+    theirs = transformers.pipeline("text-classification", str(tmp_path / "hf"), top_k=None)
+    records = [{"text": text} for text in TEXTS]
+    records += [{"text": a, "pair": b} for a, b in zip(TEXTS, PAIRS, strict=True)]
+    for record, ours in zip(records, answers(lm, "classification", records, labels), strict=True):
+        given = {"text": record["text"], "text_pair": record.get("pair")}
+        expected = {x["label"]: x["score"] for x in theirs(given)}
+        assert ours["probabilities"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Albert"])
+def test_a_pipeline_finds_the_entities_that_we_do(name, tmp_path):
+    labels = ("O", "B-X", "I-X", "B-Y")
+    lm = exported(name, "TokenClassification", labels, tmp_path)
+    theirs = transformers.pipeline(
+        "token-classification", str(tmp_path / "hf"), aggregation_strategy="first"
+    )
+    records = [{"text": text} for text in TEXTS]
+    for record, ours in zip(records, answers(lm, "tagging", records, labels), strict=True):
+        expected = [(x["start"], x["end"], x["entity_group"]) for x in theirs(record["text"])]
+        found = [(x["start"], x["end"], x["type"]) for x in ours["entities"]]
+        assert found == expected
