@@ -54,6 +54,7 @@ ADAFACTOR = {"name": "adafactor", "b1": None, "b2": None, "eps": None, "weight_d
 LLAMA = {"b2": 0.95, "eps": 1e-5, "weight_decay": 0.1, "clip": 1.0}
 LLAMA_1 = "Touvron 2023a, 2.3 and table 2; epsilon: 2023b, 2.2"
 GPT_3 = {"b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "tokens": 300}
+ELECTRA = "Clark 2020, table 6; google-research/electra, configure_pretraining.py; steps unverified"
 
 PAPERS = {
     "transformer:base": Paper(
@@ -77,14 +78,14 @@ PAPERS = {
         steps=500_000,
     ),
     "electra:small": Paper(
-        "Clark 2020, table 6", line(5e-4, 10_000, 1_000_000), clip=1.0, batch=128,
+        ELECTRA, line(5e-4, 10_000, 1_000_000), clip=1.0, batch=128,
         steps=1_000_000,
     ),
     "electra:base": Paper(
-        "Clark 2020, table 6", line(2e-4, 10_000, 766_000), clip=1.0, batch=256, steps=766_000
+        ELECTRA, line(2e-4, 10_000, 766_000), clip=1.0, batch=256, steps=766_000
     ),
     "electra:large": Paper(
-        "Clark 2020, table 6", line(2e-4, 10_000, 400_000), clip=1.0, batch=2048, steps=400_000
+        ELECTRA, line(2e-4, 10_000, 400_000), clip=1.0, batch=2048, steps=400_000
     ),
     "albert:base": Paper(
         "Lan 2020, 4.1: batch 4096, LAMB at 0.00176, 125,000 steps", line(1.76e-3, 3125, 125_000),
@@ -105,7 +106,7 @@ PAPERS = {
     "llama:2-7b": Paper("Touvron 2023b, 2.2, table 1", {2000: 3e-4}, tokens=2000, **LLAMA),
     "llama:2-70b": Paper("Touvron 2023b, 2.2, table 1", {2000: 1.5e-4}, tokens=2000, **LLAMA),
     "llama:405b": Paper(
-        "Grattafiori 2024, 3.4.1: 'decaying to 8 × 10−7 over 1,200,000 steps'",
+        "Grattafiori 2024, 3.4.1: to 8e-7 over 1,200,000 steps (unverified: from memory)",
         tenth(8e-5, 8000, 1_200_000, 0.01), steps=1_200_000, **LLAMA,
     ),
     "llama:8b": Paper(

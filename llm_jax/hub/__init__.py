@@ -145,11 +145,14 @@ def family_of(model: ConfigDict) -> str:
     wrong = {name: differences(family, model) for name, family in FAMILIES.items()}
     # What cannot even be written down is compared no further, so that its list is short.
     differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
-    nearest = min(wrong, key=lambda name: (bool(wrong[name]), differ(name), len(wrong[name])))
+    far = lambda name: FAMILIES[name].model.get("kind", "decoder") != model.kind
+    nearest = min(
+        wrong, key=lambda name: (bool(wrong[name]), far(name), differ(name), len(wrong[name]))
+    )
     if wrong[nearest]:
         raise ConfigError(
-            f"no Hugging Face family is this model; the nearest is {nearest}, but "
-            f"{'; '.join(wrong[nearest])}"
+            f"no Hugging Face family is this model; of model.kind={model.kind!r} the nearest is "
+            f"{nearest}, but {'; '.join(wrong[nearest])}"
         )
     return nearest
 

@@ -174,7 +174,8 @@ def router_loss(cfg: Any, sown: dict) -> Array | float:
     router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where expert e is among
     the top k of a share f_e of tokens (they add up to k) and p_e is its mean gate: Fedus 2021,
     equation 4, and Zoph 2022, equation 5. Means are over the real tokens of all layers together,
-    as in transformers' load_balancing_loss_func, so that neither depth nor padding changes what a
+    as in transformers' load_balancing_loss_func (Mesh TensorFlow's Switch has a loss a layer, which
+    wants every layer balanced by itself), so that neither depth nor padding changes what a
     coefficient means. The product is not a sum over tokens: of a batch in microbatches it is the
     mean of theirs.
     """

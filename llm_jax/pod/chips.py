@@ -22,17 +22,18 @@ class Chip(NamedTuple):
     dcn_rate: float
 
 
-# By part of the device's kind, first match counts: Google Cloud's pages of each TPU,
-# "System architecture": HBM capacity (GiB) and bandwidth; half the bidirectional ICI bandwidth;
-# DCN bandwidth (where the page has none, the host's network card shared by its chips).
-# A JAX device is one chip, on TPU7x one of its two chiplets.
+# By part of the device's kind, first match counts: Google Cloud's pages of each TPU
+# (docs.cloud.google.com/tpu/docs/v5e …), "System architecture": HBM capacity (GiB) and bandwidth;
+# half the bidirectional ICI bandwidth; DCN bandwidth (where the page has none, the host's network
+# card shared by its chips). Unverified, as no page at hand has them: v4's ICI and DCN, v6e's DCN,
+# tpu7x's rates, the GPUs' rows.
 GiB = 2**30
 CHIPS = (
     ("v6e", Chip(32 * GiB, 1638e9, 400e9, 12.5e9)),
     ("v5e", Chip(16 * GiB, 819e9, 200e9, 3.125e9)),
     ("tpu7x", Chip(96 * GiB, 3690e9, 300e9, 6.25e9)),
     ("v5", Chip(95 * GiB, 2765e9, 600e9, 6.25e9)),
-    ("v4", Chip(32 * GiB, 1228e9, 300e9, 6.25e9)),
+    ("v4", Chip(32 * GiB, 1200e9, 300e9, 6.25e9)),
     ("h200", Chip(141e9, 4800e9, 450e9, 50e9)),  # NVIDIA's data sheets; ICI: NVLink 4
     ("h100", Chip(80e9, 3350e9, 450e9, 50e9)),
 )

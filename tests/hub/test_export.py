@@ -6,6 +6,7 @@ this one's is asked.
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -133,3 +134,13 @@ def test_rope_is_written_in_both_spellings(exported):
         assert (old and old["rope_type"]) == scaling
         about = {k: v for k, v in new.items() if k != "rope_theta"}
         assert about == (old or {"rope_type": "default"})
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])
+def test_the_nearest_family_is_of_the_same_kind(kind):
+    model = configs.base().model
+    model.update(kind=kind, positions="alibi", activation="relu", head="lm")
+    with pytest.raises(ConfigError) as refusal:
+        hub.family_of(model)
+    nearest = re.search(r"the nearest is (\w+)", str(refusal.value))[1]
+    assert hub.FAMILIES[nearest].model.get("kind", "decoder") == kind

@@ -86,6 +86,16 @@ def test_router_balance_means_what_it_does_in_transformers(layers, padded):
     np.testing.assert_allclose(router_loss(model.cfg, sown), 0.02 * theirs, rtol=1e-5)
 
 
+def test_router_balance_is_pooled_over_layers():
+    """Layers that each send all to an expert of their own are balanced together, not apart."""
+    one = lambda e: {"sent": 8.0 * jnp.eye(2)[e], "gates": 8.0 * jnp.eye(2)[e], "tokens": 8.0}
+    sown = {f"block_{e}": {"router": (one(e) | {"z": 0.0},)} for e in range(2)}
+    sown = jax.tree.map(jnp.asarray, sown)
+    cfg = layer(num_experts=2, experts_per_token=1, router_balance=1.0, router_z=0.0).cfg
+    assert router_loss(cfg, sown) == 1.0
+    assert router_loss(cfg, {"block_0": sown["block_0"]}) == 2.0
+
+
 def test_the_objective_has_the_router_loss_of_all_layers_once(tiny, batch):
     """Once, not once a layer, where every second layer has experts."""
     routed = {"model.num_experts": 4, "model.router_balance": 0.5, "model.router_z": 0.1}

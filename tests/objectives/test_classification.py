@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -202,7 +203,8 @@ def test_the_exported_classifier_is_transformers_own(trained, run, tmp_path):
     trainer, _, _ = trained
     model = trainer.setup.config.model
     hub.save(model, trainer.params(), None, tmp_path / "hf", labels=("bad", "good"))
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained
+    theirs = opened(tmp_path / "hf").eval()
     assert theirs.config.id2label == {0: "bad", 1: "good"} and theirs.num_labels == 2
     tokens = np.random.default_rng(0).integers(0, 259, (3, 12))
     mask = np.arange(12) < [[12], [7], [3]]
@@ -259,16 +261,13 @@ def test_docs_extending_runs_as_it_stands(run, tmp_path, monkeypatch):
             monkeypatch.setitem(table, name, row)
     monkeypatch.setitem(objectives.OBJECTIVES, "sentiment", None)
     monkeypatch.setitem(heads.HEADS, "mood", None)
-    names = {"train_file": tmp_path / "train.tsv", "valid_file": tmp_path / "valid.tsv"}
-    for seed, file in enumerate(names.values()):
-        _write(file, 200, seed)
-        file.write_text(file.read_text().replace("\t0", "\tbad").replace("\t1", "\tgood"))
-    space = {name: str(file) for name, file in names.items()}
-    space |= {"workdir": tmp_path / "run", "hf_folder": tmp_path / "hf", "reporter": _Silent()}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    space = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(block, "docs/extending.md", "exec"), space)
     assert space["last"]["eval_matthews"] > 0.8
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained
+    theirs = opened(space["hf_folder"]).eval()
     assert theirs.config.id2label == {0: "bad", 1: "good"}
     tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
     with torch.no_grad():
@@ -276,7 +275,7 @@ def test_docs_extending_runs_as_it_stands(run, tmp_path, monkeypatch):
     trainer = space["trainer"]
     found = trainer.setup.model.apply({"params": trainer.params()}, {"tokens": tokens})
     np.testing.assert_allclose(found.heads["mood"], expected, atol=1e-4)
-    assert hub.load(tmp_path / "hf")[0].head == "mood"
+    assert hub.load(space["hf_folder"])[0].head == "mood"
 
 
 @pytest.mark.parametrize("labels", [["a"] * 6 + ["b"] * 2, ["b", "c", "a", "a"]])

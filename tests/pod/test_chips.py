@@ -10,7 +10,7 @@ from llm_jax.sharding.hardware import peak_flops
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: BF16 TFLOPs, HBM GiB, HBM GBps, bidirectional
 # ICI GBps and DCN Gbps of a chip; and how many JAX devices a chip is.
 TPUS = {
-    ("TPU v4",): (275, 32, 1228, 600, 50, 1),
+    ("TPU v4",): (275, 32, 1200, 600, 50, 1),
     ("TPU v5 lite", "TPU v5e"): (197, 16, 819, 400, 25, 1),
     ("TPU v5", "TPU v5p"): (459, 95, 2765, 1200, 50, 1),
     ("TPU v6 lite", "TPU v6e"): (918, 32, 1638, 800, 100, 1),

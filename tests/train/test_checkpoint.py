@@ -1,5 +1,7 @@
 """Checkpoints: damage is found wherever it is, the newest and the best are kept."""
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -197,3 +199,19 @@ def test_keep_best_0_keeps_the_newest_only(tmp_path):
         checkpoints.save(step, state(step), {"data": {}}, loss)
     checkpoints.close()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_checkpoint_of_an_older_version_says_which_and_what_to_do(run):
+    """As llm_jax 0.1 wrote it: one item of all arrays, and no layout in its JSON."""
+    folder = run / "checkpoints" / "8"
+    (folder / "params").rename(folder / "state")
+    shutil.rmtree(folder / "rest")
+    (file,) = (p for p in (folder / "meta").iterdir() if p.name == "metadata")
+    meta = json.loads(json.loads(file.read_text())["json"])
+    del meta["layout"], meta["arrays"]
+    text = json.dumps(meta)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    file.write_text(json.dumps({"digest": digest, "json": text}))
+    with pytest.raises(ConfigError, match=r"has layout 1 \(1: of llm_jax 0.1\).*Export it with"):
+        restore(run)
+    assert folder.is_dir() and not (run / "checkpoints-damaged").exists()
