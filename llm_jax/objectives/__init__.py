@@ -27,6 +27,7 @@ from llm_jax.objectives import (
     question_answering,
     regression,
     replaced_token_detection,
+    roles,
     seq2seq,
     span_corruption,
     tagging,
@@ -40,7 +41,7 @@ OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
         causal_lm, prefix_lm, completion, chat, masked_lm, bert, albert, replaced_token_detection,
-        classification, regression, tagging, question_answering, seq2seq, span_corruption,
+        classification, regression, tagging, roles, question_answering, seq2seq, span_corruption,
     )
 }  # fmt: skip
 

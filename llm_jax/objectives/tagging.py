@@ -41,18 +41,21 @@ class Tagging(Examples):
     def examples(self, piece, rng, elsewhere):
         text, words = spelled(piece)
         ids, spans = self.tokenizer.aligned(text)
-        first = first_tokens(spans, words)
-        tags, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.float32)
-        for place, tag in zip(first, piece.get("tags", ()), strict=False):
-            if place >= 0 and tag in self.ids:  # a tag that training has not cannot be predicted
-                tags[place], weights[place] = self.ids[tag], 1
-        parts = {"tokens": ids, "tags": tags, "weights": weights}
+        parts, first = self.parts(piece, ids, spans, words), first_tokens(spans, words)
         return [
-            self.framed(piece, {name: x[start:end] for name, x in parts.items()})
+            self.framed({name: x[start:end] for name, x in parts.items()})
             for start, end in self.rows(first, len(ids))
         ]
 
-    def framed(self, record, fields):
+    def parts(self, record, ids, spans, words):
+        """Fields of a whole sentence: what is said of each of its tokens."""
+        tags, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.float32)
+        for place, tag in zip(first_tokens(spans, words), record.get("tags", ()), strict=False):
+            if place >= 0 and tag in self.ids:  # a tag that training has not cannot be predicted
+                tags[place], weights[place] = self.ids[tag], 1
+        return {"tokens": ids, "tags": tags, "weights": weights}
+
+    def framed(self, fields):
         """An example of a row's part of a sentence."""
         before, behind = self.frame
         around = len(before), len(behind)

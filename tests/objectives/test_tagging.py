@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax import config as configs
 from llm_jax import objectives
-from llm_jax.data import tokenizers
+from llm_jax.data import sources, tokenizers
 from llm_jax.objectives import scores, tagging
 from llm_jax.train.loop import Trainer
 from tests import making
@@ -171,3 +171,37 @@ def test_a_run_learns_tags_and_answers_with_offsets(name, tmp_path, silent):
     assert last["eval_f1"] > 0.9 and last["eval_accuracy"] > 0.9
     assert c.data.labels == ("O", "B-N", "I-N")
     assert len(trainer.evaluate().answers) == 20
+
+
+def test_a_predicate_is_marked_and_its_arguments_are_scored():
+    c = settings(objective__name="roles", model__type_vocab_size=2, model__max_length=64)
+    what = making.examples(c, kind("wordpiece"))
+    tokens = ["slow", "newest", "widest,", "slow"]
+    for place in range(4):
+        record = {"tokens": tokens, "predicate": place, "tags": ["O", "B-A", "I-A", "O"]}
+        (row,) = what.examples(record, None, None)
+        marked = row["tokens"][row["types"] > 0]
+        assert marked.tolist() == kind("wordpiece").encode(tokens[place]).tolist()
+        assert row["weights"][row["types"] > 0][0] == 1  # a predicate's word has a tag, too
+    answer = what.answer(record, [{"tag": row["tags"]}])
+    assert answer["roles"] == [{"start": 5, "end": 19, "type": "A", "text": "newest widest,"}]
+    gold = [record | {"tags": ["B-A", "B-V", "O", "B-B"]}]
+    found = what.score(gold, [{"tags": ["B-A", "B-V", "B-B", "O"]}])
+    assert found == {"precision": 0.5, "recall": 0.5, "f1": 0.5}  # B-V counts on neither side
+
+
+@pytest.mark.data
+def test_propbank_is_read_for_roles(shared_data):
+    c = configs.load("configs/finetune/roles.py", ["tokenizer.name=bytes"])
+    objective = objectives.get("roles")
+    objective.check(c)
+    docs = sources.documents(
+        str(shared_data / "propbank_ewt" / "test.conllu"), c.data, objective.examples.columns(c)
+    )
+    objective.resolve(c, docs)
+    assert {"O", "B-ARG0", "B-ARG1", "B-ARGM-TMP"} <= {*c.data.labels}
+    what = objective.examples(tokenizers.Bytes(), c)
+    record = max(docs[:200], key=lambda doc: len(doc["tokens"]) * len({*doc["tags"]}))
+    rows = what.examples(record, None, None)
+    answer = what.answer(record, [{"tag": row["tags"]} for row in rows])
+    assert answer["tags"] == record["tags"] and what.score([record], [answer])["f1"] == 1
