@@ -57,11 +57,7 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     roles = {role: getattr(made, role) for role in made.SPECIAL_TOKENS_ATTRIBUTES}
     roles = {role: str(token) for role, token in roles.items() if token is not None}
     named = {role: backend.token_to_id(text) for role, text in roles.items()}
-    file = folder / GENERATION
-    generation = files.read_json(file) if file.is_file() else hf
-    known = generation if file.is_file() else dict.fromkeys(GENERATES)
-    generation = {k: v for k, v in generation.items() if k in known and v is not None}
-
+    generation = _generation(folder, hf)
     first = lambda *ids: next((i for i in ids if i is not None), None)
     kind = family.model.get("kind", "decoder")
     begins, ends = (named.get(f"{role}_token") for role in ("bos", "eos"))
@@ -133,6 +129,15 @@ def _no_warnings() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _generation(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says, or config.json where there is none."""
+    if (folder / GENERATION).is_file():
+        said = files.read_json(folder / GENERATION)
+    else:
+        said = {name: hf.get(name) for name in GENERATES}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _id(value: Any) -> int | None:
