@@ -451,7 +451,11 @@ GROUPS = {
     "optimizer": Optimizer, "train": Train, "mesh": Mesh, "checkpoint": Checkpoint, "eval": Eval,
     "sample": Sample,
 }  # fmt: skip
-KEYS: dict[str, Key] = {"seed": whole(0, 0, 2**32 - 1)} | {
+KEYS: dict[str, Key] = {
+    "seed": whole(0, 0, 2**32 - 1),
+    # A Hugging Face folder or a run's: a new run begins with its weights, tokenizer, architecture.
+    "init_from": text(""),
+} | {
     f"{group}.{name}": key
     for group, keys in GROUPS.items()
     for name, key in vars(keys).items()

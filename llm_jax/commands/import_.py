@@ -9,7 +9,7 @@ from llm_jax.commands.verb import Verb, shown
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
-    sub.add_argument("--from", dest="source", required=True, help="the Hugging Face folder")
+    sub.add_argument("--from", dest="source", required=True, help="Hugging Face folder, or a run's")
     sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
 
 
@@ -24,6 +24,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     print(f"imported {what}, into {args.workdir}")
     if imported["new"]:
         print(f"new, to be trained first: {', '.join(imported['new'])}")
+    if imported["unused"]:
+        print(f"left out: {', '.join(imported['unused'])}")
     print("\nnext:")
     workdir = f"--workdir={args.workdir}"
     if imported["head"] in ("none", "detection"):

@@ -17,7 +17,9 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Trains, samples, and says what to do next."""
-    config = config_of(args, overrides)
+    # With init_from the others change what is read there, and are applied behind it.
+    begins = [text for text in overrides if text.startswith("init_from=")]
+    config = config_of(args, begins or overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.
     job = hosts.start()
     from llm_jax import console, decode
@@ -31,9 +33,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         if prompts and heads.speaks(config.model):
             decode.read(setup.model.cfg, tokenizer, prompts, config.objective)
 
+    reporter, start = console.Reporter() if first else Reporter(), None
     with hosts.together(job):
-        reporter = console.Reporter() if first else Reporter()
-        trainer = Trainer(config, args.workdir, reporter, accept=accept)
+        if config.init_from:
+            from llm_jax.hub import runs
+
+            start = runs.start(config, args.workdir, overrides, recipe=bool(args.config))
+        trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start)
         summary = trainer.run()
         speaks = heads.speaks(config.model)
         sampling = summary["finished"] and prompts and speaks

@@ -1,4 +1,4 @@
-"""A run folder from a Hugging Face folder, and a Hugging Face folder from a run.
+"""A run from the weights of another or of a Hugging Face folder, and such a folder from a run.
 
 The one part of hub that knows of training: an imported run is a run at step 0.
 """
@@ -8,62 +8,236 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
-from llm_jax import hub, objectives, sharding
+from llm_jax import hub, models, objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
-from llm_jax.files import folder_named, is_full, read_json, write_json, write_text
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.files import folder_named, is_full, read_config, read_json, write_json, write_text
 from llm_jax.hub.files import CONFIG
+from llm_jax.models.heads import HEADS
 from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed
-from llm_jax.train.folder import IMPORTED, describe
-from llm_jax.train.groups import name
+from llm_jax.train.folder import IMPORTED, Start, describe
+from llm_jax.train.groups import name as path_name
 from llm_jax.train.run import Setup, load_params
 
 log = logging.getLogger(__name__)
 
-# The learning rate of an import that is not told another (Devlin 2019, 4.1, tuned 2e-5 to 5e-5):
+# The learning rate where no recipe and nobody says another (Devlin 2019, 4.1, tuned 2e-5 to 5e-5):
 # that of training from random weights undoes what was learned.
 RATE = 5e-5
-# Keys of config.model that a folder does not decide.
-CHANGEABLE = ("attention", "dropout", "attention_dropout", "mlp_dropout", "final_dropout",
-              "dtype", "max_length", "remat", "scan", "quantize", "pipeline_pieces",
-              "lora_rank", "lora_alpha", "lora_targets")
-# Nor these, of an encoder without a head, which can have one of two.
-NEW_HEAD, NEW_HEADS = ("head", "num_labels", "head_dropout"), ("mlm", "sequence")
+# Keys of config.model that a recipe decides, and the command line; all others are the source's.
+TASK = ("head", "num_labels", "head_dropout", "pooler", "generator_fraction", "dropout",
+        "attention_dropout", "mlp_dropout", "final_dropout", "max_length", "dtype", "remat", "scan",
+        "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets")
+# Of those others, the ones that the command line may change.
+FREE = ("attention", "rotary_base", "rotary_scaling", "rotary_factor", "rotary_original_length",
+        "expert_capacity", "router_balance", "router_z")
+
+
+class Source(NamedTuple):
+    """Weights to begin with: of a Hugging Face folder, or of a run (the average where kept)."""
+
+    name: str
+    family: str | None
+    model: ConfigDict
+    params: Any
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]  # of a classifier or tagger
+
+
+def read(source: str | Path) -> Source:
+    """Reads a Hugging Face folder or a run folder.
+
+    Raises:
+      ConfigError: see hub.load and train.run.load_params; no tokenizer.
+    """
+    if (Path(source) / "checkpoints").is_dir():
+        setup, tokenizer, params, _ = load_params(source)
+        model, params = models.merge(setup.config.model, params)
+        about = Path(source) / IMPORTED
+        family = read_json(about).get("family") if about.is_file() else None
+        labels = setup.config.data.labels
+        return Source(str(source), family, model, params, tokenizer, labels)
+    model, params, tokenizer = hub.load(source)
+    if tokenizer is None:
+        raise ConfigError(
+            f"{source}: has no file of a tokenizer; transformers writes them: "
+            "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)"
+        )
+    hf = read_json(Path(source) / CONFIG)
+    # Next sentence and regression have none, whatever config.json calls them.
+    names = (hf.get("id2label") or {}) if model.head in ("sequence", "token") else {}
+    labels = tuple(str(names[i]) for i in sorted(names, key=int)) if len(names) > 1 else ()
+    model = configs.resolve(model, 0)
+    return Source(str(source), hf["model_type"], model, params, tokenizer, labels)
+
+
+def start(
+    config: ConfigDict, workdir: str | Path, overrides: Sequence[str] = (), recipe: bool = True
+) -> Start | None:
+    """Returns what a new run begins with, as config.init_from says, for train.loop.Trainer.
+
+    Fills in the config: architecture and tokenizer are the source's; of TASK, and all else, the
+    recipe's; `overrides` (key=value) are applied last. None, with the config filled in, for a run
+    that is there already: its source is not read again.
+
+    Args:
+      recipe: whether the config is somebody's; else TASK is the source's too, and what is not said
+        otherwise becomes an objective that suits it, and a rate to fine-tune with.
+
+    Raises:
+      ConfigError: see `read`; an override of the architecture that is not the source's; no
+        positions for model.max_length.
+    """
+    there = Path(workdir) / CONFIG
+    saved = any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+    if there.is_file() and saved:
+        if recipe:
+            old = read_config(workdir)
+            config.tokenizer = old.tokenizer
+            _adopt(config, str(workdir), old.model, old.data.labels, overrides, recipe)
+        else:
+            configs.change(config, overrides)
+        return None
+    if not config.init_from:
+        return None
+    return _begin(config, read(config.init_from), overrides, recipe or there.is_file())
+
+
+def _begin(
+    config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool
+) -> Start:
+    config.tokenizer = configs.base().tokenizer
+    kind = source.tokenizer.kind
+    config.tokenizer.name = "file" if kind == "huggingface" else kind
+    if config.tokenizer.name in ("file", "sentencepiece"):
+        config.tokenizer.path = source.name
+    kept = _adopt(config, source.name, source.model, source.labels, overrides, recipe)
+    pipeline.check_vocab(config, source.tokenizer)
+    params, new, unused = _fitted(config.model, source, kept)
+    origin = {"from": source.name, "family": source.family, "new": new, "unused": unused}
+    return Start(params, source.tokenizer, origin)
+
+
+def _adopt(
+    config: ConfigDict,
+    name: str,
+    model: ConfigDict,
+    labels: tuple[str, ...],
+    overrides: Sequence[str],
+    recipe: bool,
+) -> bool:
+    """Fills in a config with a source's model and labels, then applies overrides.
+
+    Returns whether a head of labels may be kept.
+    """
+    by_hand = [text.partition("=")[0] for text in overrides]
+    task = {key: config.model[key] for key in TASK} if recipe else {}
+    config.model = ConfigDict(model.to_dict() | task)
+    if not recipe:
+        if "model.head" in by_hand:
+            head = next(text for text in overrides if text.startswith("model.head="))
+            configs.set_key(config, *head.split("=", 1))
+        if "objective.name" not in by_hand:
+            config.objective.name = objectives.suited(config.model).name
+        if config.optimizer.learning_rate == configs.KEYS["optimizer.learning_rate"].default:
+            config.optimizer.learning_rate = RATE
+    configs.change(config, overrides)
+    for key in (key.removeprefix("model.") for key in by_hand if key.startswith("model.")):
+        if key not in TASK + FREE and config.model[key] != model[key]:
+            raise ConfigError(
+                f"model.{key}={config.model[key]!r}: comes from {name}, which has {model[key]!r}; "
+                f"of model, {', '.join(TASK + FREE)} can be changed"
+            )
+    if not recipe and "model.head" in by_hand:
+        objectives.get(config.objective.name).check(config)
+    if wrong := [key for key in by_hand if key.startswith("tokenizer.")]:
+        raise ConfigError(f"{wrong[0]}: the tokenizer comes from {name}")
+    named = not configs.unread(config, "data.labels")
+    if named != bool(labels) or not _label_heads(model) & _label_heads(config.model):
+        return False
+    if named:
+        config.data.labels = config.data.labels or labels
+    config.model.num_labels = config.model.num_labels or len(config.data.labels) or 1
+    return config.model.num_labels == model.num_labels
+
+
+def _label_heads(model: ConfigDict) -> set[str]:
+    return {name for name in model.head.split(",") if name in HEADS and HEADS[name].labels}
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _fitted(
+    model: ConfigDict, source: Source, labels: bool
+) -> tuple[Any, list[str], list[str]]:
+    """(parameters, new, unused): a source's as a model takes them; parts it lacks, and leaves.
+
+    Of learned positions a table may lose its end. labels: a head of labels is kept.
+    """
+    model = ConfigDict(model.to_dict() | {"lora_rank": 0, "num_labels": model.num_labels or 1})
+    wanted = models.abstract_params(model)
+    anew = set() if labels else _label_heads(model)
+    kept = {key for key in source.params if key in wanted and key not in anew}
+    params = {key: source.params[key] for key in kept}
+    shapes, given = _flat({key: wanted[key] for key in kept}), _flat(params)
+    if missing := sorted(shapes.keys() - given.keys()):
+        raise ConfigError(
+            f"model.attention={model.attention!r}: has parameters that {source.name} has not "
+            f"({', '.join(missing[:3])})"
+        )
+
+    def cut(path, x):
+        shape, rows = shapes[path_name(path)].shape, len(x) - model.position_offset
+        if x.shape == shape:
+            return x
+        if model.max_length > rows:
+            raise ConfigError(
+                f"model.max_length={model.max_length}: {source.name} has learned a table of {rows} "
+                f"positions and nothing of those beyond; at most {rows} (longer texts are cut in "
+                "windows), or begin with a model of rotary or relative positions"
+            )
+        log.warning("model.max_length=%d: the first of the %d learned positions are kept",
+                    model.max_length, rows)  # fmt: skip
+        return x[: shape[0]]
+
+    params = _only(params, shapes)
+    params = jax.tree_util.tree_map_with_path(cut, params)
+    unused = sorted({*source.params} - kept)
+    return params, sorted({*wanted} - kept), unused
+
+
+def _only(tree: Any, paths: Any, prefix: str = "") -> Any:
+    """The leaves of a tree whose paths are named."""
+    pairs = {k: _only(x, paths, f"{prefix}{k}/") if isinstance(x, dict) else x
+             for k, x in tree.items()}  # fmt: skip
+    return {k: x for k, x in pairs.items() if isinstance(x, dict) or f"{prefix}{k}" in paths}
 
 
 def import_run(
     source: str | Path, workdir: str | Path, config: ConfigDict, overrides: Sequence[str] = ()
 ) -> dict:
-    """Makes a run folder whose step 0 has the parameters of a Hugging Face folder.
+    """Makes a run folder whose step 0 has the parameters of a Hugging Face folder, or of a run.
 
-    `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last:
-    model.head=mlm, or model.head=sequence with model.num_labels, gives an encoder without a head a
-    new one. A smaller model.max_length cuts a table of learned positions. A learning rate that
-    neither sets becomes RATE. Returns what was found and is new.
+    `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last. A
+    learning rate that neither sets becomes RATE. Returns what was found and is new.
 
     imported.json comes first and config.json last: whatever ends it on the way leaves a folder
     that no command takes for a run, and that the same import fills.
 
     Raises:
-      ConfigError: see hub.load; no tokenizer; the run folder is not empty; an override of what
-        the folder decides.
+      ConfigError: see `start`; the run folder is not empty.
     """
     workdir = _new(workdir)
-    model, params, tokenizer = hub.load(source)
-    if tokenizer is None:
-        raise ConfigError(
-            f"--from={source}: has no file of a tokenizer; transformers writes them: "
-            "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)"
-        )
-    config.tokenizer.name = "file" if tokenizer.kind == "huggingface" else tokenizer.kind
-    config.tokenizer.path = str(source)
-    _decide(config, model, source, overrides)
-    pipeline.check_vocab(config, tokenizer)
+    found = _begin(config, read(source), overrides, recipe=False)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     Setup(config, mesh)  # refuses what could not be trained
@@ -71,15 +245,9 @@ def import_run(
     whole = ConfigDict(config.to_dict())
     whole.model.lora_rank = 0
     whole.optimizer = configs.base().optimizer  # whose patterns may name those
-    setup = Setup(whole, mesh)
-    new = sorted(setup.params.keys() - params.keys())
-    params = _fitted(setup, params)
-    place = sharding.param_shardings(setup.params, mesh)
-    params = setup.draw_params(jax.device_put(params, {k: place[k] for k in params}))
-    family = read_json(Path(source) / CONFIG)["model_type"]
-    origin = {"from": str(source), "family": family, "new": new}
+    params = Setup(whole, mesh).draw_params(found.params)
     try:
-        _write(workdir, config, tokenizer, params, origin)
+        _write(workdir, config, found.tokenizer, params, found.origin)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
@@ -89,43 +257,14 @@ def import_run(
             ) from error
         raise
     return {
-        "family": family,
+        "family": found.origin["family"],
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         **{key: config.model[key] for key in ("vocab_size", "kind", "head", "max_length")},
         "objective": config.objective.name,
         "learning_rate": config.optimizer.learning_rate,
-        "new": new,
+        "new": found.origin["new"],
+        "unused": found.origin["unused"],
     }
-
-
-def _decide(
-    config: ConfigDict, model: ConfigDict, source: str | Path, overrides: Sequence[str]
-) -> None:
-    """Fills in a config from an imported model and its folder, then applies overrides."""
-    config.model = configs.resolve(model, 0)  # a copy: overrides may change it
-    changeable = CHANGEABLE
-    if model.kind == "encoder" and model.head == "none":
-        changeable = NEW_HEAD + CHANGEABLE
-    for text in overrides:
-        key, _, value = text.partition("=")
-        first, _, last = key.partition(".")
-        wrong = first == "model" and last not in changeable
-        wrong |= key == "model.head" and value not in NEW_HEADS
-        if first == "tokenizer" or wrong:
-            raise ConfigError(
-                f"--config.{key}: comes from {source}; of model, import can change "
-                f"{', '.join(changeable)}"
-            )
-        if key == "model.head":
-            model.head = value
-    if not any(text.startswith("objective.name=") for text in overrides):
-        config.objective.name = objectives.suited(model).name
-    names = read_json(Path(source) / CONFIG).get("id2label")
-    if model.num_labels and names and config.objective.name == "classification":
-        config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
-    if config.optimizer.learning_rate == configs.KEYS["optimizer.learning_rate"].default:
-        config.optimizer.learning_rate = RATE
-    configs.change(config, overrides)
 
 
 def _new(workdir: str | Path) -> Path:
@@ -162,33 +301,6 @@ def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -
         checkpoints.wait()
         checkpoints.close()
     write_text(workdir / CONFIG, configs.to_json(config) + "\n")
-
-
-def _fitted(setup: Setup, params: dict) -> dict:
-    """The parameters of a folder as a model takes them, tables of learned positions cut."""
-    flat = lambda tree: {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    model, wanted = setup.config.model, flat({key: setup.params[key] for key in params})
-    if missing := sorted(wanted.keys() - flat(params).keys()):
-        raise ConfigError(
-            f"model.attention={model.attention!r}: has parameters that the imported model has not "
-            f"({', '.join(missing[:3])})"
-        )
-
-    def cut(path, x):
-        shape, rows = wanted[name(path)].shape, len(x) - model.position_offset
-        if x.shape == shape:
-            return x
-        if model.max_length > rows:
-            raise ConfigError(
-                f"model.max_length={model.max_length}: the imported model has learned a table of "
-                f"{rows} positions and nothing of those beyond; at most {rows} (longer texts are "
-                "cut in windows), or import a model with rotary or relative positions"
-            )
-        log.warning("model.max_length=%d: the first of the %d learned positions are kept",
-                    model.max_length, rows)  # fmt: skip
-        return x[: shape[0]]
-
-    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def export_run(

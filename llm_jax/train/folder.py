@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -24,12 +24,25 @@ from llm_jax.train.checkpoint import SAVED
 IMPORTED = "imported.json"  # where a run came from; written before all else of an import
 
 # What an imported run, not yet trained, has already: other keys may still change.
-DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.")
+DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.|init_from")
 
 # What may stand in a folder that holds no run yet: of a run that died before it had a config.json,
 # of a sweep, or of the shell or scheduler that started it.
 UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
 LOGS = (".partial", ".log", ".out", ".err")
+
+
+class Start(NamedTuple):
+    """What a new run begins with, of another: see hub.runs.start.
+
+    Attributes:
+      params: those that its model takes; what they lack is drawn from config.seed.
+      origin: imported.json: from, family, the parts that are new, those that are unused.
+    """
+
+    params: Any
+    tokenizer: Tokenizer
+    origin: dict[str, Any]
 
 
 class Folder:
@@ -57,6 +70,7 @@ class Folder:
         self.text: dict | None = None  # the fingerprint of what it trains on, once it is known
         self.old: ConfigDict | None = None
         self.lock: TextIO | None = None
+        self.origin: dict[str, Any] = {}  # imported.json
         if not self.config_file.exists():
             self._check_empty()
             return
@@ -65,7 +79,8 @@ class Folder:
         if self.steps:
             self.old = config
         # A run that died before its first checkpoint has nothing to lose: it begins anew.
-        elif self.had_checkpoint():
+        # Also one with init_from, whose weights are read again.
+        elif self.had_checkpoint(bool(config.init_from)):
             raise self.lost()
 
     def _check_empty(self) -> None:
@@ -91,10 +106,13 @@ class Folder:
                 f"({', '.join(foreign[:3])}); name a new folder"
             )
 
-    def had_checkpoint(self) -> bool:
-        """Whether the run has been saved, or imported, so that it holds more than its config."""
+    def had_checkpoint(self, again: bool = False) -> bool:
+        """Whether the run has been saved, or imported, so that it holds more than its config.
+
+        again: what was imported is not its only copy.
+        """
         damaged = self.path / "checkpoints-damaged"
-        known = any((self.path / name).exists() for name in (SAVED, IMPORTED))
+        known = any((self.path / name).exists() for name in (SAVED, *[IMPORTED] * (not again)))
         return known or (damaged.is_dir() and any(damaged.iterdir()))
 
     def lost(self) -> ConfigError:
@@ -107,20 +125,27 @@ class Folder:
             "remove this one"
         )
 
-    def tokenizer(self, config: ConfigDict, train_documents: Sequence[str]) -> Tokenizer:
+    def tokenizer(
+        self, config: ConfigDict, train_documents: Sequence[str], start: Start | None = None
+    ) -> Tokenizer:
         """Opens the run's tokenizer or builds one, and fills in config.model's sizes with it.
+
+        start: what a new run begins with, whose tokenizer is taken.
 
         Raises:
           ConfigError: the folder holds another run, naming the keys that differ.
         """
         self._check_text(config)
-        if self.old is None:
-            objective = objectives.get(config.objective.name)
+        objective = objectives.get(config.objective.name)
+        if self.old is None and start:
+            tokenizer, self.origin = start.tokenizer, start.origin
+        elif self.old is None:
             tokenizer = objective.build_tokenizer(config, train_documents)
-            default = objective.examples.chat_template
-            tokenizer.chat_template = tokenizer.chat_template or default
         else:
             tokenizer = tokenizers.load(self.path / "tokenizer")
+        if self.old is None:
+            default = objective.examples.chat_template
+            tokenizer.chat_template = tokenizer.chat_template or default
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
         self._train_new_heads(config)
         if self.old and (different := differences(self.old, config, self.imported)):
@@ -133,7 +158,9 @@ class Folder:
     def _train_new_heads(self, config: ConfigDict) -> None:
         """Has LoRA train what an import drew, too, where rate_factors do not say otherwise."""
         file, o = self.path / IMPORTED, config.optimizer
-        new = read_json(file).get("new") if file.is_file() else ()
+        if file.is_file() and not self.origin:
+            self.origin = read_json(file)
+        new = self.origin.get("new")
         if config.model.lora_rank and new and not o.rate_factors:
             heads = ((f"{re.escape(name)}(/.*)?", 1.0) for name in new)
             o.rate_factors = ((groups.ADAPTERS, 1.0), *heads, (".*", 0.0))
@@ -152,6 +179,8 @@ class Folder:
         if self.text is not None:
             write_json(self.path / "text.json", self.text)
         write_text(self.config_file, configs.to_json(config) + "\n")
+        if self.old is None and self.origin:
+            write_json(self.path / IMPORTED, self.origin)
 
     def close(self) -> None:
         """Lets other processes have the folder."""

@@ -25,7 +25,7 @@ from llm_jax.sharding.hardware import peak_flops
 from llm_jax.train import Diverged, Restart, groups
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import Evaluation, evaluate
-from llm_jax.train.folder import Folder, describe, same_run
+from llm_jax.train.folder import Folder, Start, describe, same_run
 from llm_jax.train.metrics import Meter, Metrics, plot
 from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
@@ -92,6 +92,7 @@ class Trainer:
         devices: list[jax.Device] | None = None,
         hooks: Sequence[Hook] = (),
         accept: Callable[[Setup, Tokenizer], None] | None = None,
+        start: Start | None = None,
     ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
         self.stopping = False
@@ -100,9 +101,14 @@ class Trainer:
         self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check(config, self.mesh)
         folder = self.folder = Folder(workdir)
+        if config.init_from and folder.old is None and start is None:
+            raise ConfigError(
+                f"init_from={config.init_from!r}: a new run needs what hub.runs.start makes of it, "
+                "as this Trainer's start"
+            )
         objective = objectives.get(config.objective.name)
         splits = objective.splits(config)
-        self.tokenizer = folder.tokenizer(config, splits["train"])
+        self.tokenizer = folder.tokenizer(config, splits["train"], start)
         self.setup = Setup(config, self.mesh)
         if accept is not None:
             accept(self.setup, self.tokenizer)
@@ -124,7 +130,7 @@ class Trainer:
             self._check_new()
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
-            self.step, self.state = 0, self.setup.draw_state(place)
+            self.step, self.state = 0, self._first(start, place)
         self.train_step = self.setup.train_step(place)
         self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
@@ -167,6 +173,19 @@ class Trainer:
             self.batches.set_state(meta["data"])
         self.reporter.note(f"resuming from step {step}")
         return step, state
+
+    def _first(self, start: Start | None, place: TrainState) -> TrainState:
+        """The state at step 0; one that begins with given parameters is saved."""
+        if start is None:
+            return self.setup.draw_state(place)
+        origin = start.origin
+        family = f" ({origin['family']})" if origin["family"] else ""
+        rest = ", ".join(origin["unused"])
+        self.reporter.note(f"init_from: {origin['from']}{family}{f'; unused: {rest}' * bool(rest)}")
+        state = self._begin(self.setup.put(start.params), place)
+        meta = describe(self.workdir, self.config, None)
+        self.checkpoints.save(0, {"params": state.params}, meta)
+        return state
 
     def _begin(self, params: Any, place: TrainState) -> TrainState:
         """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""

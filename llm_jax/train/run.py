@@ -107,10 +107,20 @@ class Setup:
 
     def draw_params(self, params: Any) -> Any:
         """Parameters at step 0, given in part: what they lack is drawn from config.seed."""
+        params, place = self.put(params), sharding.param_shardings(self.params, self.mesh)
         if jax.tree.structure(params) == jax.tree.structure(self.params):
             return params
-        place = sharding.param_shardings(self.params, self.mesh)
         return self._once(self._filled, place, params)
+
+    def put(self, params: Any) -> Any:
+        """Some of the parameters, of NumPy or another mesh, as they lie on this one."""
+        place = sharding.param_shardings(self.params, self.mesh)
+
+        def put(tree, place):
+            inside = lambda k, x: put(x, place[k]) if isinstance(x, dict) else place[k]
+            return {k: inside(k, x) for k, x in tree.items()}
+
+        return jax.device_put(params, put(params, place))
 
     def _filled(self, params: Any) -> Any:
         return fill(self.model, self.config, params)

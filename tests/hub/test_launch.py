@@ -139,7 +139,7 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     same({k: v for k, v in imported.items() if k not in found["new"]}, params)
     assert call(capsys, "train", f"--workdir={b}")["step"] == 2
     c = f"--workdir={tmp_path / 'c'}"
-    assert "comes from" in refused(capsys, "import", source, c, "--config.model.head=lm")
+    assert "needs 'mlm'" in refused(capsys, "import", source, c, "--config.model.head=lm")
     head = ("--config.model.head=sequence", "--config.model.num_labels=3")
     found = call(capsys, "import", source, c, *keys, "--config.data.packing=none", *head)
     assert found["new"] == ["sequence"] and found["objective"] == "classification"
@@ -218,12 +218,12 @@ def test_refusals(folder, tmp_path, capsys):
     run = f"--workdir={tmp_path / 'run'}"
     assert "no such folder" in refused(capsys, "import", f"--from={tmp_path / 'x'}", run)
     error = refused(capsys, "import", f"--from={folder}", run, "--config.model.num_layers=1")
-    assert "num_layers: comes from" in error
+    assert "num_layers=1: comes from" in error
     error = refused(capsys, "import", f"--from={folder}", run, "--config.model.max_length=13")
-    assert "max_length=13: the imported model has learned a table of 12 positions" in error
+    assert f"max_length=13: {folder} has learned a table of 12 positions" in error
     gated = "--config.model.attention=gated_linear"
     error = refused(capsys, "import", f"--from={folder}", run, gated)
-    assert "model.attention='gated_linear': has parameters that the imported model has" in error
+    assert f"model.attention='gated_linear': has parameters that {folder} has not" in error
     assert not (tmp_path / "run").exists()
     error = refused(capsys, "import", f"--from={folder}", f"--workdir={folder}")
     assert "not empty" in error
