@@ -54,19 +54,22 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def trained(tiny, batch):
-    """Returns (setup, losses, state) of a model on a mesh, after STEPS steps or those given."""
+    """Returns (setup, losses, state) of a model on a mesh, after STEPS steps."""
 
     @functools.cache
-    def train(model, data, fsdp, tensor, context=1, expert=1, pipeline=1):
+    def prepare(model, data, fsdp, tensor, context=1, expert=1, pipeline=1):
         sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": context, "expert": expert}
         sizes["pipeline"] = pipeline
         config = tiny(MODELS[model] | {f"mesh.{axis}": size for axis, size in sizes.items()})
         config.model = configs.resolve(config.model, 259)
         mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes.values())])
         sharding.check(config, mesh)
-        setup = Setup(config, mesh)
-        state = setup.draw_state(places(setup))
-        return setup, *advance(setup, state, range(STEPS))
+        return Setup(config, mesh)
+
+    @functools.cache
+    def train(model, *mesh):
+        setup = prepare(model, *mesh)
+        return setup, *advance(setup, setup.draw_state(places(setup)), range(STEPS))
 
     def places(setup):
         return jax.tree.map(lambda x: x.sharding, setup.abstract_state())
@@ -85,7 +88,7 @@ def trained(tiny, batch):
                 losses.append(float(metrics["loss"]))
         return losses, state
 
-    train.advance = advance
+    train.prepare, train.advance = prepare, advance
     return train
 
 
@@ -107,21 +110,23 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize(
     ("model", "mesh"),
     [
+        # Between them all axes of a mesh, and of the model what each of them splits.
+        ("even", (1, 2, 2, 2)),
+        ("experts in stages", (2, 1, 1, 1, 2, 2)),
         slow("odd", (8, 1, 1)),
         slow("odd", (1, 8, 1)),
-        ("even", (2, 2, 2)),
-        ("odd", (1, 2, 4)),
+        slow("even", (2, 2, 2)),
+        slow("odd", (1, 2, 4)),
         slow("even", (4, 1, 2)),
         slow("far", (2, 1, 1, 4)),
-        ("far", (1, 2, 2, 2)),
+        slow("far", (1, 2, 2, 2)),
         slow("linked", (2, 1, 2, 2)),
         slow("dropped", (2, 2, 2)),
-        ("odd", (2, 1, 1, 1, 1, 2)),
+        slow("odd", (2, 1, 1, 1, 1, 2)),
         slow("far", (1, 1, 2, 2, 1, 2)),
         slow("deep", (1, 2, 1, 1, 1, 4)),
         slow("both", (2, 1, 2, 1, 1, 2)),
-        slow("experts in stages", (2, 1, 1, 1, 2, 2)),
-        ("experts in stages", (1, 1, 1, 2, 2, 2)),
+        slow("experts in stages", (1, 1, 1, 2, 2, 2)),
         slow("experts with room", (2, 1, 1, 1, 4)),
         slow("experts with room", (1, 1, 2, 2, 2)),
         slow("experts for all", (1, 2, 2, 1, 2)),
@@ -135,7 +140,10 @@ def test_the_same_losses_as_one_device(model, mesh, trained):
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 2, 1, 1, 2), (1, 1, 1, 2, 2, 2)], ids=str)
+# The quick ones are on a mesh that has been trained on above.
+@pytest.mark.parametrize(
+    "mesh", [(2, 1, 1, 1, 2, 2), slow((2, 1, 2, 1, 1, 2)), slow((1, 1, 1, 2, 2, 2))], ids=str
+)
 def test_the_same_evaluation_as_one_device(mesh, trained, batch):
     found = []
     for sizes in ((1, 1, 1), mesh):
@@ -175,11 +183,11 @@ def layer(tree):
 
 def part(x) -> tuple:
     """The shape that one device holds."""
-    return x.addressable_shards[0].data.shape
+    return x.sharding.shard_shape(x.shape)
 
 
 def test_each_device_holds_its_part(trained):
-    _, _, state = trained("even", 2, 2, 2)
+    _, _, state = trained("even", 1, 2, 2, 2)
     (adam,) = (s for s in state.opt_state if hasattr(s, "mu"))
     for tree in (state.params, adam.mu, adam.nu):  # [2 layers, ...], 16 wide, 4 heads of 4
         block = layer(tree)
@@ -193,28 +201,29 @@ def test_each_device_holds_its_part(trained):
         assert part(block["mlp_norm"]["scale"]) == (2, 16)
     assert state.step.sharding.is_fully_replicated
 
-    _, _, state = trained("odd", 1, 2, 4)
-    assert part(state.params["embed"]["embedding"]) == (259, 8)
-    assert part(state.params["output"]) == (259, 8)
-    assert part(layer(state.params)["mlp"]["gate"]["kernel"]) == (2, 8, 16)
+    params = trained.prepare("odd", 1, 2, 4).abstract_state().params
+    assert part(params["embed"]["embedding"]) == (259, 8)
+    assert part(params["output"]) == (259, 8)
+    assert part(layer(params)["mlp"]["gate"]["kernel"]) == (2, 8, 16)
 
 
 def test_a_checkpoint_goes_onto_another_mesh(trained, tmp_path):
-    _, expected, _ = trained("even", 1, 1, 1)
-    setup, _, state = trained("even", 2, 2, 2)
+    first = 1, 2, 2, 2
+    setup, _, state = trained("even", *first)
     checkpoints = Checkpoints(tmp_path, setup.config.checkpoint)
     checkpoints.save(STEPS, split(state), {"data": {}})
     checkpoints.wait()
     after = {}
-    for mesh in ((2, 2, 2), (4, 1, 2), (1, 1, 1)):
-        other, _, _ = trained("even", *mesh)
+    for mesh in (first, (4, 1, 2), (1, 1, 1)):
+        other = trained.prepare("even", *mesh)
         _, items, _ = checkpoints.restore(split(other.abstract_state()))
         restored = join(items)
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         up = layer(restored.params)["mlp"]["up"]["kernel"]
         assert part(up) == (2, 16 // mesh[1], 64 // mesh[2])
-        after[mesh], _ = trained.advance(other, restored, range(STEPS, STEPS + 2))
-        np.testing.assert_allclose(after[mesh], after[2, 2, 2], rtol=0, atol=1e-5)
+        if mesh != (4, 1, 2):  # its step is compiled nowhere else
+            after[mesh], _ = trained.advance(other, restored, range(STEPS, STEPS + 2))
+            np.testing.assert_allclose(after[mesh], after[first], rtol=0, atol=1e-5)
     checkpoints.close()
 
 
