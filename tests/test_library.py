@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,7 +76,8 @@ def run(tmp_path_factory, tiny):
     from tests.conftest import Silent
 
     folder = tmp_path_factory.mktemp("run") / "run"
-    Trainer(tiny({"train.steps": 2, "model.max_length": 32}), folder, Silent()).run()
+    config = tiny({"train.steps": 2, "model.max_length": 32, "data.validation_fraction": 0.0})
+    Trainer(config, folder, Silent(), jax.devices()[:1]).run()
     return folder
 
 

@@ -202,8 +202,9 @@ class _Endless:
         return {"text": f"Document {i} of very many. " * 100}
 
 
-def test_a_hundred_million_documents_start_at_once(config):
+def test_a_hundred_million_documents_start_at_once(config, monkeypatch):
     """Nothing is held, or done, for every document: neither to shuffle nor to split the set."""
+    monkeypatch.setattr(chunks, "CHUNK", 2**17)
     config.model.max_length, config.data.validation_fraction = 256, 0.001
     tracemalloc.start()
     began = time.perf_counter()

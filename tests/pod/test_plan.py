@@ -158,7 +158,6 @@ def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
     assert with_more <= {1, 2, 4, 8}
     # A mesh that the config names, and that does not divide, is not the search's.
     small = tiny(TINY | {"data.batch_size": 4, "mesh.data": -1, "mesh.tensor": 1})
-    assert search.search(small, "cpu:8", 1, 1, told.append)["compiled"] == 1
     with pytest.raises(ConfigError, match="data.batch_size=3 .* over no mesh of 8 devices"):
         search.search(tiny(TINY | {"data.batch_size": 3}), "cpu:8", 1, 1, told.append)
     monkeypatch.setattr(chips, "chip", lambda device: chip._replace(hbm=1e3))

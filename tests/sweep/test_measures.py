@@ -1,5 +1,7 @@
 """Cost by length and loss by position, on models of no size."""
 
+import functools
+
 import jax
 import pytest
 
@@ -8,10 +10,17 @@ from llm_jax.config import ConfigError
 from llm_jax.sweep import context, cost
 from llm_jax.train.loop import Trainer
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
 
 @pytest.mark.parametrize(
     ("attention", "positions"),
-    [("dense", "relative"), ("local", "alibi"), ("lsh", "rotary"), ("dense,local", "learned")],
+    [
+        ("dense,local", "learned"),
+        ("lsh", "rotary"),
+        slow("dense", "relative"),
+        slow("local", "alibi"),
+    ],
 )
 def test_cost_by_length(attention, positions, tiny):
     config = tiny({"model.attention": attention, "model.positions": positions, "model.window": 8})

@@ -1,5 +1,6 @@
 """Schedules by hand, two steps of each optimizer in NumPy, and what it takes for a matrix."""
 
+import functools
 import math
 
 import jax
@@ -297,8 +298,9 @@ def test_two_steps_by_hand(name):
     params = nested(expected)
     tx = optimizer.build(config, group_of(config, params))
     state = tx.init(params)
+    update = jax.jit(tx.update)
     for g in grads:
-        updates, state = tx.update(nested(g), state, params)
+        updates, state = update(nested(g), state, params)
         params = optax.apply_updates(params, updates)
 
     for g in grads:
@@ -406,35 +408,20 @@ def test_a_pattern_takes_whole_paths_the_first_that_matches_counts():
         group_of(config, nested(drawn(0)))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("adamw", marks=pytest.mark.slow), "adafactor",
-     pytest.param("lion", marks=pytest.mark.slow), "muon"],
-)  # fmt: skip
-def test_state_lies_like_its_parameters(name, tiny, batch):
-    """On a mesh, with frozen parameters: what is as large as a parameter is split as it is."""
-    changes = {"optimizer.name": name, "optimizer.warmup_steps": 0, "model.num_layers": 4} | FROZEN
-    changes |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    config = tiny(changes)
-    config.model = configs.resolve(config.model, 260)
-    found = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        if len(devices) == 1:
-            config.mesh.update(data=1, fsdp=1, tensor=1)
-        else:
-            config.mesh.update(data=2, fsdp=2, tensor=2)
-        setup = Setup(config, sharding.make_mesh(config.mesh, devices))
-        like = setup.abstract_state()
-        place = jax.tree.map(lambda x: x.sharding, like)
-        step = jax.jit(
-            make_train_step(setup.model, setup.objective, setup.tx, config),
-            out_shardings=(place, None),
-        )
-        with sharding.activate(setup.mesh):
-            state, _ = step(setup.draw_state(place), sharding.put(batch(config), setup.mesh))
-        found.append(jax.device_get(state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
+MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
+
+def setup_of(name, mesh, tiny, devices):
+    config = tiny({"optimizer.name": name, "optimizer.warmup_steps": 0} | FROZEN | mesh)
+    config.model = configs.resolve(config.model, 260)
+    return Setup(config, sharding.make_mesh(config.mesh, devices))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_state_lies_like_its_parameters(name, tiny):
+    """With frozen parameters too: what is as large as a parameter is split as it is."""
+    setup = setup_of(name, MESH, tiny, jax.devices())
+    like = setup.abstract_state()
     lies = {p: (x.shape, x.sharding.spec) for p, x in by_path(like.params).items()}
     moments = 0
     for path, x in jax.tree_util.tree_leaves_with_path(like.opt_state):
@@ -444,3 +431,20 @@ def test_state_lies_like_its_parameters(name, tiny, batch):
             moments += x.size
     trained = sizes(like.params, lambda p: setup.groups[p].rate > 0)
     assert moments >= trained * {"adamw": 2, "adafactor": 0}.get(name, 1)
+
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["muon", slow("adamw"), slow("adafactor"), slow("lion")])
+def test_a_step_on_a_mesh_is_that_of_one_device(name, tiny, batch):
+    found = []
+    for mesh, devices in (({}, jax.devices()[:1]), (MESH, jax.devices())):
+        setup = setup_of(name, mesh, tiny, devices)
+        place = jax.tree.map(lambda x: x.sharding, setup.abstract_state())
+        step = make_train_step(setup.model, setup.objective, setup.tx, setup.config)
+        with sharding.activate(setup.mesh):
+            rows = sharding.put(batch(setup.config), setup.mesh)
+            state, _ = jax.jit(step, out_shardings=(place, None))(setup.draw_state(place), rows)
+        found.append(jax.device_get(state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)

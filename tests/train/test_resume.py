@@ -45,8 +45,16 @@ def same_bits(a, b) -> bool:
     return jax.tree.all(jax.tree.map(same, a, b))
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, EVERYTHING, GROWING], ids=["plain", "everything", "growing"]
+    "changes",
+    [
+        pytest.param(EVERYTHING, id="everything"),
+        pytest.param({}, id="plain", marks=slow),
+        pytest.param(GROWING, id="growing", marks=slow),
+    ],
 )
 def test_sigterm_saves_and_the_same_command_resumes(changes, tiny, silent, tmp_path):
     _, rows, state = train(tiny(changes), tmp_path / "whole", silent)
