@@ -71,7 +71,7 @@ def test_other_handlers_keep_their_signals_and_children_their_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ENDS)
-@pytest.mark.parametrize("seconds", [0.5, 1, 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("seconds", [0.5, 2, 4, 8])
 def test_a_command_ends_while_it_imports_and_compiles(seconds, number, overrides, tmp_path):
     args = [f"--config.{o}" for o in overrides({"train.steps": 10**6, "model.scan": False,
                                                 "model.num_layers": 16})]  # fmt: skip
