@@ -290,7 +290,8 @@ class Model:
     # empty, they alone are trained (and a head that an import drew); all else is frozen.
     lora_rank = whole(0, 0, 4096)
     lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
-    lora_targets = texts(empty=False, when=given("model.lora_rank"))  # PROJECTIONS; (): all
+    # Of PROJECTIONS; (): all. Experts get none.
+    lora_targets = texts(empty=False, when=given("model.lora_rank"))
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches, in which a batch goes through mesh.pipeline's stages; 0: as many.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))

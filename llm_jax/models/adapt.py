@@ -21,7 +21,8 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
     channel by channel; parameters stay as they are.
     lora_rank r: to each product x W of a module named in cfg.lora_targets, (lora_alpha / r) x A B
     is added (Hu 2021, https://arxiv.org/abs/2106.09685, section 4.1). A and B are parameters
-    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0. `merge` puts them into W.
+    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0. `merge` puts them into W. Experts
+    have none: qwix 0.1.8 adapts no product over groups (jax.lax.ragged_dot).
     """
     if cfg.quantize == "none" and not cfg.lora_rank:
         return model

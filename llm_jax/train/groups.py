@@ -103,6 +103,7 @@ def _rates(config: ConfigDict, paths: Iterable[str]) -> dict[str, float]:
     if m.lora_rank and not config.optimizer.rate_factors:
         rates = {path: float(re.fullmatch(ADAPTERS, path) is not None) for path in paths}
         key = f"model.lora_targets={m.lora_targets}: no product of this model gets an adapter"
+        key += f" (model.num_experts={m.num_experts}: experts have none)" * bool(m.num_experts)
     else:
         rates = first(config, "rate_factors", paths, 1.0)
         key = "optimizer.rate_factors"

@@ -34,6 +34,9 @@ class Setup:
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh = config, mesh
         _check_attention(config)
+        if config.model.lora_rank and config.model.num_experts:
+            log.warning("model.lora_rank=%d: experts get no adapters (qwix has none for them)",
+                        config.model.lora_rank)  # fmt: skip
         try:
             models.heads.check(config.model)
         except ValueError as error:

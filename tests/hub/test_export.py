@@ -139,7 +139,7 @@ def test_rope_is_written_in_both_spellings(exported):
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])
 def test_the_nearest_family_is_of_the_same_kind(kind):
     model = configs.base().model
-    model.update(kind=kind, positions="alibi", activation="relu", head="lm")
+    model.update(kind=kind, positions="alibi", activation="relu", vocab_size=50)
     with pytest.raises(ConfigError) as refusal:
         hub.family_of(model)
     nearest = re.search(r"the nearest is (\w+)", str(refusal.value))[1]

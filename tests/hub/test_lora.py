@@ -195,12 +195,18 @@ def test_an_optimizer_sees_the_adapters_of_each_layer_by_themselves(name):
                                        np.abs(want).max(), err_msg=path)  # fmt: skip
 
 
-def test_lora_without_a_product_is_refused():
+def test_lora_without_a_product_is_refused(caplog):
     config = configs.base()
     config.model.update(num_experts=4, lora_rank=2, lora_targets=("up",))
     config.model = configs.resolve(config.model, 30)
-    with pytest.raises(configs.ConfigError, match=r"lora_targets=\('up',\): no product"):
-        Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with pytest.raises(configs.ConfigError, match=r"targets=\('up',\): no product.*num_experts=4"):
+        Setup(config, mesh)
+    config.model.lora_targets = ()
+    caplog.clear()
+    adapted = {path for path, group in Setup(config, mesh).groups.items() if group.rate}
+    assert adapted and all("/attention/" in path for path in adapted)
+    assert "experts get no adapters" in caplog.text
 
 
 def test_merging_keeps_the_function():
