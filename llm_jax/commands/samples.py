@@ -8,22 +8,23 @@ from llm_jax.files import write_text
 
 def write(workdir: str | Path, texts: list[dict], kind: str) -> None:
     """Writes samples.txt; kind: the config's model.kind."""
-    first = ">>> {}\n{}" if kind == "decoder" else ">>> {1}"  # below which the others have theirs
-    body = "\n\n".join(first.format(t["prompt"], _laid_out(t, kind)) for t in texts)
+    body = "\n\n".join(_laid_out(text, kind) for text in texts)
     write_text(Path(workdir) / "samples.txt", body + "\n")
 
 
 def show(texts: list[dict], kind: str) -> None:
-    """Prints samples, prompts in bold where stdout is a terminal."""
+    """Prints samples as samples.txt has them, prompts in bold where stdout is a terminal."""
     for text in texts:
         print(_laid_out(text, kind, "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}") + "\n")
 
 
 def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
-    """A continuation follows its prompt; an answer, or a text filled in, stands below it."""
-    asked = text["prompt"] if isinstance(text["prompt"], str) else text["prompt"][-1]["content"]
-    lines = [prompt.format(asked) + ("" if kind == "decoder" else "\n")]
-    lines[0] += text["completion"]
+    """>>> and the prompt; below it the whole text of a continuation, an answer, or candidates.
+
+    The mark tells samples apart: a text may have empty lines of its own.
+    """
+    first = prompt.format(text["prompt"])
+    lines = [f">>> {first}", (first if kind == "decoder" else "") + text["completion"]]
     for gap in text.get("candidates", ()):
         lines += ["  " + ", ".join(f"{c['text']!r} {c['probability']:.3f}" for c in gap)]
     return "\n".join(lines)
