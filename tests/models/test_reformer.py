@@ -23,10 +23,15 @@ TINY = {
 }  # fmt: skip
 
 
-def tiny(vocab_size=13, **changes):
+def build(vocab_size=13, **changes):
     cfg = config.base().model
     cfg.update(TINY | changes)
-    model = models.build(config.resolve(cfg, vocab_size))
+    return models.build(config.resolve(cfg, vocab_size))
+
+
+def tiny(**changes):
+    """A model and its parameters as they begin."""
+    model = build(**changes)
     params = jax.jit(lambda: nn.unbox(models.init_params(model, jax.random.key(0))))()
     return model, params
 
@@ -114,7 +119,7 @@ def test_bfloat16_gradients_by_recomputation_stay_near(monkeypatch):
 @pytest.mark.slow
 def test_temporary_memory_does_not_grow_with_depth():
     def temporaries(num_layers, **changes):
-        model, _ = tiny(num_layers=2, max_length=256, axial_shape=(16, 16))
+        model = build(num_layers=2, max_length=256, axial_shape=(16, 16))
         cfg = dict(model.cfg) | {"num_layers": num_layers, "num_decoder_layers": num_layers}
         model = models.build(config.ConfigDict(cfg | changes))
         key = jax.random.key(0)
@@ -135,7 +140,7 @@ def test_chunked_feed_forward_changes_nothing():
     simple = {"reversible": False, "attention": "dense", "num_layers": 1}
     model, params = tiny(mlp_chunk=7, **simple)
     chunked = gradients(model, params, batch())
-    whole, _ = tiny(**simple)
+    whole = build(**simple)
     assert_near(chunked, gradients(whole, params, batch()), 1e-5)
 
 
@@ -274,7 +279,7 @@ def reference():
     from tests import parity as measure
 
     def make(bidirectional=False, **changes):
-        model, _ = tiny(**changes)
+        model = build(**changes)
         torch.manual_seed(0)
         more = {"hash_seed": 11, "lsh_attention_probs_dropout_prob": 0.0}
         more["chunk_size_feed_forward"] = 2 if model.cfg.mlp_chunk else 0
@@ -295,12 +300,12 @@ def reference():
 
 @pytest.mark.parametrize("changes, T", [
     ({"attention": "chunked", "window": 5, "num_layers": 2}, 30),
-    ({"attention": "chunked", "window": 8, "num_layers": 2}, 19),
-    ({"attention": "chunked", "num_layers": 2}, 3),
+    slow({"attention": "chunked", "window": 8, "num_layers": 2}, 19),
+    slow({"attention": "chunked", "num_layers": 2}, 3),
     ({"attention": "lsh", "num_layers": 2, "lsh_hashes": 3, "lsh_buckets": (2, 4)}, 27),
     ({"mlp_chunk": 3, "lsh_buckets": ()}, 32),
     ({}, 21),
-    ({"lsh_chunk": 32, "window": 32}, 23),
+    slow({"lsh_chunk": 32, "window": 32}, 23),
 ])  # fmt: skip
 def test_logits_and_gradients_equal_transformers(reference, changes, T):
     torch = pytest.importorskip("torch")
@@ -317,7 +322,7 @@ def test_logits_and_gradients_equal_transformers(reference, changes, T):
 
 @pytest.mark.parametrize("window, lsh_chunk, T, L", [
     (6, 4, 21, 21), slow(6, 4, 13, 24), slow(4, 6, 17, 24), slow(16, 4, 10, 16),
-    slow(4, 16, 10, 10), (3, 7, 9, 21),
+    slow(4, 16, 10, 10), slow(3, 7, 9, 21),
 ])  # fmt: skip
 def test_unequal_chunks_equal_transformers(reference, window, lsh_chunk, T, L):
     """On T tokens, which it fills up to a multiple of both chunks; ours are given L.
@@ -343,10 +348,10 @@ def test_unequal_chunks_equal_transformers(reference, window, lsh_chunk, T, L):
 
 @pytest.mark.parametrize("changes, T, lengths", [
     ({"attention": "lsh", "num_layers": 2, "lsh_hashes": 3, "lsh_buckets": (2, 4)}, 27, (27, 14)),
-    ({"attention": "lsh", "num_layers": 2}, 24, (24, 9)),
+    slow({"attention": "lsh", "num_layers": 2}, 24, (24, 9)),
     ({"attention": "chunked", "num_layers": 2}, 24, (20, 13)),
-    ({"attention": "chunked", "num_layers": 2}, 4, (4, 2)),
-    ({}, 21, (20, 6)),
+    slow({"attention": "chunked", "num_layers": 2}, 4, (4, 2)),
+    slow({}, 21, (20, 6)),
 ])  # fmt: skip
 def test_encoder_equals_transformers(reference, changes, T, lengths):
     """On ragged rows; their local chunks go round from last to first, where padding has to be."""

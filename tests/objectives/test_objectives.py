@@ -260,7 +260,14 @@ def test_parts_add_up_to_the_whole(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, whole)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "replaced_token_detection"])
+# One term, two, of weights, of examples; that all add up is shown above.
+ACCUMULATED = ("causal_lm", "bert", "seq2seq", "classification")
+
+
+@pytest.mark.parametrize("name", [
+    name if name in ACCUMULATED else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES if name != "replaced_token_detection"
+])  # fmt: skip
 def test_accumulated_gradients_equal_the_large_batch(name):
     # (ELECTRA's parts draw other replacements; that they add up is shown above.)
     c, model, params, batch = _setup(name)
