@@ -413,7 +413,7 @@ class Checkpoint:
 
     every = whole(500, 1, COUNT)
     keep_last = whole(2, 1)
-    keep_best = whole(1)
+    keep_best = whole(1)  # by eval.metric
 
 
 class Eval:
@@ -421,6 +421,8 @@ class Eval:
 
     every = whole(250, 1, COUNT)
     max_batches = whole(100, 0, COUNT)  # 0: all of the validation set
+    metric = text("loss", empty=False)  # by which checkpoints are best: loss, f1 …, as eval_… logs
+    patience = whole(0, 0, COUNT)  # evaluations without a better one that end a run; 0: no end
 
 
 class Sample:

@@ -1,6 +1,7 @@
 """The training loop: batches in, metrics and checkpoints out, resumable at any moment."""
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -26,13 +27,14 @@ from llm_jax.train import Diverged, Restart, groups
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import Evaluation, evaluate
 from llm_jax.train.folder import Folder, Start, describe, same_run
-from llm_jax.train.metrics import Meter, Metrics, plot
+from llm_jax.train.metrics import Meter, Metrics, plot, read
 from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
 from llm_jax.train.profile import Profile
 from llm_jax.train.run import Setup, flops_per_token
 from llm_jax.train.state import TrainState
 
+COSTS = ("perplexity", "bits_per_byte", "mse")  # of which less is better, beside all losses
 JUMP = 0.01  # relative change of the learning rate that goes for none
 
 
@@ -140,9 +142,10 @@ class Trainer:
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
         self.profile = Profile(self.workdir, config.train.profile_steps)
         # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
+        self.early = StopEarly(self)
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
-            StopIfDiverged(self), self.keep,
+            StopIfDiverged(self), self.keep, self.early,
         ]  # fmt: skip
 
     def _check_new(self) -> None:
@@ -241,14 +244,19 @@ class Trainer:
             self.reporter.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        finished = self.step >= self.config.train.steps
+        if self.early.done:
+            self.reporter.note(
+                f"eval.patience={self.early.patience}: no better {self.config.eval.metric} since "
+                f"step {self.early.best[1]}, which --step={self.early.best[1]} reads"
+            )
+        finished = self.early.done or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
     def _train(self) -> None:
         steps = self.config.train.steps
         self.profile.begin(self.step)
         with sharding.activate(self.mesh):
-            while self.step < steps and not self._told_to_stop():
+            while self.step < steps and not self.early.done and not self._told_to_stop():
                 self._step()
             if self.step not in self.checkpoints.steps():
                 self.save()
@@ -301,11 +309,26 @@ class Trainer:
         self.meter.restart()
 
     def keep(self, info: StepInfo) -> None:
-        """Saves every checkpoint.every steps, and what is among the best by validation loss."""
-        loss = info.values.get("eval_loss")
-        best = loss is not None and self.checkpoints.is_best(loss)
+        """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
+        cost = self.cost(info.values) if self._evaluated(info) else None
+        best = cost is not None and self.checkpoints.is_best(cost)
         if best or info.due(self.config.checkpoint.every):
-            self.save(loss)
+            self.save(cost)
+
+    def cost(self, values: dict[str, float]) -> float:
+        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative.
+
+        Raises:
+          ConfigError: the evaluation has no such number.
+        """
+        name = self.config.eval.metric
+        if f"eval_{name}" not in values:
+            there = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
+            raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(there)}")
+        value = values[f"eval_{name}"]
+        if value is None:  # as a number that was not finite is logged
+            return math.inf
+        return value if name in COSTS or name.endswith("loss") else -value
 
     def _evaluated(self, info: StepInfo) -> bool:
         return self.held_out is not None and info.due(self.config.eval.every)
@@ -331,12 +354,12 @@ class Trainer:
         limit = self.config.eval.max_batches
         return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit)
 
-    def save(self, loss: float | None = None) -> None:
-        """Starts writing a checkpoint of this step; `loss` is the validation loss there."""
+    def save(self, cost: float | None = None) -> None:
+        """Starts writing a checkpoint of this step, of that `cost`."""
         data = gathered(self.batches.get_state(), self.config)
         meta = describe(self.workdir, self.config, data)
         with self.meter.timing("other"):
-            self.checkpoints.save(self.step, split(self.state), meta, loss)
+            self.checkpoints.save(self.step, split(self.state), meta, cost)
 
     # The end.
 
@@ -371,6 +394,40 @@ class Trainer:
             f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free some "
             "space, and the same command goes on from there"
         )
+
+
+class StopEarly:
+    """A hook: `done` after eval.patience evaluations in a row none of which is the best so far.
+
+    Attributes:
+      seen: the cost and step of each evaluation, of a resumed run all of them.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.cost, self.patience = trainer.cost, trainer.config.eval.patience
+        self.seen: list[tuple[float, int]] = []
+        for row in read(trainer.workdir) if self.patience else ():
+            if row["step"] <= trainer.step:
+                self._see(row["step"], row)
+
+    def __call__(self, info: StepInfo) -> None:
+        if self.patience:
+            self._see(info.step, info.values)
+
+    def _see(self, step: int, values: dict[str, float | None]) -> None:
+        if any(name.startswith("eval_") for name in values):
+            cost = self.cost(values)
+            self.seen.append((cost if math.isfinite(cost) else math.inf, step))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is to end."""
+        return bool(self.seen) and 0 < self.patience < len(self.seen) - self.seen.index(self.best)
+
+    @property
+    def best(self) -> tuple[float, int]:
+        """The least cost, and its step."""
+        return min(self.seen)
 
 
 class StopIfDiverged:

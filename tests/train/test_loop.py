@@ -14,6 +14,7 @@ import pytest
 from llm_jax.config import ConfigError
 from llm_jax.train import Diverged, Restart, loop
 from llm_jax.train.checkpoint import Checkpoints
+from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
 from llm_jax.train.metrics import Meter, Metrics, plot, read
 
@@ -241,7 +242,8 @@ def test_a_damaged_newest_checkpoint_costs_no_bit(tiny, silent, tmp_path, caplog
 
 def test_the_best_by_validation_is_kept(tiny, silent, tmp_path, monkeypatch):
     losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: math.nan, 10: 0.9, 12: 1.5}
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"loss": losses[self.step]})
+    found = lambda self: Evaluation({"loss": losses[self.step]}, [], [])
+    monkeypatch.setattr(Trainer, "evaluate", found)
     config = tiny({"eval.every": 2, "checkpoint.every": 3, "checkpoint.keep_last": 1})
     seen = {}
 
@@ -267,3 +269,44 @@ def test_asked_twice_it_stops_at_once(tiny, silent, tmp_path):
         start(tiny(), tmp_path, silent, twice).run()
     assert saved(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Scored:
+    """A hook that says what an evaluation found, in place of the loop."""
+
+    def __init__(self, name, values):
+        self.name, self.values = name, iter(values)
+
+    def __call__(self, info):
+        if any(key.startswith("eval_") for key in info.values):
+            info.values[f"eval_{self.name}"] = next(self.values)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ends", "best"),
+    [
+        ("f1", [0.1, 0.5, 0.4, 0.5, 0.9], 4, 2),  # as good is no better
+        ("f1", [0.1, 0.2, 0.1, 0.3, 0.2], 5, 4),
+        ("mse", [3.0, 2.0, 2.5, 2.2, 1.0], 4, 2),
+        ("f1", [-0.1, float("nan"), -0.2, -0.3, -0.4], 3, 1),
+    ],
+)
+def test_a_run_ends_early_and_keeps_its_best(metric, values, ends, best, tiny, tmp_path, silent):
+    changes = {
+        "train.steps": 5, "eval.every": 1, "eval.metric": metric, "eval.patience": 2,
+        "checkpoint.keep_last": 1, "checkpoint.every": 100, "eval.max_batches": 1,
+    }  # fmt: skip
+    hook = Scored(metric, values)
+    trainer = Trainer(tiny(changes), tmp_path, silent, jax.devices()[:1], [hook])
+    summary = trainer.run()
+    assert summary["finished"] and summary["step"] == ends
+    assert trainer.checkpoints.steps() == sorted({best, ends})
+    assert any(f"--step={best} " in note for note in silent.notes) == (ends < 5)
+    again = Trainer(tiny(changes), tmp_path, silent, jax.devices()[:1], [hook])
+    assert again.run()["step"] == ends  # what has ended stays so
+
+
+def test_a_metric_that_an_evaluation_has_not_is_refused(tiny, tmp_path, silent):
+    config = tiny({"train.steps": 2, "eval.every": 1, "eval.metric": "f1"})
+    with pytest.raises(ConfigError, match="eval.metric='f1': an evaluation has .*loss"):
+        Trainer(config, tmp_path, silent, jax.devices()[:1]).run()
