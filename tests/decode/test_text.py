@@ -210,7 +210,7 @@ def test_a_masked_model_fills_in(name):
         ({}, {"batch_size": 0}, "batch_size=0"),
         ({}, {"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ({}, {"min_p": 2.0}, "min_p=2.0"),
-        ({"kind": "encoder", "head": "mlm"}, {"stop": ["x"]}, "only lists"),
+        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "stop": ["x"]}, "only lists"),
         ({}, {"temperature": -1.0}, "temperature=-1.0"),
         ({}, {"prompts": ["x" * 16]}, "17 tokens.*max_length=16"),
         ({}, {"beams": 2, "max_new_tokens": 17}, "leaves room for 14"),
