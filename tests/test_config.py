@@ -103,6 +103,7 @@ NOT_ZERO = {
 }  # fmt: skip
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
+    "objective.suffix",
     "data.pair_column",
 }  # fmt: skip
 
