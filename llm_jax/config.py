@@ -189,6 +189,8 @@ PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
 CLASSES = given("objective.name", "classification", "regression")
 LABELLED = given("objective.name", "classification", "tagging", "roles")
 QUESTIONS = given("objective.name", "question_answering")
+PROMPTED = given("objective.name", "seq2seq", "completion", "preference")
+WRITES = given("objective.name", "seq2seq", "completion", "chat")
 ADAM = given("optimizer.name", "adamw", "muon")
 
 
@@ -315,8 +317,10 @@ class Objective:
     )
     span_length = number(3.0, 1, when=given("objective.name", "span_corruption"))  # mean
     # Put before each source ("translate English to German: ").
-    prefix = text("", when=given("objective.name", "seq2seq", "completion"))
-    suffix = text("", when=given("objective.name", "seq2seq", "completion"))  # behind it ("\n")
+    prefix = text("", when=PROMPTED)
+    suffix = text("", when=PROMPTED)  # behind it ("\n")
+    # DPO's: how far the model may go from where it began; smaller: further.
+    beta = number(0.1, over=0, when=given("objective.name", "preference"))
     # Of the discriminator's loss.
     detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
 
@@ -423,6 +427,11 @@ class Eval:
     max_batches = whole(100, 0, COUNT)  # 0: all of the validation set
     metric = text("loss", empty=False)  # by which checkpoints are best: loss, f1 …, as eval_… logs
     patience = whole(0, 0, COUNT)  # evaluations without a better one that end a run; 0: no end
+    # Of texts that the model writes: bleu | chrf | rouge | distinct | exact_match; (): none.
+    scores = texts(empty=False, when=WRITES)
+    beams = whole(1, 1, 1024, when=WRITES)  # 1: greedy
+    length_penalty = number(0.6, when=WRITES)  # of beams
+    max_new_tokens = whole(0, when=WRITES)  # 0: data.target_length, or what model.max_length holds
 
 
 class Sample:

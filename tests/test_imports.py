@@ -14,7 +14,9 @@ MAY_USE = {
     "sharding": {"config"},
     "models": {"attention"},
     "objectives": {"config", "data", "models"},
-    "train": {"config", "files", "attention", "data", "models", "objectives", "sharding"},
+    "train": {
+        "config", "files", "attention", "data", "decode", "models", "objectives", "sharding",
+    },
     "decode": {"config", "attention", "data", "models", "objectives"},
     "hub": {"config", "files", "data", "models", "objectives", "sharding", "train"},
     "console": set(),

@@ -28,4 +28,6 @@ def get_config():
     c.model.dropout = 0.1
     c.optimizer.learning_rate = 1e-3
     c.train.steps = 1000
+    c.eval.scores = ("distinct",)
+    c.eval.max_new_tokens = 64
     return c

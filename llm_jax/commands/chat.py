@@ -6,7 +6,6 @@ import signal
 import sys
 
 from llm_jax.commands.verb import Verb, tell
-from llm_jax.config import ConfigError
 
 HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
 
@@ -28,6 +27,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Answers each line of stdin until it ends; prints the replies as they are written."""
     from llm_jax import sharding
+    from llm_jax.data import chat
     from llm_jax.decode import stream
     from llm_jax.train.run import load_params
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             messages.append({"role": "user", "content": line})
             reply = ""
             with contextlib.suppress(KeyboardInterrupt), sharding.activate(setup.mesh):
-                _forget(messages, len(begin), tokenizer, setup.config.model.max_length)
+                messages = chat.fitted(tokenizer, messages, setup.config.model.max_length * 3 // 4)
                 for piece in stream(setup.model, params, tokenizer, messages, **options):
                     print(piece, end="", flush=True)
                     reply += piece
@@ -64,18 +64,6 @@ def _line() -> str | None:
             return None
         except KeyboardInterrupt:
             print()
-
-
-def _forget(messages: list[dict], first: int, tokenizer, length: int) -> None:
-    """Drops the oldest turns while they leave less than a quarter of the model for a reply."""
-    from llm_jax.data import chat
-
-    while len(chat.prompt(tokenizer, messages)) > length * 3 // 4:
-        if len(messages) < first + 3:
-            if len(chat.prompt(tokenizer, messages)) > length:
-                raise ConfigError(f"a message of more tokens than model.max_length={length} holds")
-            return
-        del messages[first : first + 2]
 
 
 VERB = Verb(run, add, "a conversation: each line of stdin is answered", about=f"""\

@@ -19,6 +19,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax import sharding
     from llm_jax.data import pipeline
     from llm_jax.models import heads
+    from llm_jax.objectives import scores
+    from llm_jax.train import reference
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
 
@@ -29,6 +31,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             f"--split={args.split}: the run has none; data.{args.split} or "
             f"data.{args.split}_fraction of its config would make one"
         )
+    reference.attach(setup, tokenizer, {args.split: documents}, args.workdir)
     examples = setup.objective.examples(tokenizer, setup.config)
     # As many as training evaluates on, so that the same name is the same number.
     limit = setup.config.eval.max_batches if args.max_batches is None else args.max_batches
@@ -36,9 +39,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
     batches = pipeline.eval_batches(examples, documents)
     eval_step = setup.eval_step(tokenizer)
+    write = setup.writer(tokenizer) if setup.config.eval.scores else None
     with sharding.activate(setup.mesh):
-        result = evaluate(eval_step, params, batches, setup.mesh, limit).values
-    if heads.speaks(setup.config.model):
+        found = evaluate(eval_step, params, batches, setup.mesh, limit, write)
+    result = found.values
+    if heads.speaks(setup.config.model) and not setup.objective.reference:
         result |= {"perplexity": math.exp(min(result["loss"], 700))}
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}
     shown = [f"loss {result['loss']:.3f}"]  # as training says it
@@ -47,6 +52,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     shown += [f"{value:,} {name}" for name, value in counts.items()]
     part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
     print(f"step {step}: {args.split} {', '.join(shown)}{part}")
+    if "bleu" in result:
+        measure = scores.bleu([record["target"] for record in found.records])
+        measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
+        result["bleu_signature"] = str(measure.get_signature())
+        print(f"bleu {result['bleu_signature']}")
     return {"step": step, "split": args.split} | result
 
 

@@ -34,7 +34,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
-    from llm_jax.train.predict import predict
+    from llm_jax.train.predict import predict, written
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         if args.batch_size < 1:
             raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")
         setup.config.data.batch_size = args.batch_size
-    predict_step = setup.predict_step()
+    write = setup.writer(tokenizer)
+    predict_step = None if write else setup.predict_step()
     examples = setup.objective.examples(tokenizer, setup.config)
     rows, output = _rows(args.input, examples), Path(args.output)
     done = _continued(output, rows)
@@ -55,7 +56,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     count, errors, began, told = 0, 0, time.time(), time.time()
     with output.open("a", encoding="utf-8") as file, sharding.activate(setup.mesh):
-        for answer in predict(predict_step, params, examples, documents(), setup.mesh):
+        answers = (
+            written(write, params, documents(), setup.config.data.batch_size)
+            if write
+            else predict(predict_step, params, examples, documents(), setup.mesh)
+        )
+        for answer in answers:
             record = read.pop(0)
             if "error" in answer:
                 tell(f"row {done + count + 1}: {answer['error']}")

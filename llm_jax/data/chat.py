@@ -36,6 +36,14 @@ def prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     return tokenizer.read(render(tokenizer, messages, reply=True))
 
 
+def fitted(tokenizer: Tokenizer, messages: Messages, room: int) -> Messages:
+    """Returns messages whose prompt has at most `room` ids: without the oldest turns, or all."""
+    first = int(messages[0]["role"] == "system")
+    while len(messages) > first + 2 and len(prompt(tokenizer, messages)) > room:
+        messages = [*messages[:first], *messages[first + 2 :]]
+    return messages
+
+
 def scored(tokenizer: Tokenizer, messages: Messages) -> list[tuple[np.ndarray, bool]]:
     """Returns a conversation's ids in pieces, and which of these are an assistant's replies.
 

@@ -6,7 +6,7 @@ A document is a record: a dict of named fields, such as {"text": …}, {"source"
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -97,6 +97,10 @@ class Examples:
 
         rows: what the objective's `predict` gives of each of the record's examples, in order.
         """
+        raise NotImplementedError
+
+    def ask(self, record: Record, new: int) -> Any:
+        """Returns what is asked of a model that writes, a text or messages, with room for `new`."""
         raise NotImplementedError
 
     def score(self, records: Sequence[Record], answers: Sequence[Record]) -> dict[str, float]:

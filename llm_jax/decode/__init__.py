@@ -4,9 +4,10 @@ from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
+from llm_jax.decode.score import log_likelihoods
 from llm_jax.decode.text import Prompt, complete, read, stream
 
 __all__ = [
-    "Hypothesis", "Prompt", "Request", "beam_search", "complete", "fill", "generate", "read",
-    "stream",
+    "Hypothesis", "Prompt", "Request", "beam_search", "complete", "fill", "generate",
+    "log_likelihoods", "read", "stream",
 ]  # fmt: skip

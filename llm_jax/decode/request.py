@@ -39,6 +39,7 @@ class Request:
       seed: of the draws, 0 … 2^32 - 1.
       beams: more than 1: beam search.
       length_penalty: of beam search, default 0.6.
+      scored: whether greedy and drawn texts, too, have a score: their log-probability.
       batch_size: prompts at a time, the shortest first; it changes no text.
       eos_ids: all ids that end a text; default the tokenizer's eos_id.
       suppressed: ids that are never drawn.
@@ -58,6 +59,7 @@ class Request:
     seed: int = 0
     beams: int | None = None
     length_penalty: float | None = None
+    scored: bool = False
     batch_size: int = 64
     eos_ids: Sequence[int] | None = None
     suppressed: Sequence[int] = ()

@@ -19,6 +19,7 @@ from llm_jax.decode import sample
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
+from llm_jax.decode.score import log_likelihoods
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
@@ -229,6 +230,13 @@ def _write(model, params, tokenizer, rows, request, objective) -> list[list[dict
     for row, some in zip(job.rows, samples, strict=True):
         for one in some:
             one["completion"] = _before(request.stop, job.spoken(row, one["tokens"]))
+    if request.scored and request.beams == 1:
+        whole = [[*job.rows[i], *one["tokens"]] for i, some in enumerate(samples) for one in some]
+        sources = job.sources and [job.sources[i] for i in of]
+        starts = [len(job.rows[i]) for i in of]
+        scores = log_likelihoods(model, params, whole, starts, sources=sources, prefix=job.prefix)
+        for one, (score, _) in zip(itertools.chain(*samples), scores, strict=True):
+            one["score"] = score
     return samples
 
 

@@ -23,6 +23,7 @@ from llm_jax.objectives import (
     classification,
     completion,
     masked_lm,
+    preference,
     prefix_lm,
     question_answering,
     regression,
@@ -40,8 +41,9 @@ __all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 OBJECTIVES: dict[str, Objective] = {
     module.OBJECTIVE.name: module.OBJECTIVE
     for module in (
-        causal_lm, prefix_lm, completion, chat, masked_lm, bert, albert, replaced_token_detection,
-        classification, regression, tagging, roles, question_answering, seq2seq, span_corruption,
+        causal_lm, prefix_lm, completion, chat, preference, masked_lm, bert, albert,
+        replaced_token_detection, classification, regression, tagging, roles, question_answering,
+        seq2seq, span_corruption,
     )
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llm_jax.data import chat
-from llm_jax.objectives import completion
+from llm_jax.objectives import completion, scores
 
 
 class Chat(completion.Completion):
@@ -14,7 +14,7 @@ class Chat(completion.Completion):
     learned, and not counted by accuracy.
     """
 
-    parts = False
+    parts, gold = False, ()
     chat_template = chat.DEFAULT
 
     @classmethod
@@ -24,6 +24,16 @@ class Chat(completion.Completion):
     @classmethod
     def specials(cls, config):
         return chat.MARKS
+
+    def ask(self, record, new):
+        """The messages before the last reply; of more than a row holds, not the oldest turns."""
+        messages = record["messages"]
+        end = len(messages) - (messages[-1]["role"] == "assistant")
+        return chat.fitted(self.tokenizer, messages[:end], self.config.model.max_length - new)
+
+    def score(self, records, answers):
+        gold, guess = [x["messages"][-1]["content"] for x in records], [x["text"] for x in answers]
+        return scores.texts(self.config.eval.scores, gold, guess)
 
     def pieces(self, record):
         return chat.scored(self.tokenizer, record["messages"])

@@ -6,7 +6,7 @@ import numpy as np
 
 from llm_jax.data.chat import end_ids
 from llm_jax.data.examples import Part, decoder_fields
-from llm_jax.objectives import causal_lm
+from llm_jax.objectives import causal_lm, scores
 
 
 class Completion(causal_lm.CausalLM):
@@ -20,7 +20,7 @@ class Completion(causal_lm.CausalLM):
     dropped.
     """
 
-    cut, parts = False, True
+    cut, parts, gold = False, True, ("target",)
 
     @classmethod
     def columns(cls, config):
@@ -34,11 +34,24 @@ class Completion(causal_lm.CausalLM):
         """Returns a record's ids in pieces, and whether each is scored."""
         parts = record.get("parts")
         if not parts:
-            source = prompt(record["source"], self.config.objective)
-            parts = (Part(source, False), Part(record.get("target", ""), True))
+            target = record.get("target", "")
+            source = self.ask(record, len(self.tokenizer.encode(target)))
+            source = prompt(source, self.config.objective)
+            parts = (Part(source, False), Part(target, True))
         middle = [(self.tokenizer.encode(part.text), part.scored) for part in parts]
         return [([self.tokenizer.bos_id], False), *middle,
                 ([self.tokenizer.eos_id], parts[-1].scored)]  # fmt: skip
+
+    def ask(self, record, new):
+        """The source, of what a row cannot hold without its end."""
+        encode = self.tokenizer.encode
+        around = len(encode(prompt("", self.config.objective))) + 2  # and what begins and ends
+        ids, room = encode(record["source"]), self.config.model.max_length - new - around
+        return record["source"] if len(ids) <= room else self.tokenizer.decode(ids[: max(room, 0)])
+
+    def score(self, records, answers):
+        gold, guess = [x.get("target") for x in records], [x["text"] for x in answers]
+        return scores.texts(self.config.eval.scores, gold, guess)
 
     def example(self, piece, rng, elsewhere):
         ids, scored = zip(*self.pieces(piece), strict=True)
@@ -56,5 +69,10 @@ def prompt(text, cfg):
 
 
 OBJECTIVE = dataclasses.replace(
-    causal_lm.OBJECTIVE, name="completion", examples=Completion, prompt=prompt
+    causal_lm.OBJECTIVE,
+    name="completion",
+    examples=Completion,
+    refuse=lambda config: scores.check(config.eval.scores),
+    prompt=prompt,
+    writes=True,
 )

@@ -30,6 +30,8 @@ class Objective:
       resolve: (config, training documents) fills in what the config leaves to them, as labels.
       predict: (outputs, batch) -> {name: [B, …]}, of each row what `examples.answer` needs; None:
         it has no answers and no scores but the means of its metrics.
+      reference: records have the log-probabilities of the model that training began with.
+      writes: its answers are texts, written behind what `examples.ask` gives.
       prompt: (text, config.objective) -> the text that the model reads at inference.
       prefix: a prompt is seen in both directions.
     """
@@ -46,6 +48,8 @@ class Objective:
     predict: Callable[[Any, dict], dict] | None = None
     prompt: Callable[[str, ConfigDict], str] = lambda text, cfg: text
     prefix: bool = False
+    writes: bool = False
+    reference: bool = False
 
     def check(self, config: ConfigDict) -> None:
         """Raises ConfigError where the config lacks what this objective needs, with the fix."""

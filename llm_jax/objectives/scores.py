@@ -3,12 +3,15 @@
 An objective's Examples.score returns some of these, under the names that `eval` prints.
 """
 
+import importlib.util
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from llm_jax.config import ConfigError
 
 
 def confusion(gold: Sequence[int], guess: Sequence[int], classes: int) -> np.ndarray:
@@ -104,6 +107,67 @@ def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, fl
     return {"exact_match": best(exact) / n, "f1": best(overlap) / n}
 
 
+def texts(names: Sequence[str], gold: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
+    """Scores, of those in TEXTS, of texts that a model has written; gold: one right text each.
+
+    BLEU and chrF (0 to 100) as sacreBLEU's, in its own words of Chinese where most of the right
+    texts are; ROUGE-1, 2 and L as rouge-score's, with stemming, means of F1; distinct n-grams of
+    words over all of them (Li 2016, arXiv:1510.03055); exact_match but for blanks around.
+    """
+    return {k: v for name in names for k, v in TEXTS[name](list(gold), list(guess)).items()}
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises ConfigError for a score that is unknown, or whose library is not installed."""
+    for name in names:
+        if name not in TEXTS:
+            raise ConfigError(f"eval.scores={tuple(names)}: allowed are {', '.join(TEXTS)}")
+        needs = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}.get(name)
+        if needs and not importlib.util.find_spec(needs):
+            raise ConfigError(f"eval.scores={tuple(names)}: {name} needs {needs}: pip install -r "
+                              "requirements-tasks.txt")
+
+
+def bleu(gold: Sequence[str]):
+    """Returns sacreBLEU's measure for texts like these."""
+    from sacrebleu.metrics import BLEU
+
+    chinese = 2 * sum(bool(_HAN.search(text)) for text in gold) > len(gold)
+    return BLEU(tokenize="zh" if chinese else "13a")
+
+
+def _bleu(gold, guess):
+    return {"bleu": bleu(gold).corpus_score(guess, [gold]).score}
+
+
+def _chrf(gold, guess):
+    from sacrebleu.metrics import CHRF
+
+    return {"chrf": CHRF().corpus_score(guess, [gold]).score}
+
+
+def _rouge(gold, guess):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names, use_stemmer=True)
+    found = [scorer.score(*pair) for pair in zip(gold, guess, strict=True)]
+    return {name: float(np.mean([one[name].fmeasure for one in found])) for name in names}
+
+
+def _distinct(gold, guess):
+    rows = [text.split() if " " in text else list(text) for text in guess]
+    grams = lambda n: [g for row in rows for g in zip(*(row[i:] for i in range(n)), strict=False)]
+    return {f"distinct{n}": len(set(grams(n))) / max(len(grams(n)), 1) for n in (1, 2)}
+
+
+def _exact(gold, guess):
+    same = [a.strip() == b.strip() for a, b in zip(gold, guess, strict=True)]
+    return {"exact_match": float(np.mean(same))}
+
+
+TEXTS = {"bleu": _bleu, "chrf": _chrf, "rouge": _rouge, "distinct": _distinct,
+         "exact_match": _exact}  # fmt: skip
 _HAN = re.compile("[\u4e00-\u9fa5]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

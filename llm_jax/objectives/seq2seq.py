@@ -6,8 +6,8 @@ import numpy as np
 
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
-from llm_jax.objectives import causal_lm
-from llm_jax.objectives.completion import prompt
+from llm_jax.objectives import causal_lm, scores
+from llm_jax.objectives.completion import Completion, prompt
 
 
 class Seq2Seq(Examples):
@@ -17,7 +17,7 @@ class Seq2Seq(Examples):
     loses its end but keeps eos; a target too long is cut, and its end is not learned.
     """
 
-    cut = False
+    cut, gold = False, ("target",)
 
     @classmethod
     def columns(cls, config):
@@ -30,15 +30,26 @@ class Seq2Seq(Examples):
 
     def example(self, piece, rng, elsewhere):
         tokenizer, lengths = self.tokenizer, self.lengths(self.config)
-        source = tokenizer.encode(prompt(piece["source"], self.config.objective))
+        source = tokenizer.encode(prompt(self.ask(piece, 0), self.config.objective))
         source = np.append(source[: lengths["encoder_tokens"] - 1], tokenizer.eos_id)
-        target = [[tokenizer.bos_id], tokenizer.encode(piece["target"]), [tokenizer.eos_id]]
+        target = [[tokenizer.bos_id], tokenizer.encode(piece.get("target", "")), [tokenizer.eos_id]]
         fields = decoder_fields(np.concatenate(target)[: lengths["targets"] + 1])
         return {"encoder_tokens": source} | fields
 
 
+    def ask(self, record, new):
+        """The source, of what the encoder cannot hold without its end."""
+        extra = len(self.tokenizer.encode(prompt("", self.config.objective))) + 2
+        room = max(self.lengths(self.config)["encoder_tokens"] - extra, 0)
+        ids = self.tokenizer.encode(record["source"])
+        return record["source"] if len(ids) <= room else self.tokenizer.decode(ids[:room])
+
+    score = Completion.score
+
+
 def refuse(config):
-    """A target must fit the model."""
+    """A target must fit the model, and scores be known."""
+    scores.check(config.eval.scores)
     target, longest = config.data.target_length, config.model.max_length
     if not 0 <= target <= longest:
         raise ConfigError(f"data.target_length={target}: must be in 1 to "
@@ -52,4 +63,5 @@ OBJECTIVE = dataclasses.replace(
     kinds=("encoder_decoder",),
     refuse=refuse,
     prompt=prompt,
+    writes=True,
 )

@@ -34,6 +34,7 @@ def evaluate(
     batches: Iterable[dict],
     mesh: Mesh,
     max_batches: int = 0,
+    write: Callable[[Any, list[Record]], list[Record]] | None = None,
 ) -> Evaluation:
     """Evaluates parameters on all batches, or max_batches.
 
@@ -41,6 +42,7 @@ def evaluate(
 
     Args:
       batches: of what `eval_step` predicts, pipeline.eval_batches, which knows the documents.
+      write: Setup.writer, of an objective whose answers are texts.
     """
     results = [
         eval_step(params, sharding.put(filled(batch, mesh), mesh))
@@ -50,6 +52,13 @@ def evaluate(
     total = lambda *xs: float(np.sum(xs, dtype=np.float64))
     sums, weights = jax.tree.map(total, *jax.device_get([result[:2] for result in results]))
     means = {name: sums[name] / max(weights[name], 1e-9) for name in sums}
+    if write:
+        what = batches.examples
+        most = max_batches * what.config.data.batch_size or len(batches.documents)
+        records = [batches.documents[i] for i in range(min(most, len(batches.documents)))]
+        answers = write(params, records)
+        values = means | {"tokens": int(weights["loss"]), "examples": len(records)}
+        return Evaluation(values | what.score(records, answers), records, answers)
     predictions = [predictions for *_, predictions in results]
     if not predictions[0]:
         return Evaluation(means | {"tokens": int(weights["loss"])}, [], [])

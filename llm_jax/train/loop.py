@@ -23,7 +23,7 @@ from llm_jax.data import pipeline
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
-from llm_jax.train import Diverged, Restart, groups
+from llm_jax.train import Diverged, Restart, groups, reference
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import Evaluation, evaluate
 from llm_jax.train.folder import Folder, Start, describe, same_run
@@ -133,6 +133,8 @@ class Trainer:
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
             self.step, self.state = 0, self._first(start, place)
+        begun = self.state.params if self.step == 0 else None
+        reference.attach(self.setup, self.tokenizer, splits, workdir, begun)
         self.train_step = self.setup.train_step(place)
         self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
@@ -352,7 +354,8 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Means and scores over the validation set."""
         limit = self.config.eval.max_batches
-        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit)
+        write = self.setup.writer(self.tokenizer) if self.config.eval.scores else None
+        return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit, write)
 
     def save(self, cost: float | None = None) -> None:
         """Starts writing a checkpoint of this step, of that `cost`."""

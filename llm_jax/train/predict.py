@@ -44,6 +44,20 @@ def predict(
             yield {"error": errors[i]} if i in errors else examples.answer(record, found[i])
 
 
+def written(
+    write: Callable[[Any, list[Record]], list[Record]],
+    params: Any,
+    records: Iterable[Record | ConfigError],
+    size: int,
+) -> Iterator[Record]:
+    """`predict` of an objective whose answers are texts; write: Setup.writer."""
+    for window in chunked(records, WINDOW * size):
+        answers = iter(write(params, [x for x in window if not isinstance(x, ConfigError)]))
+        for record in window:
+            wrong = isinstance(record, ConfigError)
+            yield {"error": str(record)} if wrong else next(answers)
+
+
 def chunked(items: Iterable, size: int) -> Iterator[list]:
     """Yields lists of `size` items each, the last of what is left."""
     items = iter(items)

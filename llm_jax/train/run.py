@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from llm_jax import attention, models, objectives, sharding
+from llm_jax import attention, decode, models, objectives, sharding
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
@@ -68,6 +68,32 @@ class Setup:
         """The compiled step of `evaluate`."""
         counts = tokenizers.token_bytes(tokenizer)
         return jax.jit(make_eval_step(self.model, self.objective, self.config, counts))
+
+    def writer(self, tokenizer: Tokenizer) -> Callable[[Any, list], list] | None:
+        """(parameters, records) -> {"text", "score"} of each, by eval.beams; None: it has no texts.
+
+        The score is the text's log-probability, of beams over their length penalty.
+        """
+        if not self.objective.writes:
+            return None
+        config, e = self.config, self.config.eval
+        what = self.objective.examples(tokenizer, config)
+        longest = config.data.target_length or max(config.model.max_length // 2, 1)
+        options = {
+            "max_new_tokens": e.max_new_tokens or longest, "beams": e.beams,
+            "length_penalty": e.length_penalty if e.beams > 1 else None,
+            "temperature": None if e.beams > 1 else 0.0, "batch_size": config.data.batch_size,
+            "objective": config.objective, "imported": False, "scored": True,
+        }  # fmt: skip
+
+        def write(params: Any, records: list) -> list[dict]:
+            if not records:
+                return []
+            prompts = [what.ask(record, options["max_new_tokens"]) for record in records]
+            found = decode.complete(self.model, params, tokenizer, prompts, **options)
+            return [{"text": x["completion"].strip(), "score": x["score"]} for x in found]
+
+        return write
 
     def predict_step(self) -> Callable:
         """The compiled step of `predict`: (params, batch) -> {name: [B, …]}; loss and gold unused.

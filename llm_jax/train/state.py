@@ -207,7 +207,8 @@ def make_eval_step(
         weights = objective.weights(batch)
         sums = {name: total for name, (total, _) in metrics.items()}
         weights = {name: weights[term] for name, (_, term) in metrics.items()}
-        if token_bytes is not None and model.cfg.kind == "decoder" and "targets" in batch:
+        in_tokens = "targets" in batch and metrics["loss"][1] == "tokens"
+        if token_bytes is not None and in_tokens and model.cfg.kind == "decoder":
             sums["bits_per_byte"] = sums["loss"] / math.log(2)
             counts = jnp.asarray(token_bytes)[batch["targets"]]
             weights["bits_per_byte"] = (counts * batch["weights"]).sum()

@@ -47,9 +47,10 @@ def run(tmp_path_factory):
     rows = [json.dumps({"messages": messages(turn)}) for turn in TALK] * 4
     rows += [json.dumps({"messages": messages(*TALK)})] * 4
     (folder / "talk.jsonl").write_text("\n".join(rows))
+    (folder / "other.jsonl").write_text(json.dumps({"messages": messages(TALK[1], TALK[2])}))
     sizes = {"num_layers": 1, "embed_dim": 64, "num_heads": 2, "max_length": 96}
     keys = {f"model.{name}": size for name, size in sizes.items()} | {
-        "data.train": folder / "talk.jsonl", "data.validation": folder / "talk.jsonl",
+        "data.train": folder / "talk.jsonl", "data.validation": folder / "other.jsonl",
         "tokenizer.name": "bytes", "data.batch_size": 8, "train.steps": 120,
         "optimizer.learning_rate": 1e-2, "optimizer.warmup_steps": 10, "eval.every": 120,
         "checkpoint.every": 120,

@@ -1,0 +1,46 @@
+"""Translation: a small Transformer (Vaswani 2017) from nothing; `:decoder` a GPT with a prompt.
+
+python launch.py train --config=configs/finetune/translate.py --workdir=runs/en-de \\
+    --config.data.train=train.en,train.de --config.data.validation=val.en,val.de
+python launch.py eval --workdir=runs/en-de --split=validation --max_batches=0
+python launch.py predict --workdir=runs/en-de --input=new.en --output=new.jsonl
+
+Text files that follow each other line by line, or a table whose columns data.source_column and
+data.target_column name. Evaluation writes translations and scores them: sacreBLEU, with its
+signature, and chrF. T5's way: objective.prefix="translate English to German: ".
+"""
+
+from llm_jax.config import base
+
+KINDS = ("encoder_decoder", "decoder")
+
+
+def get_config(variant="encoder_decoder"):
+    if variant not in KINDS:
+        raise ValueError(f"variant {variant!r} is not one of {', '.join(KINDS)}")
+    c = base()
+    c.model.kind = variant
+    c.objective.name = "seq2seq" if variant == "encoder_decoder" else "completion"
+    if variant == "decoder":
+        c.objective.suffix = "\n"
+    c.tokenizer.vocab_size = 8000
+    c.data.batch_size = 64
+    c.model.max_length = 128
+    c.model.num_layers = 3
+    c.model.embed_dim = 256
+    c.model.num_heads = 4
+    c.model.mlp_dim = 1024
+    c.model.positions = "sinusoidal"
+    c.model.activation = "relu"
+    c.model.scale_embeddings = True
+    c.model.dropout = 0.2
+    c.objective.label_smoothing = 0.1
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.schedule = "inverse_sqrt"
+    c.optimizer.warmup_steps = 500
+    c.optimizer.b2 = 0.98
+    c.train.steps = 4000
+    c.eval.every = 1000
+    c.eval.max_batches = 4
+    c.eval.scores = ("bleu", "chrf")
+    return c

@@ -1,0 +1,96 @@
+"""Preferences: direct preference optimisation (DPO; Rafailov 2023, arXiv:2305.18290)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import models
+from llm_jax.objectives import completion
+from llm_jax.objectives.cross_entropy import token_losses
+
+SIDES = ("chosen", "rejected")
+
+
+class Preference(completion.Completion):
+    """A prompt with a chosen and a rejected answer, one behind the other in a row.
+
+    tokens, targets, weights [T] of both, as of completions; segments 1 and 2, so that neither sees
+    the other. reference [2]: the log-probability of each under the model that training began with,
+    a field of the record. A record of which the row cannot hold both whole is dropped.
+    """
+
+    parts, gold = False, ()
+
+    @classmethod
+    def columns(cls, config):
+        return ("prompt", *SIDES)
+
+    @classmethod
+    def lengths(cls, config):
+        return super().lengths(config) | {"side": config.model.max_length, "reference": 2}
+
+    def sides(self, record):
+        """Returns the example of each answer."""
+        asked = lambda side: {"source": record["prompt"], "target": record[side]}
+        return [super(Preference, self).example(asked(side), None, None) for side in SIDES]
+
+    def example(self, piece, rng, elsewhere):
+        sides = self.sides(piece)
+        if any(x is None for x in sides):
+            return None
+        fields = {name: np.concatenate([x[name] for x in sides]) for name in sides[0]}
+        fields["side"] = np.repeat([1, 2], [len(x["tokens"]) for x in sides]).astype(np.int32)
+        fields["reference"] = np.array(piece.get("reference", (0, 0)), np.float32)
+        return fields if len(fields["side"]) <= self.config.model.max_length else None
+
+    def ask(self, record, new):
+        """The prompt, which half a row must hold with its answer."""
+        return super().ask(record, new + self.config.model.max_length // 2)
+
+    @staticmethod
+    def row(row, rng):
+        """Gives each answer its own segment and positions."""
+        side = row["side"]
+        first = np.where(side == 2, (side == 1).sum(), 0)
+        positions = np.where(side > 0, np.arange(len(side)) - first, 0).astype(np.int32)
+        return row | {"segment_ids": side, "positions": positions}
+
+
+def log_probabilities(outputs, batch):
+    """Returns those of the chosen and the rejected answer, [B, 2]."""
+    each = token_losses(outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias)
+    of = lambda side: -(each * batch["weights"] * (batch["side"] == side)).sum(-1)
+    return jnp.stack([of(1), of(2)], axis=-1)
+
+
+def weights(batch):
+    """The number of pairs."""
+    return {"pairs": models.real(batch).any(1).sum().astype(jnp.float32)}
+
+
+def losses(outputs, batch, cfg):
+    """-log sigmoid(beta m), m = log p(chosen) - log p(rejected), each less the reference's (eq. 7).
+
+    margin: beta m, which is the difference of the implicit rewards; accuracy: whether m > 0.
+    """
+    gain = log_probabilities(outputs, batch) - batch["reference"]
+    margin = cfg.beta * (gain[:, 0] - gain[:, 1])
+    real = models.real(batch).any(1).astype(jnp.float32)
+    each = {"loss": jax.nn.softplus(-margin), "margin": margin, "accuracy": margin > 0}
+    sums = {name: (x * real).sum() for name, x in each.items()}
+    return {"pairs": sums["loss"]}, {name: (x, "pairs") for name, x in sums.items()}
+
+
+OBJECTIVE = dataclasses.replace(
+    completion.OBJECTIVE,
+    name="preference",
+    examples=Preference,
+    weights=weights,
+    losses=losses,
+    needs={"data.packing": ("none",)},
+    refuse=lambda config: None,
+    reference=True,
+    writes=False,
+)
