@@ -11,12 +11,10 @@ the end is left out. T5's way: objective.prefix="summarize: ".
 
 from llm_jax.config import base
 
-KINDS = ("encoder_decoder", "decoder")
+VARIANTS = ("encoder_decoder", "decoder")
 
 
 def get_config(variant="encoder_decoder"):
-    if variant not in KINDS:
-        raise ValueError(f"variant {variant!r} is not one of {', '.join(KINDS)}")
     c = base()
     c.model.kind = variant
     c.objective.name = "seq2seq" if variant == "encoder_decoder" else "completion"
