@@ -21,8 +21,8 @@ MAY_USE = {
     "hub": {"config", "files", "data", "models", "objectives", "sharding", "train"},
     "console": set(),
     "commands": {
-        "config", "console", "data", "decode", "files", "hub", "models", "pod", "sharding",
-        "sweep", "train",
+        "config", "console", "data", "decode", "files", "hub", "models", "objectives", "pod",
+        "sharding", "sweep", "train",
     },
     "record": {"files"},
     "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},

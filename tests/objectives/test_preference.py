@@ -74,7 +74,7 @@ def test_margin_and_accuracy_rise_and_the_reference_stays(tmp_path):
     c = config()
     c.data.update({"train": str(tmp_path / "pairs.jsonl"), "validation_fraction": 0.2})
     c.data.batch_size, c.train.steps, c.eval.every = 8, 40, 40
-    c.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 5})
+    c.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 5, "schedule": "constant"})
     trainer = Trainer(c, tmp_path / "run", Reporter())
     begun = jax.tree.map(np.asarray, trainer.state.params)
     before = trainer.evaluate().values
