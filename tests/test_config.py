@@ -86,7 +86,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
-TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "eval.scores"}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -99,11 +99,11 @@ NOT_ZERO = {
     "data.shards", "data.ramp_start", "data.doc_stride", "optimizer.eps", "train.steps",
     "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
-    "eval.every", "eval.beams", "objective.beta", "sample.max_new_tokens", *NEGATIVE,
+    "eval.every", "sample.max_new_tokens", *NEGATIVE,
 }  # fmt: skip
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
-    "objective.suffix", "data.pair_column",
+    "objective.suffix", "data.pair_column", "init_from",
 }  # fmt: skip
 
 

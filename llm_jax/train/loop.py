@@ -129,7 +129,8 @@ class Trainer:
             self.step, self.state = self._restore(folder, like, place)
             folder.commit(config, self.tokenizer)
         else:
-            self._check_new()
+            if start is None:
+                self._check_new()
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
             self.step, self.state = 0, self._first(start, place)
@@ -157,8 +158,9 @@ class Trainer:
         if frozen and len(frozen) + len(adapters) == len(self.setup.groups):
             raise ConfigError(
                 f"model.lora_rank={self.config.model.lora_rank}: --workdir={self.workdir} holds no "
-                "run, and adapters of random weights would learn little; import a model there "
-                "first (import --from=HF_FOLDER --workdir=…), or set model.lora_rank=0"
+                "run, and adapters of random weights would learn little; begin with a model "
+                "(init_from=HF_FOLDER, or import --from=HF_FOLDER --workdir=… first), or set "
+                "model.lora_rank=0"
             )
         if frozen:
             self.reporter.note(f"frozen at random values: {', '.join(frozen)}")
