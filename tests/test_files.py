@@ -75,6 +75,16 @@ def test_a_full_disk_leaves_what_was(function, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
 
 
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_a_full_disk_is_known_behind_what_it_led_to(link):
+    full = OSError(errno.EDQUOT, "over")
+    for error in (full, RuntimeError(f"write failed: {os.strerror(errno.ENOSPC)}")):
+        outer = ValueError("a checkpoint was not written")
+        assert files.is_full(error) and not files.is_full(outer)
+        setattr(outer, link, error)
+        assert files.is_full(outer)
+
+
 def test_importing_it_is_quick():
     script = "import sys, llm_jax.files; print({'jax', 'numpy', 'flax', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

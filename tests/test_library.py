@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -70,13 +71,54 @@ def test_a_kind_without_weights_says_so():
     assert lm.hidden_states({"tokens": IDS % 11}).shape == (3, 2, 5, 16)
 
 
+def test_layers_of_a_pattern_come_in_their_order():
+    """The same layers as one kind and as two that take turns, which lie otherwise."""
+    from llm_jax import config as configs
+    from llm_jax.library import Pretrained
+    from tests.tiny_models import tiny_model
+
+    (one, params), (two, _) = (
+        tiny_model(num_layers=4, attention=kinds) for kinds in ("dense", "dense,dense")
+    )
+    block = params["decoder"]["stack"]["layers"]["block"]
+    layers = {f"block_{i}": {k: jax.tree.map(lambda x: x[i::2], x) for k, x in block.items()}  # noqa: B023
+              for i in range(2)}  # fmt: skip
+    turned = params | {"decoder": params["decoder"] | {"stack": {"layers": layers}}}
+    expected, found = (
+        Pretrained(configs.base(), model, p, None).hidden_states({"tokens": IDS % 11})
+        for model, p in ((one, params), (two, turned))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("decoder", {"tokens": [257, 97, 98]}),
+        ("encoder", {"tokens": [257, 97, 98, 258]}),
+        ("encoder_decoder", {"encoder_tokens": [97, 98, 258], "tokens": [257, 99]}),
+    ],
+)
+def test_texts_have_the_special_tokens_of_training(kind, read):
+    """GPT's begin, BERT's [CLS] and [SEP], T5's end of a source; begin 257 and end 258 here."""
+    from llm_jax.data.tokenizers import Bytes
+    from llm_jax.library import Pretrained
+
+    model = SimpleNamespace(cfg=SimpleNamespace(kind=kind, max_length=8))
+    batch = Pretrained(None, model, None, Bytes()).batch(["ab"], ["c"])
+    assert {name: x.tolist() for name, x in batch.items() if "tokens" in name} == {
+        name: [ids] for name, ids in read.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny):
     from llm_jax.train.loop import Trainer
     from tests.conftest import Silent
 
     folder = tmp_path_factory.mktemp("run") / "run"
-    config = tiny({"train.steps": 2, "model.max_length": 32, "data.validation_fraction": 0.0})
+    config = tiny({"train.steps": 2, "model.max_length": 32, "data.validation_fraction": 0.0,
+                   "checkpoint.every": 1})  # fmt: skip
     Trainer(config, folder, Silent(), jax.devices()[:1]).run()
     return folder
 
@@ -91,6 +133,12 @@ def test_the_code_in_the_docs_runs(run):
     assert isinstance(names["text"], str)
     first = names["lm"].params["decoder"]["final_norm"]["scale"]
     assert not np.array_equal(first, names["params"]["decoder"]["final_norm"]["scale"])
+
+
+def test_a_step_is_the_checkpoint_of_that_step(run):
+    first, last, newest = (llm_jax.load(run, step).params["embed"] for step in (1, 2, None))
+    assert np.array_equal(last["embedding"], newest["embedding"])
+    assert not np.array_equal(first["embedding"], newest["embedding"])
 
 
 def test_padding_changes_nothing(run):

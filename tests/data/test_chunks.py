@@ -160,6 +160,16 @@ def test_seed_and_epoch_decide_cuts_and_masks(config, held):
     assert len(of_seeds) > 6 and len(of_epochs) > 6
 
 
+def test_rows_come_in_no_order_of_how_full_they_are(config):
+    """First fit leaves the emptiest row to the end; training meets it anywhere."""
+    what, places = making.examples(config, TOKENIZER), []
+    for seed in range(40):
+        rows = chunks.Chunks(what, making.records(_set()), seed).rows(0)
+        fill = [(row["segment_ids"] > 0).sum() for row in rows]
+        places.append(np.argmin(fill) / (len(fill) - 1))
+    assert abs(np.mean(places) - 0.5) < 0.15 and np.std(places) > 0.2  # uniform: 0.5 and 0.29
+
+
 def test_a_run_of_other_seed_reads_in_other_order(config):
     docs = [f"document {i:02}" for i in range(90)]
     config.data.packing = "none"

@@ -71,7 +71,7 @@ def _jsonl(path, texts):
 
 def test_held_out_split_depends_on_content_only(tmp_path, config):
     texts = [f"document {i}" for i in range(60)] + ["twin"] * 40
-    config.data.validation_fraction, config.data.test_fraction = 0.2, 0.1
+    config.data.validation_fraction, config.data.test_fraction = 0.21, 0.11
     config.data.train = _jsonl(tmp_path / "a.jsonl", texts)
     split = _splits(config)
     config.data.train = _jsonl(tmp_path / "b.jsonl", texts[::-1])
@@ -81,7 +81,7 @@ def test_held_out_split_depends_on_content_only(tmp_path, config):
     }
     assert sorted(sum(split.values(), [])) == sorted(texts)
     sets = [set(docs) for docs in split.values()]
-    assert [len(s) for s in sets] == [43, 12, 6]
+    assert [len(s) for s in sets] == [41, 13, 7]  # of 61, to the nearest
     assert len(set.union(*sets)) == sum(map(len, sets))
 
 

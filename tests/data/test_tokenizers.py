@@ -119,8 +119,17 @@ def test_training_repeats(build, name, tmp_path):
 
 
 def test_specials_in_text_are_text(build):
-    tokenizer = build("bpe")
-    assert tokenizer.eos_id not in tokenizer.encode("a<|endoftext|>b")
+    tokenizer, text = build("bpe"), "a<|endoftext|>b"
+    assert tokenizer.eos_id not in tokenizer.encode(text)
+    assert tokenizer.eos_id in tokenizer.read(text)  # of a prompt
+    assert tokenizer.eos_id not in tokenizer.encode(text)  # and afterwards as before
+
+
+@pytest.mark.parametrize("size", [2, 255, 2**16, 2**16 + 1, 2**17, 250_000])
+def test_stored_ids_do_not_wrap_round(size):
+    tokenizer = tokenizers.Words([str(i) for i in range(size - 4)])
+    last = np.arange(tokenizer.vocab_size, dtype=np.int64)[-1]
+    assert tokenizer.vocab_size == max(size, 4) and last.astype(tokenizer.dtype) == last
 
 
 def test_vocab_size_is_met_or_logged(build, config, caplog):

@@ -47,6 +47,19 @@ def test_a_beam_wide_enough_finds_all_in_order(alpha):
         assert [h.tokens for h in hypotheses] == [r for r, _ in right]
 
 
+def test_likely_ends_leave_a_beam_alive():
+    """Where several ends are the likeliest of all, what goes on stands behind them."""
+    model, params = tiny_model(tie_embeddings=False, output_bias=True)
+    bias = np.zeros(11, np.float32)
+    bias[[3, 7]] = 2
+    ends = params | {"output": np.zeros_like(params["output"]), "output_bias": bias}
+    for beams in (1, 2):
+        (found,) = beam_search(
+            model, ends, [[1]], max_new_tokens=6, eos_id=[3, 7], beams=beams, length_penalty=8.0
+        )
+        assert len(found[0].tokens) == 6 and found[0].tokens[-1] in (3, 7)
+
+
 def test_one_beam_is_greedy():
     model, params = tiny_model()
     greedy = generate(model, params, PROMPTS, max_new_tokens=10, temperature=0)

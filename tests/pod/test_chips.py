@@ -43,6 +43,11 @@ def test_gpus(kind, page):
     assert chips.chip(device) == pytest.approx(rates)
 
 
+def test_an_a100_is_known_by_its_data_sheet():
+    """312 TFLOPS of BF16, dense; twice that only of sparse matrices."""
+    assert peak_flops(SimpleNamespace(device_kind="NVIDIA A100-SXM4-80GB")) == 312e12
+
+
 def test_what_is_not_known_has_no_rates():
     device = SimpleNamespace(device_kind="cpu")
     assert chips.chip(device) is None and peak_flops(device) is None

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from llm_jax import files
 from llm_jax.config import ConfigError
 from llm_jax.sweep import design, execute, report, results
 from llm_jax.sweep.execute import share
@@ -120,14 +121,20 @@ def test_the_report(designed, train):
     assert "5 of 9 runs are finished" in text and "| wide | 0 | not finished |" not in text
     assert "| window | 1 | not finished |" not in text and "| window | 0 | not" in text
     execute.execute(found, workdir, train, tell=lambda _: None)
+    row = {"length": 4096, "seconds": 0.0125, "bytes": 3 * 2**20, "reason": ""}
+    (workdir / "cost").mkdir(exist_ok=True)
+    files.write_json(workdir / "cost" / "wide.json", {"rows": [row], "hardware": "a machine"})
     text = report.write(workdir).read_text()
+    for unit, value in (("Milliseconds", "12.5"), ("MiB of temporaries", "3.0")):
+        assert re.search(rf"\| {unit} .*\n.*\n\| wide \| {value} \| – \|", text)
     assert "## Missing" not in text and "9 of 9 runs are finished" in text
     # Seeds 0, 1, 2 have 0, 0.1 and 0.4 on top: all variants alike, but for 0.01 a seed of wide.
     error = results.standard_error([0, 0.1, 0.4])
     assert f"| 2.1667 ± {error:.4f} | baseline |" in text
     assert "| +0.5000 | – | – | 1.00 |" in text
     wide = results.paired({0: 1.5, 1: 1.51, 2: 1.52}, {0: 2.0, 1: 2.0, 2: 2.0})
-    assert f"| -0.4900 ± {wide.half_width:.4f} | {wide.p:.2g} | {wide.p:.2g} |" in text
+    p = f"{wide.p:.2g}"
+    assert f"| -0.4900 ± {wide.half_width:.4f} | {p} | {p} | 2.00 |" in text
     page = (workdir / "report" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert not re.search(r"https?:|<script|<link|src=\"(?!data:)|href|url\(", page)

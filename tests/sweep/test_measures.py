@@ -1,8 +1,10 @@
 """Cost by length and loss by position, on models of no size."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from llm_jax import config as configs
@@ -40,6 +42,18 @@ def test_cost_says_what_it_leaves_out(tiny, monkeypatch):
     assert last["bytes"] is None and "compiling would take" in last["reason"]
 
 
+def test_cost_is_the_median_of_calls_and_the_mean_of_layers(tiny, monkeypatch):
+    """Of six calls without the first, which warms up; kinds that alternate share what they take."""
+    now, lengths = [0.0], iter([100.0, 3.0, 1.0, 2.0, 9.0, 2.5])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cost, "SECONDS", 1000.0)
+    program = lambda: now.append(now.pop() + next(lengths))
+    program.memory_analysis = lambda: SimpleNamespace(temp_size_in_bytes=300)
+    monkeypatch.setattr(cost, "_compiled", lambda model, length: (program, ()))
+    (row,) = cost.measure(tiny({"model.attention": "dense,local"}).model, [16])
+    assert row["seconds"] == 2.5 / 2 and row["bytes"] == 300 / 2
+
+
 def test_loss_by_position(tiny, tmp_path, silent):
     """At the length of training it is the loss that training found; beyond, where that can be."""
     config = tiny({"train.steps": 2, "eval.max_batches": 0})
@@ -49,6 +63,8 @@ def test_loss_by_position(tiny, tmp_path, silent):
     assert one["loss"] == pytest.approx(summary["eval_loss"], abs=1e-5)
     assert one["tokens"] == two["tokens"] == summary["eval_tokens"]
     assert len(one["bins"]) == 8 and len(two["bins"]) == 16 and found["bin"] == 2
+    # Each bin's is a mean over its own tokens: after two steps near that of all.
+    np.testing.assert_allclose(one["bins"], one["loss"], rtol=0.2)
 
 
 @pytest.mark.parametrize(

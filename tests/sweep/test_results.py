@@ -31,6 +31,7 @@ LOSSES = {  # variant -> seed -> validation loss at each evaluation; without a l
     "other": {3: (1.0, 1.0, 1.1), 2: (2.5, 0.5, 1.0), 1: (4.0, 2.0, 3.25), 0: (3.0, 3.5)},
     "third": {0: (2.0, 2.0, 2.4), 1: (4.6, 4.0, 4.2), 2: (1.0, 1.0, 1.6), 3: (9.0, 9.0)},
 }
+SPEEDS = {0: 9.0, 1: 2.0, 2: 1.0, 3: 3.0}  # tokens a second, of each seed
 
 
 def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
@@ -40,7 +41,7 @@ def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
     for run in results.runs(design, tmp_path):
         losses = LOSSES[run.label][run.seed]
         rows = [
-            {"step": 10 * i, "tokens": 8, "tokens_per_second": 1.0, "eval_loss": loss}
+            {"step": 10 * i, "tokens": 8, "tokens_per_second": SPEEDS[run.seed], "eval_loss": loss}
             for i, loss in enumerate(losses, 1)
         ]
         (run.folder / "checkpoints" / str(10 * len(losses))).mkdir(parents=True)
@@ -57,6 +58,7 @@ def test_variants_are_compared_seed_by_seed_at_the_last_step(tmp_path):
         assert found.difference.n == n and found.difference.p == pytest.approx(test.pvalue)
     assert other.difference.mean == pytest.approx(-0.875)
     assert third.difference.mean == pytest.approx(0.2 / 3)
+    assert [found.rate for found in (base, other, third)] == [2, 2, 2]  # medians of three seeds
     low, high = sorted(test.pvalue for test in tests.values())
     assert min(other.holm, third.holm) == pytest.approx(min(1.0, 2 * low))
     assert max(other.holm, third.holm) == pytest.approx(max(min(1.0, 2 * low), high))
@@ -83,6 +85,7 @@ def test_curve_adds_up_tokens_and_time():
     assert found.steps.tolist() == [10, 20] and found.loss.tolist() == [3, 2]
     assert found.tokens.tolist() == [990, 1790] and found.seconds.tolist() == [18, 38]
     assert results.rate(rows) == 45
+    assert results.rate([*rows, {"tokens_per_second": 900.0}]) == 50  # no mean
 
 
 def test_exponent_is_of_the_long_lengths():

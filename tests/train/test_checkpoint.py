@@ -190,6 +190,7 @@ def test_the_best_outlives_keep_last_and_a_restart(tmp_path):
             checkpoints.restore(abstract(state(0)))
             assert checkpoints.losses == {2: 2.0, 3: 2.5}
             assert checkpoints.is_best(2.4)
+            assert not checkpoints.is_best(2.5)  # of equal ones the first is kept
             assert not checkpoints.is_best(2.6)
             assert not checkpoints.is_best(float("nan"))
     checkpoints.close()

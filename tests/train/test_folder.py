@@ -216,6 +216,15 @@ def test_a_longer_run_is_refused_where_its_rate_would_jump(schedule, steps, at, 
         check_steps(old, new, at)
 
 
+def test_the_rate_goes_by_steps_that_were_taken(tiny):
+    """Of 130 steps 40 were skipped: the schedule is still in its warm-up."""
+    changes = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 100}
+    old, new = (tiny(changes | {"train.steps": steps}) for steps in (200, 2000))
+    check_steps(old, new, 130, skipped=40)
+    with pytest.raises(ConfigError, match="jump"):
+        check_steps(old, new, 130)
+
+
 def test_fewer_steps_than_were_taken(run, config):
     with pytest.raises(ConfigError, match="train.steps=1: the run has reached step 2 already"):
         resume(config({"train.steps": 1}), run)

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 import jax
 import matplotlib.image
@@ -16,7 +18,9 @@ from llm_jax.train import Diverged, Restart, loop
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
-from llm_jax.train.metrics import Meter, Metrics, plot, read
+from llm_jax.train.metrics import Meter, Metrics, plot, read, running_mean
+from llm_jax.train.profile import Profile
+from llm_jax.train.run import flops_per_token
 
 
 def start(config, workdir, reporter, after=None, hooks=()) -> Trainer:
@@ -69,8 +73,20 @@ def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path):
     assert counts[3:] == counts[3:4] * 9  # all behind the first evaluation and save
 
 
-def test_metrics_of_a_run(tiny, silent, tmp_path):
+def test_metrics_of_a_run(tiny, silent, tmp_path, monkeypatch):
     config = tiny({"train.log_every": 3})
+    late, clock = [0.0], time.perf_counter
+
+    def an_hour_longer(f):
+        def called(*args):
+            late[0] += 3600
+            return f(*args)
+
+        return called
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+    for owner, name in ((Trainer, "evaluate"), (Checkpoints, "save")):
+        monkeypatch.setattr(owner, name, an_hour_longer(getattr(owner, name)))
     summary = start(config, tmp_path, silent).run()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 3, 5, 6, 9, 10, 12]
@@ -80,6 +96,8 @@ def test_metrics_of_a_run(tiny, silent, tmp_path):
         assert 0 < row["loss"] < 6 and row["grad_norm"] > 0
         assert row["tokens_per_second"] is None or row["tokens_per_second"] > 0
     assert [row["step"] for row in rows if row["tokens_per_second"] is None] == [1]
+    # Neither evaluations nor saves are steps.
+    assert late[0] >= 6 * 3600 and 0 < rows[-1]["step_seconds"] < 3600
     assert rows[0]["learning_rate"] == pytest.approx(1e-2 / 4)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["eval_loss"] == summary["eval_loss"] < rows[2]["eval_loss"]
@@ -97,6 +115,35 @@ def test_metrics_of_a_run(tiny, silent, tmp_path):
     again = start(config, tmp_path, silent).run()  # has nothing left to do
     assert again == summary
     assert [row["step"] for row in read(tmp_path)] == [row["step"] for row in rows]
+
+
+def test_rates_are_of_all_devices_and_processes(tiny, silent, tmp_path, monkeypatch):
+    """One of two processes, which compiles for an hour and then takes a second a step."""
+    now, seen = [0.0], []
+
+    def step(state, batch):
+        now[0] += 1.0 if seen else 3600.0
+        seen.append(int((batch["segment_ids"] > 0).sum()))
+        return state, {}
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(loop.Setup, "draw_state", lambda *_: None)
+    monkeypatch.setattr(loop.sharding, "rows", lambda mesh: lambda n: np.arange(n // 2))
+    monkeypatch.setattr(loop.sharding, "put", lambda batch, mesh: batch)
+    trainer = Trainer(tiny(), tmp_path, silent, jax.devices())
+    trainer.train_step, trainer.hooks = step, []
+    for _ in range(3):
+        trainer._step()
+    found, tokens = trainer.meter.read(), 2 * (seen[1] + seen[2])
+    assert found["tokens_per_second"] == tokens / 2 and found["step_seconds"] == 2
+    flops = flops_per_token(trainer.config)
+    assert found["mfu"] == pytest.approx(tokens / 2 * flops / 8e9)
+
+
+def test_a_running_mean_is_of_the_last_values():
+    assert running_mean([1.0, 2.0, 6.0, 4.0], 2) == [1.0, 1.5, 4.0, 5.0]
 
 
 def test_the_meter_counts_since_its_last_reading(monkeypatch):
@@ -125,6 +172,20 @@ def test_the_meter_counts_since_its_last_reading(monkeypatch):
     values = meter.read()
     assert values["tokens_per_second"] == 7.0 and values["input_seconds"] == 0
     assert values["step_seconds"] == 4.75 and values["goodput"] == 1.75 / 21
+
+
+def test_a_profile_is_of_the_steps_from_start_to_stop(tmp_path, monkeypatch):
+    """Counted from 0, the last not among them, also where a run is resumed between."""
+    calls, step = [], 0
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(step))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(step))
+    for first, expected in ((0, [2, 4]), (2, [2, 4]), (3, []), (5, [])):
+        calls.clear()
+        profile, step = Profile(tmp_path, (2, 4)), first
+        profile.begin(step)
+        for step in range(first + 1, 8):  # steps taken
+            profile(SimpleNamespace(step=step, metrics=()))
+        assert calls == expected
 
 
 def test_a_profile_of_chosen_steps(tiny, silent, tmp_path):

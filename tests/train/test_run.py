@@ -194,13 +194,17 @@ def test_two_jobs_in_a_folder_are_refused(workdir):
 
 
 @pytest.mark.parametrize("place", [0, 2000, -1])
-def test_resuming_on_other_text_is_refused(place, tiny, tmp_path):
+@pytest.mark.parametrize("imported", [False, True])
+def test_resuming_on_other_text_is_refused(place, imported, tiny, tmp_path):
+    """Also of a run that was imported, once it has trained."""
     text = tmp_path / "text.txt"
     text.write_text("some words " * 500)
     config = lambda: tiny({"data.train": str(text)})
     opened(config(), tmp_path / "run")
     opened(config(), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    if imported:
+        (tmp_path / "run" / "imported.json").write_text("{}")
     opened(config(), tmp_path / "run")
     changed = bytearray(text.read_bytes())
     changed[place] ^= 1

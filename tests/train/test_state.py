@@ -182,6 +182,15 @@ def test_evaluation_weighs_tokens_not_batches(tiny, batch):
     assert evaluate(step, params, batches, mesh, max_batches=1).values == one[0]
 
 
+def test_sums_over_a_set_keep_its_smallest_batches():
+    """In float64: of a sum of 2^24, float32 has no room for another 1."""
+    mesh = sharding.make_mesh(configs.base().mesh, jax.devices()[:1])
+    batches = [{"x": np.full(1, x, np.float32)} for x in [2.0**24] + 128 * [1.0]]
+    step = lambda params, batch: ({"loss": batch["x"][0]}, {"loss": np.float32(1)}, {})
+    found = evaluate(step, None, batches, mesh).values
+    assert found == {"loss": (2**24 + 128) / 129, "tokens": 129}
+
+
 def test_bits_per_byte_are_the_loss_over_the_bytes_of_the_targets(tiny, batch):
     config = tiny()
     config.model = configs.resolve(config.model, 259)
