@@ -55,6 +55,7 @@ CASES = {
                           "data.doc_stride": 4},
     "tags": ENCODER | {"objective.name": "tagging", "model.head": "token",
                        "model.num_labels": 2, "data.labels": ("O", "B-A"), "data.packing": "none"},
+    "preference": {"objective.name": "preference", "data.packing": "none"},
     "lion": {"optimizer.name": "lion", "optimizer.schedule": "constant"},
     "adafactor": {"optimizer.name": "adafactor", "optimizer.schedule": "inverse_sqrt"},
     "muon": {"optimizer.name": "muon", "optimizer.schedule": "wsd"},
@@ -63,7 +64,7 @@ CASES = {
     "bpe": {"tokenizer.name": "bpe", "tokenizer.vocab_size": 300},
     "file": {"tokenizer.name": "file", "tokenizer.path": "{tokenizer}"},
 }  # fmt: skip
-OTHER_FIELDS = ("predicate", "messages", "prompt", "chosen", "rejected")  # of no case here
+OTHER_FIELDS = ("predicate", "messages")  # of no case here
 KINDS = {
     name: ({} if "causal" in kind.supports else ENCODER)
     | ({} if "packing" in kind.supports else {"data.packing": "none"})
@@ -100,6 +101,7 @@ def config(tmp_path_factory):
     for row in rows:
         answer = {"text": row["text"][:3], "answer_start": 0}
         row |= {"context": row["text"], "question": "?", "answers": [answer]}
+        row |= {"prompt": "?", "chosen": row["text"][:5], "rejected": row["text"][5:9]}
         row |= {"tokens": row["text"].split(), "tags": ["O"] * len(row["text"].split())}
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
