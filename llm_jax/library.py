@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from llm_jax import attention, decode, hub, models
+from llm_jax import attention, decode, hub, models, objectives
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
+from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.files import read_json
 from llm_jax.models import Model, Outputs
+from llm_jax.train.predict import document, make_predict_step, predict
 from llm_jax.train.run import load_params
 
 
@@ -33,7 +36,11 @@ def load(folder: str | Path, step: int | None = None) -> "Pretrained":
             raise ConfigError(f"step={step}: {folder} is no run folder and has no steps")
         cfg, params, tokenizer = hub.load(folder)
         config = configs.base()
-        config.model = cfg
+        config.model, config.objective.name = cfg, objectives.suited(cfg).name
+        names = read_json(Path(folder) / "config.json").get("id2label")
+        if cfg.num_labels and names:
+            config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
+        config.data.packing = "none"
         return Pretrained(config, models.build(cfg), jax.device_put(params), tokenizer)
     setup, tokenizer, params, _ = load_params(folder, step)
     return Pretrained(setup.config, setup.model, params, tokenizer)
@@ -127,6 +134,23 @@ class Pretrained:
         model = models.build(cfg)
         kept = _apply(model, ("weights",), self.params, batch)[1]
         return _by_layer(kept["weights"][self._side(side)], "self")
+
+    def predict(self, records: Sequence[str | Record]) -> list[Record]:
+        """Returns the answer to each text or record: its label, entities, answer …
+
+        A record has the fields that the objective reads, but for those to be predicted:
+        {"text": …}, {"tokens": […]}, {"context": …, "question": …}. One that cannot be read has an
+        {"error": …} for its answer. docs/tasks.md shows each.
+
+        Raises:
+          ConfigError: an objective that has no answers.
+        """
+        objective = objectives.get(self.config.objective.name)
+        step = make_predict_step(self.model, objective, self.config)
+        examples = objective.examples(self.tokenizer, self.config)
+        records = [{"text": x} if isinstance(x, str) else x for x in records]
+        documents = (document(examples, x, f"record {i}") for i, x in enumerate(records))
+        return list(predict(step, self.params, examples, documents))
 
     def generate(self, prompts: Sequence[decode.Prompt], **options: Any) -> list[dict]:
         """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""

@@ -31,7 +31,9 @@ MAY_USE = {
         "train",
     },
     "data.prepare": {"config", "data", "objectives"},  # a command: it stands above its room
-    "library": {"attention", "config", "data", "decode", "hub", "models", "train"},
+    "library": {
+        "attention", "config", "data", "decode", "files", "hub", "models", "objectives", "train",
+    },
 }
 
 

@@ -34,7 +34,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
-    from llm_jax.train.predict import predict, written
+    from llm_jax.train.predict import make_predict_step, predict, written
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")
         setup.config.data.batch_size = args.batch_size
     write = setup.writer(tokenizer)
-    predict_step = None if write else setup.predict_step()
+    if write is None:
+        predict_step = make_predict_step(setup.model, setup.objective, setup.config)
     examples = setup.objective.examples(tokenizer, setup.config)
     rows, output = _rows(args.input, examples), Path(args.output)
     done = _continued(output, rows)
@@ -79,25 +80,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
     """Each row as it is read, and its fields, or the ConfigError of what is wrong with it."""
-    from llm_jax.data import fields, files
+    from llm_jax.data import files
+    from llm_jax.train.predict import document
 
-    config = examples.config
-    column = lambda name: config.data[f"{name}_column"]
-    wanted = [name for name in examples.columns(config) if name not in examples.gold]
-    file = "/dev/stdin" if path == "-" else path
-    for where, record in files.rows(file, map(column, wanted), lines=True):
-        if isinstance(record, ConfigError):
-            yield {}, record
-            continue
-        columns = {}
-        for name in wanted:
-            choice = (name, examples.stands_in.get(name, name))
-            there = ((x, c) for x in choice for c in (column(x), x) if c in record)
-            columns |= [next(there, (name, column(name)))]
-        try:
-            yield record, fields.document(record, columns, where)
-        except ConfigError as error:
-            yield record, error
+    data, file = examples.config.data, "/dev/stdin" if path == "-" else path
+    columns = [data[f"{name}_column"] for name in examples.columns(examples.config)
+               if name not in examples.gold]  # fmt: skip
+    for where, record in files.rows(file, columns, lines=True):
+        wrong = isinstance(record, ConfigError)
+        yield ({}, record) if wrong else (record, document(examples, record, where))
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:

@@ -7,15 +7,52 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from llm_jax import sharding
+from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
+from llm_jax.data import fields
 from llm_jax.data.chunks import DOCUMENT, Chunks
 from llm_jax.data.examples import Arrays, Examples, Record
+from llm_jax.models import Model
+from llm_jax.objectives import Objective
 from llm_jax.train.evaluate import filled
+from llm_jax.train.state import make_eval_step
 
 WINDOW = 32  # batches whose rows are sorted together
 SHORTEST = 16  # positions of a batch
+
+
+def make_predict_step(model: Model, objective: Objective, config: ConfigDict) -> Callable:
+    """Returns (params, batch) -> {name: [B, …]}, compiled; loss and gold are not used.
+
+    Raises:
+      ConfigError: an objective without answers.
+    """
+    if objective.predict is None:
+        able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
+        raise ConfigError(f"objective.name={objective.name!r}: predicts nothing of a record; "
+                          f"these do: {able}")
+    step = make_eval_step(model, objective, config)
+    return jax.jit(lambda params, batch: step(params, batch)[2])
+
+
+def document(examples: Examples, record: Record, where: str) -> Record | ConfigError:
+    """Returns the fields of a record but for its gold, or what is wrong with it.
+
+    A field is read from the column that data.FIELD_column names, or else from that of its own name.
+    """
+    data, columns = examples.config.data, {}
+    for name in examples.columns(examples.config):
+        choice = (name, examples.stands_in.get(name, name))
+        pairs = ((x, column) for x in choice for column in (data[f"{x}_column"], x))
+        there = (pair for pair in pairs if pair[1] in record)
+        if name not in examples.gold:
+            columns |= [next(there, (name, data[f"{name}_column"]))]
+    try:
+        return fields.document(record, columns, where)
+    except ConfigError as error:
+        return error
 
 
 def predict(
@@ -23,7 +60,7 @@ def predict(
     params: Any,
     examples: Examples,
     records: Iterable[Record | ConfigError],
-    mesh: Mesh,
+    mesh: Mesh | None = None,
 ) -> Iterator[Record]:
     """Yields the answer to each record, in order; {"error": …} where there is none.
 
@@ -31,8 +68,9 @@ def predict(
     power of two, so that few programs are compiled.
 
     Args:
-      step: Setup.predict_step.
-      records: the fields that are read, but for those to be predicted; or why one cannot be.
+      step: see make_predict_step.
+      records: see `document`.
+      mesh: over which batches are spread; None: where the parameters are.
     """
     size = examples.config.data.batch_size
     for window in chunked(records, WINDOW * size):
@@ -82,7 +120,7 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
 
 
 def _predicted(
-    step: Callable, params: Any, rows: list[Arrays], size: int, mesh: Mesh
+    step: Callable, params: Any, rows: list[Arrays], size: int, mesh: Mesh | None
 ) -> list[Arrays]:
     """What is predicted of each row."""
     masks = ("segment_ids", "encoder_segment_ids")
@@ -90,7 +128,8 @@ def _predicted(
     found: list[Arrays] = [{}] * len(rows)
     for places in chunked(np.argsort(lengths, kind="stable"), size):
         batch = _trimmed([rows[i] for i in places], size)
-        out = jax.device_get(step(params, sharding.put(filled(batch, mesh), mesh)))
+        batch = batch if mesh is None else sharding.put(filled(batch, mesh), mesh)
+        out = jax.device_get(step(params, batch))
         for n, i in enumerate(places):
             found[i] = {name: values[n] for name, values in out.items()}
     return found

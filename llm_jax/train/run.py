@@ -95,19 +95,6 @@ class Setup:
 
         return write
 
-    def predict_step(self) -> Callable:
-        """The compiled step of `predict`: (params, batch) -> {name: [B, …]}; loss and gold unused.
-
-        Raises:
-          ConfigError: an objective without answers.
-        """
-        if self.objective.predict is None:
-            able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
-            raise ConfigError(f"objective.name={self.objective.name!r}: predicts nothing of a "
-                              f"record; these do: {able}")
-        step = make_eval_step(self.model, self.objective, self.config)
-        return jax.jit(lambda params, batch: step(params, batch)[2])
-
     def reading(self, items: dict[str, Any]) -> Callable[[int, dict], dict[str, Any]]:
         """What to read of a checkpoint, for `Checkpoints.restore`: of step 0 the parameters alone.
 
