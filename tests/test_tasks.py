@@ -59,6 +59,7 @@ def test_five_commands(folder, capsys):
         if verb == "eval":
             assert json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"] == 1
     where, labels = folder
+    assert "| accuracy | 1 |" in (where / "runs" / "sst2" / "report.md").read_text()
     rows = [json.loads(line) for line in (where / "labels.jsonl").read_text().splitlines()]
     assert [int(row["label"]) for row in rows] == labels
     transformers = pytest.importorskip("transformers")

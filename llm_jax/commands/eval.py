@@ -20,7 +20,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.data import pipeline
     from llm_jax.models import heads
     from llm_jax.objectives import scores
-    from llm_jax.train import reference
+    from llm_jax.train import reference, report
     from llm_jax.train.evaluate import evaluate
     from llm_jax.train.run import load_params
 
@@ -57,6 +57,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
+    if found.answers and setup.objective.predict:
+        about = report.write(args.workdir, found, examples, f"{args.split}, step {step}")
+        print(f"errors and more scores are in {about}")
     return {"step": step, "split": args.split} | result
 
 

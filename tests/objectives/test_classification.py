@@ -16,6 +16,8 @@ from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.models import heads
 from llm_jax.objectives import classification, scores
+from llm_jax.train import report
+from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
 from tests import making
 
@@ -347,3 +349,29 @@ def test_a_decoders_head_reads_the_last_token(sides):
     last = found.features[np.arange(3), [np.flatnonzero(row)[-1] for row in real]]
     expected = last @ params["sequence"]["kernel"]  # its bias is drawn as 0
     np.testing.assert_allclose(found.heads["sequence"], expected, atol=1e-5)
+
+
+def test_a_report_counts_as_scikit_learn_and_shows_what_is_wrong(tmp_path):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    names = ("bad", "fair", "good")
+    gold, guess = rng.choice(names, 40), rng.choice(names, 40)
+    records = [{"text": f"text {i}" * (i + 1), "label": str(x)} for i, x in enumerate(gold)]
+    sure = rng.uniform(0.4, 1, 40)
+    answers = [{"label": str(x), "probabilities": {str(x): p}}
+               for x, p in zip(guess, sure, strict=True)]  # fmt: skip
+    what = made(names)
+    table = report._confusion(what, records, answers)
+    assert (table == metrics.confusion_matrix(gold, guess, labels=names)).all()
+    values = what.score(records, answers)
+    report.write(tmp_path, Evaluation(values, records, answers), what, "validation, step 3")
+    text = (tmp_path / "report.md").read_text()
+    assert f"| accuracy | {values['accuracy']:.4g} |" in text
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    quarters = [line for line in text.splitlines() if re.match(r"\| \d+ to \d+ \| 10 \|", line)]
+    means = [float(line.split("|")[3]) for line in quarters]
+    assert np.mean(means) == pytest.approx(values["accuracy"], abs=1e-3)
+    wrong = np.flatnonzero(gold != guess)
+    surest = sorted(wrong, key=lambda i: -sure[i])[: report.WORST]
+    places = [text.index(json.dumps(answers[i])) for i in surest]
+    assert places == sorted(places) and text.count("```") == 2 * report.WORST

@@ -1,0 +1,98 @@
+"""report.md of an evaluation: scores, the confusion matrix, scores by length, the worst errors."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax.data import fields
+from llm_jax.data.examples import Examples, Record
+from llm_jax.files import write_text
+from llm_jax.train.evaluate import Evaluation
+from llm_jax.train.metrics import figure
+
+WORST = 10  # errors that are shown
+SHOWN = 300  # characters of a record, or an answer
+CLASSES = 40  # most of them that a confusion matrix has room for
+
+
+def write(workdir: str | Path, found: Evaluation, examples: Examples, what: str) -> Path:
+    """Writes report.md, and confusion.png of labels and tags, into a run folder; returns its path.
+
+    what: which checkpoint and split, for the title.
+    """
+    path, (values, records, answers) = Path(workdir) / "report.md", found
+    parts = [f"# Evaluation: {what}", _table(["score", "value"], values.items())]
+    if (table := _confusion(examples, records, answers)) is not None:
+        names = examples.config.data.labels
+        _draw(path.with_name("confusion.png"), table, names)
+        parts += ["## Confusion matrix", "![rows are true, columns predicted](confusion.png)"]
+    rows = _by_length(examples, records, answers)
+    lines = [(name, *scores.values()) for name, scores in rows]
+    parts += ["## By length", _table(["characters", *rows[0][1]], lines)]
+    parts += ["## The worst errors", *_worst(examples, records, answers)]
+    write_text(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def _table(header: Sequence[str], rows) -> str:
+    shown = lambda x: f"{x:.4g}" if isinstance(x, float) else str(x)
+    lines = [header, ["---"] * len(header), *([shown(x) for x in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _confusion(
+    examples: Examples, records: list[Record], answers: list[Record]
+) -> np.ndarray | None:
+    """How many of each label (rows) were called which; None where there are none, or too many."""
+    names, field = examples.config.data.labels, next(iter(examples.gold), "")
+    if field not in ("label", "tags") or not 0 < len(names) <= CLASSES:
+        return None
+    listed = lambda row: row[field] if field == "tags" else [row[field]]
+    table = np.zeros((len(names), len(names)), int)
+    for record, answer in zip(records, answers, strict=True):
+        for gold, guess in zip(listed(record), listed(answer), strict=True):
+            if gold in examples.ids:
+                table[examples.ids[gold], examples.ids[guess]] += 1
+    return table
+
+
+def _draw(path: Path, table: np.ndarray, names: Sequence[str]) -> None:
+    """A picture of a confusion matrix, shaded by the share of each row."""
+    size = 2.5 + 0.45 * len(names)
+    with figure(path, size, size) as (_, (axes,)):
+        axes.imshow(table / np.maximum(table.sum(1, keepdims=True), 1), cmap="Blues", vmax=2)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for (i, j), count in np.ndenumerate(table):
+            if count:
+                axes.text(j, i, str(count), ha="center", va="center", fontsize=8)
+
+
+def _by_length(
+    examples: Examples, records: list[Record], answers: list[Record]
+) -> list[tuple[str, dict]]:
+    """Scores of each quarter of the records, the shortest first."""
+    lengths = np.array([sum(map(len, fields.texts(record))) for record in records])
+    rows = []
+    for places in np.array_split(np.argsort(lengths, kind="stable"), min(4, len(records))):
+        some = [[x[i] for i in places] for x in (records, answers)]
+        name = f"{lengths[places].min()} to {lengths[places].max()}"
+        rows.append((name, {"examples": len(places)} | examples.score(*some)))
+    return rows
+
+
+def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> list[str]:
+    """The records with the lowest scores, of equal ones those that the model was surest of."""
+
+    def order(i: int) -> tuple[float, float]:
+        found = examples.score([records[i]], [answers[i]])
+        value = found.get("accuracy", found.get("f1", -found.get("mse", 0.0)))
+        return value, -max(answers[i].get("probabilities", {"": 0.0}).values())
+
+    keys = {i: order(i) for i in range(len(records))}
+    wrong = sorted((i for i in keys if keys[i][0] < 1), key=keys.get)
+    said = lambda row: json.dumps(row, ensure_ascii=False, default=str)[:SHOWN]
+    return [f"```\n{said(records[i])}\n{said(answers[i])}\n```" for i in wrong[:WORST]] or ["None."]
