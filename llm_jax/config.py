@@ -155,6 +155,12 @@ def weights(when: When | None = None) -> Key:
                'must be numbers of at least 0, or "balanced"', when)
 
 
+def shares(when: When | None = None) -> Key:
+    """A tuple of numbers above 0, empty by default."""
+    allows = lambda v: all(type(x) in (int, float) and 1e-9 < x < 1e9 for x in v)
+    return Key((), allows, "must be numbers above 0", when)
+
+
 def devices(default: int) -> Key:
     """A size of the mesh: at least 1, or -1 for the devices that are left."""
     return Key(default, lambda v: v == -1 or 1 <= v <= 2**24, "must be positive, or -1")
@@ -185,6 +191,7 @@ PROJECTIONS = (
 )  # fmt: skip
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
+SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
 CLASSES = given("objective.name", "classification", "regression")
 LABELLED = given("objective.name", "classification", "tagging", "roles")
@@ -340,6 +347,12 @@ class Data:
 
     # A file or glob | tfds:name/config | task:name?option=value&… ; columns are COLUMNS below.
     train = text("builtin:python", empty=False)
+    # Of several sources in train, the share of each among the documents, whatever its size.
+    weights = shares(when=SEVERAL)
+    # Without weights: examples-proportional, a source counting for at most so many (0: all), to the
+    # power of 1 / temperature. 1 and 0: documents of all as they are.
+    mixture_temperature = number(1.0, over=0, when=SEVERAL & absent("data.weights"))
+    mixture_limit = whole(0, 0, COUNT, when=SEVERAL & absent("data.weights"))
     validation = text("")  # like train; empty: a held-out share of the documents
     validation_fraction = share(0.05, when=absent("data.validation"))
     test = text("")  # likewise; empty and test_fraction 0: no test set

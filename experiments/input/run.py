@@ -163,13 +163,13 @@ def shuffle() -> None:
     import tracemalloc
 
     from llm_jax import objectives
-    from llm_jax.data import pipeline, sources, tokenizers
+    from llm_jax.data import lazy, pipeline, sources, tokenizers
 
     config = _config("gpt2.py:124m")
     tokenizer = tokenizers.Bytes()
     tracemalloc.start()
     began = time.perf_counter()
-    docs = sources.Lazy(_Said(), {"text": "text"}, mean=2700)
+    docs = lazy.Lazy(_Said(), {"text": "text"}, mean=2700)
     parts = sources._hold_out(docs, [0.001, 0.0])
     examples = objectives.get(config.objective.name).examples(tokenizer, config)
     iterator = pipeline.train_iterator(examples, parts[0])

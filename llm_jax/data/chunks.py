@@ -16,7 +16,9 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.sources import Lazy, permuted, texts
+from llm_jax.data.lazy import Lazy, permuted
+from llm_jax.data.mixture import Mixture
+from llm_jax.data.sources import texts
 from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
@@ -68,6 +70,8 @@ class Chunks:
         places = range(nth * count // len(self), (nth + 1) * count // len(self))
         if seed is not None:
             places = [permuted(place, count, seed + epoch) for place in places]
+        if isinstance(self._docs, Mixture):  # which goes on in another epoch
+            places = [epoch * count + place for place in places]
         rng = np.random.default_rng((seed or 0, number))
         shuffled = lambda x: x if seed is None else [x[i] for i in rng.permutation(len(x))]
         examples = shuffled(self._examples(places, rng))

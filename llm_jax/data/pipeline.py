@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import fields, sources, tokenizers
+from llm_jax.data import fields, lazy, sources, tokenizers
 from llm_jax.data.batches import Batches, Rows, Stream
 from llm_jax.data.chunks import DOCUMENT, Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
@@ -30,7 +30,7 @@ def build_tokenizer(
     config: ConfigDict, documents: Sequence[Record], specials: Sequence[str] = ()
 ) -> Tokenizer:
     """Trains or opens the tokenizer that the config describes, with the specials that it needs."""
-    if isinstance(documents, sources.Tokens) and config.tokenizer.name not in tokenizers.UNTRAINED:
+    if isinstance(documents, lazy.Tokens) and config.tokenizer.name not in tokenizers.UNTRAINED:
         return documents.its_own(config.tokenizer)
     return tokenizers.build(config.tokenizer, sources.texts(documents), specials)
 
@@ -105,7 +105,7 @@ def _chunks(examples: Examples, documents: Sequence[Record], key: str, seed=None
     packing = examples.config.data.packing
     if packing not in ("first_fit", "none"):
         raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
-    if isinstance(documents, sources.Tokens):
+    if isinstance(documents, lazy.Tokens):
         documents.check(examples.tokenizer, key)
     chunks = Chunks(examples, documents, seed)
     if seed is not None and chunks.held is not None and chunks.held.ends[-1] < examples.stride:

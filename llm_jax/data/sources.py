@@ -3,11 +3,8 @@
 A document is a record, a dict of named fields: see data/examples.py.
 """
 
-import copy
-import functools
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -16,97 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from grain.experimental import index_shuffle
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data import corpus, fields, files, tasks, tokenizers
-from llm_jax.data.fields import Columns, Names, Record
-from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.fields import Columns, Record
+from llm_jax.data.lazy import Lazy, Tokens
+from llm_jax.data.mixture import Mixture
 
 log = logging.getLogger(__name__)
-
-
-def permuted(place: int, count: int, seed: int) -> int:
-    """Returns where a permutation of `count`, decided by `seed`, has `place`; holds nothing."""
-    return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)
-
-
-class Lazy(Sequence):
-    """Documents read one by one, or many at once, from a random-access source.
-
-    Args:
-      index: places in a fixed permutation of the source, of which these documents are; None: all,
-        as they lie.
-      mean: tokens of a document, about.
-      names: of labels that the source has as numbers.
-    """
-
-    def __init__(self, source, columns: Columns, index: range | None = None, mean: float = 1024,
-                 names: Names | None = None):
-        self.source, self.columns, self.index, self.mean = source, columns, index, mean
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.source if self.index is None else self.index)
-
-    def __getitem__(self, i: int) -> Record:
-        return self.read([i])[0]
-
-    def read(self, places: Sequence[int]) -> list[Record]:
-        """Returns the documents at `places`."""
-        index = range(len(self)) if self.index is None else self.index
-        where = [index[i] for i in places]  # IndexError beyond the end
-        if self.index is not None:
-            where = [permuted(place, len(self.source), 0) for place in where]
-        many = getattr(self.source, "__getitems__", None)
-        records = many(where) if many else [self.source[i] for i in where]
-        return [self._document(record) for record in records]
-
-    def take(self, index: range) -> "Lazy":
-        """Returns a part of all documents, by their places in a fixed permutation."""
-        part = copy.copy(self)
-        part.index = index
-        return part
-
-    def _document(self, record) -> Record:
-        return fields.document(record, self.columns, names=self.names)
-
-
-class Tokens(Lazy):
-    """Documents that are stored as the tokens of `tokenizer`, which `config` describes."""
-
-    def __init__(self, source, tokenizer: Tokenizer, config: dict, mean: float):
-        super().__init__(source, {}, mean=mean)
-        self.tokenizer, self.config = tokenizer, config
-
-    def check(self, tokenizer: Tokenizer, key: str) -> None:
-        """Raises ConfigError where a run's tokenizer is not the one that made the tokens."""
-        if tokenizer.fingerprint() != self.tokenizer.fingerprint():
-            raise ConfigError(f"{key}: is stored as tokens of another tokenizer than the run's; "
-                              "prepare it again with the run's --config, or train on its text")
-
-    def its_own(self, config: ConfigDict) -> Tokenizer:
-        """Returns the tokenizer, of a run that asks for the like; ConfigError if it does not."""
-        asked = json.loads(json.dumps(config.to_dict()))
-        differ = [f"tokenizer.{key}: {self.config.get(key)!r} there, {value!r} here"
-                  for key, value in asked.items() if self.config.get(key) != value]
-        if differ:
-            raise ConfigError(f"data.train: is stored as tokens ({'; '.join(differ)}); use its "
-                              "values, or prepare it again with the run's --config")
-        return self.tokenizer
-
-    def _document(self, record: bytes) -> Record:
-        # Not TFDS's own way, which takes ten times as long.
-        feature = _proto().FromString(record).features.feature["tokens"]
-        return {"tokens": np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)}
-
-
-@functools.cache
-def _proto():
-    from tensorflow_datasets.proto import tf_example_pb2  # like TFDS itself, not for every run
-
-    return tf_example_pb2.Example
 
 
 class _Texts(Sequence):
@@ -141,8 +56,21 @@ def documents(
     data.FIELD_column names; several also line by line from as many text files that follow each
     other: "a.en,a.de.gz".
     """
+    parts = [*sources(spec, data, wanted).values()]
+    if len(parts) == 1:
+        return parts[0]
+    if any(isinstance(part, Lazy) for part in parts):
+        raise ConfigError(f"data: {spec!r} joins a TFDS set too large for memory with other text; "
+                          "data.weights or data.mixture_temperature mixes them")
+    return [document for part in parts for document in part]
+
+
+def sources(
+    spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)
+) -> dict[str, Sequence[Record]]:
+    """Returns the documents of each source in `spec`, by its own spec; see `documents`."""
     specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in wanted}
-    lines, n = [], len(columns)
+    n, lines = len(columns), []
     if n > 1:
         lines = [s for s in specs if not _holds_records(s, columns)]
         if len(lines) % n or not specs:
@@ -150,16 +78,17 @@ def documents(
             raise ConfigError(f"data: {spec!r} must name tables (.jsonl, .tsv, .csv …) or TFDS "
                               f"sets with the columns {keys}; or {n} text files at a time "
                               f"({', '.join(columns)}), as in \"train.en,train.de\"")
-    tables = [s for s in specs if s not in lines]
-    _check_once(tables)
-    parts = [_parallel(columns, lines[i : i + n]) for i in range(0, len(lines), n)]
-    parts += [_read(s, data, columns) for s in tables]
-    if len(parts) == 1:
-        return parts[0]
-    if any(isinstance(part, Lazy) for part in parts):
-        raise ConfigError(f"data: {spec!r} mixes a TFDS set too large for memory with other text; "
-                          "prepare the mixture with python -m llm_jax.data.prepare")
-    return [document for part in parts for document in part]
+    _check_once([s for s in specs if s not in lines])
+    parts, together = {}, []
+    for one in specs:
+        if one not in lines:
+            parts[one] = _read(one, data, columns)
+            continue
+        together.append(one)
+        if len(together) == n:
+            parts[",".join(together)] = _parallel(columns, together)
+            together = []
+    return parts
 
 
 def splits(
@@ -183,16 +112,26 @@ def splits(
             return tasks.read(config, spec, split, parts)
         return documents(spec, data, wanted)
 
-    train = read("train", data.train)
-    train, *held = _hold_out(train, shares) if any(shares) else (train, [], [])
+    if mixed := bool(data.weights or data.mixture_limit or data.mixture_temperature != 1):
+        sets = {one: _hold_out(docs, shares)
+                for one, docs in sources(data.train, data, wanted).items()}  # fmt: skip
+        held = [_joined(name, [part[i] for part in sets.values()])
+                for i, name in enumerate(named, start=1)]  # fmt: skip
+    else:
+        train, *held = _hold_out(read("train", data.train), shares)
     validation, test = (
         read(name, spec) if spec else part
         for (name, spec), part in zip(named.items(), held, strict=True)
     )
     for key, part in (("data.validation", validation), ("data.test", test)):
-        _same_words(key, part, train)
+        _same_words(key, part, () if mixed else train)
     validation = _without(validation, [test], "data.validation", "data.test")
-    train = _without(train, [validation, test], "data.train", "data.validation or data.test")
+    keys = "data.train", "data.validation or data.test"
+    apart = lambda docs: _without(docs, [validation, test], *keys)
+    if mixed:
+        train = Mixture({one: apart(part) for one, (part, *_) in sets.items()}, data, config.seed)
+    else:
+        train = apart(train)
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -208,7 +147,18 @@ def _spec_of(name: str, data: ConfigDict) -> str:
     return ""
 
 
+def _joined(name: str, parts: list[Sequence[Record]]) -> Sequence[Record]:
+    """What is held out of several sources."""
+    if any(isinstance(part, Lazy) for part in parts):
+        raise ConfigError(f"data.{name}_fraction: a source of data.train is too large to be held "
+                          f"out of with others; name data.{name}, or set the fraction to 0")
+    return [document for part in parts for document in part]
+
+
 def _hold_out(docs: Sequence[Record], shares: list[float]) -> list[Sequence[Record]]:
+    """Returns train, validation and test of a source: its documents, and shares of them."""
+    if not any(shares):
+        return [docs, [], []]
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be shares "
                           "of the documents in [0, 1) that leave some to train on")

@@ -19,7 +19,7 @@ import llm_jax
 from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline
+from llm_jax.data import pipeline, summary
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
@@ -118,6 +118,8 @@ class Trainer:
         self.shares = size / len(rows(size))  # of a batch, this process holds one
         examples = objective.examples(self.tokenizer, config)
         self.batches = pipeline.train_iterator(examples, splits["train"], rows)
+        self.sets = {name: summary.line(examples, splits[name])
+                     for name in ("train", "validation") if len(splits[name])}  # fmt: skip
         self.held_out = None
         if len(splits["validation"]):
             self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
@@ -212,6 +214,7 @@ class Trainer:
             f"{m.num_heads} heads, {m.dtype}",
             "data": f"{d.train}, {self.config.tokenizer.name} tokenizer of "
             f"{self.tokenizer.vocab_size:,}",
+            **self.sets,
             **({"labels": ", ".join(d.labels)} if d.labels else {}),
             "batch": f"{d.batch_size} sequences of {m.max_length} tokens",
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",

@@ -5,7 +5,7 @@ import pytest
 
 from llm_jax import config
 from llm_jax.config import ConfigError
-from llm_jax.data import batches, chunks, sources
+from llm_jax.data import batches, chunks, lazy
 from tests import making
 
 
@@ -67,7 +67,7 @@ def start(monkeypatch):
         records = [Documents(documents) for _ in range(processes)]
         found = []
         for i, read in enumerate(records):
-            docs = sources.Lazy(read, {"text": "text"}, mean=20)
+            docs = lazy.Lazy(read, {"text": "text"}, mean=20)
             rows = lambda n, i=i: np.arange(i * n // processes, (i + 1) * n // processes)
             found.append(making.train_iterator(c, tokenizer, docs, rows))
         return found, records

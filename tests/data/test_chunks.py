@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llm_jax.data import chunks, sources, tokenizers
+from llm_jax.data import chunks, lazy, sources, tokenizers
 from tests import making
 
 TOKENIZER = tokenizers.Bytes()
@@ -19,7 +19,7 @@ def _set(count=40, longest=70):
 
 
 def _lazy(docs):
-    return sources.Lazy([{"text": doc} for doc in docs], {"text": "text"}, mean=35)
+    return lazy.Lazy([{"text": doc} for doc in docs], {"text": "text"}, mean=35)
 
 
 def _pairs(batches):
@@ -66,7 +66,7 @@ def test_each_goes_where_it_first_fits(fields, seed):
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_a_permutation_has_every_place_once(count):
-    orders = [[sources.permuted(i, count, seed) for i in range(count)] for seed in range(3)]
+    orders = [[lazy.permuted(i, count, seed) for i in range(count)] for seed in range(3)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert count < 7 or len({tuple(order) for order in orders}) == 3
 
@@ -218,7 +218,7 @@ def test_a_hundred_million_documents_start_at_once(config, monkeypatch):
     config.model.max_length, config.data.validation_fraction = 256, 0.001
     tracemalloc.start()
     began = time.perf_counter()
-    docs = sources.Lazy(_Endless(), {"text": "text"}, mean=2900)
+    docs = lazy.Lazy(_Endless(), {"text": "text"}, mean=2900)
     train, validation, _ = sources._hold_out(docs, [0.001, 0.0])
     iterator = making.train_iterator(config, TOKENIZER, train)
     started = time.perf_counter() - began

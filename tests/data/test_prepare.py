@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import chunks, files, prepare, sources, tokenizers
+from llm_jax.data import chunks, files, lazy, prepare, sources, tokenizers
 from tests import making
 
 TEXTS = [f"This is document number {i} of the set. " * (1 + i % 5) for i in range(30)]
@@ -101,7 +101,7 @@ def test_prepares_more_than_memory_takes(tmp_path, config, monkeypatch):
     prepare.main(["--name=large", f"--train={tmp_path}/a.JSONL.gz", f"--tfds_dir={tmp_path}"])
     config.data.tfds_dir = str(tmp_path)
     docs = sources.documents("tfds:large", config.data)
-    assert isinstance(docs, sources.Lazy)
+    assert isinstance(docs, lazy.Lazy)
     assert sorted(doc["text"] for doc in docs) == sorted(texts)
 
 
@@ -138,7 +138,7 @@ def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypa
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     tfds_config.data.train = "tfds:small@train"
     text = making.splits(tfds_config)["train"]
-    both = [sources.Lazy([{"text": tokenizer.decode(doc["tokens"])} for doc in split["train"]],
+    both = [lazy.Lazy([{"text": tokenizer.decode(doc["tokens"])} for doc in split["train"]],
                          text.columns), split["train"]]  # fmt: skip
     both = [making.train_iterator(tfds_config, tokenizer, docs) for docs in both]
     for _ in range(5):

@@ -1,0 +1,41 @@
+"""What is told of a set before training: counted by hand."""
+
+import pytest
+
+from llm_jax import objectives
+from llm_jax.data import summary, tokenizers
+
+
+def _line(config, docs, name, **keys):
+    for key, value in keys.items():
+        room, _, last = key.partition("__")
+        config[room][last] = value
+    config.objective.name = name
+    examples = objectives.get(name).examples(tokenizers.Bytes(("[CLS]",)), config)
+    return summary.line(examples, docs)
+
+
+def test_labels_shares_and_what_a_row_cuts(config):
+    docs = [{"text": "x" * n, "label": label} for n, label in
+            [(3, "b"), (14, "a"), (15, "b"), (99, "b")]]  # fmt: skip
+    found = _line(config, docs, "classification", data__labels=("a", "b"))
+    assert found == (
+        "4 documents; b 3, a 1; majority b 75.0%; 2 longer than 16 tokens (the longest 101)"
+    )
+
+
+def test_tags_are_counted_by_word(config):
+    docs = [{"tokens": ["a", "b"], "tags": ["O", "X"]}, {"tokens": ["c"], "tags": ["O"]}]
+    found = _line(config, docs, "tagging", data__labels=("O", "X"), model__kind="encoder")
+    assert "O 2, X 1; majority O 66.7%" in found
+
+
+def test_sources_and_targets_have_a_row_each(config):
+    docs = [{"source": "x" * 15, "target": "x" * 15}, {"source": "x", "target": "x" * 16}]
+    found = _line(config, docs, "seq2seq", model__kind="encoder_decoder")
+    assert found == "2 documents; 1 longer than 16 tokens (the longest 17)"
+
+
+@pytest.mark.parametrize("name", ["causal_lm"])
+def test_what_is_cut_in_windows_is_counted_alone(config, name):
+    assert _line(config, [{"text": "x" * 99}], name) == "1 documents"
