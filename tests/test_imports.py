@@ -31,6 +31,7 @@ MAY_USE = {
         "train",
     },
     "data.prepare": {"config", "data", "objectives"},  # a command: it stands above its room
+    "harness": {"data", "decode", "library"},
     "library": {
         "attention", "config", "data", "decode", "files", "hub", "models", "objectives", "train",
     },

@@ -23,8 +23,11 @@ def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
 
     The mark tells samples apart: a text may have empty lines of its own.
     """
-    first = prompt.format(text["prompt"])
-    lines = [f">>> {first}", (first if kind == "decoder" else "") + text["completion"]]
+    asked, continued = text["prompt"], kind == "decoder"
+    if not isinstance(asked, str):  # messages
+        asked, continued = asked[-1]["content"], False
+    first = prompt.format(asked)
+    lines = [f">>> {first}", (first if continued else "") + text["completion"]]
     for gap in text.get("candidates", ()):
         lines += ["  " + ", ".join(f"{c['text']!r} {c['probability']:.3f}" for c in gap)]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
 log = logging.getLogger(__name__)
-Prompt = str | Sequence[dict[str, Any]]  # a text, or messages
+Prompt = str | Sequence[dict[str, Any]] | Sequence[int]  # a text, messages, or ids
 
 
 def complete(
@@ -38,7 +38,8 @@ def complete(
 ) -> list[dict]:
     """Generates text: for each prompt its samples, {prompt, completion, tokens} each.
 
-    A decoder continues the prompt: prompt + completion is the whole text. Messages, [{"role": …,
+    A decoder continues the prompt: prompt + completion is the whole text. Ids are taken as they
+    are. Messages, [{"role": …,
     "content": …}], are laid out by the tokenizer's chat template, and it writes the assistant's
     next. An encoder-decoder reads the prompt and writes from the tokenizer's bos_id (which is pad
     where, as in T5, there is no bos). A masked model fills [MASK] or <mask>: `completion` and
@@ -143,6 +144,8 @@ def read(
         text = lay_out(prompt) if isinstance(prompt, str) else prompt
         if isinstance(text, str):
             row = [*before, *tokenizer.read(text), *behind]
+        elif all(isinstance(i, int) for i in text):
+            row = list(text)
         elif cfg.kind == "decoder":
             row = chat.prompt(tokenizer, text)
         else:

@@ -89,7 +89,7 @@ def test_a_reply_in_python_and_by_generate(run, tmp_path, capsys):
     file.write_text(json.dumps({"messages": asked}))
     command = ["generate", f"--workdir={run}", f"--prompts={file}", "--temperature=0"]
     assert launch.main(command) == 0
-    assert "How are you?Fine" in capsys.readouterr().out
+    assert ">>> How are you?\nFine" in capsys.readouterr().out
 
 
 @pytest.mark.slow
