@@ -36,6 +36,19 @@ def test_grows_in_stages_and_resumes():
             np.testing.assert_equal(next(again), expected)
 
 
+@pytest.mark.parametrize(
+    ("size", "start", "steps"), [(16, 4, 8), (1024, 4, 800), (96, 8, 7), (48, 16, 1), (8, 8, 5)]
+)
+def test_a_ramp_is_a_line_in_few_stages(size, start, steps):
+    """Each size is a program of its own, however many multiples of the first there are."""
+    data = settings(batch_size=size, ramp_start=start, ramp_steps=steps).data
+    sizes = np.array([batches.batch_size(data, step) for step in range(steps + 1)])
+    assert sizes[0] == start and sizes[-1] == size and (np.diff(sizes) >= 0).all()
+    assert len({*sizes}) <= 1 + batches.STAGES and (sizes % start == 0).all()
+    below = start + (size - start) * np.arange(steps + 1) / steps - sizes
+    assert (below >= 0).all() and (below < (size - start) / batches.STAGES + start).all()
+
+
 def test_start_must_divide():
     with pytest.raises(ConfigError, match=r"data\.ramp_start=5.*data\.batch_size=16"):
         c = settings()

@@ -45,6 +45,15 @@ def test_prepared_set_reads_back(tfds_config, monkeypatch, limit):
     assert isinstance(split["train"], list) == (limit > 0)
 
 
+def test_a_tokenizer_sees_all_of_a_small_set_and_of_a_large_one_an_even_part(config, monkeypatch):
+    config.tokenizer.name = "chars"
+    docs = [{"text": chr(ord("A") + i)} for i in range(100)]
+    seen = lambda: [ord(c) for c in prepare._tokenizer(config, iter(docs), ()).units]
+    assert seen() == [ord(doc["text"]) for doc in docs]
+    monkeypatch.setattr(prepare, "TRAINING_CHARACTERS", 10)
+    assert 5 <= len(seen()) <= 11 and len({*np.diff(seen())}) == 1
+
+
 def test_reads_without_tensorflow(tfds_config, monkeypatch):
     class Refuse(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.files import read_config
+from llm_jax.models.flops import train_flops
 from llm_jax.train import folder
 from llm_jax.train.folder import Folder
-from llm_jax.train.run import Setup, load_params
+from llm_jax.train.run import Setup, flops_per_token, load_params
 
 DOCUMENTS = [{"text": "one document"}, {"text": "another"}]
 
@@ -162,6 +164,22 @@ def test_packing_is_refused_where_rows_cannot_be_told_apart(tiny, workdir):
     config.model.kind, config.model.attention = "encoder", "linformer"
     with pytest.raises(ConfigError, match="cannot do data.packing='first_fit' .*several segments"):
         Setup(config, None)
+
+
+def test_flops_a_token_are_of_both_sides_and_of_what_is_predicted(tiny):
+    """A masked model's head takes ceil(0.15 x 16) = 3 positions of 16: norm and matrix for each."""
+
+    def resolved(changes):
+        config = tiny(changes)
+        config.model = configs.resolve(config.model, 264)
+        return config
+
+    pairs = resolved({"model.kind": "encoder_decoder", "objective.name": "seq2seq"})
+    assert flops_per_token(pairs) == train_flops(pairs.model, 1, 16, 16) / (16 + 16)
+    masked = {"model.kind": "encoder", "model.head": "mlm", "objective.name": "masked_lm"}
+    masked = resolved(masked)
+    spared = train_flops(masked.model, 1, 16) - 16 * flops_per_token(masked)
+    assert spared == pytest.approx(6 * (16 - 3) * (16 * 16 + 16 * 264))
 
 
 def test_reading_needs_a_run_with_a_checkpoint(tiny, tmp_path):
