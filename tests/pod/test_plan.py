@@ -123,6 +123,11 @@ def test_what_does_not_fit_says_what_would_help(tiny, monkeypatch):
     assert not found["fits"] and found["failed"]
     assert any("model.remat=full" in text for text in found["advice"])
     assert "does not fit" in report.lines(found)
+    # Bytes that are held are known, and here too many, before anything is compiled.
+    monkeypatch.setattr(chips, "chip", lambda device: small._replace(hbm=1))
+    averaged = plan.make(tiny(TINY | {"train.ema_decay": 0.5}), "cpu:8")
+    more = averaged["other_argument_bytes"] - found["other_argument_bytes"]
+    assert more == found["parameter_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -318,9 +318,11 @@ def test_only_a_leaf_that_mirrors_a_parameter_lies_like_it():
     split = lambda *axes: jax.sharding.NamedSharding(mesh, spec(*axes))
     where = {"a": {"kernel": split("fsdp", None)}, "b": {"kernel": split(None, "fsdp")}}
     state = {"mu": params, "rows": {"a": {"kernel": jnp.ones(8)}}, "count": jnp.zeros(())}
+    state["left"] = {"a": {"kernel": jnp.ones((8, 1))}}  # as many axes, and another shape
     found = sharding.like_params(state, params, where, mesh)
     assert found["mu"] == where
-    assert found["rows"]["a"]["kernel"] == found["count"] == sharding.replicated(mesh)
+    others = found["rows"]["a"]["kernel"], found["left"]["a"]["kernel"], found["count"]
+    assert {*others} == {sharding.replicated(mesh)}
 
 
 def test_peak_flops_is_known_by_part_of_the_name():
