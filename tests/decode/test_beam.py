@@ -53,11 +53,10 @@ def test_likely_ends_leave_a_beam_alive():
     bias = np.zeros(11, np.float32)
     bias[[3, 7]] = 2
     ends = params | {"output": np.zeros_like(params["output"]), "output_bias": bias}
-    for beams in (1, 2):
-        (found,) = beam_search(
-            model, ends, [[1]], max_new_tokens=6, eos_id=[3, 7], beams=beams, length_penalty=8.0
-        )
-        assert len(found[0].tokens) == 6 and found[0].tokens[-1] in (3, 7)
+    (found,) = beam_search(
+        model, ends, [[1]], max_new_tokens=6, eos_id=[3, 7], beams=2, length_penalty=8.0
+    )
+    assert len(found[0].tokens) == 6 and found[0].tokens[-1] in (3, 7)
 
 
 def test_one_beam_is_greedy():

@@ -129,7 +129,7 @@ def test_rates_are_of_all_devices_and_processes(tiny, silent, tmp_path, monkeypa
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(loop, "peak_flops", lambda device: 1e9)
-    monkeypatch.setattr(loop.Setup, "draw_state", lambda *_: None)
+    monkeypatch.setattr(loop.Setup, "draw_state", lambda *_: SimpleNamespace(params={}))
     monkeypatch.setattr(loop.sharding, "rows", lambda mesh: lambda n: np.arange(n // 2))
     monkeypatch.setattr(loop.sharding, "put", lambda batch, mesh: batch)
     trainer = Trainer(tiny(), tmp_path, silent, jax.devices())
