@@ -13,7 +13,7 @@ from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.metrics import figure
 
 WORST = 10  # errors that are shown
-SHOWN = 300  # characters of a record, or an answer
+SHOWN = 300  # characters of a text
 CLASSES = 40  # most of them that a confusion matrix has room for
 
 
@@ -94,5 +94,7 @@ def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> 
 
     keys = {i: order(i) for i in range(len(records))}
     wrong = sorted((i for i in keys if keys[i][0] < 1), key=keys.get)
-    said = lambda row: json.dumps(row, ensure_ascii=False, default=str)[:SHOWN]
+    short = lambda x: f"{x[:SHOWN]}…" if isinstance(x, str) and len(x) > SHOWN else x
+    shorter = lambda row: {name: short(value) for name, value in row.items()}
+    said = lambda row: json.dumps(shorter(row), ensure_ascii=False, default=str)
     return [f"```\n{said(records[i])}\n{said(answers[i])}\n```" for i in wrong[:WORST]] or ["None."]
