@@ -21,11 +21,11 @@ from llm_jax.attention import (
 )  # fmt: skip
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import Softmax
+from llm_jax.attention.scoring import Scoring
 from llm_jax.attention.variant import ABILITIES, Projection, Variant, Weight
 
 __all__ = [
-    "ABILITIES", "VARIANTS", "Bias", "Mask", "Projection", "Softmax", "Variant", "Weight", "get",
+    "ABILITIES", "VARIANTS", "Bias", "Mask", "Projection", "Scoring", "Variant", "Weight", "get",
 ]  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {

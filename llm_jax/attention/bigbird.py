@@ -9,7 +9,7 @@ from jax import Array
 
 from llm_jax.attention import dense, local
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
@@ -18,7 +18,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     block: int,
     random_blocks: int,
@@ -37,50 +37,68 @@ def attend(
         instead of `choose`.
     """
     B, T, N, H = query.shape
-    K, G, C = key.shape[2], N // key.shape[2], -(-T // block)
-    if not mask.whole or softmax.bias is not None:
+    K, C = key.shape[2], -(-T // block)
+    if not mask.whole or scoring.bias is not None:
         raise ValueError("attention 'bigbird' has no bias, prefix or cache")
     if C <= 3:
-        return dense.attend(query, key, value, mask, softmax)
-    if seen is None:
-        seen = choose(N, C, random_blocks, mask.causal)
-    index = jnp.asarray(np.maximum(seen, 0))  # [N, C, M]
+        return dense.attend(query, key, value, mask, scoring)
+    seen_NCM = choose(N, C, random_blocks, mask.causal) if seen is None else seen
 
-    def blocks(x):  # [B, T, heads, ...] -> [B, heads, C, block, ...]
-        more = [(0, 0), (0, C * block - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, more).swapaxes(1, 2)
-        return x.reshape(*x.shape[:2], C, block, *x.shape[3:])
-
-    def gather(x):  # [B, heads, C, block, ...] -> [B, N, C, M block, ...]
-        x = jnp.repeat(x, N // x.shape[1], axis=1)
-        x = x[:, jnp.arange(N)[:, None, None], index]
-        return x.reshape(*x.shape[:3], -1, *x.shape[5:])
-
-    place = blocks(jnp.arange(C * block)[None, :, None])
-    ours, theirs = place[..., :, None], gather(place)[..., None, :]
-    there = jnp.repeat(jnp.asarray(seen) >= 0, block, axis=-1)[None, :, :, None]
-    visible = there & (theirs < T) & mask.near(ours, theirs)
-    if mask.query_segments is not None:
-        segments = blocks(mask.query_segments[..., None])
-        visible = visible & (segments[..., :, None] == gather(segments)[..., None, :])
-    heads = lambda x: x.reshape(x.shape[0], K, G, *x.shape[2:])
-    products = jnp.einsum(
-        "bncih,bncjh->bncij", blocks(query), gather(blocks(key)), preferred_element_type=jnp.float32
+    heads = lambda x: x.reshape(x.shape[0], K, N // K, *x.shape[2:])
+    q_BNCbH = _blocks(query, block)
+    k_BNCSH, v_BNCSH = (_gather(x, block, seen_NCM) for x in (key, value))  # S = M block
+    products_BNCbS = jnp.einsum(
+        "bncih,bncjh->bncij", q_BNCbH, k_BNCSH, preferred_element_type=jnp.float32
     )
-    visible = heads(jnp.broadcast_to(visible, (visible.shape[0], *products.shape[1:])))
-    weights = softmax.weights(softmax.scores(heads(products), H), visible)
-    weights = weights.reshape(products.shape).astype(value.dtype)
-    y = jnp.einsum("bncij,bncjh->bncih", weights, gather(blocks(value)))
-    y = y.reshape(B, N, C * block, -1).swapaxes(1, 2)[:, :T]
-    if mask.causal:
-        return y
-    first = local.leading(block, query, key, value, mask, softmax)
+    visible = _visible(mask, T, block, seen_NCM)
+    visible = heads(jnp.broadcast_to(visible, (len(visible), *products_BNCbS.shape[1:])))
+    weights = scoring.weights(scoring.scores(heads(products_BNCbS), H), visible)
+    weights_BNCbS = weights.reshape(products_BNCbS.shape).astype(value.dtype)
+    y_BNCbH = jnp.einsum("bncij,bncjh->bncih", weights_BNCbS, v_BNCSH)
+    y_BTNH = y_BNCbH.reshape(B, N, C * block, -1).swapaxes(1, 2)[:, :T]
+    return y_BTNH if mask.causal else _ends(y_BTNH, block, query, key, value, mask, scoring)
+
+
+def _blocks(x, block):
+    """[B, T, heads, ...] -> [B, heads, C, block, ...]."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2)).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], -1, block, *x.shape[3:])
+
+
+def _gather(x, block, seen_NCM):
+    """[B, T, heads, ...] -> [B, N, C, M block, ...], what each block of queries sees."""
+    N = len(seen_NCM)
+    x = _blocks(x, block)
+    x = jnp.repeat(x, N // x.shape[1], axis=1)
+    x = x[:, jnp.arange(N)[:, None, None], np.maximum(seen_NCM, 0)]
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
+
+
+def _visible(mask, T, block, seen_NCM):
+    """[B or 1, N, C, block, M block], whether a query sees a key."""
+
+    def pairs(x):  # [B, T, 1] -> of queries and of keys
+        return _blocks(x, block)[..., :, None], _gather(x, block, seen_NCM)[..., None, :]
+
+    ours, theirs = pairs(jnp.arange(seen_NCM.shape[1] * block)[None, :, None])
+    there = jnp.repeat(jnp.asarray(seen_NCM) >= 0, block, axis=-1)[None, :, :, None]
+    visible = there & (theirs < T) & mask.near(ours, theirs)
+    if mask.query_segments is None:
+        return visible
+    ours, theirs = pairs(mask.query_segments[..., None])
+    return visible & (ours == theirs)
+
+
+def _ends(y, block, query, key, value, mask, scoring):
+    """y [B, T, N, H] with the first and the last block of queries seeing all keys."""
+    first = local.leading(block, query, key, value, mask, scoring)
     flip = lambda x: None if x is None else x[:, ::-1]
     turned = dataclasses.replace(
         mask, query_segments=flip(mask.query_segments), key_segments=flip(mask.key_segments)
     )
-    tail = T - (C - 1) * block
-    last = local.leading(tail, flip(query), flip(key), flip(value), turned, softmax.apart(1))
+    T = query.shape[1]
+    tail = T - (-(-T // block) - 1) * block
+    last = local.leading(tail, flip(query), flip(key), flip(value), turned, scoring.apart(1))
     return y.at[:, :block].set(first).at[:, T - tail :].set(flip(last))
 
 

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from llm_jax.attention import dense, platform
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import HIDDEN, PLAIN, Softmax
+from llm_jax.attention.scoring import HIDDEN, PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 # Scores computed at a time: on a CPU as many as its cache holds, up to so many a side.
@@ -19,7 +19,7 @@ ELSEWHERE = (2**30, 512)
 SMALLEST = 64
 
 
-def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax = PLAIN) -> Array:
+def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
     """Returns [B, T, N, H] as `dense.attend`, a block of queries and of keys at a time.
 
     A softmax needs the largest score and the sum only, both corrected as further keys come
@@ -31,7 +31,7 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     if not mask.aligned or T == 1:
-        return dense.attend(query, key, value, mask, softmax)
+        return dense.attend(query, key, value, mask, scoring)
     size = _size(B * N)
     t, s = min(size, T), min(size, S)
     rows, columns = -(-T // t) * t, -(-S // s) * s
@@ -47,8 +47,8 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
             query_segments=_pad(mask.query_segments, 1, rows),
             key_segments=_pad(mask.key_segments, 1, columns, fill=-1),
         )
-    smooth = query, key, value, softmax.bias, softmax.sinks
-    rest = mask, dataclasses.replace(softmax, bias=None, sinks=None)
+    smooth = query, key, value, scoring.bias, scoring.sinks
+    rest = mask, dataclasses.replace(scoring, bias=None, sinks=None)
     y = _attend((t, s, T, S), smooth, rest)
     return y[..., :T, :].transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
 
@@ -62,12 +62,12 @@ def _size(heads: int) -> int:
 
 def _tile(smooth, rest, i, j, sizes):
     """Scores [B, K, G, t, s] of the i-th block of queries and the j-th of keys."""
-    (query, key, bias), (mask, softmax), (t, s, *_) = smooth, rest, sizes
+    (query, key, bias), (mask, scoring), (t, s, *_) = smooth, rest, sizes
     products = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         behind = 0 if mask.query_offset is None else mask.query_offset
         bias = bias.tile(j * s - i * t - behind, t, s).reshape(products.shape[1:])
-    scores = softmax.scores(products, query.shape[-1], bias)
+    scores = scoring.scores(products, query.shape[-1], bias)
     visible = mask.tile(i * t, t, j * s, s)
     return scores if visible is None else jnp.where(visible[:, :, None], scores, HIDDEN)
 
@@ -82,7 +82,7 @@ def _blocks(mask, i, sizes):
 def _forward(sizes, smooth, rest):
     """The output [B, K, G, rows, V], and the logarithm of each query's sum [B, K, G, rows]."""
     query, key, value, bias, sinks = smooth
-    (mask, softmax), (t, s, *_) = rest, sizes
+    (mask, scoring), (t, s, *_) = rest, sizes
     count = query.shape[3] // t
 
     def row(i):
@@ -96,7 +96,7 @@ def _forward(sizes, smooth, rest):
             weights = jnp.exp(scores - new[..., None])
             shrink = jnp.exp(most - new)
             total = total * shrink + weights.sum(-1)
-            weights = softmax.drop(weights, i * (key.shape[2] // s) + j).astype(v.dtype)
+            weights = scoring.drop(weights, i * (key.shape[2] // s) + j).astype(v.dtype)
             part = jnp.einsum("bkgts,bksv->bkgtv", weights, v, preferred_element_type=jnp.float32)
             return new, total, y * shrink[..., None] + part
 
@@ -127,7 +127,7 @@ def _save(sizes, smooth, rest):
 def _backward(sizes, saved, dy):
     smooth, rest, y, logs = saved
     query, key, value, bias, sinks = smooth
-    (mask, softmax), (t, s, *_) = rest, sizes
+    (mask, scoring), (t, s, *_) = rest, sizes
     along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1)  # what each softmax's sum takes away
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
 
@@ -140,7 +140,7 @@ def _backward(sizes, saved, dy):
             score = lambda *x: _tile(x, rest, i, j, sizes)
             scores, pull = jax.vjp(score, q, k, bias)
             weights = jnp.exp(scores - z[..., None])
-            drop = lambda x: softmax.drop(x, i * (key.shape[2] // s) + j)
+            drop = lambda x: scoring.drop(x, i * (key.shape[2] // s) + j)
             dropped = drop(weights).astype(d.dtype)
             dw = jnp.einsum("bkgtv,bksv->bkgts", d, v, preferred_element_type=jnp.float32)
             mine = pull(weights * (drop(dw) - a[..., None]))

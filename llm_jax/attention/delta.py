@@ -7,7 +7,7 @@ from jax import Array
 from llm_jax.attention import recurrent
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
@@ -16,7 +16,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     rate: Array,
     decay: Array,

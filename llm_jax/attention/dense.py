@@ -4,13 +4,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 BLOCK, BLOCKS = 128, 8  # queries at a time: at least 128, in at most 8 blocks
 
 
-def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax = PLAIN) -> Array:
+def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
     """Returns [B, T, N, H]: softmax(scale query key^T + bias, over the visible keys) value.
 
     Queries are taken in blocks, each with only those keys that its part of the mask can
@@ -21,7 +21,7 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
       key: [B, S, K, H], K divides N: N / K consecutive query heads share a key head.
       value: [B, S, K, V]; V is H but where a kind says otherwise.
       mask: which keys each query sees.
-      softmax: scale, cap, bias, sinks and dropout of the scores.
+      scoring: scale, cap, bias, sinks and dropout of the scores.
     """
     B, T, N, H = query.shape
     S, K, V = value.shape[1:]
@@ -38,11 +38,11 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
             preferred_element_type=jnp.float32,
         )
         place = start, stop - start, first, last - first
-        bias = softmax.bias and softmax.bias.block(mask.query_offset, *place)
+        bias = scoring.bias and scoring.bias.block(mask.query_offset, *place)
         bias = None if bias is None else bias.reshape(-1, K, N // K, *bias.shape[2:])
         visible = mask.tile(*place)
         visible = None if visible is None else visible[:, :, None]
-        weights = softmax.weights(softmax.scores(products, H, bias), visible, start)
+        weights = scoring.weights(scoring.scores(products, H, bias), visible, start)
         return jnp.einsum("bkgts,bksv->bkgtv", weights.astype(value.dtype), value[:, :, first:last])
 
     size = T

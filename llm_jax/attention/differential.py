@@ -10,7 +10,7 @@ from llm_jax.attention import blockwise
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
 START = 0.8  # of lambda; the paper's schedule by depth did no better (its section 3.8)
@@ -21,7 +21,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     lambda_q1: Array,
     lambda_k1: Array,
@@ -44,8 +44,8 @@ def attend(
 
     def half(i):
         pick = lambda x: None if x is None else x[i::2]
-        bias = softmax.bias and Bias(pick(softmax.bias.values))
-        ours = dataclasses.replace(softmax.apart(i), bias=bias, sinks=pick(softmax.sinks))
+        bias = scoring.bias and Bias(pick(scoring.bias.values))
+        ours = dataclasses.replace(scoring.apart(i), bias=bias, sinks=pick(scoring.sinks))
         return blockwise.attend(query[..., i, :], key[..., i, :], value, mask, ours)
 
     share = jnp.exp(lambda_q1 @ lambda_k1) - jnp.exp(lambda_q2 @ lambda_k2) + START

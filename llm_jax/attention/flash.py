@@ -6,11 +6,11 @@ from jax import Array
 
 from llm_jax.attention import blockwise, platform, splash
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
-def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax = PLAIN) -> Array:
+def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
     """Returns [B, T, N, H] as `dense.attend`: cuDNN on a GPU, Pallas on a TPU, else `blockwise`.
 
     cuDNN takes half precision, heads of a multiple of 8 up to 128, no cap, sinks or dropout; the
@@ -19,16 +19,16 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax 
     H = query.shape[-1]
     where = platform.name()
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
-    plain = not softmax.asked - {"bias"} and value.shape[-1] == H
+    plain = not scoring.asked - {"bias"} and value.shape[-1] == H
     if where == "gpu" and fits and plain:
-        return fused(query, key, value, mask, softmax, "cudnn")
-    if where == "tpu" and platform.alone() and splash.fits(query, key, mask, softmax):
-        return splash.attend(query, key, value, mask, softmax)
-    return blockwise.attend(query, key, value, mask, softmax)
+        return fused(query, key, value, mask, scoring, "cudnn")
+    if where == "tpu" and platform.alone() and splash.fits(query, key, mask, scoring):
+        return splash.attend(query, key, value, mask, scoring)
+    return blockwise.attend(query, key, value, mask, scoring)
 
 
 def fused(
-    query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax, implementation: str
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, implementation: str
 ) -> Array:
     """Returns `attend` by jax.nn.dot_product_attention.
 
@@ -36,7 +36,7 @@ def fused(
     and a window without causality as a dense mask.
     """
     T, S = query.shape[1], key.shape[1]
-    bias = softmax.bias and softmax.bias.block(mask.query_offset, 0, T, 0, S)
+    bias = scoring.bias and scoring.bias.block(mask.query_offset, 0, T, 0, S)
     structured = mask.causal and mask.whole and not (mask.chunk or mask.stride)
     structured = structured and not mask.global_tokens
     window = None
@@ -49,7 +49,7 @@ def fused(
         value,
         None if bias is None else bias.astype(query.dtype),
         mask.dense(T, S),
-        scale=softmax.scale,
+        scale=scoring.scale,
         is_causal=structured,
         local_window_size=window,
         implementation=implementation,

@@ -7,7 +7,7 @@ from jax import Array
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
@@ -16,7 +16,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     decay: Array,
     norm: Array,
@@ -35,7 +35,7 @@ def attend(
       valid: [B, T], of the tokens that may change the state; given with it.
     """
     N, H = query.shape[2:]
-    scale = H**-0.5 if softmax.scale is None else softmax.scale
+    scale = H**-0.5 if scoring.scale is None else scoring.scale
     log_decay = jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16
     query, key = query.astype(jnp.float32) * scale, repeat(key, N)
     if valid is not None:

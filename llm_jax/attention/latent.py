@@ -7,7 +7,7 @@ from jax import Array
 
 from llm_jax.attention import blockwise, dense
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
@@ -16,7 +16,7 @@ def attend(
     key: Array,
     value: None,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     up_key: Array,
     up_value: Array,
@@ -34,16 +34,16 @@ def attend(
     """
     C, N, H = up_key.shape
     latent, shared = key[..., :C], key[..., C:]
-    scale = query.shape[-1] ** -0.5 if softmax.scale is None else softmax.scale
-    softmax = dataclasses.replace(softmax, scale=scale)
+    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scoring = dataclasses.replace(scoring, scale=scale)
     if mask.whole:
         make = lambda up: jnp.einsum("bsc,cnh->bsnh", latent[:, :, 0], up.astype(latent.dtype))
         shared = jnp.broadcast_to(shared, (*shared.shape[:2], N, shared.shape[-1]))
         key = jnp.concatenate([make(up_key), shared], axis=-1)
-        return blockwise.attend(query, key, make(up_value), mask, softmax)
+        return blockwise.attend(query, key, make(up_value), mask, scoring)
     ours = jnp.einsum("btnh,cnh->btnc", query[..., :H], up_key.astype(query.dtype))
     query = jnp.concatenate([ours, query[..., H:]], axis=-1)
-    y = dense.attend(query, key, latent, mask, softmax)
+    y = dense.attend(query, key, latent, mask, scoring)
     return jnp.einsum("btnc,cnh->btnh", y, up_value.astype(y.dtype))
 
 

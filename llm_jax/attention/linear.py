@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
@@ -15,7 +15,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     state: Array | None = None,
     valid: Array | None = None,
@@ -38,10 +38,10 @@ def attend_performer(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     random_features: int,
-    plan: Array,
+    decided: Array,
     state: Array | None = None,
     valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
@@ -51,14 +51,14 @@ def attend_performer(
     positive features along orthogonal random directions w.
 
     Args:
-      plan: [H, M], the directions; drawn again each training step.
+      decided: [H, M], the directions; drawn again each training step.
     """
     N, H = query.shape[2:]
-    root = (H**-0.5 if softmax.scale is None else softmax.scale) ** 0.5
+    root = (H**-0.5 if scoring.scale is None else scoring.scale) ** 0.5
 
     def f(x, axes):
         x = x * root
-        z = x @ plan - jnp.square(x).sum(-1, keepdims=True) / 2
+        z = x @ decided - jnp.square(x).sum(-1, keepdims=True) / 2
         # What all features of a query share cancels; of keys only what all keys share would,
         # which a later key must not decide.
         return jnp.exp(z - jax.lax.stop_gradient(z.max(axes, keepdims=True)) if axes else z)
@@ -100,9 +100,7 @@ def _both_ways(query, key, value, mask):
     """What came before each token, itself included, plus what comes after it."""
     before, _ = sum_of_products(query, key, value, mask)
     flip = lambda x: x[:, ::-1]
-    after, _ = sum_of_products(
-        flip(query), flip(key), flip(value), Mask(flip(mask.query_segments))
-    )
+    after, _ = sum_of_products(flip(query), flip(key), flip(value), Mask(flip(mask.query_segments)))
     itself = jnp.sum(query * key, axis=-1, keepdims=True) * value
     return before + flip(after) - itself
 
@@ -128,6 +126,6 @@ PERFORMER = Variant(
     memory=lambda T, S, N, H, random_features: 2 * T * N * random_features,
     source="Choromanski et al. 2021, https://arxiv.org/abs/2009.14794",
     reads=("random_features",),
-    plan=directions,
+    decide=directions,
     state=_state,
 )

@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention import dense
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
 
@@ -15,7 +15,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     max_length: int,
     landmarks: int,
@@ -37,9 +37,7 @@ def attend(
         real = (mask.key_segments > 0)[..., None, None]
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
     mix = lambda x, by: jnp.einsum("bskh,sl->blkh", x, by[:S].astype(x.dtype))
-    return dense.attend(
-        query, mix(key, compress_key), mix(value, compress_value), Mask(), softmax
-    )
+    return dense.attend(query, mix(key, compress_key), mix(value, compress_value), Mask(), scoring)
 
 
 def _weights(N, K, H, max_length, landmarks):

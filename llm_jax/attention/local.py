@@ -7,7 +7,7 @@ from jax import Array
 
 from llm_jax.attention import blockwise, dense
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
@@ -16,7 +16,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     window: int | None = None,
 ) -> Array:
@@ -30,7 +30,7 @@ def attend(
       window: keys a query sees back, itself included; None: mask.window.
     """
     mask = dataclasses.replace(mask, window=window or mask.window)
-    return _attend(query, key, value, mask, softmax, mask.window)
+    return _attend(query, key, value, mask, scoring, mask.window)
 
 
 def attend_chunked(
@@ -38,7 +38,7 @@ def attend_chunked(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     window: int | None = None,
 ) -> Array:
@@ -48,17 +48,17 @@ def attend_chunked(
     for the authors' going round from the last chunk to the first, which no causal model sees.
     """
     mask = dataclasses.replace(mask, chunk=window or mask.chunk)
-    return _attend(query, key, value, mask, softmax, mask.chunk)
+    return _attend(query, key, value, mask, scoring, mask.chunk)
 
 
-def _attend(query, key, value, mask, softmax, size):
+def _attend(query, key, value, mask, scoring, size):
     if size is None or not mask.whole or key.shape[1] != query.shape[1]:
-        return blockwise.attend(query, key, value, mask, softmax)
-    return banded(query, key, value, mask, softmax, size)
+        return blockwise.attend(query, key, value, mask, scoring)
+    return banded(query, key, value, mask, scoring, size)
 
 
 def banded(
-    query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax, size: int
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, size: int
 ) -> Array:
     """Returns `dense.attend` where mask shows no more than blocks of `size` and its global tokens.
 
@@ -68,7 +68,7 @@ def banded(
     B, T, N, H = query.shape
     K, G, g = key.shape[2], N // key.shape[2], mask.global_tokens
     if T <= 2 * size + g:
-        return dense.attend(query, key, value, mask, softmax)
+        return dense.attend(query, key, value, mask, scoring)
     count, ahead = -(-T // size), 0 if mask.causal else 1
 
     def blocks(x, fill=0):  # [B, T, ...] -> [B, count, size, ...]
@@ -89,9 +89,9 @@ def banded(
         same = blocks(mask.query_segments)[..., :, None] == near(mask.key_segments)[..., None, :]
         visible = visible & same
     bias = None
-    if softmax.bias is not None:
-        bias = softmax.bias.tile(-size, size, (2 + ahead) * size)
-        first = _pad(softmax.bias.tile(0, T, g), 0, count * size - T, 0)
+    if scoring.bias is not None:
+        bias = scoring.bias.tile(-size, size, (2 + ahead) * size)
+        first = _pad(scoring.bias.tile(0, T, g), 0, count * size - T, 0)
         first = first.reshape(N, count, size, g)
         bias = jnp.broadcast_to(bias[:, None], (N, count, *bias.shape[1:]))
         bias = jnp.concatenate([first, bias], axis=-1).reshape(K, G, *bias.shape[1:3], -1)
@@ -102,19 +102,19 @@ def banded(
         near(key),
         preferred_element_type=jnp.float32,
     )
-    weights = softmax.weights(softmax.scores(products, H, bias), visible[:, None, None])
+    weights = scoring.weights(scoring.scores(products, H, bias), visible[:, None, None])
     y = jnp.einsum("bkgcij,bcjkh->bcikgh", weights.astype(value.dtype), near(value))
     y = y.reshape(B, count * size, N, -1)[:, :T]
-    return y.at[:, :g].set(leading(g, query, key, value, mask, softmax)) if g else y
+    return y.at[:, :g].set(leading(g, query, key, value, mask, scoring)) if g else y
 
 
 def leading(
-    rows: int, query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax
+    rows: int, query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring
 ) -> Array:
     """Returns `dense.attend` of the first `rows` queries to all keys."""
     if mask.query_segments is not None:
         mask = dataclasses.replace(mask, query_segments=mask.query_segments[:, :rows])
-    return dense.attend(query[:, :rows], key, value, mask, softmax)
+    return dense.attend(query[:, :rows], key, value, mask, scoring)
 
 
 def _pad(x, before, after, fill):

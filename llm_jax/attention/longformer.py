@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention import dense, local
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, able
 
 
@@ -15,7 +15,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     window: int,
     global_tokens: int,
@@ -35,11 +35,11 @@ def attend(
     """
     mask = dataclasses.replace(mask, window=window, global_tokens=global_tokens)
     if not global_tokens:
-        return local.attend(query, key, value, mask, softmax)
+        return local.attend(query, key, value, mask, scoring)
     if query.shape[1] <= global_tokens:
-        return dense.attend(global_query, global_key, global_value, mask, softmax)
-    y = local.banded(query, key, value, mask, softmax, window)
-    first = local.leading(global_tokens, global_query, global_key, global_value, mask, softmax)
+        return dense.attend(global_query, global_key, global_value, mask, scoring)
+    y = local.banded(query, key, value, mask, scoring, window)
+    first = local.leading(global_tokens, global_query, global_key, global_value, mask, scoring)
     return y.at[:, :global_tokens].set(first)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import HIDDEN, PLAIN, Softmax
+from llm_jax.attention.scoring import HIDDEN, PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 ITSELF = -1e5  # above HIDDEN: a token sees itself only where it sees nothing else
@@ -25,9 +25,9 @@ def attend(
     key: Array | None,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
-    plan: Array | None = None,
+    decided: Array | None = None,
     lsh_chunk: int = 64,
     lsh_hashes: int = 1,
     lsh_buckets: tuple[int, ...] = (),
@@ -45,68 +45,84 @@ def attend(
       value: [B, T, K, H], K divides N.
       mask: segments are sorted one by one, 0 last: what a token sees depends on where in the row
         its segment starts, and on the tokens of no other.
-      plan: [B, N, R, T], the bucket of each token in each round; None: drawn here.
+      decided: [B, N, R, T], the bucket of each token in each round; None: drawn here.
       lsh_chunk, lsh_hashes, lsh_buckets: see `assign`.
-      softmax: scale and dropout; it has no bias, cap or sinks, nor a prefix or cache.
+      scoring: scale and dropout; it has no bias, cap or sinks, nor a prefix or cache.
     """
-    if softmax.asked - {"dropout"} or not mask.whole:
+    if scoring.asked - {"dropout"} or not mask.whole:
         raise ValueError("attention 'lsh' has no bias, prefix or cache: set model.attention=dense")
     B, T, N, H = query.shape
-    scale = H**-0.5 if softmax.scale is None else softmax.scale
-    if plan is None:
-        plan = assign(query, jax.random.key(0), lsh_chunk, lsh_hashes, lsh_buckets)
+    if decided is None:
+        decided = assign(query, jax.random.key(0), lsh_chunk, lsh_hashes, lsh_buckets)
     size = min(lsh_chunk, T)
     L = -(-T // size) * size
-    segments = mask.query_segments
-    if L > T and segments is None:
-        segments = jnp.ones((1, T), jnp.int32)
+    segments_BL = mask.query_segments
+    if L > T and segments_BL is None:
+        segments_BL = jnp.ones((1, T), jnp.int32)
+    if segments_BL is not None:
+        segments_BL = jnp.pad(segments_BL, [(0, 0), (0, L - T)])
+    buckets_BNRL = jnp.pad(decided.astype(jnp.int32), [(0, 0)] * 3 + [(0, L - T)])
+    order_BNRL = _sort(buckets_BNRL, segments_BL)
 
-    rank = jnp.pad(plan.astype(jnp.int32), [(0, 0)] * 3 + [(0, L - T)])
-    if segments is None:
-        order = jnp.argsort(rank, axis=-1, stable=True)  # [B, N, R, L]
-    else:
-        segments = jnp.pad(segments, [(0, 0), (0, L - T)])
-        first = jnp.where(segments == 0, jnp.iinfo(jnp.int32).max, segments)[:, None, None]
-        order = jnp.lexsort((rank, jnp.broadcast_to(first, rank.shape)))
-    undo = jnp.argsort(order, axis=-1)
-    R = order.shape[2]
-
-    def pick(x, index):  # x [B, N or 1, R or 1, L, ...] by index [B, N, R, L]
-        return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 4)), axis=3)
-
-    def chunks(x):  # [B, N, R, L, ...] -> [B, N, C, size, ...]
-        return x.reshape(*x.shape[:2], R * L // size, size, *x.shape[4:])
-
-    def near(x):  # [B, N, C, size, ...] -> [B, N, C, 2 size, ...]; the first chunk follows the last
-        return x if x.shape[2] == 1 else jnp.concatenate([jnp.roll(x, 1, axis=2), x], axis=3)
-
-    def heads(x):  # [B, T, N, H] -> sorted chunks [B, N, C, size, H]
+    def sort(x):  # [B, T, N, H] -> [B, N, C, c, H]: C chunks of c tokens, of all rounds
         x = jnp.pad(x, [(0, 0), (0, L - T), (0, 0), (0, 0)]).swapaxes(1, 2)
-        return chunks(pick(x[:, :, None], order))
+        return _chunks(_pick(x[:, :, None], order_BNRL), size)
 
-    q, v = heads(query), heads(jnp.repeat(value, N // value.shape[2], axis=2))
-    k = q.astype(jnp.float32)
-    k = k * jax.lax.rsqrt(jnp.square(k).mean(-1, keepdims=True) + 1e-6) * scale
-    scores = jnp.einsum(
-        "bncih,bncjh->bncij", q, near(k.astype(q.dtype)), preferred_element_type=jnp.float32
-    )
-    ours, theirs = chunks(order)[..., :, None], near(chunks(order))[..., None, :]
+    q_BNCcH, v_BNCcH = sort(query), sort(jnp.repeat(value, N // value.shape[2], axis=2))
+    place_BNCc = _chunks(order_BNRL, size)
+    ours, theirs = place_BNCc[..., :, None], _with_previous(place_BNCc)[..., None, :]
     visible = mask.near(ours, theirs)
-    if segments is not None:
-        segment = chunks(pick(segments[:, None, None], order))
-        visible = visible & (segment[..., :, None] == near(segment)[..., None, :])
-    scores = jnp.where(visible, scores, HIDDEN)
-    scores = jnp.where(ours == theirs, ITSELF, scores)
-    total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-    weights = softmax.drop(jnp.exp(scores - total))
-    y = jnp.einsum("bncij,bncjh->bncih", weights.astype(v.dtype), near(v))
+    if segments_BL is not None:
+        segment = _chunks(_pick(segments_BL[:, None, None], order_BNRL), size)
+        visible = visible & (segment[..., :, None] == _with_previous(segment)[..., None, :])
+    y, total = _within_chunks(q_BNCcH, v_BNCcH, visible, ours == theirs, scoring)
 
-    y, total = (pick(x.reshape(B, N, R, L, -1), undo) for x in (y, total))
+    undo_BNRL = jnp.argsort(order_BNRL, axis=-1)
+    y_BNRLH, total_BNRL1 = (_pick(x.reshape(*undo_BNRL.shape, -1), undo_BNRL) for x in (y, total))
     # Not jax.nn.softmax: near ITSELF, whose float32 neighbours are 1/128 apart, it would round
     # otherwise than the published models do.
-    share = jnp.exp(total - jax.nn.logsumexp(total, axis=2, keepdims=True))
-    y = jnp.sum(y * share.astype(y.dtype), axis=2)
-    return y[:, :, :T].swapaxes(1, 2)
+    share = jnp.exp(total_BNRL1 - jax.nn.logsumexp(total_BNRL1, axis=2, keepdims=True))
+    y_BNLH = jnp.sum(y_BNRLH * share.astype(y.dtype), axis=2)
+    return y_BNLH[:, :, :T].swapaxes(1, 2)
+
+
+def _sort(buckets_BNRL, segments_BL):
+    """[B, N, R, L] tokens by segment (padding last), within it by bucket, then by place."""
+    if segments_BL is None:
+        return jnp.argsort(buckets_BNRL, axis=-1, stable=True)
+    segment = jnp.where(segments_BL == 0, jnp.iinfo(jnp.int32).max, segments_BL)[:, None, None]
+    return jnp.lexsort((buckets_BNRL, jnp.broadcast_to(segment, buckets_BNRL.shape)))
+
+
+def _pick(x, index_BNRL):
+    """x [B, N or 1, R or 1, L, ...] -> [B, N, R, L, ...]."""
+    index = index_BNRL.reshape(index_BNRL.shape + (1,) * (x.ndim - 4))
+    return jnp.take_along_axis(x, index, axis=3)
+
+
+def _chunks(x, size):
+    """[B, N, R, L, ...] -> [B, N, C, c, ...]."""
+    return x.reshape(*x.shape[:2], -1, size, *x.shape[4:])
+
+
+def _with_previous(x):
+    """[B, N, C, c, ...] -> [B, N, C, 2 c, ...]; before the first chunk comes the last."""
+    return x if x.shape[2] == 1 else jnp.concatenate([jnp.roll(x, 1, axis=2), x], axis=3)
+
+
+def _within_chunks(q_BNCcH, v_BNCcH, visible, itself, scoring):
+    """Output [B, N, C, c, H] and log of the normaliser [B, N, C, c, 1]; masks [B, N, C, c, 2 c]."""
+    H = q_BNCcH.shape[-1]
+    scale = H**-0.5 if scoring.scale is None else scoring.scale
+    k = q_BNCcH.astype(jnp.float32)
+    k = k * jax.lax.rsqrt(jnp.square(k).mean(-1, keepdims=True) + 1e-6) * scale
+    keys = _with_previous(k.astype(q_BNCcH.dtype))
+    scores = jnp.einsum("bncih,bncjh->bncij", q_BNCcH, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores, HIDDEN)
+    scores = jnp.where(itself, ITSELF, scores)
+    total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    weights = scoring.drop(jnp.exp(scores - total)).astype(v_BNCcH.dtype)
+    return jnp.einsum("bncij,bncjh->bncih", weights, _with_previous(v_BNCcH)), total
 
 
 def assign(
@@ -166,7 +182,7 @@ VARIANT = Variant(
     memory=lambda T, S, N, H, **lsh: pairs(T, **lsh) * N,
     source="Kitaev et al. 2020, https://arxiv.org/abs/2001.04451, section 2",
     reads=("lsh_chunk", "lsh_hashes", "lsh_buckets"),
-    plan=assign,
+    decide=assign,
     shared_qk=True,
     leaks="which earlier tokens a token sees depends on later ones of its document, since hashing "
     "sorts all of them; its loss is not that of a strictly causal model",

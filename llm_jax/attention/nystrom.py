@@ -8,7 +8,7 @@ from jax import Array
 
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.recurrent import repeat
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
 STEPS = 6  # of the iteration for the inverse, as in the paper
@@ -20,7 +20,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     landmarks: int,
     convolution: Array,
@@ -47,8 +47,8 @@ def attend(
 
     def weights(number, q, k, real):
         products = jnp.einsum("btnh,bsnh->bnts", q, k)[:, :, None]
-        scores = softmax.scores(products, H)
-        return softmax.weights(scores, real[:, None, None, None], number)[:, :, 0]
+        scores = scoring.scores(products, H)
+        return scoring.weights(scores, real[:, None, None, None], number)[:, :, 0]
 
     some = jnp.maximum(groups(real).sum(2), 1)[..., None, None]
     few_queries, few_keys = (groups(x).sum(2) / some for x in (query, key))

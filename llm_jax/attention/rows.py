@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import Softmax
+from llm_jax.attention.scoring import Scoring
 
 BLOCK = 128
 
@@ -30,7 +30,7 @@ def by_rows(rows: Callable[[Array, Array], Array], query: Array) -> Array:
 
 
 def scores(
-    query: Array, key: Array, mask: Mask, softmax: Softmax, start: Array
+    query: Array, key: Array, mask: Mask, scoring: Scoring, start: Array
 ) -> tuple[Array, Array | None]:
     """Returns scores [B, N, t, S] of queries [B, t, N, H] from `start`, and which are visible."""
     B, t, N, H = query.shape
@@ -41,9 +41,9 @@ def scores(
         key,
         preferred_element_type=jnp.float32,
     ).reshape(B, N, t, S)
-    bias = softmax.bias and softmax.bias.block(mask.query_offset, start, t, 0, S)
+    bias = scoring.bias and scoring.bias.block(mask.query_offset, start, t, 0, S)
     if mask.query_segments is not None and mask.query_segments.shape[1] % BLOCK:
         more = -mask.query_segments.shape[1] % BLOCK
         padded = jnp.pad(mask.query_segments, ((0, 0), (0, more)))
         mask = dataclasses.replace(mask, query_segments=padded)
-    return softmax.scores(products, H, bias), mask.tile(start, t, 0, S)
+    return scoring.scores(products, H, bias), mask.tile(start, t, 0, S)

@@ -8,7 +8,7 @@ from jax import Array
 
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.rows import by_rows, scores
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
@@ -17,7 +17,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     max_length: int,
 ) -> Array:
@@ -30,10 +30,10 @@ def attend(
     value = jnp.repeat(value, N // value.shape[2], axis=2)
 
     def rows(query, start):
-        z, visible = scores(query, key, mask, softmax, start)
+        z, visible = scores(query, key, mask, scoring, start)
         weights = jax.nn.sigmoid(z - math.log(max_length))
         weights = weights if visible is None else jnp.where(visible, weights, 0)
-        weights = softmax.drop(weights, start).astype(value.dtype)
+        weights = scoring.drop(weights, start).astype(value.dtype)
         return jnp.einsum("bnts,bsnh->btnh", weights, value)
 
     return by_rows(rows, query)

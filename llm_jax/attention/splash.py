@@ -9,35 +9,35 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import Softmax
+from llm_jax.attention.scoring import Scoring
 
 LANES = 128  # of a TPU's vector unit, the least side of a block
 LARGEST = 512
 
 
-def fits(query: Array, key: Array, mask: Mask, softmax: Softmax) -> bool:
+def fits(query: Array, key: Array, mask: Mask, scoring: Scoring) -> bool:
     """Whether the kernel can do it: whole blocks, nothing seen out of order, no bias."""
     T, S = query.shape[1], key.shape[1]
     structured = mask.whole and not (mask.chunk or mask.stride or mask.global_tokens)
-    plain = not softmax.asked & {"bias", "dropout"}
+    plain = not scoring.asked & {"bias", "dropout"}
     return structured and plain and T % LANES == S % LANES == 0 and (T == S or not mask.causal)
 
 
 def attend(
-    query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax, interpret: bool = False
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, interpret: bool = False
 ) -> Array:
     """Returns [B, T, N, H] as `dense.attend`, of arrays for which `fits`.
 
     interpret: run the kernel's steps one by one on any device, for tests.
     """
-    scale = query.shape[-1] ** -0.5 if softmax.scale is None else softmax.scale
+    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
     heads_first = lambda x: x.swapaxes(1, 2)
     query, key, value = map(heads_first, (query * jnp.asarray(scale, query.dtype), key, value))
     T, S, N = query.shape[2], key.shape[2], query.shape[1]
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([_visible(mask, T, S)] * N),
         block_sizes=_blocks(T, S),
-        attn_logits_soft_cap=softmax.softcap,
+        attn_logits_soft_cap=scoring.softcap,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
@@ -46,7 +46,7 @@ def attend(
     if mask.query_segments is not None:
         segments = kernels.SegmentIds(mask.query_segments, mask.key_segments)
     rows = jax.vmap(kernel, in_axes=(0, 0, 0, segments and 0, None))
-    return heads_first(rows(query, key, value, segments, softmax.sinks))
+    return heads_first(rows(query, key, value, segments, scoring.sinks))
 
 
 def _visible(mask, T, S):

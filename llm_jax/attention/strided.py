@@ -8,12 +8,12 @@ from jax import Array
 from llm_jax.attention import blockwise, local
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array, key: Array, value: Array, mask: Mask, softmax: Softmax = PLAIN, *, stride: int
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, stride: int
 ) -> Array:
     """Returns [B, T, N, H] as `dense.attend` under mask.stride, at a cost of T^2 / stride.
 
@@ -21,7 +21,7 @@ def attend(
     two heads; alternated with "local" it is the paper's strided pattern). Tokens are sorted by
     what their index leaves over, so that each such class is a sequence of its own.
     """
-    return _attend(query, key, value, mask, softmax, stride, None)
+    return _attend(query, key, value, mask, scoring, stride, None)
 
 
 def attend_dilated(
@@ -29,7 +29,7 @@ def attend_dilated(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     stride: int,
     window: int,
@@ -39,15 +39,15 @@ def attend_dilated(
     A sliding window with gaps, linear in T (Beltagy 2020, https://arxiv.org/abs/2004.05150,
     section 3.1, "dilated sliding window").
     """
-    return _attend(query, key, value, mask, softmax, stride, window)
+    return _attend(query, key, value, mask, scoring, stride, window)
 
 
-def _attend(query, key, value, mask, softmax, stride, window):
+def _attend(query, key, value, mask, scoring, stride, window):
     T, S = query.shape[1], key.shape[1]
     if not mask.whole or T != S or T <= stride:
         span = window and window * stride
         mask = dataclasses.replace(mask, stride=stride, window=span or mask.window)
-        return blockwise.attend(query, key, value, mask, softmax)
+        return blockwise.attend(query, key, value, mask, scoring)
     count = -(-T // stride)
     pad = count * stride - T
     segments = mask.query_segments
@@ -61,13 +61,13 @@ def _attend(query, key, value, mask, softmax, stride, window):
 
     if segments is not None:
         segments = classes(jnp.broadcast_to(segments, query.shape[:2]))
-    if softmax.bias is not None:
-        values = softmax.bias.values
+    if scoring.bias is not None:
+        values = scoring.bias.values
         zero = values.shape[1] // 2
-        softmax = dataclasses.replace(softmax, bias=Bias(values[:, zero % stride :: stride]))
+        scoring = dataclasses.replace(scoring, bias=Bias(values[:, zero % stride :: stride]))
     mask = Mask(segments, segments, causal=mask.causal, window=window)
     inner = local if window else blockwise
-    y = inner.attend(*(classes(x) for x in (query, key, value)), mask, softmax)
+    y = inner.attend(*(classes(x) for x in (query, key, value)), mask, scoring)
     y = y.reshape(-1, stride, *y.shape[1:]).swapaxes(1, 2)
     return y.reshape(y.shape[0], count * stride, *y.shape[3:])[:, :T]
 

@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.rows import by_rows, scores
-from llm_jax.attention.softmax import PLAIN, Softmax
+from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
 
@@ -15,7 +15,7 @@ def attend(
     key: Array,
     value: Array,
     mask: Mask,
-    softmax: Softmax = PLAIN,
+    scoring: Scoring = PLAIN,
     *,
     mix_scores: Array,
     mix_weights: Array,
@@ -29,10 +29,10 @@ def attend(
     value = jnp.repeat(value, N // value.shape[2], axis=2)
 
     def rows(query, start):
-        z, visible = scores(query, key, mask, softmax, start)
+        z, visible = scores(query, key, mask, scoring, start)
         z = jnp.einsum("bnts,nm->bmts", z, mix_scores)
         visible = None if visible is None else visible[:, :, None]
-        weights = softmax.weights(z[:, :, None], visible, start)
+        weights = scoring.weights(z[:, :, None], visible, start)
         weights = jnp.einsum("bnts,nm->bmts", weights[:, :, 0], mix_weights)
         return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
 

@@ -43,7 +43,7 @@ class Variant:
     """One kind of attention.
 
     Attributes:
-      attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, softmax, **options)
+      attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, scoring, **options)
         -> [B,T,N,H].
       supports: names of ABILITIES.
       flops: (T, S, N, H, **reads) -> operations of one sequence's forward pass, nothing masked;
@@ -54,8 +54,9 @@ class Variant:
       reads: keys of config.model that all these functions take as keywords.
       weights: (N, K, H, **reads) -> {name: Weight}.
       projections: (N, K, H, **reads) -> {name: Projection}.
-      plan: (query, random key, **reads) -> an array that attend takes as `plan`: what it decides
-        without gradient, kept by a reversible stack for its backward pass. None: nothing.
+      decide: (query, random key, **reads) -> an array that attend takes as `decided`: what is
+        chosen without a gradient (LSH's buckets, Performer's directions), kept by a reversible
+        stack for its backward pass. None: nothing.
       state: (N, K, H, **reads) -> shape of what it carries from token to token instead of a
         cache of keys. Given `state` [B, *shape] and `valid` [B, T], attend returns
         (output, state).
@@ -72,7 +73,7 @@ class Variant:
     reads: tuple[str, ...] = ()
     weights: Callable[..., dict[str, Weight]] = lambda N, K, H, **_: {}
     projections: Callable[..., dict[str, Projection]] = lambda N, K, H, **_: {}
-    plan: Callable | None = None
+    decide: Callable | None = None
     state: Callable | None = None
     shared_qk: bool = False
     leaks: str = ""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax import attention as variants
-from llm_jax.attention import Bias, Mask, Softmax, Variant
+from llm_jax.attention import Bias, Mask, Scoring, Variant
 from llm_jax.models import split
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
 from llm_jax.models.positions import rotate
@@ -26,9 +26,9 @@ class Attention(nn.Module):
     writes its own at `positions` (those from S on nowhere) and attends to all that are there.
     Cross-attention fills its cache when `source` is given and reads it when it is not. A
     recurrent kind keeps its state there instead. Where the 'weights' collection is mutable, the
-    attention weights [B, N, T, S] are kept there. What the kind of attention plans without
-    gradient, it writes to the 'plan' collection where that is mutable, and reads where it is
-    there already.
+    attention weights [B, N, T, S] are kept there. What the kind of attention decides
+    without a gradient (LSH's buckets) is written to the 'decided' collection where that is
+    mutable, and read where it is there already.
     """
 
     cfg: FrozenConfigDict
@@ -57,18 +57,18 @@ class Attention(nn.Module):
         if key is None or key.shape[2] > 1:
             key, value = jax.tree.map(named("activation_kv_heads"), (key, value))
         options |= self._learned(variant, x)
-        if variant.plan:
-            options["plan"] = self._plan(variant, query)
-        softmax = self._softmax(bias)
-        if lacking := (mask.asked | softmax.asked) - variant.supports:
+        if variant.decide:
+            options["decided"] = self._decide(variant, query)
+        scoring = self._scoring(bias)
+        if lacking := (mask.asked | scoring.asked) - variant.supports:
             raise ValueError(f"attention {self.kind!r} cannot do: {', '.join(sorted(lacking))}")
         if self.is_mutable_collection("weights") and not self.is_initializing():
-            weights = _weights(variant, query, key, value, mask, softmax, options)
+            weights = _weights(variant, query, key, value, mask, scoring, options)
             self.sow("weights", "self", weights)
         if variant.state and self.cache_length:
-            y = self._recur(variant, query, key, value, mask, softmax, positions, options)
+            y = self._recur(variant, query, key, value, mask, scoring, positions, options)
         else:
-            y = split.attend(variant, query, key, value, mask, softmax, options)
+            y = split.attend(variant, query, key, value, mask, scoring, options)
         if cfg.output_gate:
             gate = Dense(cfg, (cfg.embed_dim,), (N, H), ("embed", "heads", "kv"), name="gate")(x)
             y *= jax.nn.sigmoid(gate)
@@ -105,13 +105,13 @@ class Attention(nn.Module):
         use_bias = self.cfg.use_bias and self.cfg.attention_bias
         return lambda x, name: Dense(self.cfg, inputs, outputs, axes, scale, use_bias, name=name)(x)
 
-    def _softmax(self, bias: Bias | None) -> Softmax:
+    def _scoring(self, bias: Bias | None) -> Scoring:
         cfg, sinks = self.cfg, None
         dropout = 0.0 if self.deterministic else cfg.attention_dropout
         if cfg.attention_sinks and not self.cross:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
             sinks = self.param("sinks", zeros, (cfg.num_heads,))
-        return Softmax(
+        return Scoring(
             bias,
             sinks,
             self.make_rng("dropout") if dropout else None,
@@ -136,24 +136,24 @@ class Attention(nn.Module):
             )(x)  # fmt: skip
         return learned
 
-    def _plan(self, variant, query):
-        # Drawn even where the plan is there: later draws must not depend on it.
+    def _decide(self, variant, query):
+        # Drawn even where it is decided already: later draws must not depend on it.
         key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
-        if self.has_variable("plan", "plan"):
-            return self.get_variable("plan", "plan")
-        plan = variant.plan(query, key, **{name: self.cfg[name] for name in variant.reads})
-        if self.is_mutable_collection("plan"):
-            self.put_variable("plan", "plan", plan)
-        return plan
+        if self.has_variable("decided", "decided"):
+            return self.get_variable("decided", "decided")
+        decided = variant.decide(query, key, **{name: self.cfg[name] for name in variant.reads})
+        if self.is_mutable_collection("decided"):
+            self.put_variable("decided", "decided", decided)
+        return decided
 
-    def _recur(self, variant, query, key, value, mask, softmax, positions, options):
+    def _recur(self, variant, query, key, value, mask, scoring, positions, options):
         cfg = self.cfg
         shape = variant.state(
             cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **{n: cfg[n] for n in variant.reads}
         )
         state = self.variable("cache", "state", jnp.zeros, (len(query), *shape), jnp.float32)
         y, state.value = variant.attend(
-            query, key, value, mask, softmax,
+            query, key, value, mask, scoring,
             state=state.value, valid=positions < self.cache_length, **options,
         )  # fmt: skip
         return y
@@ -178,9 +178,9 @@ class Attention(nn.Module):
         return self.get_variable("cache", "keys"), self.get_variable("cache", "values")
 
 
-def _weights(variant, query, key, value, mask, softmax, options):
+def _weights(variant, query, key, value, mask, scoring, options):
     """Attention weights [B, N, T, S] of any kind: its output for one-hot values."""
     B, S, K, _ = value.shape
     one_hot = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, K, S))
-    weights = variant.attend(query, key, one_hot, mask, softmax, **options)
+    weights = variant.attend(query, key, one_hot, mask, scoring, **options)
     return weights.swapaxes(1, 2).astype(jnp.float32)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax.attention import Bias, Mask, Softmax, Variant
+from llm_jax.attention import Bias, Mask, Scoring, Variant
 
 
 def attend(
@@ -24,7 +24,7 @@ def attend(
     key: jax.Array | None,
     value: jax.Array | None,
     mask: Mask,
-    softmax: Softmax,
+    scoring: Scoring,
     options: dict[str, Any],
 ) -> jax.Array:
     """Returns variant.attend(query [B, T, N, H], ...); keys are gathered where rows are split.
@@ -39,10 +39,10 @@ def attend(
     pieces = [parts(mesh, axis) for axis in axes]
     alone = "cache" in variant.supports and not variant.state
     alone = alone and not any(isinstance(x, jax.Array) for x in options.values())
-    alone = alone and not (softmax.dropout and pieces[1] == 1)
+    alone = alone and not (scoring.dropout and pieces[1] == 1)
     sizes = (*query.shape[:3], key.shape[2]) if alone else ()
     if not alone or max(pieces) == 1 or any(map(operator.mod, sizes, pieces)):
-        return variant.attend(query, key, value, mask, softmax, **options)
+        return variant.attend(query, key, value, mask, scoring, **options)
     keys = PartitionSpec(batch, None, kv_heads)
     present = lambda x, *spec: None if x is None else PartitionSpec(*spec)
     masks = dataclasses.replace(
@@ -53,10 +53,10 @@ def attend(
         prefix=present(mask.prefix, batch),
     )
     how = dataclasses.replace(
-        softmax,
-        bias=None if softmax.bias is None else Bias(PartitionSpec(heads)),
-        sinks=present(softmax.sinks, heads),
-        dropout_key=present(softmax.dropout_key),
+        scoring,
+        bias=None if scoring.bias is None else Bias(PartitionSpec(heads)),
+        sinks=present(scoring.sinks, heads),
+        dropout_key=present(scoring.dropout_key),
     )
     queries = PartitionSpec(batch, length, heads)
     split = jax.shard_map(
@@ -66,7 +66,7 @@ def attend(
         out_specs=queries,
         check_vma=False,
     )
-    return split(query, key, value, mask, softmax)
+    return split(query, key, value, mask, scoring)
 
 
 def parts(mesh: jax.sharding.AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
@@ -75,13 +75,13 @@ def parts(mesh: jax.sharding.AbstractMesh, axis: str | tuple[str, ...] | None) -
     return math.prod(mesh.shape[name] for name in axes)
 
 
-def _part(variant, options, length, query, key, value, mask, softmax):
+def _part(variant, options, length, query, key, value, mask, scoring):
     """One device's share; its queries stand behind those of the devices before it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if softmax.dropout_key is not None:
-        softmax = softmax.apart(jax.lax.axis_index(mesh.axis_names))
-    if length and mesh.shape[length] > 1 and (mask.causal or softmax.bias is not None):
+    if scoring.dropout_key is not None:
+        scoring = scoring.apart(jax.lax.axis_index(mesh.axis_names))
+    if length and mesh.shape[length] > 1 and (mask.causal or scoring.bias is not None):
         start = jax.lax.axis_index(length) * query.shape[1]
         before = 0 if mask.query_offset is None else mask.query_offset
         mask = dataclasses.replace(mask, query_offset=before + start)
-    return variant.attend(query, key, value, mask, softmax, **options)
+    return variant.attend(query, key, value, mask, scoring, **options)

@@ -221,7 +221,12 @@ class Stack(nn.Module):
 
 def _sublayer(block, name, only, params, x, context, key, kept):
     """One sub-layer of a block as a pure function, see `reversible.SubLayer`."""
-    y, plan = block.apply(
-        {"params": params[name], **kept}, x, context, only, rngs={"dropout": key}, mutable=["plan"]
+    y, decided = block.apply(
+        {"params": params[name], **kept},
+        x,
+        context,
+        only,
+        rngs={"dropout": key},
+        mutable=["decided"],
     )
-    return y.astype(x.dtype), plan
+    return y.astype(x.dtype), decided

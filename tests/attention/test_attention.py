@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax import attention
-from llm_jax.attention import Bias, Mask, Softmax, blockwise, dense, flash
+from llm_jax.attention import Bias, Mask, Scoring, blockwise, dense, flash
 
 SEGMENTS = jnp.array([[1] * 100 + [2] * 150 + [0] * 21, [1] * 271])
 MASKS = {
@@ -107,7 +107,7 @@ CASES += [
 def test_variants_equal_the_textbook(variant, name):
     mask, attend = MASKS[name], attention.get(variant).attend
     seen = True if mask.dense(1, 1) is None else mask.dense(271, 271)
-    ours = jax.jit(partial(learned, lambda q, k, v, b: attend(q, k, v, mask, Softmax(Bias(b)))))
+    ours = jax.jit(partial(learned, lambda q, k, v, b: attend(q, k, v, mask, Scoring(Bias(b)))))
     theirs = expected(jnp.broadcast_to(seen, (2, 1, 271, 271)), *arrays())
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
     jax.tree.map(close, ours(*arrays()), theirs)
@@ -117,9 +117,9 @@ def test_variants_equal_the_textbook(variant, name):
 def test_kernel_arguments_mean_the_same_mask(name):
     query, key, value, bias = arrays(T=271, S=271)
     mask = MASKS[name]
-    softmax = Softmax(Bias(bias))
-    ours = jax.jit(lambda *x: flash.fused(*x, "xla"))(query, key, value, mask, softmax)
-    expected = jax.jit(dense.attend)(query, key, value, mask, softmax)
+    scoring = Scoring(Bias(bias))
+    ours = jax.jit(lambda *x: flash.fused(*x, "xla"))(query, key, value, mask, scoring)
+    expected = jax.jit(dense.attend)(query, key, value, mask, scoring)
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
@@ -127,7 +127,7 @@ def test_blocks_never_compute_hidden_keys():
     query, key, value, _ = arrays(T=512, S=512)
 
     def flops(mask):
-        f = jax.jit(lambda q, k, v: dense.attend(q, k, v, mask, Softmax()))
+        f = jax.jit(lambda q, k, v: dense.attend(q, k, v, mask, Scoring()))
         return f.lower(query, key, value).compile().cost_analysis()["flops"]
 
     assert flops(Mask(causal=True)) < 0.65 * flops(Mask())
@@ -143,17 +143,17 @@ def test_cross_attention_has_its_own_length():
 def test_one_query_at_a_time_with_a_cache_equals_all_at_once():
     query, key, value, _ = arrays(T=9, S=9)
     attend = jax.jit(dense.attend)
-    whole = attend(query, key, value, Mask(causal=True), Softmax())
+    whole = attend(query, key, value, Mask(causal=True), Scoring())
     for t in range(9):
         mask = Mask(query_offset=jnp.array([t, t]), causal=True)
-        one = attend(query[:, t : t + 1], key, value, mask, Softmax())
+        one = attend(query[:, t : t + 1], key, value, mask, Scoring())
         np.testing.assert_allclose(one, whole[:, t : t + 1], atol=1e-6)
 
 
 def test_a_query_that_sees_nothing_gives_finite_values_and_gradients():
     query, key, value, _ = arrays(T=4, S=4)
     mask = Mask(jnp.full((2, 4), 7), jnp.zeros((2, 4), int), causal=True)
-    loss = lambda q, k, v: dense.attend(q, k, v, mask, Softmax()).sum()
+    loss = lambda q, k, v: dense.attend(q, k, v, mask, Scoring()).sum()
     grads = jax.jit(jax.grad(loss, (0, 1, 2)))(query, key, value)
     assert all(jnp.isfinite(g).all() for g in grads)
 
@@ -163,8 +163,8 @@ def test_bfloat16_softmax_is_float32():
     # Scores of some 30, where bfloat16 has steps of 1/8.
     half = [x.astype(jnp.bfloat16) for x in (10 * query, key, value)]
     attend = jax.jit(dense.attend)
-    exact = attend(*(x.astype(jnp.float32) for x in half), Mask(causal=True), Softmax())
-    ours = attend(*half, Mask(causal=True), Softmax())
+    exact = attend(*(x.astype(jnp.float32) for x in half), Mask(causal=True), Scoring())
+    ours = attend(*half, Mask(causal=True), Scoring())
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=0.03)
 
@@ -191,7 +191,7 @@ def test_dropout_zeroes_that_share_of_weights_and_keeps_the_mean():
     query, key, _, _ = arrays(T=64, S=64, K=4, H=64)
     value = jnp.broadcast_to(jnp.eye(64)[None, :, None], (2, 64, 4, 64))  # shows the weights
     weights = dense.attend(
-        query, key, value, Mask(), Softmax(dropout_key=jax.random.key(1), dropout_rate=0.25)
+        query, key, value, Mask(), Scoring(dropout_key=jax.random.key(1), dropout_rate=0.25)
     )
     np.testing.assert_allclose((weights == 0).mean(), 0.25, atol=0.02)
     np.testing.assert_allclose(weights.sum(-1).mean(), 1, atol=0.02)
@@ -199,7 +199,7 @@ def test_dropout_zeroes_that_share_of_weights_and_keeps_the_mean():
 
 def test_works_under_vmap_scan_and_remat():
     query, key, value, _ = arrays(T=6, S=6)
-    f = jax.jit(lambda q: dense.attend(q, key, value, Mask(causal=True), Softmax()))
+    f = jax.jit(lambda q: dense.attend(q, key, value, Mask(causal=True), Scoring()))
     queries = jnp.stack([query, 2 * query])
     expected = jnp.stack([f(q) for q in queries])
     np.testing.assert_allclose(jax.vmap(f)(queries), expected, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax import attention
-from llm_jax.attention import Mask, Softmax, local
+from llm_jax.attention import Mask, Scoring, local
 
 
 def arrays(T, N=4, K=2, H=8, seed=0):
@@ -53,7 +53,7 @@ def test_values_and_gradients_equal_the_textbook(kind, packed, causal, sizes):
     known = segments(T) if packed else None
     mask = Mask(known, known, causal=causal)
     full = dataclasses.replace(mask, **{"window" if kind == "local" else "chunk": size})
-    attend = partial(attention.get(kind).attend, mask=mask, window=size, softmax=Softmax(scale=0.3))
+    attend = partial(attention.get(kind).attend, mask=mask, window=size, scoring=Scoring(scale=0.3))
     ours = jax.jit(partial(learned, attend))(*arrays(T))
     theirs = textbook(jnp.broadcast_to(full.dense(T, T), (2, 1, T, T)), *arrays(T))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
@@ -69,9 +69,7 @@ def test_chunks_are_own_and_previous():
 def test_one_query_at_a_time_with_a_cache_equals_all_at_once(kind):
     query, key, value = arrays(21)
     attend = attention.get(kind).attend
-    whole = jax.jit(partial(attend, mask=Mask(causal=True), window=4))(
-        query, key, value
-    )
+    whole = jax.jit(partial(attend, mask=Mask(causal=True), window=4))(query, key, value)
 
     @jax.jit
     def step(t):
@@ -87,7 +85,7 @@ def test_memory_is_linear_in_length():
     def temporaries(T):
         x = jax.ShapeDtypeStruct((1, T, 2, 8), jnp.float32)
         mask = Mask(causal=True, window=32)
-        f = jax.grad(lambda q, k, v: local.attend(q, k, v, mask, Softmax()).sum())
+        f = jax.grad(lambda q, k, v: local.attend(q, k, v, mask, Scoring()).sum())
         return jax.jit(f).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(4096) < 4.4 * temporaries(1024)
@@ -98,8 +96,8 @@ def test_dropout_zeroes_that_share_and_keeps_the_mean():
     value = jnp.broadcast_to(jnp.eye(64)[None, :, None], (2, 64, 1, 64))  # shows the weights
     mask = Mask(causal=True, window=16)
     attend = jax.jit(partial(local.attend, query, key, value, mask))
-    plain = attend(Softmax())
-    drop = attend(Softmax(dropout_key=jax.random.key(1), dropout_rate=0.25))
+    plain = attend(Scoring())
+    drop = attend(Scoring(dropout_key=jax.random.key(1), dropout_rate=0.25))
     np.testing.assert_allclose((drop[plain > 0] == 0).mean(), 0.25, atol=0.03)
     np.testing.assert_allclose(drop.sum(-1).mean(), 1, atol=0.05)
 

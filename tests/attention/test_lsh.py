@@ -23,7 +23,7 @@ def shared(query, value, seen):
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), value)
 
 
-def defined(query, value, plan, chunk, causal):
+def defined(query, value, buckets, chunk, causal):
     """One token, head and round at a time, as section 2 tells it; and which see none but itself.
 
     What fills the last chunk of a round is last in it, and nobody sees it.
@@ -34,10 +34,13 @@ def defined(query, value, plan, chunk, causal):
     key = query / np.sqrt(np.square(query).mean(-1, keepdims=True) + 1e-6) / np.sqrt(H)
     out = np.zeros(query.shape)
     for b, n in np.ndindex(B, N):
-        order = [sorted(range(T), key=lambda t: (r[t], t)) for r in plan[b, n]]  # noqa: B023
+        order = [sorted(range(T), key=lambda t: (r[t], t)) for r in buckets[b, n]]  # noqa: B023
         order = np.concatenate([[*r, *filling] for r in order])
         C = len(order) // chunk
-        total, value_sum = np.full((T, plan.shape[2]), -np.inf), np.zeros((T, plan.shape[2], H))
+        total, value_sum = (
+            np.full((T, buckets.shape[2]), -np.inf),
+            np.zeros((T, buckets.shape[2], H)),
+        )
         for place, t in enumerate(order):
             if t < 0:
                 continue
@@ -60,9 +63,9 @@ def defined(query, value, plan, chunk, causal):
 @pytest.mark.parametrize("T", [24, 21, 13])
 def test_equals_its_definition(T, causal):
     query, value = arrays(T)
-    plan = lsh.assign(query, jax.random.key(1), 4, 3, (4,))
-    ours = lsh.attend(query, None, value, Mask(causal=causal), plan=plan, lsh_chunk=4)
-    exact = (np.asarray(x, np.float64) for x in (query, value, plan))
+    buckets = lsh.assign(query, jax.random.key(1), 4, 3, (4,))
+    ours = lsh.attend(query, None, value, Mask(causal=causal), decided=buckets, lsh_chunk=4)
+    exact = (np.asarray(x, np.float64) for x in (query, value, buckets))
     theirs, alone = defined(*exact, 4, causal)
     np.testing.assert_allclose(ours[~alone], theirs[~alone], atol=1e-5)
     # Scores of -1e5, where float32 has steps of 1/128.
@@ -75,7 +78,7 @@ def test_equals_its_definition(T, causal):
 def test_one_bucket_that_holds_everything_is_full_attention(T, causal):
     query, value = arrays(T)
     mask = Mask(causal=causal)
-    plan = jnp.zeros((2, 2, 1, T), jnp.uint16)
+    buckets = jnp.zeros((2, 2, 1, T), jnp.uint16)
     seen = mask.dense(T, T) if causal else True
 
     @partial(jax.jit, static_argnums=0)
@@ -83,7 +86,7 @@ def test_one_bucket_that_holds_everything_is_full_attention(T, causal):
         y, pull = jax.vjp(f, query, value)
         return y, pull(jnp.cos(y))
 
-    ours = run(lambda q, v: lsh.attend(q, None, v, mask, plan=plan, lsh_chunk=16))
+    ours = run(lambda q, v: lsh.attend(q, None, v, mask, decided=buckets, lsh_chunk=16))
     theirs = run(lambda q, v: shared(q, v, seen))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
 
@@ -148,11 +151,13 @@ def test_padding_changes_no_real_token(T):
     """Rows padded to a multiple of the chunk are what an odd length becomes."""
     query, value = arrays(40)
     real = jnp.broadcast_to(jnp.arange(40) < T, (2, 40)).astype(int)
-    plan = lsh.assign(query, jax.random.key(1), 8, 2, (4,))
+    buckets = lsh.assign(query, jax.random.key(1), 8, 2, (4,))
     options = {"lsh_chunk": 8}
-    padded = lsh.attend(query, None, value, Mask(real, real, causal=True), plan=plan, **options)
+    padded = lsh.attend(
+        query, None, value, Mask(real, real, causal=True), decided=buckets, **options
+    )
     alone = lsh.attend(
-        query[:, :T], None, value[:, :T], Mask(causal=True), plan=plan[..., :T], **options
+        query[:, :T], None, value[:, :T], Mask(causal=True), decided=buckets[..., :T], **options
     )
     np.testing.assert_allclose(padded[:, :T], alone, atol=1e-6)
 
@@ -160,9 +165,9 @@ def test_padding_changes_no_real_token(T):
 def test_buckets_are_nearest_directions():
     query, _ = arrays(32, H=4)
     rotations = jnp.broadcast_to(jnp.eye(4)[None, :, None], (2, 4, 1, 4))
-    plan = lsh.assign(query, rotations, 4, 1, (8,))
+    buckets = lsh.assign(query, rotations, 4, 1, (8,))
     both = jnp.concatenate([query, -query], axis=-1)
-    np.testing.assert_array_equal(plan[:, :, 0], both.argmax(-1).swapaxes(1, 2))
+    np.testing.assert_array_equal(buckets[:, :, 0], both.argmax(-1).swapaxes(1, 2))
     split = lsh.assign(query, rotations, 4, 1, (4, 4))
     halves = [jnp.concatenate([x, -x], -1).argmax(-1) for x in jnp.split(query, 2, axis=-1)]
     np.testing.assert_array_equal(split[:, :, 0], (halves[0] + 4 * halves[1]).swapaxes(1, 2))

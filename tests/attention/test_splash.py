@@ -5,36 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.attention import Bias, Mask, Softmax, dense, platform, splash
+from llm_jax.attention import Bias, Mask, Scoring, dense, platform, splash
 
 B, N, K, H = 2, 4, 2, 32
 SEGMENTS = jnp.array([[1] * 100 + [2] * 130 + [0] * 26, [1] * 256])
 CASES = {
-    "causal": (Mask(causal=True), Softmax(), 256, 256),
-    "all": (Mask(), Softmax(), 256, 256),
-    "cross": (Mask(SEGMENTS[:, :128], SEGMENTS), Softmax(), 128, 256),
-    "packed": (Mask(SEGMENTS, SEGMENTS, causal=True), Softmax(scale=0.3), 256, 256),
-    "window back": (Mask(causal=True, window=37), Softmax(), 256, 256),
-    "window around": (Mask(window=37), Softmax(), 256, 256),
-    "capped": (Mask(causal=True), Softmax(softcap=2.0), 256, 256),
-    "sinks": (Mask(causal=True), Softmax(sinks=jnp.arange(4.0)), 256, 256),
+    "causal": (Mask(causal=True), Scoring(), 256, 256),
+    "all": (Mask(), Scoring(), 256, 256),
+    "cross": (Mask(SEGMENTS[:, :128], SEGMENTS), Scoring(), 128, 256),
+    "packed": (Mask(SEGMENTS, SEGMENTS, causal=True), Scoring(scale=0.3), 256, 256),
+    "window back": (Mask(causal=True, window=37), Scoring(), 256, 256),
+    "window around": (Mask(window=37), Scoring(), 256, 256),
+    "capped": (Mask(causal=True), Scoring(softcap=2.0), 256, 256),
+    "sinks": (Mask(causal=True), Scoring(sinks=jnp.arange(4.0)), 256, 256),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_equals_dense(name):
-    mask, softmax, T, S = CASES[name]
+    mask, scoring, T, S = CASES[name]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
-    arrays = draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H), softmax.sinks
-    assert splash.fits(*arrays[:2], mask, softmax)
+    arrays = draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H), scoring.sinks
+    assert splash.fits(*arrays[:2], mask, scoring)
     away = draw(3, B, T, N, H)
 
     def run(attend, **options):
         def loss(query, key, value, sinks):
-            how = Softmax(sinks=sinks, scale=softmax.scale, softcap=softmax.softcap)
+            how = Scoring(sinks=sinks, scale=scoring.scale, softcap=scoring.softcap)
             return jnp.sum(away * attend(query, key, value, mask, how, **options))
 
-        wanted = (0, 1, 2) if softmax.sinks is None else (0, 1, 2, 3)
+        wanted = (0, 1, 2) if scoring.sinks is None else (0, 1, 2, 3)
         return jax.jit(jax.value_and_grad(loss, wanted))(*arrays)
 
     ours, expected = run(splash.attend, interpret=True), run(dense.attend)
@@ -43,17 +43,17 @@ def test_kernel_equals_dense(name):
 
 
 @pytest.mark.parametrize(
-    ("mask", "softmax", "T"),
+    ("mask", "scoring", "T"),
     [
-        (Mask(causal=True), Softmax(), 200),
-        (Mask(causal=True, query_offset=jnp.array(3)), Softmax(), 256),
-        (Mask(causal=True, chunk=16), Softmax(), 256),
-        (Mask(causal=True), Softmax(Bias(jnp.zeros((4, 511)))), 256),
+        (Mask(causal=True), Scoring(), 200),
+        (Mask(causal=True, query_offset=jnp.array(3)), Scoring(), 256),
+        (Mask(causal=True, chunk=16), Scoring(), 256),
+        (Mask(causal=True), Scoring(Bias(jnp.zeros((4, 511)))), 256),
     ],
 )
-def test_what_the_kernel_cannot_do(mask, softmax, T):
+def test_what_the_kernel_cannot_do(mask, scoring, T):
     query, key = jnp.zeros((B, T, N, H)), jnp.zeros((B, T, K, H))
-    assert not splash.fits(query, key, mask, softmax)
+    assert not splash.fits(query, key, mask, scoring)
 
 
 def test_a_device_knows_that_it_is_alone():

@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from llm_jax import config as configs
 from llm_jax.attention import (
     Mask,
-    Softmax,
+    Scoring,
     bigbird,
     delta,
     dense,
@@ -57,7 +57,7 @@ def test_gemma2_softcap():
     inputs = [torch.from_numpy(x.swapaxes(1, 2).copy()).requires_grad_() for x in (q, k, v)]
     theirs, _ = eager_attention_forward(module, *inputs, hidden, scaling=0.5, softcap=2.0)
     ours, back = jax.vjp(
-        lambda *x: dense.attend(*x, Mask(causal=True), Softmax(scale=0.5, softcap=2.0)), q, k, v
+        lambda *x: dense.attend(*x, Mask(causal=True), Scoring(scale=0.5, softcap=2.0)), q, k, v
     )
     close(ours, theirs)
     for mine, yours in zip(back(jnp.asarray(q)), pull(theirs, q, *inputs), strict=True):
@@ -74,7 +74,7 @@ def test_gpt_oss_sinks():
     module = SimpleNamespace(num_key_value_groups=2, training=False, sinks=inputs[3])
     theirs, _ = eager_attention_forward(module, *inputs[:3], hidden, scaling=H**-0.5)
     ours, back = jax.vjp(
-        lambda q, k, v, sinks: dense.attend(q, k, v, Mask(causal=True), Softmax(sinks=sinks)),
+        lambda q, k, v, sinks: dense.attend(q, k, v, Mask(causal=True), Scoring(sinks=sinks)),
         q, k, v, sinks,
     )  # fmt: skip
     close(ours, theirs)
@@ -144,8 +144,9 @@ def test_bigbird():
         hidden_size=N * H, num_attention_heads=N, block_size=block, num_random_blocks=2,
         max_position_embeddings=T, use_bias=True,
     )  # fmt: skip
-    layer, x = BigBirdBlockSparseAttention(config, seed=1).eval(), torch.from_numpy(
-        draw(B, T, N * H)
+    layer, x = (
+        BigBirdBlockSparseAttention(config, seed=1).eval(),
+        torch.from_numpy(draw(B, T, N * H)),
     )
     real = torch.ones(B, T)
     real[0, 42:] = 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax import attention
-from llm_jax.attention import Bias, Mask, Softmax, bigbird, delta, linear, nystrom
+from llm_jax.attention import Bias, Mask, Scoring, bigbird, delta, linear, nystrom
 
 B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
@@ -21,7 +21,7 @@ PACKED = np.array([[1] * 60 + [2] * 70 + [0] * 20, [1] * 150], np.int32)
 PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)
 # LSH, whose queries are its keys, has a file of its own.
 KINDS = [name for name in attention.VARIANTS if name != "lsh"]
-NOTHING = Softmax()
+NOTHING = Scoring()
 slow = pytest.mark.slow
 
 
@@ -48,14 +48,14 @@ def drawn(name, T=T, dtype=jnp.float32):
     return out
 
 
-def call(name, arguments, mask, softmax=None):
+def call(name, arguments, mask, scoring=None):
     variant, options = attention.get(name), reads(name)
     if name == "latent":
         options = {}
-    if variant.plan:
+    if variant.decide:
         query = arguments["query"]
-        options["plan"] = variant.plan(query, jax.random.key(2), **options)
-    return variant.attend(**arguments, mask=mask, softmax=softmax or Softmax(), **options)
+        options["decided"] = variant.decide(query, jax.random.key(2), **options)
+    return variant.attend(**arguments, mask=mask, scoring=scoring or Scoring(), **options)
 
 
 def near(name, t, s):
@@ -117,7 +117,7 @@ def every_second(i, asked):
     """What is asked of the heads i, i + 2, ..."""
     bias = asked.bias and Bias(asked.bias.values[i::2])
     sinks = None if asked.sinks is None else asked.sinks[i::2]
-    return Softmax(bias, sinks, softcap=asked.softcap)
+    return Scoring(bias, sinks, softcap=asked.softcap)
 
 
 def defined(name, a, visible, segments, asked):
@@ -156,9 +156,9 @@ def defined(name, a, visible, segments, asked):
     if name in ("linear", "performer"):
         f = lambda x: jnp.where(x > 0, x + 1, jnp.exp(x))
         if name == "performer":
-            plan = attention.get(name).plan(q, jax.random.key(2), READS["random_features"])
+            decided = attention.get(name).decide(q, jax.random.key(2), READS["random_features"])
             f = lambda x: jnp.exp(
-                x * H**-0.25 @ plan - (x**2).sum(-1, keepdims=True) * H**-0.5 / 2
+                x * H**-0.25 @ decided - (x**2).sum(-1, keepdims=True) * H**-0.5 / 2
             )
         weights = jnp.einsum("btnm,bsnm->bnts", f(q), f(repeat(k))) * visible
         weights /= weights.sum(-1, keepdims=True)
@@ -363,7 +363,7 @@ def test_bias_cap_and_sinks(name, which):
     rng = np.random.default_rng(3)
     values, sinks = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((N, 2 * T - 1), (N,)))
     parts = {"bias": Bias(values), "sinks": sinks, "softcap": 1.5}
-    asked = Softmax(**{x: parts[x] for x in asks(name)})
+    asked = Scoring(**{x: parts[x] for x in asks(name)})
     # The norm over a difference of two softmaxes magnifies rounding, as it does gradients.
     rtol = 3e-5 if name == "differential" else 1e-5
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5, rtol=rtol)
@@ -378,8 +378,8 @@ def test_performer_is_softmax_on_average():
 
     @functools.partial(jax.jit, static_argnums=1)
     def estimate(key, features):
-        plan = linear.directions(q, key, features)
-        return linear.attend_performer(q, k, v, Mask(), random_features=features, plan=plan)
+        decided = linear.directions(q, key, features)
+        return linear.attend_performer(q, k, v, Mask(), random_features=features, decided=decided)
 
     error = {}
     for features in (16, 1024):
@@ -391,11 +391,11 @@ def test_performer_is_softmax_on_average():
 
 
 def test_directions_are_orthogonal_and_gaussian_in_length():
-    plan = linear.directions(jnp.zeros((1, 1, 1, 32)), jax.random.key(0), 64)
-    gram = plan[:, :32].T @ plan[:, :32]
+    decided = linear.directions(jnp.zeros((1, 1, 1, 32)), jax.random.key(0), 64)
+    gram = decided[:, :32].T @ decided[:, :32]
     lengths = jnp.sqrt(jnp.diag(gram))
     np.testing.assert_allclose(gram - jnp.diag(lengths**2), 0, atol=1e-3)
-    np.testing.assert_allclose(jnp.square(jnp.linalg.norm(plan, axis=0)).mean(), 32, rtol=0.1)
+    np.testing.assert_allclose(jnp.square(jnp.linalg.norm(decided, axis=0)).mean(), 32, rtol=0.1)
 
 
 def test_nystrom_with_a_landmark_for_each_token_is_exact():
@@ -473,8 +473,8 @@ def test_memory_grows_with_the_length_and_not_its_square(name):
             a[key] = jax.ShapeDtypeStruct(weight.shape, jnp.float32)
         for key, projection in variant.projections(2, 2, 8, **kept).items():
             a[key] = array(*projection.shape)
-        if variant.plan:
-            kept["plan"] = variant.plan(jnp.zeros((1, T, 2, 8)), jax.random.key(0), **kept)
+        if variant.decide:
+            kept["decided"] = variant.decide(jnp.zeros((1, T, 2, 8)), jax.random.key(0), **kept)
         mask = Mask(causal="causal" in variant.supports)
         missing = {key: None for key in ("key", "value") if key not in a}
         grad = jax.grad(lambda a: variant.attend(**a, **missing, mask=mask, **kept).sum())

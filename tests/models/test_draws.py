@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from llm_jax import attention, models, sharding
 from llm_jax import config as configs
-from llm_jax.attention import Mask, Softmax, blockwise
+from llm_jax.attention import Mask, Scoring, blockwise
 from llm_jax.models import split
 from llm_jax.models.moe import MixtureOfExperts
 from llm_jax.models.stack import Context, Stack
@@ -105,15 +105,15 @@ def test_each_block_of_attention_drops_weights_of_its_own(name, monkeypatch):
     for weight, (shape, *_) in variant.weights(2, 2, 8, **options).items():
         options[weight] = jnp.eye(*shape)
     mask = Mask(causal=True, window=64 if name == "dense" else None)
-    softmax = Softmax(dropout_key=jax.random.key(0), dropout_rate=0.5)
+    scoring = Scoring(dropout_key=jax.random.key(0), dropout_rate=0.5)
 
-    def run(softmax):
+    def run(scoring):
         attend = lambda q, v: variant.attend(
-            q, None if variant.shared_qk else q, v, mask, softmax, **options
+            q, None if variant.shared_qk else q, v, mask, scoring, **options
         )
         return dropped(jax.jit(attend), T)
 
-    seen, zero = ~run(Softmax()), run(softmax)
+    seen, zero = ~run(Scoring()), run(scoring)
     assert 0.45 < zero[seen].mean() < 0.55
     agree = lambda a, b, both: abs((a == b)[both].mean() - 0.5) < 0.05
     cut = lambda x, t, s: x[..., t : t + 384, s : s + 384]
@@ -133,18 +133,18 @@ def test_both_maps_of_differential_attention_drop_weights_of_their_own():
     vectors = dict.fromkeys(("lambda_q1", "lambda_k1"), zero.at[0].set(np.log(1.2) ** 0.5))
     vectors |= {"lambda_q2": zero, "lambda_k2": zero}  # e^log 1.2 - e^0 + 0.8 = 1
     q, v = jnp.zeros((1, 64, 2, 8)), jnp.ones((1, 64, 2, 8))
-    attend = jax.jit(lambda softmax: attention.get("differential").attend(
-        q, q, v, Mask(), softmax, scale=scale, **vectors
+    attend = jax.jit(lambda scoring: attention.get("differential").attend(
+        q, q, v, Mask(), scoring, scale=scale, **vectors
     ))  # fmt: skip
-    assert np.abs(attend(Softmax())).max() < 1e-2
-    assert np.abs(attend(Softmax(dropout_key=jax.random.key(0), dropout_rate=0.5))).max() > 0.1
+    assert np.abs(attend(Scoring())).max() < 1e-2
+    assert np.abs(attend(Scoring(dropout_key=jax.random.key(0), dropout_rate=0.5))).max() > 0.1
 
 
 def test_first_and_last_block_of_bigbird_drop_weights_of_their_own():
     """They see all, one from the front and one from behind."""
-    softmax = Softmax(dropout_key=jax.random.key(0), dropout_rate=0.5)
+    scoring = Scoring(dropout_key=jax.random.key(0), dropout_rate=0.5)
     kind = lambda q, v: attention.get("bigbird").attend(
-        q, q, v, Mask(), softmax, block=16, random_blocks=1
+        q, q, v, Mask(), scoring, block=16, random_blocks=1
     )
     zero = dropped(jax.jit(kind), 128)
     assert alone([zero[:, :, :16], zero[:, :, :-17:-1, ::-1]])
@@ -152,10 +152,10 @@ def test_first_and_last_block_of_bigbird_drop_weights_of_their_own():
 
 @pytest.mark.parametrize("sizes", [{"context": 4}, {"data": 2, "context": 2}], ids=str)
 def test_each_device_drops_weights_of_its_own(sizes):
-    softmax = Softmax(dropout_key=jax.random.key(0), dropout_rate=0.5)
+    scoring = Scoring(dropout_key=jax.random.key(0), dropout_rate=0.5)
     mesh = meshed(**sizes)
     variant = attention.get("dense")
-    attend = lambda q, v: split.attend(variant, q, q, v, Mask(), softmax, {})
+    attend = lambda q, v: split.attend(variant, q, q, v, Mask(), scoring, {})
     with sharding.activate(mesh):
         zero = dropped(jax.jit(attend), 64)
     assert 0.45 < zero.mean() < 0.55

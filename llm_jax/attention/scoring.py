@@ -1,4 +1,4 @@
-"""How products of queries and keys become weights, the same for every kind that is a softmax."""
+"""How products of queries and keys become attention weights: scale, bias, cap, sinks, dropout."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ def _static(default):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Softmax:
+class Scoring:
     """softmax(softcap(scale q k) + bias, over the visible keys and the sink), then dropout.
+
+    Kinds without a softmax take of these what they support.
 
     Attributes:
       bias: by distance (Raffel 2020; Press 2022).
@@ -41,7 +43,7 @@ class Softmax:
     def dropout(self) -> bool:
         return self.dropout_key is not None and self.dropout_rate > 0
 
-    def apart(self, number: int | Array) -> "Softmax":
+    def apart(self, number: int | Array) -> "Scoring":
         """The same, with dropout of its own for this part of a layer's attention."""
         key = self.dropout_key
         key = key if key is None else jax.random.fold_in(key, number)
@@ -89,4 +91,4 @@ class Softmax:
         return jnp.where(kept, weights / (1 - self.dropout_rate), 0)
 
 
-PLAIN = Softmax()
+PLAIN = Scoring()
