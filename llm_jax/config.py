@@ -457,17 +457,21 @@ class Sample:
 # Field of a document: its column in a table (.jsonl, .csv, .conll …) or TFDS set, by name, or by
 # number, from 0, where a .csv, .tsv or .conll has no header; and when it is read. data/fields.py
 # says what each holds. Parallel text files go without: data.train="train.en,train.de".
+learns = partial(given, "objective.name")
 COLUMNS = {
     "text": ("text", RECORDS),
     "source": ("source", PAIRS), "target": ("target", PAIRS),
     "pair": ("", CLASSES),  # the second text; empty: there is one text
     "label": ("label", CLASSES),
-    "tokens": ("tokens", RECORDS), "tags": ("tags", RECORDS),
-    "predicate": ("predicate", RECORDS),  # a place among the tokens
-    "context": ("context", RECORDS), "question": ("question", RECORDS),
-    "answers": ("answers", RECORDS),
-    "messages": ("messages", RECORDS),
-    "prompt": ("prompt", RECORDS), "chosen": ("chosen", RECORDS), "rejected": ("rejected", RECORDS),
+    "tokens": ("tokens", learns("tagging", "roles")),
+    "tags": ("tags", learns("tagging", "roles")),
+    "predicate": ("predicate", learns("roles")),  # a place among the tokens
+    "context": ("context", learns("question_answering")),
+    "question": ("question", learns("question_answering")),
+    "answers": ("answers", learns("question_answering")),
+    "messages": ("messages", learns("chat")),
+    "prompt": ("prompt", learns("preference")),
+    "chosen": ("chosen", learns("preference")), "rejected": ("rejected", learns("preference")),
 }  # fmt: skip
 
 

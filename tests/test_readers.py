@@ -61,6 +61,7 @@ CASES = {
     "muon": {"optimizer.name": "muon", "optimizer.schedule": "wsd"},
     "line": {"optimizer.schedule": "linear", "data.packing": "none", "data.ramp_steps": 2,
              "data.ramp_start": 2},
+    "limited": {"data.train": "{text},{more}", "data.mixture_limit": 20},
     "bpe": {"tokenizer.name": "bpe", "tokenizer.vocab_size": 300},
     "file": {"tokenizer.name": "file", "tokenizer.path": "{tokenizer}"},
 }  # fmt: skip
@@ -79,12 +80,12 @@ OTHERS = {  # where the next number or word would not do
     "model.relative_buckets": 8, "objective.mask_rate": 0.5, "objective.span_length": 2.0,
     "optimizer.decay_factors": ((".*", 0.5),), "optimizer.rate_factors": ((".*", 0.5),),
     "model.lora_targets": ("up",), "tokenizer.vocab_size": 290, "data.ramp_start": 1,
-    "optimizer.decay_steps": 3, "objective.class_weights": (1.0, 2.0),
+    "optimizer.decay_steps": 3, "data.weights": (1, 2), "objective.class_weights": (1.0, 2.0),
 }  # fmt: skip
 # Read by the loop or what comes after it, not by the program, a batch or the tokenizer.
 LOOP = (
     "train.", "mesh.", "checkpoint.", "eval.", "sample.", "data.workers", "data.shards",
-    "data.tfds_dir", "model.pipeline_pieces", "objective.no_answer",
+    "data.tfds_dir", "model.pipeline_pieces", "objective.no_answer", "init_from",
 )  # fmt: skip
 
 
@@ -104,12 +105,15 @@ def config(tmp_path_factory):
         row |= {"prompt": "?", "chosen": row["text"][:5], "rejected": row["text"][5:9]}
         row |= {"tokens": row["text"].split(), "tags": ["O"] * len(row["text"].split())}
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    files = {"text": folder / "text.jsonl", "more": folder / "more.jsonl"}
+    files |= {"tokenizer": folder / "tokenizer.json"}
 
     def make(changes):
         c = configs.base()
         default = {"data.train": str(folder / "text.jsonl")}
         for key, value in (TINY | default | changes).items():
-            configs.set_key(c, key, str(value).format(tokenizer=folder / "tokenizer.json"))
+            configs.set_key(c, key, str(value).format(**files))
         configs.check(c)
         return c
 

@@ -112,7 +112,8 @@ def splits(
             return tasks.read(config, spec, split, parts)
         return documents(spec, data, wanted)
 
-    if mixed := bool(data.weights or data.mixture_limit or data.mixture_temperature != 1):
+    asked = data.weights or data.mixture_limit or data.mixture_temperature != 1
+    if mixed := bool("," in data.train and asked):
         sets = {one: _hold_out(docs, shares)
                 for one, docs in sources(data.train, data, wanted).items()}  # fmt: skip
         held = [_joined(name, [part[i] for part in sets.values()])

@@ -1,10 +1,13 @@
 """Labels by name: those of the training set, in order, and the place of each."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+
+CHECKED = 100_000  # labels of the training set that are looked at before training
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:
@@ -17,7 +20,8 @@ def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
     """Returns a label's place; ConfigError where the training set has it not."""
     if name not in ids:
         raise ConfigError(f"data.{key}_column: {name!r} is none of data.labels="
-                          f"{config.data.labels}, which are those of the training set")
+                          f"{config.data.labels}, which are those of the training set, or of "
+                          "init_from; data.labels names others, for a new head")
     return ids[name]
 
 
@@ -33,3 +37,6 @@ def resolve(config: ConfigDict, found: Iterable[str], key: str) -> None:
         raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
                           f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
     config.data.labels, config.model.num_labels = labels, len(labels)
+    ids = numbered(labels)
+    for name in itertools.islice(found, CHECKED):  # none are left where they gave the labels
+        place(ids, name, config, key)

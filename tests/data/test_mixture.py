@@ -107,15 +107,11 @@ def test_large_sets_are_mixed_as_they_are_read(mixed):
         read[len(read)]
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [("a.jsonl,empty.jsonl", "empty.jsonl. is empty"), ("a.jsonl", "1 sources in data.train")],
-)
-def test_what_cannot_be_mixed_is_named(mixed, tmp_path, monkeypatch, spec, message):
+def test_what_cannot_be_mixed_is_named(mixed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
-    mixed.data.train, mixed.data.weights = spec, (1, 1)
-    with pytest.raises(ConfigError, match=message):
+    mixed.data.train, mixed.data.weights = "a.jsonl,empty.jsonl", (1, 1)
+    with pytest.raises(ConfigError, match="empty.jsonl. is empty"):
         making.splits(mixed)
 
 
