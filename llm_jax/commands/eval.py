@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
     print(f"step {step}: {args.split} {', '.join(shown)}{part}")
     if "bleu" in result:
-        measure = scores.bleu([record["target"] for record in found.records])
+        measure = scores.bleu([record.get("target", "") for record in found.records])
         measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
