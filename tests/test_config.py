@@ -249,9 +249,24 @@ def test_sizes_that_are_derived_are_filled_in():
     config.model.update({"embed_dim": 48, "num_heads": 6})
     m = resolve(config.model, vocab_size=99)
     assert (m.vocab_size, m.head_dim, m.num_kv_heads, m.mlp_dim) == (99, 8, 6, 192)
+    config.model.head_dim = 16  # the feed-forward layer goes by the stream's width
+    assert resolve(config.model, 99).mlp_dim == 192
     assert config.model.vocab_size == 0
     config.model.vocab_size = 128
     assert resolve(config.model, 99).vocab_size == 128
+
+
+def test_of_kinds_that_alternate_one_that_reads_a_key_is_enough():
+    config, reads = base(), {}
+    for kinds in ("dense", "delta", "linear", "delta,linear", "dense,delta", "local,dense"):
+        config.model.attention = kinds
+        reads[kinds] = {k for k in ("attention_scale", "window") 
+                        if not configs.unread(config, f"model.{k}")}  # fmt: skip
+    scale, window = {"attention_scale"}, {"window"}
+    assert reads == {
+        "dense": scale, "delta": set(), "linear": set(), "delta,linear": set(),
+        "dense,delta": scale, "local,dense": scale | window,
+    }  # fmt: skip
 
 
 def test_what_makes_another_run():

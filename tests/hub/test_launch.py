@@ -10,6 +10,7 @@ import launch
 from llm_jax import config as configs
 from llm_jax import hub, models
 from llm_jax.data import tokenizers
+from llm_jax.hub import runs
 from llm_jax.train.run import load_params
 from tests.hub.test_hub import ENCODER, make, same
 
@@ -145,19 +146,14 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     assert found["new"] == ["sequence"] and found["objective"] == "classification"
 
 
-def test_labels_come_in_the_order_of_their_numbers(keys, tmp_path, capsys, text_file):
+def test_labels_come_in_the_order_of_their_numbers(tmp_path):
     """Numbers are keys of config.json, so text: of ten labels and more "10" is before "2"."""
-    tokenizer = tokenizers.build(
-        configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
-        [text_file.read_text()],
-    )
+    tokenizer = tokenizers.Bytes()
     head = {"head": "sequence", "num_labels": 12, "pooler": True, "type_vocab_size": 2}
     model, params = make(ENCODER | head, tokenizer.vocab_size)
-    names = [f"class {i}" for i in range(12)]
-    hub.save(model, params, tokenizer, tmp_path / "hf", labels=names)
-    source, run = f"--from={tmp_path / 'hf'}", tmp_path / "run"
-    call(capsys, "import", source, f"--workdir={run}", *keys, "--config.data.packing=none")
-    assert json.loads((run / "config.json").read_text())["data"]["labels"] == names
+    names = tuple(f"class {i}" for i in range(12))
+    hub.save(model, params, tokenizer, tmp_path / "hf", "bert", labels=names)
+    assert runs.read(tmp_path / "hf").labels == names
 
 
 def test_an_imported_translator_wants_pairs(tmp_path, capsys, text_file):
