@@ -91,6 +91,21 @@ def test_layers_of_a_pattern_come_in_their_order():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_either_side_has_states_of_its_own():
+    from llm_jax import config as configs
+    from llm_jax.library import Pretrained
+    from tests.tiny_models import tiny_model
+
+    model, params = tiny_model(kind="encoder_decoder", num_layers=1, num_decoder_layers=3)
+    lm = Pretrained(configs.base(), model, params, None)
+    batch = {"encoder_tokens": IDS % 11, "encoder_segment_ids": REAL, "tokens": IDS[:, :4] % 11}
+    encoder, decoder = lm.hidden_states(batch, "encoder"), lm.hidden_states(batch, "decoder")
+    assert encoder.shape == (2, 2, 5, 16) and decoder.shape == (4, 2, 4, 16)
+    last = lm.outputs(batch)
+    np.testing.assert_allclose(encoder[-1], last.encoded, atol=1e-5)
+    np.testing.assert_allclose(decoder[-1], last.features, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "read"),
     [

@@ -251,13 +251,14 @@ def test_deepseek_v3_latents(query_rank):
     close(model.apply({"params": params}, x, Mask(causal=True), positions=positions), expected)
 
 
+@pytest.mark.parametrize("length", [512, 2**20])  # of the second YaRN's ramp has no end
 @pytest.mark.parametrize("scaling", ["linear", "llama3", "yarn"])
-def test_rotary_scaling(scaling):
+def test_rotary_scaling(scaling, length):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = {
         "rope_type": scaling, "rope_theta": 10_000.0, "factor": 4.0,
-        "original_max_position_embeddings": 512, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": length, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     }  # fmt: skip
     config = transformers.LlamaConfig(
         hidden_size=64, num_attention_heads=1, head_dim=64, max_position_embeddings=2048,
@@ -265,7 +266,7 @@ def test_rotary_scaling(scaling):
     )  # fmt: skip
     theirs, strength = ROPE_INIT_FUNCTIONS[scaling](config, torch.device("cpu"))
     m = configs.base().model
-    m.update({"rotary_scaling": scaling, "rotary_factor": 4.0, "rotary_original_length": 512})
+    m.update({"rotary_scaling": scaling, "rotary_factor": 4.0, "rotary_original_length": length})
     m.update({"embed_dim": 64, "num_heads": 1})
     cfg = FrozenConfigDict(configs.resolve(m, 10))
     np.testing.assert_allclose(rotary_rates(cfg), theirs.numpy(), rtol=1e-5)

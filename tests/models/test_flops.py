@@ -42,6 +42,19 @@ CASES = {
 }
 
 
+def test_a_translator_by_hand():
+    """Six a weight and token of its side; keys and values across are made of the source.
+
+    Two layers a side: four projections and the feed-forward layer, across two of each side more.
+    """
+    D, F, T, S = 128, 64, 8, 40
+    side = 4 * D * D + 2 * D * F
+    weights = 2 * S * side + 2 * T * side + 2 * (T + S) * 2 * D * D + T * D * V
+    scores = 2 * 4 * D * (S * S + T * T + T * S)
+    ours = train_flops(resolved({"kind": "encoder_decoder"}), 1, T, S)
+    assert ours == pytest.approx(6 * weights + 3 * scores)
+
+
 def resolved(changes):
     cfg = config.base().model
     cfg.update(SMALL | changes)
