@@ -86,7 +86,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
-TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels"}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "eval.scores"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -96,8 +96,8 @@ NOT_ZERO = {
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
     "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
-    "data.shards", "data.ramp_start", "data.doc_stride", "optimizer.eps", "train.steps",
-    "train.log_every",
+    "data.shards", "data.ramp_start", "data.mixture_temperature", "data.doc_stride",
+    "objective.beta", "eval.beams", "optimizer.eps", "train.steps", "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
     "eval.every", "sample.max_new_tokens", *NEGATIVE,
 }  # fmt: skip
@@ -138,7 +138,7 @@ def test_odd_values(key):
     else:
         texts = key in TEXTS
         no += ["('a\\0',)", "('\\ud800',)", "(('a',),)", "(None,)", "[-1]"]
-        no += ["(1.0,)"] * (key != "objective.class_weights" and not texts)
+        no += ["(1.0,)"] * (key not in ("objective.class_weights", "data.weights") and not texts)
         no += [] if texts else ["(-1,)", "(True,)", "('1',)", "(1e999,)", "x"]
     assert [text for text in no if accepted(key, text)] == []
 
