@@ -212,6 +212,17 @@ def test_unknown_name_lists_the_known():
         attention.get("sparkling")
 
 
+@pytest.mark.parametrize("name", ["local", "chunked", "dilated"])
+def test_products_of_blocks_are_those_that_xla_counts(name):
+    """Where causal: a block's queries meet its own keys and those of the block before."""
+    T, N, H, variant = 512, 2, 64, attention.get(name)
+    reads = {key: {"window": 32, "stride": 4}[key] for key in variant.reads}
+    x = jax.ShapeDtypeStruct((1, T, N, H), jnp.float32)
+    attend = lambda q, k, v: variant.attend(q, k, v, Mask(causal=True), **reads)
+    counted = jax.jit(attend).lower(x, x, x).cost_analysis()["flops"]
+    assert 0.9 < variant.flops(T, T, N, H, **reads) / counted < 1.1
+
+
 def test_variants_state_their_cost():
     assert attention.get("dense").flops(8, 8, 2, 4) == 4 * 8 * 8 * 2 * 4
     assert attention.get("dense").memory(8, 8, 2, 4) == 8 * 8 * 2

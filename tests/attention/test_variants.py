@@ -407,6 +407,17 @@ def test_nystrom_with_a_landmark_for_each_token_is_exact():
     np.testing.assert_allclose(y, textbook(a["query"], a["key"], a["value"], True), atol=2e-3)
 
 
+def test_a_last_landmark_of_fewer_tokens_is_their_mean():
+    """Of ten tokens three landmarks are of four, four and two; all else as equation 13 has it."""
+    a = drawn("nystrom", 10) | {"convolution": jnp.zeros((33, N))}
+    q, k, v = (jnp.repeat(a[x], N // a[x].shape[2], axis=2) for x in ("query", "key", "value"))
+    few = lambda x: jnp.stack([x[:, i : i + 4].mean(1) for i in (0, 4, 8)], axis=1)
+    weights = lambda q, k: jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) * H**-0.5, axis=-1)
+    mixed = weights(q, few(k)) @ newton(weights(few(q), few(k))) @ weights(few(q), k)
+    y = attention.get("nystrom").attend(**a, mask=Mask(), landmarks=3)
+    np.testing.assert_allclose(y, jnp.einsum("bnts,bsnh->btnh", mixed, v), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["nystrom", "linformer"])
 def test_padding_is_not_seen(name):
     changed = drawn(name) | {

@@ -84,10 +84,11 @@ def test_a_plan_is_told_in_milliseconds_and_gigabytes():
         assert part in text  # fmt: skip
 
 
-def test_remat_adds_the_forward_pass_of_the_layers(tiny):
+@pytest.mark.parametrize("remat", ["full", "offload"])
+def test_remat_adds_the_forward_pass_of_the_layers(remat, tiny):
     config = plan.prepare(tiny(TINY), jax.devices()[:8]).config
     assert not plan.work(config)["recomputed_flops"]
-    config.model.remat = "full"
+    config.model.remat = remat
     todo, m = plan.work(config), config.model
     head = 6 * m.embed_dim * m.vocab_size * todo["tokens"]
     assert 3 * todo["recomputed_flops"] == pytest.approx(todo["flops"] - head)

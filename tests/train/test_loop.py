@@ -112,8 +112,9 @@ def test_metrics_of_a_run(tiny, silent, tmp_path, monkeypatch):
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert events.stat().st_size > 1000
 
-    again = start(config, tmp_path, silent).run()  # has nothing left to do
-    assert again == summary
+    resumed = start(config, tmp_path, silent)
+    assert resumed.meter.read()["step_seconds"] == rows[-1]["step_seconds"]
+    assert resumed.run() == summary  # has nothing left to do
     assert [row["step"] for row in read(tmp_path)] == [row["step"] for row in rows]
 
 
