@@ -160,6 +160,16 @@ def test_seed_and_epoch_decide_cuts_and_masks(config, held):
     assert len(of_seeds) > 6 and len(of_epochs) > 6
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_no_chunk_is_one_document_alone(config, count, monkeypatch):
+    """What a pair's second half is drawn from is another document."""
+    monkeypatch.setattr(chunks, "CHUNK", 1)
+    docs = [f"document {i:02}" for i in range(count)]
+    order = lambda number: _order(config, docs, 0, number, making.records)
+    parts = [order(number)[0] for number in range(order(0)[1])]
+    assert min(map(len, parts)) >= min(count, 2) and sorted(sum(parts, ())) == [*range(count)]
+
+
 def test_rows_come_in_no_order_of_how_full_they_are(config):
     """First fit leaves the emptiest row to the end; training meets it anywhere."""
     what, places = making.examples(config, TOKENIZER), []

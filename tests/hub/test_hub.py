@@ -225,6 +225,9 @@ def test_marian_has_an_output_bias_where_it_is_not_zero(tmp_path):
     "name, changes",
     [
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("reformer", {"lsh_num_chunks_before": 2}),
+        ("reformer", {"local_num_chunks_after": 1}),
         ("gpt2", {"activation_function": "mish"}),
         ("gpt2", {"add_cross_attention": True}),
         ("bert", {"position_embedding_type": "relative_key"}),
@@ -254,6 +257,21 @@ def test_configs_that_cannot_be_expressed(name, changes, tmp_path):
     if isinstance(value, dict) and "rope" in key:
         key, value = "rope_type", value.get("type", value.get("rope_type"))
     assert key in text and str(value) in text
+
+
+def test_heads_that_are_rotated_in_part(tmp_path):
+    model, params = make(MODELS["llama"])
+    hub.save(model, params, None, tmp_path / "hf")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    with pytest.raises(ConfigError, match="partial_rotary_factor=0.5"):
+        hub.load(about(tmp_path / "hf", rope_parameters=rope))
+
+
+def test_an_epsilon_that_a_family_cannot_say(tmp_path):
+    """DistilBERT's config.json has none: transformers would take its own."""
+    model, params = make(MODELS["distilbert"] | {"norm_epsilon": 1e-3})
+    with pytest.raises(ConfigError, match="model.norm_epsilon=0.001"):
+        hub.save(model, params, None, tmp_path / "hf", "distilbert")
 
 
 def test_llama3_frequencies_other_than_published(tmp_path):
