@@ -72,15 +72,15 @@ class Harness(TemplateLM):
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(i)
         for places in groups.values():
-            asked = normalize_gen_kwargs(requests[places[0]].args[1], NEW_TOKENS)
-            count, until = asked["max_gen_toks"], asked["until"]
-            warm = asked.get("temperature", float(bool(asked.get("do_sample"))))
-            known = {k: asked[k] for k in ("top_k", "top_p", "min_p") if k in asked}
+            settings = normalize_gen_kwargs(requests[places[0]].args[1], NEW_TOKENS)
+            count, until = settings["max_gen_toks"], settings["until"]
+            warm = settings.get("temperature", float(bool(settings.get("do_sample"))))
+            known = {k: settings[k] for k in ("top_k", "top_p", "min_p") if k in settings}
             prompts = [self.tok_encode(requests[i].args[0])[count - self.length :] for i in places]
             samples = self.lm.generate(
                 prompts, max_new_tokens=count, stop=until, imported=False,
@@ -90,8 +90,8 @@ class Harness(TemplateLM):
                 text = self.words.decode(sample["tokens"])
                 for stop in filter(None, until):
                     text = text.partition(stop)[0]
-                found[i] = text
-        return [found[i] for i in range(len(requests))]
+                texts[i] = text
+        return [texts[i] for i in range(len(requests))]
 
     def apply_chat_template(self, chat_history: list, add_generation_prompt: bool = True) -> str:
         return chat.render(self.words, chat_history, add_generation_prompt)

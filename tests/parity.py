@@ -229,14 +229,14 @@ def rotations_of(seed: int | None) -> Iterator[None]:
     """Within it, our LSH layers hash by the rotations that theirs draw from config.hash_seed."""
     ours = attention.VARIANTS["lsh"]
 
-    def plan(query, random, lsh_chunk, lsh_hashes, lsh_buckets):
+    def decide(query, random, lsh_chunk, lsh_hashes, lsh_buckets):
         parts = lsh_buckets or lsh.factors(query.shape[1], lsh_chunk)
         torch.manual_seed(seed)  # as each of their layers does
         drawn = torch.randn((*query.shape[2:], lsh_hashes, sum(parts) // 2)).numpy()
         return lsh.assign(query, jnp.asarray(drawn), lsh_chunk, lsh_hashes, lsh_buckets)
 
     if seed is not None:
-        attention.VARIANTS["lsh"] = dataclasses.replace(ours, plan=plan)
+        attention.VARIANTS["lsh"] = dataclasses.replace(ours, decide=decide)
     try:
         yield
     finally:

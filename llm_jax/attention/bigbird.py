@@ -81,8 +81,8 @@ def _visible(mask, T, block, seen_NCM):
         return _blocks(x, block)[..., :, None], _gather(x, block, seen_NCM)[..., None, :]
 
     ours, theirs = pairs(jnp.arange(seen_NCM.shape[1] * block)[None, :, None])
-    there = jnp.repeat(jnp.asarray(seen_NCM) >= 0, block, axis=-1)[None, :, :, None]
-    visible = there & (theirs < T) & mask.near(ours, theirs)
+    chosen = jnp.repeat(jnp.asarray(seen_NCM) >= 0, block, axis=-1)[None, :, :, None]
+    visible = chosen & (theirs < T) & mask.near(ours, theirs)
     if mask.query_segments is None:
         return visible
     ours, theirs = pairs(mask.query_segments[..., None])

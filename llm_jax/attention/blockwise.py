@@ -48,8 +48,8 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring 
             key_segments=_pad(mask.key_segments, 1, columns, fill=-1),
         )
     smooth = query, key, value, scoring.bias, scoring.sinks
-    rest = mask, dataclasses.replace(scoring, bias=None, sinks=None)
-    y = _attend((t, s, T, S), smooth, rest)
+    fixed = mask, dataclasses.replace(scoring, bias=None, sinks=None)
+    y = _attend((t, s, T, S), smooth, fixed)
     return y[..., :T, :].transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
 
 
@@ -60,9 +60,9 @@ def _size(heads: int) -> int:
     return min(max(side, SMALLEST), most)
 
 
-def _tile(smooth, rest, i, j, sizes):
+def _tile(smooth, fixed, i, j, sizes):
     """Scores [B, K, G, t, s] of the i-th block of queries and the j-th of keys."""
-    (query, key, bias), (mask, scoring), (t, s, *_) = smooth, rest, sizes
+    (query, key, bias), (mask, scoring), (t, s, *_) = smooth, fixed, sizes
     products = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         behind = 0 if mask.query_offset is None else mask.query_offset
@@ -79,10 +79,10 @@ def _blocks(mask, i, sizes):
     return start // s, (stop + s - 1) // s
 
 
-def _forward(sizes, smooth, rest):
+def _forward(sizes, smooth, fixed):
     """The output [B, K, G, rows, V], and the logarithm of each query's sum [B, K, G, rows]."""
     query, key, value, bias, sinks = smooth
-    (mask, scoring), (t, s, *_) = rest, sizes
+    (mask, scoring), (t, s, *_) = fixed, sizes
     count = query.shape[3] // t
 
     def row(i):
@@ -91,7 +91,7 @@ def _forward(sizes, smooth, rest):
         def add(j, carry):
             most, total, y = carry
             k, v = (lax.dynamic_slice_in_dim(x, j * s, s, axis=2) for x in (key, value))
-            scores = _tile((q, k, bias), rest, i, j, sizes)
+            scores = _tile((q, k, bias), fixed, i, j, sizes)
             new = jnp.maximum(most, scores.max(-1))
             weights = jnp.exp(scores - new[..., None])
             shrink = jnp.exp(most - new)
@@ -115,19 +115,19 @@ def _forward(sizes, smooth, rest):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes, smooth, rest):
-    return _forward(sizes, smooth, rest)[0]
+def _attend(sizes, smooth, fixed):
+    return _forward(sizes, smooth, fixed)[0]
 
 
-def _save(sizes, smooth, rest):
-    y, logs = _forward(sizes, smooth, rest)
-    return y, (smooth, rest, y, logs)
+def _save(sizes, smooth, fixed):
+    y, logs = _forward(sizes, smooth, fixed)
+    return y, (smooth, fixed, y, logs)
 
 
 def _backward(sizes, saved, dy):
-    smooth, rest, y, logs = saved
+    smooth, fixed, y, logs = saved
     query, key, value, bias, sinks = smooth
-    (mask, scoring), (t, s, *_) = rest, sizes
+    (mask, scoring), (t, s, *_) = fixed, sizes
     along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1)  # what each softmax's sum takes away
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
 
@@ -137,7 +137,7 @@ def _backward(sizes, saved, dy):
         def add(j, carry):
             dq, dk, dv, db = carry
             k, v = (lax.dynamic_slice_in_dim(x, j * s, s, axis=2) for x in (key, value))
-            score = lambda *x: _tile(x, rest, i, j, sizes)
+            score = lambda *x: _tile(x, fixed, i, j, sizes)
             scores, pull = jax.vjp(score, q, k, bias)
             weights = jnp.exp(scores - z[..., None])
             drop = lambda x: scoring.drop(x, i * (key.shape[2] // s) + j)

@@ -74,8 +74,8 @@ def delta_rule(
         q, k, v, b = arrays
         b = b[..., None]
         alike = jnp.einsum("bnim,bnjm->bnij", k, k) * decays.within
-        there = jnp.einsum("bnim,bnmv->bniv", k * decays.arriving[..., None], state)
-        written = inverse(jnp.tril(b * alike, -1)) @ (b * (v - there))
+        recalled = jnp.einsum("bnim,bnmv->bniv", k * decays.arriving[..., None], state)
+        written = inverse(jnp.tril(b * alike, -1)) @ (b * (v - recalled))
         scores = jnp.einsum("bnim,bnjm->bnij", q, k) * decays.within
         y = jnp.einsum("bnij,bnjv->bniv", scores, written)
         y += jnp.einsum("bnim,bnmv->bniv", q * decays.arriving[..., None], state)
@@ -94,18 +94,18 @@ def inverse(lower: Array) -> Array:
     c = lower.shape[-1]
     size = 1 << (c - 1).bit_length()
     lower = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, size - c)] * 2)
-    found = jnp.ones((*lower.shape[:-1], 1, 1), lower.dtype)  # [..., blocks, m, m]
+    inverted = jnp.ones((*lower.shape[:-1], 1, 1), lower.dtype)  # [..., blocks, m, m]
     m = 1
     while m < size:
-        a, d = found[..., ::2, :, :], found[..., 1::2, :, :]
+        a, d = inverted[..., ::2, :, :], inverted[..., 1::2, :, :]
         grid = lower.reshape(*lower.shape[:-2], size // m, m, size // m, m)
         at = jnp.arange(0, size // m, 2)
         between = jnp.moveaxis(grid[..., at + 1, :, at, :], 0, -3)
         corner = -d @ between @ a
         top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-        found = jnp.concatenate([top, jnp.concatenate([corner, d], axis=-1)], axis=-2)
+        inverted = jnp.concatenate([top, jnp.concatenate([corner, d], axis=-1)], axis=-2)
         m *= 2
-    return found[..., 0, :c, :c]
+    return inverted[..., 0, :c, :c]
 
 
 def _unit(x):

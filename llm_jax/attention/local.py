@@ -83,8 +83,8 @@ def banded(
     index = jnp.arange(T)[None]
     ours, theirs = blocks(index, -1)[..., :, None], near(index, -1)[..., None, :]
     # A global token stands in front of its block too: it counts once.
-    there = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
-    visible = there & (theirs >= 0) & mask.near(ours, theirs)
+    once = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
+    visible = once & (theirs >= 0) & mask.near(ours, theirs)
     if mask.query_segments is not None:
         same = blocks(mask.query_segments)[..., :, None] == near(mask.key_segments)[..., None, :]
         visible = visible & same

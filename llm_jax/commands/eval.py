@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     eval_step = setup.eval_step(tokenizer)
     write = setup.writer(tokenizer) if setup.config.eval.scores else None
     with sharding.activate(setup.mesh):
-        found = evaluate(eval_step, params, batches, setup.mesh, limit, write)
-    result = found.values
+        evaluation = evaluate(eval_step, params, batches, setup.mesh, limit, write)
+    result = evaluation.values
     if heads.speaks(setup.config.model) and not setup.objective.reference:
         result |= {"perplexity": math.exp(min(result["loss"], 700))}
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
     print(f"step {step}: {args.split} {', '.join(shown)}{part}")
     if "bleu" in result:
-        measure = scores.bleu([record.get("target", "") for record in found.records])
+        measure = scores.bleu([record.get("target", "") for record in evaluation.records])
         measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
-    if found.answers and setup.objective.predict:
-        about = report.write(args.workdir, found, examples, f"{args.split}, step {step}")
+    if evaluation.answers and setup.objective.predict:
+        about = report.write(args.workdir, evaluation, examples, f"{args.split}, step {step}")
         print(f"errors and more scores are in {about}")
     return {"step": step, "split": args.split} | result
 

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.models import heads
 
     imported = import_run(args.source, args.workdir, config, overrides)
-    what = f"{imported['family']}, {imported['parameters']:,} parameters"
-    print(f"imported {what}, into {args.workdir}")
+    imported_as = f"{imported['family']}, {imported['parameters']:,} parameters"
+    print(f"imported {imported_as}, into {args.workdir}")
     if imported["new"]:
         print(f"new, to be trained first: {', '.join(imported['new'])}")
     if imported["unused"]:

@@ -73,8 +73,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
                 file.flush()
                 told = time.time()
                 tell(f"{done + count:,} rows, {count / (told - began):,.0f} a second")
-    what = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
-    print(f"step {step}: {what}, {errors:,} of them could not be read; they are in {output}")
+    progress = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
+    print(f"step {step}: {progress}, {errors:,} of them could not be read; they are in {output}")
     return {"step": step, "rows": done + count, "errors": errors, "output": str(output)}
 
 

@@ -31,12 +31,12 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", default="llm-jax", help="of the job; default llm-jax")
     sub.add_argument("--go", action="store_true", help="hand the job in; else only write its file")
     for name, option in jobs.OPTIONS.items():
-        how = {"type": int} if type(option.default) is int else {}
-        how = {"action": "store_true", "default": None} if option.default is False else how
+        kwargs = {"type": int} if type(option.default) is int else {}
+        kwargs = {"action": "store_true", "default": None} if option.default is False else kwargs
         default = f"default {option.default}" if option.default else ""
         text = ": ".join(filter(None, (", ".join(option.systems), option.help)))
         sub.add_argument(
-            f"--{name}", help="; ".join(filter(None, (text, default))), **how
+            f"--{name}", help="; ".join(filter(None, (text, default))), **kwargs
         )
 
 

@@ -60,9 +60,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         summary["samples"] = texts
     held_out = summary.get("eval_loss")
     which, loss = ("validation", held_out) if held_out else ("training", summary.get("loss"))
-    what = "finished" if summary["finished"] else "stopped; the same command resumes"
+    outcome = "finished" if summary["finished"] else "stopped; the same command resumes"
     reached = f", {which} loss {loss:.3f}" if loss else ""
-    print(f"{what} at step {summary['step']}{reached}; everything is in {args.workdir}")
+    print(f"{outcome} at step {summary['step']}{reached}; everything is in {args.workdir}")
     if summary["finished"]:
         print("\nnext:")
         if speaks:

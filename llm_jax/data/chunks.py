@@ -144,8 +144,8 @@ class Makers:
         self.chunks, self.count = chunks, max(1, workers)
         if workers:
             spawn = multiprocessing.get_context("spawn")  # a fork would copy accelerator's threads
-            how = {"mp_context": spawn, "initializer": _serve, "initargs": (chunks,)}
-            self._pool, self._make = ProcessPoolExecutor(workers, **how), _make
+            options = {"mp_context": spawn, "initializer": _serve, "initargs": (chunks,)}
+            self._pool, self._make = ProcessPoolExecutor(workers, **options), _make
         else:
             self._pool, self._make = ThreadPoolExecutor(1), chunks.rows
         # Also before the interpreter takes away what the pool's own end needs.

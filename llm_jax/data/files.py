@@ -116,8 +116,8 @@ def named(spec: str) -> list[str]:
         for path, where in _matches(folder, os.path.realpath(folder), parts, set()):
             real.setdefault(where, path)
     if not real:
-        wrong = "is a folder" if os.path.isdir(spec) else f"matches no file in {os.getcwd()}"
-        raise ConfigError(f"data: {spec!r} {wrong}; name a file, or a glob such as "
+        problem = "is a folder" if os.path.isdir(spec) else f"matches no file in {os.getcwd()}"
+        raise ConfigError(f"data: {spec!r} {problem}; name a file, or a glob such as "
                           "'texts/**/*.txt'")
     return sorted(real.values())
 
@@ -360,19 +360,19 @@ def _lines(path: str, blocks: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
 
 def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
     # Not splitlines(): a JSON string may hold U+2028, which that would split at.
-    begun: list[bytes] = []
+    parts: list[bytes] = []
     size = 0
     for block in blocks:
         if b"\n" not in block:
             size += len(block)
             if size > IN_MEMORY_BYTES:
                 raise too_large(f"a line of {path}")
-            begun.append(block)
+            parts.append(block)
             continue
-        *lines, last = b"".join([*begun, block]).split(b"\n")
+        *lines, last = b"".join([*parts, block]).split(b"\n")
         yield from lines
-        begun, size = [last], len(last)
-    if line := b"".join(begun):
+        parts, size = [last], len(last)
+    if line := b"".join(parts):
         yield line
 
 

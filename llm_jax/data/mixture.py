@@ -26,10 +26,10 @@ def rates(data: ConfigDict, sizes: Sequence[int]) -> np.ndarray:
         if len(data.weights) != len(sizes):
             raise ConfigError(f"data.weights={data.weights}: {len(data.weights)} of them for "
                               f"{len(sizes)} sources in data.train")
-        found = np.array(data.weights, np.float64)
+        share = np.array(data.weights, np.float64)
     else:
-        found = np.minimum(sizes, data.mixture_limit or np.inf) ** (1 / data.mixture_temperature)
-    return found / found.sum()
+        share = np.minimum(sizes, data.mixture_limit or np.inf) ** (1 / data.mixture_temperature)
+    return share / share.sum()
 
 
 class Mixture(Lazy):
@@ -47,8 +47,8 @@ class Mixture(Lazy):
         self.parts, self.seed = list(parts.values()), seed
         for name, part in parts.items():
             if isinstance(part, Tokens) or not len(part):
-                what = "is stored as tokens" if len(part) else "has no document to train on"
-                raise ConfigError(f"data.train: {name} {what}; it cannot be mixed with others")
+                problem = "is stored as tokens" if len(part) else "has no document to train on"
+                raise ConfigError(f"data.train: {name} {problem}; it cannot be mixed with others")
         sizes = [len(part) for part in self.parts]
         share = rates(data, sizes)
         # So many that each source has some of its own.
@@ -71,15 +71,15 @@ class Mixture(Lazy):
 
     def read(self, places: Sequence[int]) -> list[Record]:
         """Returns the documents at places, which go on behind the first epoch."""
-        found: list[Record] = [{}] * len(places)
+        documents: list[Record] = [{}] * len(places)
         where = [self._where(place) for place in places]
         for number, part in enumerate(self.parts):
             mine = [i for i, (source, _) in enumerate(where) if source == number]
             index = [where[i][1] for i in mine]
             docs = part.read(index) if isinstance(part, Lazy) else [part[i] for i in index]
             for i, doc in zip(mine, docs, strict=True):
-                found[i] = doc
-        return found
+                documents[i] = doc
+        return documents
 
     def _where(self, place: int) -> tuple[int, int]:
         """The source and the document in it."""

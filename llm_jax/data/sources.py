@@ -309,7 +309,7 @@ def _builder(name: str, data: ConfigDict):
     """The TFDS builder of a prepared set."""
     import tensorflow_datasets as tfds  # here: it takes seconds, and most runs do without
 
-    how = (
+    advice = (
         f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}; set "
         "data.tfds_dir if it is elsewhere, or name text of your own: data.train=FILE (for seq2seq "
         "data.train=SOURCES.txt,TARGETS.txt, line i of one for line i of the other). To prepare "
@@ -320,12 +320,12 @@ def _builder(name: str, data: ConfigDict):
     try:
         builder = tfds.builder(name, data_dir=data.tfds_dir or None)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ImportError) as error:
-        raise ConfigError(how) from error
+        raise ConfigError(advice) from error
     except (ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"data: tfds:{name} cannot be opened: {reason}") from error
     if not builder.is_prepared():
-        raise ConfigError(how)
+        raise ConfigError(advice)
     return builder
 
 

@@ -363,8 +363,8 @@ class HuggingFace(Tokenizer):
         return ids
 
     def between(self) -> list[int]:
-        found = self._tokenizer.post_processor and template(self._tokenizer, pair=True)[1]
-        return found or super().between()
+        ids = self._tokenizer.post_processor and template(self._tokenizer, pair=True)[1]
+        return ids or super().between()
 
     def decoder(self) -> str:
         """Returns what tokenizer.json says of the way back to text, as JSON."""
@@ -571,9 +571,9 @@ def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> Hugging
     end = "<|endoftext|>"
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = assembled(models.BPE(), split, decoders.ByteLevel())
-    how = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False,
+    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False,
            "special_tokens": [end, *map(special_token, specials)]}  # fmt: skip
-    tokenizer.train_from_iterator(docs, trainers.BpeTrainer(vocab_size=vocab_size, **how))
+    tokenizer.train_from_iterator(docs, trainers.BpeTrainer(vocab_size=vocab_size, **options))
     return HuggingFace(tokenizer, *[tokenizer.token_to_id(end)] * 3)
 
 
@@ -590,8 +590,8 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
         return assembled(model, split, hf.decoders.WordPiece(), normalizer)
 
     def train(vocab_size: int, first: list[str]) -> dict[str, int]:
-        tokenizer, how = new(), {"special_tokens": first, "show_progress": False}
-        trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, **how)
+        tokenizer, options = new(), {"special_tokens": first, "show_progress": False}
+        trainer = hf.trainers.WordPieceTrainer(vocab_size=vocab_size, **options)
         tokenizer.train_from_iterator(docs, trainer)
         return tokenizer.get_vocab()
 
@@ -648,8 +648,8 @@ def _parse(path: Path):
 def _file(config: ConfigDict) -> Path:
     path = Path(config.path)
     if not config.path or not path.is_file():
-        what = "a tokenizer.json" if config.name == "file" else "a .model"
+        file = "a tokenizer.json" if config.name == "file" else "a .model"
         raise ConfigError(f"tokenizer.path: {config.path!r} is not a file; tokenizer.name="
-                          f"{config.name} needs {what}; tokenizer.name=bpe trains one on your text "
+                          f"{config.name} needs {file}; tokenizer.name=bpe trains one on your text "
                           "instead")
     return path

@@ -174,15 +174,15 @@ def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_to
         raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a "
                          "decoder with an output matrix does")
     if (sources is not None) != (cfg.kind == "encoder_decoder"):
-        wrong = "takes none" if sources is not None else "needs one for each prompt"
-        raise ValueError(f"sources: model.kind={cfg.kind!r} {wrong}")
+        problem = "takes none" if sources is not None else "needs one for each prompt"
+        raise ValueError(f"sources: model.kind={cfg.kind!r} {problem}")
     if sources is not None and len(sources) != len(prompts):
         raise ValueError(f"sources: {len(sources)} of them for {len(prompts)} prompts")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    for what, rows in (("prompt", prompts), ("source", sources or ())):
+    for kind, rows in (("prompt", prompts), ("source", sources or ())):
         for row in rows:
             if not 0 < len(row) <= cfg.max_length:
-                raise ValueError(f"a {what} of {len(row)} tokens; there must be at least 1 (such "
+                raise ValueError(f"a {kind} of {len(row)} tokens; there must be at least 1 (such "
                                  "as the tokenizer's bos_id) and at most model.max_length="
                                  f"{cfg.max_length}")

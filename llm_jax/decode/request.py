@@ -72,20 +72,20 @@ class Request:
         searches = self.beams not in (None, 1)
         draws = self.temperature is not None or self.top_p not in (None, 1) or self.min_p
         rules = self.repetition_penalty, self.min_new_tokens, self.samples, self.stop
-        wrong = ""
+        problem = ""
         if kind == "encoder":
             if draws or searches or any(rules):
-                wrong = ("temperature, top_p, beams …: a masked model only lists what is "
+                problem = ("temperature, top_p, beams …: a masked model only lists what is "
                          "likeliest; top_k says how many")
         elif searches and (draws or self.top_k):
-            wrong = (f"beams={self.beams}: beam search draws nothing; leave out temperature, "
+            problem = (f"beams={self.beams}: beam search draws nothing; leave out temperature, "
                      "top_k, top_p and min_p, or use beams=1")
         elif self.length_penalty is not None and not searches:
-            wrong = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
+            problem = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
         if self.batch_size < 1:
-            wrong = f"batch_size={self.batch_size}: must be 1 or more"
-        if wrong:
-            raise ConfigError(wrong)
+            problem = f"batch_size={self.batch_size}: must be 1 or more"
+        if problem:
+            raise ConfigError(problem)
 
     def _check_resolved(self) -> None:
         beams, samples = self.beams, self.samples

@@ -29,7 +29,7 @@ def log_likelihoods(
     ids, the last of which the model does not read, the first are left out. `sources`: see
     `cache.prepare`; prefix: what is before `starts` is seen in both directions.
     """
-    length, found = model.cfg.max_length, [(0.0, True)] * len(rows)
+    length, results = model.cfg.max_length, [(0.0, True)] * len(rows)
     cuts = [max(0, len(row) - length - 1) for row in rows]
     rows = [row[cut:] for row, cut in zip(rows, cuts, strict=True)]
     starts = [max(1, start - cut) for start, cut in zip(starts, cuts, strict=True)]
@@ -50,8 +50,8 @@ def log_likelihoods(
         wanted = at_least & (batch["segment_ids"] > 0)
         sums, best = _score(model, params, *replicated((batch, targets, wanted)))
         for i, total, greedy in zip(places, np.asarray(sums), np.asarray(best), strict=True):
-            found[i] = float(total), bool(greedy)
-    return found
+            results[i] = float(total), bool(greedy)
+    return results
 
 
 def _real(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -91,13 +91,13 @@ def stream(
         inputs, shown = _inputs(model, tokenizer, job, request) | {"every": 1}, 0
         for (ids,) in sample.stream(model, params, job.rows, **inputs):
             text = _before(request.stop, job.spoken(job.rows[0], ids))
-            whole = text.rstrip("\ufffd")
-            begun = (i for stop in request.stop for i in range(1, len(stop))
-                     if whole.endswith(stop[:i]))  # fmt: skip
-            whole = whole[: len(whole) - max(begun, default=0)]
-            if len(whole) > shown:
-                yield whole[shown:]
-                shown = len(whole)
+            sure = text.rstrip("\ufffd")
+            stop_begins = (i for stop in request.stop for i in range(1, len(stop))
+                     if sure.endswith(stop[:i]))  # fmt: skip
+            sure = sure[: len(sure) - max(stop_begins, default=0)]
+            if len(sure) > shown:
+                yield sure[shown:]
+                shown = len(sure)
         if len(text) > shown:
             yield text[shown:]
 
@@ -234,10 +234,10 @@ def _write(model, params, tokenizer, rows, request, objective) -> list[list[dict
         for one in some:
             one["completion"] = _before(request.stop, job.spoken(row, one["tokens"]))
     if request.scored and request.beams == 1:
-        whole = [[*job.rows[i], *one["tokens"]] for i, some in enumerate(samples) for one in some]
+        rows = [[*job.rows[i], *one["tokens"]] for i, some in enumerate(samples) for one in some]
         sources = job.sources and [job.sources[i] for i in of]
         starts = [len(job.rows[i]) for i in of]
-        scores = log_likelihoods(model, params, whole, starts, sources=sources, prefix=job.prefix)
+        scores = log_likelihoods(model, params, rows, starts, sources=sources, prefix=job.prefix)
         for one, (score, _) in zip(itertools.chain(*samples), scores, strict=True):
             one["score"] = score
     return samples
@@ -254,8 +254,8 @@ def _stop(stops: Sequence[str], spoken: Callable) -> Callable | None:
         return None
 
     def stop(row: Sequence[int], ids: list[int]) -> int | None:
-        there = lambda n: any(text in spoken(row, ids[:n]) for text in stops)
-        return next(n for n in range(1, len(ids) + 1) if there(n)) if there(len(ids)) else None
+        ended = lambda n: any(text in spoken(row, ids[:n]) for text in stops)
+        return next(n for n in range(1, len(ids) + 1) if ended(n)) if ended(len(ids)) else None
 
     return stop
 

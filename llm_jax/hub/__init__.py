@@ -64,12 +64,12 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
     """Returns the prefix, or '', that names get: a headless model's file leaves it out."""
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return ""
-    whole = (*family.copies, *family.aliases)
-    whole += tuple(s for starts in family.heads.values() for s in starts)
+    unprefixed = (*family.copies, *family.aliases)
+    unprefixed += tuple(s for starts in family.heads.values() for s in starts)
     modules = [family.modules, *family.by_head.values()]
-    whole += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
+    unprefixed += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
     tensors.rename(
-        lambda name: name if name.startswith(whole) else family.prefix + name
+        lambda name: name if name.startswith(unprefixed) else family.prefix + name
     )
     return family.prefix
 
@@ -84,15 +84,15 @@ def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> N
         }
         if starts:
             pattern = re.compile(rf"(?:{'|'.join(starts)})(\d+)\.")
-            there = len({m[1] for name in tensors if (m := pattern.match(name))})
+            in_files = len({m[1] for name in tensors if (m := pattern.match(name))})
             both = model.kind == "encoder_decoder" and stack == "decoder"
             ours = "num_decoder_layers" if both else "num_layers"
             key = next(key.theirs for key in family.keys if key.ours == ours)
             # A few are told tensor by tensor where the file has none.
-            if model[ours] != there and (there or model[ours] > 1000):
+            if model[ours] != in_files and (in_files or model[ours] > 1000):
                 raise ConfigError(
                     f"config.json: {key} makes {model[ours]} layers of the {stack}, the weight "
-                    f"files have {there}"
+                    f"files have {in_files}"
                 )
 
 
@@ -108,29 +108,29 @@ def _check(
     for copy, original in (family.copies | family.aliases).items():
         if copy in tensors and copy not in wanted and original not in tensors:
             stand_ins.setdefault(original, copy)
-    wrong = [f"missing: {own(n)}" for n in wanted if n not in tensors and n not in stand_ins]
+    problems = [f"missing: {own(n)}" for n in wanted if n not in tensors and n not in stand_ins]
     for name in tensors:
         original = (family.copies | family.aliases).get(name)
         stands_for = name if name in wanted else original
         if name in wanted or (original in wanted and stand_ins.get(original) == name):
             ours, there = shape_of(wanted[stands_for]), tensors.shape(name)
             if there != ours:
-                wrong.append(
+                problems.append(
                     f"of another shape: {own(name)} is {there}, config.json makes it {ours}"
                 )
             elif tensors.dtype(name) not in files.FLOATS:
-                wrong.append(f"not floating-point: {own(name)} is {tensors.dtype(name)}")
+                problems.append(f"not floating-point: {own(name)} is {tensors.dtype(name)}")
         elif original in wanted and name in family.copies:
             source = stand_ins.get(original, original)
             if not np.array_equal(tensors.get(name), tensors.get(source)):
-                wrong.append(f"not tied: {own(name)} differs from {own(source)}")
+                problems.append(f"not tied: {own(name)} differs from {own(source)}")
         elif not any(re.fullmatch(p, name) for p in (*family.dropped, *family.aliases)):
-            wrong.append(f"unexpected: {own(name)}")
-    if wrong:
-        rest = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+            problems.append(f"unexpected: {own(name)}")
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
             f"{folder} does not hold the {family.name} model of its config.json; of its tensors "
-            f"{len(wrong)} are wrong:\n  " + "\n  ".join(wrong[:SHOWN] + rest)
+            f"{len(problems)} are wrong:\n  " + "\n  ".join(problems[:SHOWN] + more)
         )
     return stand_ins
 
@@ -142,17 +142,18 @@ def family_of(model: ConfigDict) -> str:
       ConfigError: none can; says what stands against the nearest.
     """
     model = configs.resolve(model, 0)
-    wrong = {name: differences(family, model) for name, family in FAMILIES.items()}
+    problems = {name: differences(family, model) for name, family in FAMILIES.items()}
     # What cannot even be written down is compared no further, so that its list is short.
     differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
     far = lambda name: FAMILIES[name].model.get("kind", "decoder") != model.kind
     nearest = min(
-        wrong, key=lambda name: (bool(wrong[name]), far(name), differ(name), len(wrong[name]))
+        problems,
+        key=lambda n: (bool(problems[n]), far(n), differ(n), len(problems[n])),
     )
-    if wrong[nearest]:
+    if problems[nearest]:
         raise ConfigError(
             f"no Hugging Face family is this model; of model.kind={model.kind!r} the nearest is "
-            f"{nearest}, but {'; '.join(wrong[nearest])}"
+            f"{nearest}, but {'; '.join(problems[nearest])}"
         )
     return nearest
 

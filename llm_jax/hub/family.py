@@ -227,9 +227,9 @@ def to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
     Raises:
       ConfigError: the family cannot express the model; names the keys that stand against it.
     """
-    wrong = differences(family, model)
-    if wrong:
-        raise ConfigError(f"{family.name} cannot express this model: {'; '.join(wrong)}")
+    problems = differences(family, model)
+    if problems:
+        raise ConfigError(f"{family.name} cannot express this model: {'; '.join(problems)}")
     return _to_hf(family, model)
 
 
@@ -261,22 +261,22 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
 
     The config is written and read again; whatever has then changed was not expressed.
     """
-    wrong, names = [], ()
+    problems, names = [], ()
     try:
         names = tuple(plan(family, model))
     except ConfigError as error:
-        wrong = [str(error)]
+        problems = [str(error)]
     try:
         labels = {"id2label": dict.fromkeys(range(model.num_labels))}  # whatever their names
         back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
-        return [str(error), *wrong]
-    unknown = family.heads if wrong else ()  # told by the names
+        return [str(error), *problems]
+    unknown = family.heads if problems else ()  # told by the names
     return [
         f"model.{key}={model[key]!r}, it can only have {back[key]!r}"
         for key in back
         if back[key] != model[key] and key not in unknown and not _free(key, model)
-    ] + wrong
+    ] + problems
 
 
 def _free(key: str, model: ConfigDict) -> bool:
@@ -330,9 +330,9 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     # Where kinds of attention alternate, block_i of our layer n is their layer n * kinds + i.
     by_module: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     for path in paths:
-        found = [BLOCK.fullmatch(part) for part in path]
-        i = sum(int(match[1]) for match in found if match)
-        name = "/".join("block" if m else part for part, m in zip(path, found, strict=True))
+        matches = [BLOCK.fullmatch(part) for part in path]
+        i = sum(int(match[1]) for match in matches if match)
+        name = "/".join("block" if m else part for part, m in zip(path, matches, strict=True))
         by_module.setdefault(name.rpartition("/")[0], []).append((i, path))
         by_module.setdefault(name, []).append((i, path))
     out: Plan = {}
@@ -409,6 +409,6 @@ def to_tensors(
             x = np.asarray(x if piece.layer is None else x[piece.layer])
             x = x.reshape(piece.theirs[::-1]).T if piece.transposed else x.reshape(piece.theirs)
             parts.append(x)
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
-        out[name] = np.ascontiguousarray(whole, dtype=dtype)
+        tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+        out[name] = np.ascontiguousarray(tensor, dtype=dtype)
     return out

@@ -48,7 +48,7 @@ class Tensors:
 
     def rename(self, function: Callable[[str], str]) -> None:
         """Calls each tensor function(name) from now on."""
-        self._names = {function(name): there for name, there in self._names.items()}
+        self._names = {function(name): stored for name, stored in self._names.items()}
 
     def own_name(self, name: str) -> str:
         """Returns what the file itself calls a tensor."""
@@ -71,8 +71,8 @@ class Tensors:
 
     def get(self, name: str) -> np.ndarray:
         """Reads one tensor; a number comes as one of shape [1]."""
-        there = self._names[name]
-        return np.atleast_1d(self._files[self._where[there]].get_tensor(there))
+        stored = self._names[name]
+        return np.atleast_1d(self._files[self._where[stored]].get_tensor(stored))
 
 
 def _shards(folder: Path) -> list[str]:
@@ -112,13 +112,13 @@ def _conversion(folder: Path, others: list[str]) -> str:
         libraries, argument = "Flax and transformers<5", ", from_flax=True"
     elif not named:
         libraries += " (which looks for tensors in pytorch_model.bin: rename the file)"
-    how = (
+    advice = (
         f"with {libraries}: from transformers import {name}; "
         f"{name}.from_pretrained({str(folder)!r}{argument}).save_pretrained(NEW_FOLDER)"
     )
     return (
         "llm_jax reads safetensors only: unpickling a file runs whatever code its author put "
-        f"there. Where you trust it, convert it once, {how}"
+        f"there. Where you trust it, convert it once, {advice}"
     )
 
 

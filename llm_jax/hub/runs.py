@@ -95,9 +95,9 @@ def start(
       ConfigError: see `read`; an override of the architecture that is not the source's; no
         positions for model.max_length.
     """
-    there = Path(workdir) / CONFIG
+    config_file = Path(workdir) / CONFIG
     saved = any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
-    if there.is_file() and saved:
+    if config_file.is_file() and saved:
         if recipe:
             old = read_config(workdir)
             config.tokenizer = old.tokenizer
@@ -107,7 +107,7 @@ def start(
         return None
     if not config.init_from:
         return None
-    return _begin(config, read(config.init_from), overrides, recipe or there.is_file())
+    return _begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
 
 
 def _begin(
@@ -237,17 +237,17 @@ def import_run(
       ConfigError: see `start`; the run folder is not empty.
     """
     workdir = _new(workdir)
-    found = _begin(config, read(source), overrides, recipe=False)
+    begin = _begin(config, read(source), overrides, recipe=False)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     Setup(config, mesh)  # refuses what could not be trained
     # What the weights lack is drawn when training begins (LoRA), and here only a head.
-    whole = ConfigDict(config.to_dict())
-    whole.model.lora_rank = 0
-    whole.optimizer = configs.base().optimizer  # whose patterns may name those
-    params = Setup(whole, mesh).draw_params(found.params)
+    without_lora = ConfigDict(config.to_dict())
+    without_lora.model.lora_rank = 0
+    without_lora.optimizer = configs.base().optimizer  # whose patterns may name those
+    params = Setup(without_lora, mesh).draw_params(begin.params)
     try:
-        _write(workdir, config, found.tokenizer, params, found.origin)
+        _write(workdir, config, begin.tokenizer, params, begin.origin)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
@@ -257,13 +257,13 @@ def import_run(
             ) from error
         raise
     return {
-        "family": found.origin["family"],
+        "family": begin.origin["family"],
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         **{key: config.model[key] for key in ("vocab_size", "kind", "head", "max_length")},
         "objective": config.objective.name,
         "learning_rate": config.optimizer.learning_rate,
-        "new": found.origin["new"],
-        "unused": found.origin["unused"],
+        "new": begin.origin["new"],
+        "unused": begin.origin["unused"],
     }
 
 

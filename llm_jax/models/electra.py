@@ -41,8 +41,8 @@ class Electra(Model):
         # An empty slot of masked_positions points at the row's first token, which it leaves alone.
         used = batch["masked_weights"] > 0
         filled = tokens.at[rows, places].set(jnp.where(used, sampled, tokens[rows, places]))
-        wrong = used & (sampled != batch["masked_targets"])
-        replaced = jnp.zeros(tokens.shape, bool).at[rows, places].max(wrong)
+        differs = used & (sampled != batch["masked_targets"])
+        replaced = jnp.zeros(tokens.shape, bool).at[rows, places].max(differs)
         judged = {k: v for k, v in batch.items() if not k.startswith("masked_")}
         judge = super().__call__(judged | {"tokens": filled}, deterministic=deterministic)
         return generated._replace(

@@ -30,8 +30,8 @@ def run(
       context: a pytree all layers see; its floating-point arrays have a gradient too.
       keys: [layers] random keys; each sub-layer gets the same one both ways.
     """
-    smooth, rest, join = _split(context)
-    return _run((tuple(sublayers), join), params, streams, smooth, rest, keys)
+    smooth, fixed, join = _split(context)
+    return _run((tuple(sublayers), join), params, streams, smooth, fixed, keys)
 
 
 def forward(
@@ -53,20 +53,20 @@ def forward(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(how, params, streams, smooth, rest, keys):
-    sublayers, join = how
-    return forward(sublayers, params, streams, join(smooth, rest), keys)[0]
+def _run(functions, params, streams, smooth, fixed, keys):
+    sublayers, join = functions
+    return forward(sublayers, params, streams, join(smooth, fixed), keys)[0]
 
 
-def _forward(how, params, streams, smooth, rest, keys):
-    sublayers, join = how
-    streams, kept = forward(sublayers, params, streams, join(smooth, rest), keys)
-    return streams, (params, streams, smooth, rest, keys, kept)
+def _forward(functions, params, streams, smooth, fixed, keys):
+    sublayers, join = functions
+    streams, kept = forward(sublayers, params, streams, join(smooth, fixed), keys)
+    return streams, (params, streams, smooth, fixed, keys, kept)
 
 
-def _backward(how, saved, grads):
-    sublayers, join = how
-    params, streams, smooth, rest, keys, kept = saved
+def _backward(functions, saved, grads):
+    sublayers, join = functions
+    params, streams, smooth, fixed, keys, kept = saved
 
     def layer(carry, inputs):
         streams, grads, d_smooth = carry
@@ -76,7 +76,7 @@ def _backward(how, saved, grads):
             b, c = streams
             d_b, d_c = grads
             random = jax.random.fold_in(key, i)
-            again = lambda p, x, s: f(p, x, join(s, rest), random, kept[i])[0]  # noqa: B023
+            again = lambda p, x, s: f(p, x, join(s, fixed), random, kept[i])[0]  # noqa: B023
             y, pull = jax.vjp(again, layer_params, b, smooth)
             d_f = pull(d_c)
             streams, grads = (c - y, b), (d_c, d_b + d_f[1])

@@ -58,8 +58,8 @@ def token_losses(
     pass computes the logits anew, which `cross_entropy` does not.
     """
     params = hidden, output_matrix, bias
-    how = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
-    return _tokens(params, targets, how).losses(label_smoothing, z_loss)
+    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    return _tokens(params, targets, layout).losses(label_smoothing, z_loss)
 
 
 def cross_entropy(
@@ -100,12 +100,12 @@ def cross_entropy(
     """
     weights = weights.astype(jnp.float32)
     params = hidden, output_matrix, bias
-    how = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
-    if how.pieces > 1:
-        tokens = _tokens(params, targets, how)
+    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    if layout.pieces > 1:
+        tokens = _tokens(params, targets, layout)
         total = (weights * tokens.losses(label_smoothing, z_loss)).sum()
     else:
-        total, tokens = _fused(params, targets, weights, label_smoothing, z_loss, how)
+        total, tokens = _fused(params, targets, weights, label_smoothing, z_loss, layout)
     z = tokens.log_normaliser
     reported = {
         "loss": z - tokens.target,
@@ -121,8 +121,10 @@ def of_outputs(
     outputs: Outputs, targets: Array, weights: Array, cfg: ConfigDict, counted: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """Returns the `cross_entropy` of a model's outputs; cfg: config.objective."""
-    how = {"bias": outputs.bias, "label_smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss}
-    return cross_entropy(outputs.hidden, outputs.matrix, targets, weights, counted=counted, **how)
+    return cross_entropy(
+        outputs.hidden, outputs.matrix, targets, weights, bias=outputs.bias, counted=counted,
+        label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss,
+    )  # fmt: skip
 
 
 def chunk_length(B: int, T: int, V: int) -> int:
@@ -158,25 +160,25 @@ def _layout(hidden, output_matrix, chunk, pieces, label_smoothing) -> _Layout:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _tokens(params, targets, how) -> Tokens:
+def _tokens(params, targets, layout) -> Tokens:
     hidden, matrix, bias = params
-    look = lambda hidden, targets: (_look((hidden, matrix, bias), targets, how), ())
-    return _by_chunks(look, (hidden, targets), how.chunk)[0]
+    look = lambda hidden, targets: (_look((hidden, matrix, bias), targets, layout), ())
+    return _by_chunks(look, (hidden, targets), layout.chunk)[0]
 
 
-def _tokens_forward(params, targets, how):
-    tokens = _tokens(params, targets, how)
+def _tokens_forward(params, targets, layout):
+    tokens = _tokens(params, targets, layout)
     return tokens, (params, targets, tokens.log_normaliser)
 
 
-def _tokens_backward(how, kept, grads: Tokens):
+def _tokens_backward(layout, kept, grads: Tokens):
     (hidden, matrix, bias), targets, z = kept
 
     def learn(hidden, *arrays):
-        return _learn((hidden, matrix, bias), *arrays, how)
+        return _learn((hidden, matrix, bias), *arrays, layout)
 
     arrays = hidden, targets, z, grads.log_normaliser, grads.target, grads.mean
-    d_hidden, d_rest = _by_chunks(learn, arrays, how.chunk)
+    d_hidden, d_rest = _by_chunks(learn, arrays, layout.chunk)
     return _like((d_hidden, *d_rest), (hidden, matrix, bias)), None
 
 
@@ -184,32 +186,32 @@ _tokens.defvjp(_tokens_forward, _tokens_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _fused(params, targets, weights, label_smoothing, z_loss, how) -> tuple[Array, Tokens]:
+def _fused(params, targets, weights, label_smoothing, z_loss, layout) -> tuple[Array, Tokens]:
     """The weighted sum, with the tokens it is made of."""
-    tokens = _tokens(params, targets, how)
+    tokens = _tokens(params, targets, layout)
     return (weights * tokens.losses(label_smoothing, z_loss)).sum(), tokens
 
 
-def _fused_forward(params, targets, weights, label_smoothing, z_loss, how):
+def _fused_forward(params, targets, weights, label_smoothing, z_loss, layout):
     params, targets, weights = jax.tree.map(lambda p: p.value, (params, targets, weights))
     hidden, matrix, bias = params
 
     def both(hidden, targets, weights):
         arrays = (hidden, matrix, bias), targets
-        tokens = _look(*arrays, how)
+        tokens = _look(*arrays, layout)
         z, a, b = tokens.log_normaliser, label_smoothing, z_loss
         losses = tokens.losses(a, b)
         slopes = weights * (1 + 2 * b * z), (a - 1) * weights, -a * weights
-        d_hidden, sums = _learn(*arrays, z, *slopes, how)
+        d_hidden, sums = _learn(*arrays, z, *slopes, layout)
         return (tokens, losses, d_hidden), ((weights * losses).sum(), sums)
 
     arrays = hidden, targets, weights
-    (tokens, losses, d_hidden), (total, d_rest) = _by_chunks(both, arrays, how.chunk)
+    (tokens, losses, d_hidden), (total, d_rest) = _by_chunks(both, arrays, layout.chunk)
     grads = _like((d_hidden, *d_rest), params)
     return (total, tokens), (grads, losses, params, targets, tokens.log_normaliser)
 
 
-def _fused_backward(label_smoothing, z_loss, how, kept, cotangents):
+def _fused_backward(label_smoothing, z_loss, layout, kept, cotangents):
     grads, losses, params, targets, z = kept
     g_total, g_tokens = cotangents
     zero = lambda x: isinstance(x, SymbolicZero)
@@ -218,7 +220,7 @@ def _fused_backward(label_smoothing, z_loss, how, kept, cotangents):
     d_params = jax.tree.map(lambda x: (g_total * x).astype(x.dtype), grads)
     if not all(map(zero, g_tokens[:3])):  # somebody learns from what is reported
         g_tokens = Tokens(*(jnp.zeros_like(z) if zero(g) else g for g in g_tokens))
-        d_reported, _ = _tokens_backward(how, (params, targets, z), g_tokens)
+        d_reported, _ = _tokens_backward(layout, (params, targets, z), g_tokens)
         d_params = jax.tree.map(jnp.add, d_params, d_reported)
     return d_params, None, g_total * losses
 
@@ -283,7 +285,7 @@ def _by_pieces(f: Callable, carry: Any, params: tuple, count: int) -> tuple[Any,
     return carry, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:V], out)
 
 
-def _look(params, targets, how) -> Tokens:
+def _look(params, targets, layout) -> Tokens:
     """The forward pass over the whole vocabulary."""
     V = len(params[1])
 
@@ -297,17 +299,17 @@ def _look(params, targets, how) -> Tokens:
         first = jnp.where(here < largest, first, word)
         total = total * jnp.exp(largest - new) + jnp.exp(logits - new[..., None]).sum(-1)
         hit += jnp.where(targets[..., None] == words, logits, 0).sum(-1)
-        if how.mean:
+        if layout.mean:
             mean += jnp.where(words < V, logits, 0).sum(-1) / V
         return (new, first, total, hit, mean), ()
 
     zeros = jnp.zeros(targets.shape)
     start = zeros + 2 * HIDDEN, jnp.full(targets.shape, V), zeros, zeros, zeros
-    (largest, first, total, hit, mean), _ = _by_pieces(look, start, params, how.pieces)
+    (largest, first, total, hit, mean), _ = _by_pieces(look, start, params, layout.pieces)
     return Tokens(largest + jnp.log(total), hit, mean, (first == targets).astype(jnp.float32))
 
 
-def _learn(params, targets, z, d_z, d_target, d_mean, how) -> tuple[Array, tuple]:
+def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tuple]:
     """The backward pass: gradient to hidden, and those to matrix and bias, in float32."""
     hidden, matrix, bias = params
     V = len(matrix)
@@ -315,7 +317,7 @@ def _learn(params, targets, z, d_z, d_target, d_mean, how) -> tuple[Array, tuple
     def learn(d_hidden, logits, matrix, words):
         slope = jnp.exp(logits - z[..., None]) * d_z[..., None]
         slope += jnp.where(targets[..., None] == words, d_target[..., None], 0)
-        if how.mean:
+        if layout.mean:
             slope += jnp.where(words < V, d_mean[..., None] / V, 0)
         d_bias = None if bias is None else slope.sum((0, 1))
         slope = slope.astype(hidden.dtype)
@@ -323,5 +325,5 @@ def _learn(params, targets, z, d_z, d_target, d_mean, how) -> tuple[Array, tuple
         d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
         return d_hidden, (annotate(d_matrix, "vocab", "embed"), d_bias)
 
-    d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, how.pieces)
+    d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, layout.pieces)
     return d_hidden.astype(hidden.dtype), d_rest

@@ -25,10 +25,10 @@ def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
     return ids[name]
 
 
-def resolve(config: ConfigDict, found: Iterable[str], key: str) -> None:
+def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
     """Fills in data.labels, of those found, by number or name with O first; model.num_labels."""
     order = lambda name: (name != "O", not name.isdigit(), int(name) if name.isdigit() else 0, name)
-    labels = config.data.labels or tuple(sorted(set(found), key=order))
+    labels = config.data.labels or tuple(sorted(set(named), key=order))
     column = config.data[f"{key}_column"]
     if len(labels) < 2:
         raise ConfigError(f"data.{key}_column={column!r}: the training set has no other label than "

@@ -27,18 +27,18 @@ def classes(table: np.ndarray) -> dict[str, float]:
     Accuracy; precision, recall and F1 as means over the classes that occur (macro); F1 of all
     decisions together (micro), which is the accuracy; Matthews' correlation (Gorodkin 2004).
     """
-    hits, there, guessed = np.diag(table), table.sum(1), table.sum(0)
-    occur = (there + guessed) > 0
+    hits, gold, guessed = np.diag(table), table.sum(1), table.sum(0)
+    occur = (gold + guessed) > 0
     n, right = table.sum(), hits.sum()
-    spread = np.sqrt(float(n * n - guessed @ guessed)) * np.sqrt(float(n * n - there @ there))
+    spread = np.sqrt(float(n * n - guessed @ guessed)) * np.sqrt(float(n * n - gold @ gold))
     mean = lambda x: float(x[occur].mean())
     return {
         "accuracy": float(right / n),
         "precision": mean(hits / np.maximum(guessed, 1)),
-        "recall": mean(hits / np.maximum(there, 1)),
-        "f1": mean(2 * hits / np.maximum(there + guessed, 1)),
+        "recall": mean(hits / np.maximum(gold, 1)),
+        "f1": mean(2 * hits / np.maximum(gold + guessed, 1)),
         "f1_micro": float(right / n),
-        "matthews": float((right * n - there @ guessed) / spread) if spread else 0.0,
+        "matthews": float((right * n - gold @ guessed) / spread) if spread else 0.0,
     }
 
 
@@ -47,11 +47,11 @@ def correlation(gold: Sequence[float], guess: Sequence[float]) -> dict[str, floa
     from scipy import stats
 
     gold, guess = np.asarray(gold, float), np.asarray(guess, float)
-    found = {"mse": float(np.mean((gold - guess) ** 2)), "pearson": 0.0, "spearman": 0.0}
+    values = {"mse": float(np.mean((gold - guess) ** 2)), "pearson": 0.0, "spearman": 0.0}
     if np.ptp(gold) and np.ptp(guess):
-        found["pearson"] = float(stats.pearsonr(gold, guess).statistic)
-        found["spearman"] = float(stats.spearmanr(gold, guess).statistic)
-    return found
+        values["pearson"] = float(stats.pearsonr(gold, guess).statistic)
+        values["spearman"] = float(stats.spearmanr(gold, guess).statistic)
+    return values
 
 
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
@@ -59,17 +59,17 @@ def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
     An I- that follows no tag of its type begins a span.
     """
-    found, start, before = [], None, ("O", "")
+    spans, start, before = [], None, ("O", "")
     for i, tag in enumerate([*tags, "O"]):
         place, _, kind = tag.partition("-")
         begins = place in "BS" or before[0] in "OES" or before[1] != kind
         if start is not None and (place == "O" or begins):
-            found.append((start, i, before[1]))
+            spans.append((start, i, before[1]))
             start = None
         if place != "O" and begins:
             start = i
         before = place, kind
-    return found
+    return spans
 
 
 def spans(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -77,16 +77,16 @@ def spans(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict
 
     A span counts where start, end and type agree.
     """
-    found = [
+    both = [
         {(i, *span) for i, tags in enumerate(sentences) for span in entities(tags)}
         for sentences in (gold, guess)
     ]
-    there, guessed = map(len, found)
-    hits = len(found[0] & found[1])
+    right, guessed = map(len, both)
+    hits = len(both[0] & both[1])
     return {
         "precision": hits / max(guessed, 1),
-        "recall": hits / max(there, 1),
-        "f1": 2 * hits / max(there + guessed, 1),
+        "recall": hits / max(right, 1),
+        "f1": 2 * hits / max(right + guessed, 1),
     }
 
 

@@ -82,10 +82,10 @@ class Tagging(Examples):
         first, names = first_tokens(spans, words), self.config.data.labels
         places = zip(rows, self.rows(first, len(spans)), strict=False)
         offset = len(self.frame[0])
-        found = [row["tag"][offset : offset + end - start] for row, (start, end) in places]
-        found = [names[i] for i in np.concatenate([*found, np.zeros(0, int)])]
+        predicted = [row["tag"][offset : offset + end - start] for row, (start, end) in places]
+        predicted = [names[i] for i in np.concatenate([*predicted, np.zeros(0, int)])]
         blank = "O" if "O" in names else names[0]
-        return text, words, [found[i] if 0 <= i < len(found) else blank for i in first]
+        return text, words, [predicted[i] if 0 <= i < len(predicted) else blank for i in first]
 
     def answer(self, record, rows):
         """{tags}, and {entities: [{start, end, type, text}]} where tags are B-TYPE, I-TYPE or O."""
@@ -131,11 +131,11 @@ def first_tokens(spans, words):
 
 def named(text, words, tags):
     """Returns [{start, end, type, text}] of the spans of BIO tags, by characters."""
-    found = []
+    entities = []
     for first, last, kind in scores.entities(tags):
         start, end = int(words[first, 0]), int(words[last - 1, 1])
-        found.append({"start": start, "end": end, "type": kind, "text": text[start:end]})
-    return found
+        entities.append({"start": start, "end": end, "type": kind, "text": text[start:end]})
+    return entities
 
 
 def resolve(config, documents):

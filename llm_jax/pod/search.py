@@ -44,9 +44,9 @@ def search(
     likely = sorted((e for e in estimates if e["bytes"] <= chip.hbm), key=lambda e: e["seconds"])
     if not likely:
         least = min(estimates, key=lambda e: e["bytes"])
-        what = " ".join(f"{key}={value}" for key, value in least["setting"].items())
+        keys = " ".join(f"{key}={value}" for key, value in least["setting"].items())
         tell(
-            f"{len(settings)} settings, of which none fits: {what} takes at least "
+            f"{len(settings)} settings, of which none fits: {keys} takes at least "
             f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or a "
             "smaller batch"
         )
@@ -72,12 +72,12 @@ def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
 
 def line(result: dict[str, Any]) -> str:
     """A compiled setting's figures as one line of text."""
-    what = " ".join(f"{key}={value}" for key, value in result["setting"].items())
+    keys = " ".join(f"{key}={value}" for key, value in result["setting"].items())
     if not result["fits"]:
-        return f"{what}: does not fit"
+        return f"{keys}: does not fit"
     seconds, left = result["predicted_step_seconds"], result["left_bytes"]
     return (
-        f"{what}: at least {1000 * seconds:,.1f} ms by {result['bound_by']}, MFU at most "
+        f"{keys}: at least {1000 * seconds:,.1f} ms by {result['bound_by']}, MFU at most "
         f"{result['predicted_mfu']:.1%}, {left / 1e9:.1f} GB left"
     )
 

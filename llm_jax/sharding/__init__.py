@@ -55,8 +55,8 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
       ConfigError: sizes that do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    found = configs.mesh_sizes(sizes, len(devices))
-    shape = [found[axis] for axis in AXES]
+    resolved = configs.mesh_sizes(sizes, len(devices))
+    shape = [resolved[axis] for axis in AXES]
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     laid_out = _hybrid(shape, devices, slices) if slices > 1 else _torus(shape, devices)
     # Explicit axis types, JAX's default, would have Linen code annotate every operation.

@@ -112,7 +112,7 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     return config
 
 
-def match(variants: dict[str, ConfigDict], baseline: str, how: str) -> dict[str, int]:
+def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[str, int]:
     """Returns {label: model.mlp_dim} of the variants that need another to match the baseline.
 
     Parameters and FLOPs are linear in mlp_dim, so two evaluations by shapes give the line.
@@ -120,14 +120,14 @@ def match(variants: dict[str, ConfigDict], baseline: str, how: str) -> dict[str,
     Raises:
       ConfigError: a variant that cannot come within 1 %, whatever its mlp_dim.
     """
-    if how == "none":
+    if measure == "none":
         return {}
-    target = MEASURES[how](variants[baseline])
+    target = MEASURES[measure](variants[baseline])
     dims = {}
     for label, config in variants.items():
         if label == baseline:
             continue
-        own, at = config.model.mlp_dim, lambda dim, c=config: MEASURES[how](_with_dim(c, dim))
+        own, at = config.model.mlp_dim, lambda dim, c=config: MEASURES[measure](_with_dim(c, dim))
         low, high = at(STEP), at(2 * STEP)
         exact = STEP + (target - low) * STEP / (high - low)
         below = max(STEP, int(exact // STEP) * STEP)
@@ -136,7 +136,7 @@ def match(variants: dict[str, ConfigDict], baseline: str, how: str) -> dict[str,
         if abs(at(dim) / target - 1) > TOLERANCE:
             raise ConfigError(
                 f"variant {label!r}: with model.mlp_dim={dim}, the nearest multiple of {STEP}, "
-                f"it has {at(dim):,.0f} {how} where {baseline!r} has {target:,.0f}: not within "
+                f"it has {at(dim):,.0f} {measure} where {baseline!r} has {target:,.0f}: not within "
                 f"{TOLERANCE:.0%}; use --match=none"
             )
         if dim != own:
@@ -185,8 +185,8 @@ def _differences(old: dict, new: dict) -> list[str]:
             lines += [f"variant {label!r}: not here"]
             continue
         # Read onto today's defaults: a key that came later has made no difference.
-        there = configs.from_dict(variant["config"])
+        planned = configs.from_dict(variant["config"])
         here = configs.from_dict(new["variants"][label]["config"])
-        different = configs.differences(there, here, changeable=())
+        different = configs.differences(planned, here, changeable=())
         lines += [f"variant {label!r}, {text}" for text in different]
     return lines

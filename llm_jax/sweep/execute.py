@@ -174,12 +174,12 @@ def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:
     if times and left:
         seconds = round(sum(times) / len(times) * left / of)
         time_left = f", about {datetime.timedelta(seconds=seconds)} left"
-    note, what = run.note(), "not finished"
+    note, outcome = run.note(), "not finished"
     if states[run] == "finished":
-        what = f"validation loss {run.rows()[-1]['eval_loss']:.4f}"
+        outcome = f"validation loss {run.rows()[-1]['eval_loss']:.4f}"
     elif states[run] == "failed":
-        what = f"failed with exit code {note['exit']}, see {run.folder / 'log.txt'}"
+        outcome = f"failed with exit code {note['exit']}, see {run.folder / 'log.txt'}"
     return (
         f"[{done} done, {failed} failed, {left} left of {len(states)}{time_left}] "
-        f"{run.label}, seed {run.seed}: {what} ({note.get('seconds', 0):.0f} s)"
+        f"{run.label}, seed {run.seed}: {outcome} ({note.get('seconds', 0):.0f} s)"
     )

@@ -293,13 +293,13 @@ def _sum_bits(tree: Any) -> jax.Array:
     return jnp.stack([bits(x) for x in jax.tree.leaves(tree)])
 
 
-def _check_same(there: dict, here: dict, where: str) -> None:
-    wrong = [
-        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for name in there | here
-        if there.get(name) != here.get(name)
+def _check_same(saved: dict, here: dict, where: str) -> None:
+    differ = [
+        f"{name}: {saved.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in saved | here
+        if saved.get(name) != here.get(name)
     ]
-    if wrong:
+    if differ:
         raise ConfigError(
-            f"{where} holds arrays of another shape ({len(wrong)} differ): {'; '.join(wrong[:3])}"
+            f"{where} holds arrays of another shape ({len(differ)} differ): {'; '.join(differ[:3])}"
         )

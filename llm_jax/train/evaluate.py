@@ -53,21 +53,21 @@ def evaluate(
     sums, weights = jax.tree.map(total, *jax.device_get([result[:2] for result in results]))
     means = {name: sums[name] / max(weights[name], 1e-9) for name in sums}
     if write:
-        what = batches.examples
-        most = max_batches * what.config.data.batch_size or len(batches.documents)
+        examples = batches.examples
+        most = max_batches * examples.config.data.batch_size or len(batches.documents)
         records = [batches.documents[i] for i in range(min(most, len(batches.documents)))]
         answers = write(params, records)
         values = means | {"tokens": int(weights["loss"]), "examples": len(records)}
-        return Evaluation(values | what.score(records, answers), records, answers)
+        return Evaluation(values | examples.score(records, answers), records, answers)
     predictions = [predictions for *_, predictions in results]
     if not predictions[0]:
         return Evaluation(means | {"tokens": int(weights["loss"])}, [], [])
-    rows, what = by_document(predictions), batches.examples
+    rows, examples = by_document(predictions), batches.examples
     tokens = sum(int(row["tokens"]) for of_one in rows.values() for row in of_one)
     records = [batches.documents[i] for i in rows]
-    answers = [what.answer(*both) for both in zip(records, rows.values(), strict=True)]
+    answers = [examples.answer(*both) for both in zip(records, rows.values(), strict=True)]
     counts = {"tokens": tokens, "examples": len(records)}
-    return Evaluation(means | counts | what.score(records, answers), records, answers)
+    return Evaluation(means | counts | examples.score(records, answers), records, answers)
 
 
 def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Arrays]]:

@@ -58,12 +58,12 @@ class Folder:
     def __init__(self, path: str | Path):
         self.path = folder_named(path)
         self.config_file = self.path / "config.json"
-        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not there.is_dir():
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir():
             raise ConfigError(
-                f"--workdir={path}: cannot be made ({there} is a file); name a folder"
+                f"--workdir={path}: cannot be made ({existing} is a file); name a folder"
             )
-        if not os.access(there, os.W_OK):
+        if not os.access(existing, os.W_OK):
             raise ConfigError(f"--workdir={path}: cannot be written; name another folder")
         self.steps = [int(p.name) for p in self.path.glob("checkpoints/*") if p.name.isdigit()]
         self.imported = (self.path / IMPORTED).exists() and self.steps in ([], [0])

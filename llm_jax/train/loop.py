@@ -136,8 +136,8 @@ class Trainer:
             folder.commit(config, self.tokenizer)
             self.checkpoints = Checkpoints(workdir, config.checkpoint)
             self.step, self.state = 0, self._first(start, place)
-        begun = self.state.params if self.step == 0 else None
-        reference.attach(self.setup, self.tokenizer, splits, workdir, begun)
+        first_params = self.state.params if self.step == 0 else None
+        reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
         self.train_step = self.setup.train_step(place)
         self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
@@ -189,8 +189,8 @@ class Trainer:
             return self.setup.draw_state(place)
         origin = start.origin
         family = f" ({origin['family']})" if origin["family"] else ""
-        rest = ", ".join(origin["unused"])
-        self.reporter.note(f"init_from: {origin['from']}{family}{f'; unused: {rest}' * bool(rest)}")
+        unused = f"; unused: {', '.join(origin['unused'])}" if origin["unused"] else ""
+        self.reporter.note(f"init_from: {origin['from']}{family}{unused}")
         state = self._begin(self.setup.put(start.params), place)
         meta = describe(self.workdir, self.config, None)
         self.checkpoints.save(0, {"params": state.params}, meta)
@@ -198,8 +198,8 @@ class Trainer:
 
     def _begin(self, params: Any, place: TrainState) -> TrainState:
         """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""
-        there = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-        if new := [name for name in self.setup.groups if name not in there]:
+        given = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        if new := [name for name in self.setup.groups if name not in given]:
             self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(new)}")
         return self.setup.draw_state(place, params)
 
@@ -330,8 +330,8 @@ class Trainer:
         """
         name = self.config.eval.metric
         if f"eval_{name}" not in values:
-            there = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
-            raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(there)}")
+            names = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
+            raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(names)}")
         value = values[f"eval_{name}"]
         if value is None:  # as a number that was not finite is logged
             return math.inf

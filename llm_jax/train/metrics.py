@@ -97,11 +97,11 @@ class Meter:
         self.since, self.tokens, self.apart = time.perf_counter(), 0, {"input": 0.0, "other": 0.0}
 
     @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
+    def timing(self, kind: str) -> Iterator[None]:
         """Times what is no part of a step: "input", waiting for a batch, or "other", as a save."""
         start = time.perf_counter()
         yield
-        self.apart[what] += time.perf_counter() - start
+        self.apart[kind] += time.perf_counter() - start
 
     def read(self) -> dict[str, float | None]:
         """Returns these since the last reading, null where not known, and restarts:

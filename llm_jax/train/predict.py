@@ -75,11 +75,11 @@ def predict(
     size = examples.config.data.batch_size
     for window in chunked(records, WINDOW * size):
         rows, errors = _rows(examples, window)
-        found: list[list[Arrays]] = [[] for _ in window]
+        predicted: list[list[Arrays]] = [[] for _ in window]
         for row in _predicted(step, params, rows, size, mesh):
-            found[int(row[DOCUMENT])].append(row)
+            predicted[int(row[DOCUMENT])].append(row)
         for i, record in enumerate(window):
-            yield {"error": errors[i]} if i in errors else examples.answer(record, found[i])
+            yield {"error": errors[i]} if i in errors else examples.answer(record, predicted[i])
 
 
 def written(
@@ -125,14 +125,14 @@ def _predicted(
     """What is predicted of each row."""
     masks = ("segment_ids", "encoder_segment_ids")
     lengths = [sum(int((row[name] > 0).sum()) for name in masks if name in row) for row in rows]
-    found: list[Arrays] = [{}] * len(rows)
+    predicted: list[Arrays] = [{}] * len(rows)
     for places in chunked(np.argsort(lengths, kind="stable"), size):
         batch = _trimmed([rows[i] for i in places], size)
         batch = batch if mesh is None else sharding.put(filled(batch, mesh), mesh)
         out = jax.device_get(step(params, batch))
         for n, i in enumerate(places):
-            found[i] = {name: values[n] for name, values in out.items()}
-    return found
+            predicted[i] = {name: values[n] for name, values in out.items()}
+    return predicted
 
 
 def _trimmed(rows: list[Arrays], size: int) -> Arrays:

@@ -18,12 +18,12 @@ def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
     """Compares config, text and tokenizer of a job's processes; ConfigError where they differ."""
     if jax.process_count() == 1:
         return
-    what = {"config": configs.to_json(config), "text": sorted(text.items()),
+    parts = {"config": configs.to_json(config), "text": sorted(text.items()),
             "tokenizer": (tokenizer.kind, tokenizer.pieces())}  # fmt: skip
     digest = lambda x: hashlib.blake2b(repr(x).encode(), digest_size=16).digest()
-    mine = np.array([list(digest(x)) for x in what.values()], np.uint8)
+    mine = np.array([list(digest(x)) for x in parts.values()], np.uint8)
     for process, theirs in enumerate(multihost_utils.process_allgather(mine)):
-        if differ := [n for n, a, b in zip(what, mine, theirs, strict=True) if (a != b).any()]:
+        if differ := [n for n, a, b in zip(parts, mine, theirs, strict=True) if (a != b).any()]:
             raise ConfigError(
                 f"processes {jax.process_index()} and {process} have another {', '.join(differ)}; "
                 "start all of a job with the same command, on the same files"

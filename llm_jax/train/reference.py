@@ -61,5 +61,5 @@ def _computed(setup: Setup, tokenizer: Tokenizer, docs: Sequence[Record], params
     starts = [int(np.flatnonzero(x["weights"])[0]) + 1 for x in both]
     with sharding.activate(setup.mesh):
         size = config.data.batch_size
-        found = iter(log_likelihoods(setup.model, params, rows, starts, batch_size=size))
-    return [[next(found)[0] for _ in some] or [0.0, 0.0] for some in sides]
+        values = iter(log_likelihoods(setup.model, params, rows, starts, batch_size=size))
+    return [[next(values)[0] for _ in some] or [0.0, 0.0] for some in sides]

@@ -17,13 +17,13 @@ SHOWN = 300  # characters of a text
 CLASSES = 40  # most of them that a confusion matrix has room for
 
 
-def write(workdir: str | Path, found: Evaluation, examples: Examples, what: str) -> Path:
+def write(workdir: str | Path, evaluation: Evaluation, examples: Examples, title: str) -> Path:
     """Writes report.md, and confusion.png of labels and tags, into a run folder; returns its path.
 
-    what: which checkpoint and split, for the title.
+    title: which checkpoint and split.
     """
-    path, (values, records, answers) = Path(workdir) / "report.md", found
-    parts = [f"# Evaluation: {what}", _table(["score", "value"], values.items())]
+    path, (values, records, answers) = Path(workdir) / "report.md", evaluation
+    parts = [f"# Evaluation: {title}", _table(["score", "value"], values.items())]
     if (table := _confusion(examples, records, answers)) is not None:
         names = examples.config.data.labels
         _draw(path.with_name("confusion.png"), table, names)
@@ -88,8 +88,8 @@ def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> 
     """The records with the lowest scores, of equal ones those that the model was surest of."""
 
     def order(i: int) -> tuple[float, float]:
-        found = examples.score([records[i]], [answers[i]])
-        value = found.get("accuracy", found.get("f1", -found.get("mse", 0.0)))
+        scores = examples.score([records[i]], [answers[i]])
+        value = scores.get("accuracy", scores.get("f1", -scores.get("mse", 0.0)))
         return value, -max(answers[i].get("probabilities", {"": 0.0}).values())
 
     keys = {i: order(i) for i in range(len(records))}
