@@ -38,5 +38,5 @@ def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
                           f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
     config.data.labels, config.model.num_labels = labels, len(labels)
     ids = numbered(labels)
-    for name in itertools.islice(found, CHECKED):  # none are left where they gave the labels
+    for name in itertools.islice(named, CHECKED):  # none are left where they gave the labels
         place(ids, name, config, key)
