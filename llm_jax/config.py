@@ -699,12 +699,13 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config key {name!r} is missing; start from llm_jax.config.base()")
         if not key.allows(typed(name, key.default, flat[name])):
             raise ConfigError(f"{name}={_shown(flat[name])}: {key.allowed}")
-    for conflict in (*_conflicts(config.model), *_batch_conflicts(config.data, config.train)):
+    m, batches = config.model, _batch_conflicts(config.data, config.train)
+    for conflict in (*_attention_conflicts(m), *_layer_conflicts(m), *batches):
         raise ConfigError(conflict)
 
 
 def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:
-    """Yields each key that others do not go with, and why."""
+    """Yields each key that others do not go with, why, and the fix."""
     if d.ramp_steps and d.batch_size % d.ramp_start:
         yield f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
     if d.shards > d.batch_size:
@@ -716,8 +717,8 @@ def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:
         yield f"train.microbatches={t.microbatches}: must divide data.batch_size={d.batch_size}"
 
 
-def _conflicts(m: ConfigDict) -> Iterator[str]:
-    """Yields each key of the model that others do not go with, why, and the fix."""
+def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
+    """Heads and positions."""
     kv_heads = m.num_kv_heads or m.num_heads
     head_dim = m.head_dim or m.embed_dim // m.num_heads
     rotary, pattern = m.positions == "rotary", m.attention.split(",")
@@ -738,9 +739,6 @@ def _conflicts(m: ConfigDict) -> Iterator[str]:
     if m.positions == "relative" and m.relative_max_distance <= exact:
         yield (f"model.relative_max_distance={m.relative_max_distance}: must be above the {exact} "
                f"distances that model.relative_buckets={m.relative_buckets} tell apart")
-    if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
-        yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
-               f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
     if m.positions == "axial":
         width = m.embedding_dim or m.embed_dim
         if len(m.axial_shape) != 2 or math.prod(m.axial_shape) < m.max_length:
@@ -751,11 +749,19 @@ def _conflicts(m: ConfigDict) -> Iterator[str]:
                 f"model.axial_dims={m.axial_dims}: needs two widths that add up to "
                 f"model.embed_dim={width}"
             )
+    if any(part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
+        yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
+
+
+def _layer_conflicts(m: ConfigDict) -> Iterator[str]:
+    """Layers, their output and what is put around them."""
+    pattern = m.attention.split(",")
+    if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
+        yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
+               f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
-    if any(part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
-        yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
     adapted = [key for key in ("quantize", "lora_rank") if m[key] not in ("none", 0)]
     if len(adapted) > 1:
         yield f"model.quantize={m.quantize!r}: not with model.lora_rank={m.lora_rank}; set one"

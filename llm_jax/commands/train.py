@@ -3,6 +3,9 @@
 import argparse
 import shlex
 from contextlib import nullcontext
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, config_of, shown
@@ -41,37 +44,51 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             start = runs.start(config, args.workdir, overrides, recipe=bool(args.config))
         trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start)
         summary = trainer.run()
-        speaks = heads.speaks(config.model)
-        sampling = summary["finished"] and prompts and speaks
+        sampling = summary["finished"] and prompts and heads.speaks(config.model)
         params = trainer.params(here=True) if sampling else None
     if not first:
         return summary
     if sampling:
-        from llm_jax import sharding
+        summary["samples"] = _sample(trainer, params)
+    _tell_end(summary, args.workdir)
+    if summary["finished"]:
+        _tell_next(config, args.workdir)
+    return summary
 
-        options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
-        options |= {"max_new_tokens": config.sample.max_new_tokens, "seed": config.seed}
-        options |= {"objective": config.objective, "imported": False}
-        model, tokenizer = trainer.setup.model, trainer.tokenizer
-        with nullcontext() if trainer.several else sharding.activate(trainer.mesh):
-            texts = decode.complete(model, params, tokenizer, prompts, **options)
-        samples.write(args.workdir, texts, config.model.kind)
-        samples.show(texts, config.model.kind)
-        summary["samples"] = texts
+
+def _sample(trainer: Any, params: Any) -> list[dict]:
+    """Completes config.sample.prompts; writes them into samples.txt and shows them."""
+    from llm_jax import decode, sharding
+
+    config, model, tokenizer = trainer.config, trainer.setup.model, trainer.tokenizer
+    options = {"temperature": 0.8, "top_k": 40} if config.model.kind == "decoder" else {}
+    options |= {"max_new_tokens": config.sample.max_new_tokens, "seed": config.seed}
+    options |= {"objective": config.objective, "imported": False}
+    with nullcontext() if trainer.several else sharding.activate(trainer.mesh):
+        texts = decode.complete(model, params, tokenizer, config.sample.prompts, **options)
+    samples.write(trainer.workdir, texts, config.model.kind)
+    samples.show(texts, config.model.kind)
+    return texts
+
+
+def _tell_end(summary: dict, workdir: str) -> None:
     held_out = summary.get("eval_loss")
     which, loss = ("validation", held_out) if held_out else ("training", summary.get("loss"))
     outcome = "finished" if summary["finished"] else "stopped; the same command resumes"
     reached = f", {which} loss {loss:.3f}" if loss else ""
-    print(f"{outcome} at step {summary['step']}{reached}; everything is in {args.workdir}")
-    if summary["finished"]:
-        print("\nnext:")
-        if speaks:
-            prompt = (*prompts, samples.usual_prompt(config.model.kind))[0]
-            print(shown("generate", f"--workdir={args.workdir}", f"--prompt={prompt}"))
-        print(shown("eval", f"--workdir={args.workdir}"))
-        print(f"  open {shlex.quote(f'{args.workdir}/loss.png')}, or, with tensorboard installed:")
-        print(f"  tensorboard --logdir={shlex.quote(f'{args.workdir}/tensorboard')}")
-    return summary
+    print(f"{outcome} at step {summary['step']}{reached}; everything is in {workdir}")
+
+
+def _tell_next(config: ConfigDict, workdir: str) -> None:
+    from llm_jax.models import heads
+
+    print("\nnext:")
+    if heads.speaks(config.model):
+        prompt = (*config.sample.prompts, samples.usual_prompt(config.model.kind))[0]
+        print(shown("generate", f"--workdir={workdir}", f"--prompt={prompt}"))
+    print(shown("eval", f"--workdir={workdir}"))
+    print(f"  open {shlex.quote(f'{workdir}/loss.png')}, or, with tensorboard installed:")
+    print(f"  tensorboard --logdir={shlex.quote(f'{workdir}/tensorboard')}")
 
 
 VERB = Verb(run, add, "train, or resume, the run of a config", keys=True)

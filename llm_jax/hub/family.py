@@ -143,6 +143,27 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         if hf.get(name, "") is None:
             raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
     hf = family.read(_one_name(family, {k: v for k, v in hf.items() if v is not None}), names)
+    _check_entries(family, hf)
+    model = configs.base().model
+    model.update(family.model)
+    came_from = _fill_in(model, family, hf)
+    for ours, starts in family.heads.items():
+        heads = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
+        heads = [value(hf) if callable(value) else value for value in heads]
+        if heads:
+            model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
+    if family.head_activation and "mlm" in model.head.split(","):
+        if model.activation != family.head_activation:
+            key = came_from["activation"].theirs
+            raise ConfigError(
+                f"config.json: {key}={hf[key]!r}, but the output head of {family.name} always has "
+                f"{family.head_activation!r}; llm_jax has one activation for both"
+            )
+    return _checked(model, came_from)
+
+
+def _check_entries(family: Family, hf: dict) -> None:
+    """Refuses what our model does not have; warns of entries that are not known."""
     for name, allowed in (FIXED | family.fixed).items():
         if name in hf and hf[name] not in allowed:
             raise ConfigError(
@@ -153,8 +174,10 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     for name, value in hf.items():
         if value and name not in known and not SILENT.fullmatch(name):
             log.warning("config.json: %s=%r is not known of %s; not used", name, value, family.name)
-    model = configs.base().model
-    model.update(family.model)
+
+
+def _fill_in(model: ConfigDict, family: Family, hf: dict) -> dict[str, Key]:
+    """Sets config.model's keys from config.json; returns the entry that each came from."""
     came_from: dict[str, Key] = {}
     for key in family.keys:
         value = hf.get(key.theirs, key.default)
@@ -174,29 +197,21 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
                 f"for both, model.{key.ours}"
             )
         model[key.ours] = value
-    for ours, starts in family.heads.items():
-        there = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
-        there = [value(hf) if callable(value) else value for value in there]
-        if there:
-            model[ours] = ",".join(dict.fromkeys(there)) if ours == "head" else there[-1]
-    if family.head_activation and "mlm" in model.head.split(","):
-        if model.activation != family.head_activation:
-            key = came_from["activation"].theirs
-            raise ConfigError(
-                f"config.json: {key}={hf[key]!r}, but the output head of {family.name} always has "
-                f"{family.head_activation!r}; llm_jax has one activation for both"
-            )
-    model = configs.resolve(model, 0)
-    whole = configs.base()
-    whole.model = model
+    return came_from
+
+
+def _checked(model: ConfigDict, came_from: dict[str, Key]) -> ConfigDict:
+    """Returns config.model resolved; errors name the keys of config.json."""
+    config = configs.base()
+    config.model = configs.resolve(model, 0)
     try:
-        configs.check(whole)
+        configs.check(config)
     except ConfigError as error:
         names = {ours: key.theirs for ours, key in came_from.items()}
         names.setdefault("head_dim", f"{names['embed_dim']} / {names['num_heads']}")
         text = re.sub(r"\bmodel\.(\w+)", lambda m: names.get(m[1], m[0]), str(error))
         raise ConfigError(f"config.json: {text}") from error
-    return model
+    return config.model
 
 
 def _one_name(family: Family, hf: dict) -> dict:
