@@ -1,4 +1,4 @@
-"""What a run is: every key with its default, how a config is loaded, and what is refused.
+"""The configuration of a run: keys with defaults and ranges, loading, overrides, checks.
 
 A recipe in configs/ starts from `base()` and changes what its paper changes. Nothing here
 imports JAX, so a wrong config is refused before the accelerator is even looked for.

@@ -1,4 +1,4 @@
-"""What every recorded number carries: command, commit, versions, hardware, time; its tables."""
+"""Provenance of recorded numbers: command, commit, versions, hardware, time; Markdown tables."""
 
 import functools
 import os

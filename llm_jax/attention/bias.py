@@ -1,4 +1,4 @@
-"""A bias on the scores that depends on distance alone, never held for all pairs at once."""
+"""Relative position bias (T5, ALiBi): a function of distance, never held for all pairs at once."""
 
 from dataclasses import dataclass
 

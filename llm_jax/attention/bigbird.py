@@ -1,4 +1,4 @@
-"""Blocks that see their neighbours, the ends of the row, and some others at random (BigBird)."""
+"""BigBird: block-sparse attention to neighbouring, global and random blocks."""
 
 import dataclasses
 import functools

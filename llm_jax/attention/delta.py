@@ -1,4 +1,4 @@
-"""A state that is corrected rather than added to: the gated delta rule."""
+"""The gated delta rule: linear attention whose state is corrected towards each value."""
 
 import jax
 import jax.numpy as jnp

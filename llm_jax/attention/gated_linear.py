@@ -1,4 +1,4 @@
-"""Linear attention that forgets: a state with a decay chosen by each token."""
+"""Gated linear attention: a recurrent state with a decay that depends on the token."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Keys and values made of one small vector a token, which is all that a cache holds (DeepSeek)."""
+"""Multi-head latent attention (DeepSeek): a KV cache of one small vector a token."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Attention by feature maps, whose sums do not grow with the length (Katharopoulos, Performer)."""
+"""Linear attention by feature maps: elu + 1 (Katharopoulos), random features (Performer)."""
 
 import jax
 import jax.numpy as jnp

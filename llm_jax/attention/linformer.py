@@ -1,4 +1,4 @@
-"""Keys and values compressed along the sequence by learned matrices (Linformer)."""
+"""Linformer: keys and values compressed along the sequence by learned matrices."""
 
 import jax
 import jax.numpy as jnp

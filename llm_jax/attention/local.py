@@ -1,4 +1,4 @@
-"""Attention to what is near, at a cost linear in the length."""
+"""Sliding-window and chunked attention, at a cost linear in the length."""
 
 import dataclasses
 

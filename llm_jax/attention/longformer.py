@@ -1,4 +1,4 @@
-"""A sliding window and a few tokens that see, and are seen by, all (Longformer)."""
+"""Longformer: a sliding window and global tokens, which see all and are seen by all."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Attention to what is alike, found by locality-sensitive hashing (Kitaev 2020, section 2).
+"""LSH attention: locality-sensitive hashing finds similar tokens (Reformer; Kitaev 2020, 2).
 
 Queries serve as keys. Each round of hashing sorts the tokens by bucket and cuts them into
 chunks; a query sees its own chunk and the one before. As in the authors' published models, a

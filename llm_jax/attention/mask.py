@@ -1,4 +1,4 @@
-"""What each query may look at, as structure rather than as an array."""
+"""The attention mask as structure (causal, window, segments …), not an array of all pairs."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where what is being traced will run, which need not be where it is traced."""
+"""The platform that a traced function will run on, which need not be the default one."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What linear kinds share: a state carried from chunk to chunk, all of a chunk at once."""
+"""Chunkwise recurrence of linear attention: a state from chunk to chunk, each chunk in parallel."""
 
 from collections.abc import Callable
 from typing import NamedTuple

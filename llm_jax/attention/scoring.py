@@ -44,7 +44,7 @@ class Scoring:
         return self.dropout_key is not None and self.dropout_rate > 0
 
     def apart(self, number: int | Array) -> "Scoring":
-        """The same, with dropout of its own for this part of a layer's attention."""
+        """The same with another dropout key, folded with `number`."""
         key = self.dropout_key
         key = key if key is None else jax.random.fold_in(key, number)
         return dataclasses.replace(self, dropout_key=key)
@@ -68,7 +68,7 @@ class Scoring:
         return scores if bias is None else scores + bias
 
     def weights(self, scores: Array, visible: Array | None, block: int | Array = 0) -> Array:
-        """Scores [B, K, G, ..., S] -> weights; `block` sets one call's dropout off from another's.
+        """Scores [B, K, G, ..., S] -> weights; each `block` has dropout of its own.
 
         visible: bool, broadcast against the scores; None: all.
         """

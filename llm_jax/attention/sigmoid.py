@@ -1,4 +1,4 @@
-"""Attention whose weights do not compete: a sigmoid of each score."""
+"""Sigmoid attention: each weight is the sigmoid of its score, without normalisation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Attention to every so many-th token: the Sparse Transformer's far half, dilated windows."""
+"""Strided attention (Sparse Transformer) and dilated sliding windows."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Heads that mix their scores before the softmax and their weights after it."""
+"""Talking-heads attention: heads mix scores before the softmax and weights after it."""
 
 import jax
 import jax.numpy as jnp

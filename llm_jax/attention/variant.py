@@ -1,4 +1,4 @@
-"""What a kind of attention says of itself."""
+"""The record by which a kind of attention declares what it supports, reads, learns and costs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

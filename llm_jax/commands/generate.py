@@ -1,4 +1,4 @@
-"""`generate`: prompts and what the model makes of them."""
+"""`generate`: completions of prompts."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""`plan`: what a train step takes on chips that need not be there."""
+"""`plan`: memory, traffic and time of a train step on other chips, compiled but not run."""
 
 import argparse
 
@@ -27,7 +27,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints what a config's train step takes on a topology."""
+    """Prints memory, traffic and time of a config's train step on a topology."""
     config = configs.load(args.config, overrides)
     import jax
 

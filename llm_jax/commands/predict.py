@@ -1,4 +1,4 @@
-"""`predict`: what a run makes of each row of a file, as JSONL."""
+"""`predict`: a model's answer to each row of a file, as JSONL."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Prompts and what a model made of them, as train and generate show them."""
+"""Samples: prompts with completions, as train and generate show them."""
 
 import sys
 from pathlib import Path

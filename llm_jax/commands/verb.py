@@ -1,4 +1,4 @@
-"""What a verb of the command is, and what several of them need."""
+"""The record of a subcommand, and helpers that several of them share."""
 
 import argparse
 import shlex

@@ -138,7 +138,7 @@ class Rows(Sequence):
 
 
 class Makers:
-    """What makes chunks ahead of their use: a thread, or `workers` processes."""
+    """Prefetches chunks, in a thread or in `workers` processes."""
 
     def __init__(self, chunks: Chunks, workers: int = 0):
         self.chunks, self.count = chunks, max(1, workers)

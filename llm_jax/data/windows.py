@@ -1,4 +1,4 @@
-"""Tokenised documents and the windows they are cut in, from a phase that changes."""
+"""Tokenised documents, cut into windows at an offset that changes with each epoch."""
 
 from collections.abc import Sequence
 

@@ -73,7 +73,7 @@ class Reader:
         return self._logits(outputs), cache
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
-        """Each row n times over, neighbours equal."""
+        """Repeats each row n times, its copies side by side."""
         repeat = lambda tree, axis: jax.tree.map(lambda x: jnp.repeat(x, n, axis=axis), tree)
         return dataclasses.replace(self, source=repeat(self.source, 0)), repeat(cache, 1)
 

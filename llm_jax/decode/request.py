@@ -1,4 +1,4 @@
-"""What is asked of decoding, and what an imported model's generation_config.json adds to it."""
+"""Decoding settings; an imported generation_config.json fills in those left open."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

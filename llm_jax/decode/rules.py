@@ -1,4 +1,4 @@
-"""What a row has so far decides on its next token: repetition penalty and minimum length."""
+"""Logits processors that depend on the row so far: repetition penalty, minimum length."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Rules(NamedTuple):
-    """Changes of logits, in transformers' order; None leaves one out of a program.
+    """Logits processors in transformers' order; None leaves one out of the compiled program.
 
     Attributes:
       penalty: repetition penalty (Keskar 2019, arXiv:1909.05858, 4.1): logits of ids that the row

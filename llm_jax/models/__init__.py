@@ -1,6 +1,6 @@
 """Whole models: `build(cfg)` turns config.model into a Linen module, batch -> Outputs.
 
-The face of this room: what else one may ask of a model is asked here, so that Linen stays inside.
+Other packages use models through this module alone, so that Linen stays inside.
 """
 
 import dataclasses

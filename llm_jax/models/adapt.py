@@ -1,4 +1,4 @@
-"""Quantised products and low-rank adapters, put around a model that knows nothing of either."""
+"""Quantised matrix products (int8, fp8) and LoRA adapters, applied to a model by qwix."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The causal stack: a language model by itself, a sequence model on top of an encoder."""
+"""The decoder: a causal stack, with cross-attention where there is an encoder."""
 
 import flax.linen as nn
 import jax

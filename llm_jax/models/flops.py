@@ -1,4 +1,4 @@
-"""What a model costs, counted from its config (a compiled loop's own count sees one turn)."""
+"""Parameters and FLOPs of a model, from its config (XLA counts one iteration of a loop)."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What stands on top of a stack: the table HEADS, of which model.head names one or several."""
+"""Output heads: the table HEADS, of which model.head names one or several."""
 
 from collections.abc import Callable
 from typing import NamedTuple

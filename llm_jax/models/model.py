@@ -1,6 +1,6 @@
 """The whole model: a batch to hidden vectors and the matrix that turns them into logits.
 
-A loss so need never hold the logits of all tokens at once.
+So a loss need never hold the logits of all tokens at once.
 """
 
 from typing import NamedTuple

@@ -77,7 +77,7 @@ class MixtureOfExperts(nn.Module):
         return kernels
 
     def _with_capacity(self, x_BTD, top_BTk, expert_BTk, kernels, real_BT):
-        """Dispatches a row's tokens to its experts' slots [E, B, C], first come, first served."""
+        """Capacity factor: tokens fill experts' slots [E, B, C] in order; others are dropped."""
         cfg, (B, T, _) = self.cfg, x_BTD.shape
         E, k = cfg.num_experts, cfg.experts_per_token
         # Of each number of real tokens; counted by Python, whose floats do not depend on XLA.
@@ -102,7 +102,7 @@ class MixtureOfExperts(nn.Module):
         return jnp.einsum("btec,ebcd->btd", weigh_BTEC, done_EBCD)
 
     def _dropless(self, x_BTD, top_BTk, expert_BTk, kernels):
-        """Each expert's tokens, however many; none is dropped.
+        """Dropless: each expert takes all of its tokens, however many.
 
         On a mesh that splits experts each device takes the tokens of all with which it shares
         them, adds what its own experts make of these, and gets back the sums of its own tokens.
@@ -152,7 +152,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class _Experts(nn.Module):
-    """The experts' feed-forward alone, under a path of its own for those who change products."""
+    """The experts' feed-forward networks, a module of their own so that qwix finds them by path."""
 
     cfg: FrozenConfigDict
 

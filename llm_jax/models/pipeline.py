@@ -1,7 +1,7 @@
-"""Layers in stages on different devices, through which a batch goes in pieces (Huang 2018).
+"""Pipeline parallelism: layers in stages, a batch in microbatches (GPipe; Huang 2018).
 
-All stages work at once, each on another piece: https://arxiv.org/abs/1811.06965, figure 2c. The
-stages are an axis of one array, so that the compiler sees a loop in which an array is shifted.
+All stages work at once, each on another microbatch: https://arxiv.org/abs/1811.06965, figure 2c.
+The stages are an axis of one array, so that the compiler sees a loop in which an array is shifted.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from llm_jax.models.layers import annotate
 
-# (parameters of a layer, random key, x [b, T, D], context of those rows) -> (x, what it sows).
+# (parameters of a layer, random key, x_bTD, context of those rows) -> (x_bTD, what it sows). b is
+# the rows of a microbatch.
 Layer = Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def stages() -> int:
-    """In how many parts the active mesh splits the axis 'layers'."""
+    """The number of pipeline stages: into how many parts the mesh splits the axis 'layers'."""
     mesh, axis = jax.sharding.get_abstract_mesh(), _axis()
     return mesh.shape[axis] if axis and not mesh.empty else 1
 
@@ -31,36 +32,36 @@ def run(
     Args:
       layer: one of them.
       params: of the layers, stacked along axis 0.
-      keys: [layers] random keys; each piece has its own drawn from them.
+      keys: [layers] random keys; each microbatch has its own drawn from them.
       x: input of the first layer.
       context: a pytree of arrays whose axis 0 is that of x.
-      pieces: of the batch, a multiple of the number of stages; the share of time in which a stage
-        waits is (stages - 1) / (pieces + stages - 1).
+      pieces: number of microbatches, a multiple of the number of stages; the pipeline bubble, the
+        share of time in which a stage waits, is (stages - 1) / (pieces + stages - 1).
     """
     S, axis = stages(), _axis()
-    share = pieces // S
-    # [S, share, b, ...], strided, so that each piece is spread over the mesh as the batch is. Each
-    # stage's devices keep their share of the pieces, before and after.
-    cut = lambda a: a.reshape(S, -1, share, *a.shape[1:]).swapaxes(1, 2)
+    M = pieces // S  # microbatches that a stage's devices keep, before and after
+    # [B, ...] -> [S, M, b, ...], strided, so that each is spread over the mesh as the batch is.
+    cut = lambda a: a.reshape(S, -1, M, *a.shape[1:]).swapaxes(1, 2)
+    # [layers, ...] -> [S, layers / S, ...]
     params, keys = jax.tree.map(lambda p: p.reshape(S, -1, *p.shape[1:]), (params, keys))
 
-    def stage(params, keys, rows, piece):
-        """The layers of one stage, on the rows that it has."""
-        x, context = rows
+    def stage(params, keys, rows, number):
+        """The layers of one stage, on microbatch `number`: rows are x_bTD and its context."""
+        x_bTD, context = rows
 
-        def step(x, layer_and_key):
-            mine, key = layer_and_key
-            return layer(mine, jax.random.fold_in(key, piece), x, context)
+        def step(x_bTD, layer_and_key):
+            layer_params, key = layer_and_key
+            return layer(layer_params, jax.random.fold_in(key, number), x_bTD, context)
 
-        x, sown = jax.lax.scan(step, x, (params, keys))
-        there = (piece >= 0) & (piece < pieces)
-        return (x, context), jax.tree.map(lambda s: jnp.where(there, s, 0), sown)
+        x_bTD, sown = jax.lax.scan(step, x_bTD, (params, keys))
+        valid = (number >= 0) & (number < pieces)  # else the pipeline fills or drains
+        return (x_bTD, context), jax.tree.map(lambda s: jnp.where(valid, s, 0), sown)
 
     work = jax.vmap(stage, spmd_axis_name=axis)
 
     def tick(carry, t):
-        waiting, rows = carry
-        column = t % share
+        waiting, rows = carry  # [S, M, b, ...] and [S, b, ...]
+        column = t % M
         next_up = jax.tree.map(lambda w: w[:, column], waiting)
         # The first stage takes what waits there; all others what the one before has done.
         rows = jax.tree.map(lambda r, n: _place(_first(n, jnp.roll(r, 1, axis=0))), rows, next_up)
@@ -75,7 +76,7 @@ def run(
         start = waiting, jax.tree.map(lambda w: _place(w[:, 0]), waiting)
         ticks = jnp.arange(pieces + S - 1)
         ((done, _), _), sown = jax.lax.scan(tick, start, ticks)
-    # A piece ends in the row that it came from, S - 1 columns on.
+    # A microbatch ends in the row that it came from, S - 1 columns on.
     y = jnp.roll(done, 1 - S, axis=1).swapaxes(1, 2).reshape(x.shape)
     mean = lambda s: s.sum(0).reshape(-1, *s.shape[3:]) / pieces
     return annotate(y, "batch", "length", "activation_embed"), jax.tree.map(mean, sown)

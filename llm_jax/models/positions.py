@@ -1,4 +1,4 @@
-"""Positions: sinusoids, rotary rates and their stretching, T5's and ALiBi's biases."""
+"""Position encodings: sinusoidal, rotary (RoPE) and its scaling, T5's and ALiBi's biases."""
 
 import math
 

@@ -1,8 +1,8 @@
-"""Residual layers that are undone instead of remembered (Kitaev 2020, section 3; Gomez 2017).
+"""Reversible residual layers, recomputed from their outputs (Gomez 2017; Kitaev 2020, section 3).
 
 A sub-layer f maps two streams (a, b) to (b, a + f(b)), so that two of them are the paper's
-y1 = x1 + f(x2), y2 = x2 + g(y1). The way back starts from the outputs alone: it subtracts what
-f gives once more, hence needs memory for one sub-layer, whatever the depth.
+y1 = x1 + f(x2), y2 = x2 + g(y1). The backward pass starts from the outputs alone: it
+computes f(b) again and subtracts it, and so needs memory for one sub-layer, whatever the depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 # (parameters of a layer, x, context, key, kept) -> (f(x), kept). `kept` is what f decides by
-# rounding (the buckets of LSH attention): {} at first, and on the way back what it was then.
+# rounding (the buckets of LSH attention): {} in the forward pass, whose result the backward pass
+# is given.
 SubLayer = Callable[[Any, jax.Array, Any, jax.Array, dict], tuple[jax.Array, dict]]
 Streams = tuple[jax.Array, jax.Array]
 

@@ -1,7 +1,7 @@
-"""Attention on a mesh: each device its own rows, queries and heads, and all of their keys.
+"""Attention under shard_map: each device has its rows, queries and heads, and all of their keys.
 
-Everything else works on tokens one by one and needs no word. Here a compiler left to itself would
-cut blocks of queries across devices, and cannot cut a kernel at all.
+All other layers work token by token and are left to the compiler. Of attention it would cut blocks
+of queries badly, and a kernel not at all.
 """
 
 import dataclasses
@@ -29,48 +29,48 @@ def attend(
 ) -> jax.Array:
     """Returns variant.attend(query [B, T, N, H], ...); keys are gathered where rows are split.
 
-    A kind in which queries or heads do not each stand alone is left to the compiler; so is
-    dropout, unless rows are split, since the compiler's random numbers do not depend on the mesh.
+    A kind that is not independent for each query and head is left to the compiler; so is dropout,
+    unless rows are split, since the compiler's random numbers do not depend on the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axis = lambda name: nn.logical_to_mesh_axes((name,))[0]
     names = "batch", "length", "activation_heads", "activation_kv_heads"
     batch, length, heads, kv_heads = axes = list(map(axis, names))
-    pieces = [parts(mesh, axis) for axis in axes]
-    alone = "cache" in variant.supports and not variant.state
-    alone = alone and not any(isinstance(x, jax.Array) for x in options.values())
-    alone = alone and not (scoring.dropout and pieces[1] == 1)
-    sizes = (*query.shape[:3], key.shape[2]) if alone else ()
-    if not alone or max(pieces) == 1 or any(map(operator.mod, sizes, pieces)):
+    counts = [parts(mesh, axis) for axis in axes]
+    independent = "cache" in variant.supports and not variant.state
+    independent = independent and not any(isinstance(x, jax.Array) for x in options.values())
+    independent = independent and not (scoring.dropout and counts[1] == 1)
+    sizes = (*query.shape[:3], key.shape[2]) if independent else ()  # B, T, N, K
+    if not independent or max(counts) == 1 or any(map(operator.mod, sizes, counts)):
         return variant.attend(query, key, value, mask, scoring, **options)
-    keys = PartitionSpec(batch, None, kv_heads)
+    query_BTNH = PartitionSpec(batch, length, heads)
+    key_BSKH = PartitionSpec(batch, None, kv_heads)
     present = lambda x, *spec: None if x is None else PartitionSpec(*spec)
-    masks = dataclasses.replace(
+    mask_specs = dataclasses.replace(
         mask,
         query_segments=present(mask.query_segments, batch, length),
         key_segments=present(mask.key_segments, batch),
         query_offset=present(mask.query_offset, *[batch] * jnp.ndim(mask.query_offset)),
         prefix=present(mask.prefix, batch),
     )
-    how = dataclasses.replace(
+    scoring_specs = dataclasses.replace(
         scoring,
         bias=None if scoring.bias is None else Bias(PartitionSpec(heads)),
         sinks=present(scoring.sinks, heads),
         dropout_key=present(scoring.dropout_key),
     )
-    queries = PartitionSpec(batch, length, heads)
     split = jax.shard_map(
         partial(_part, variant, options, length),
         mesh=mesh,
-        in_specs=(queries, keys, keys, masks, how),
-        out_specs=queries,
+        in_specs=(query_BTNH, key_BSKH, key_BSKH, mask_specs, scoring_specs),
+        out_specs=query_BTNH,
         check_vma=False,
     )
     return split(query, key, value, mask, scoring)
 
 
 def parts(mesh: jax.sharding.AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
-    """In how many parts one mesh axis, several or none cut something."""
+    """Into how many parts an array axis is split by one mesh axis, several or none."""
     axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     return math.prod(mesh.shape[name] for name in axes)
 

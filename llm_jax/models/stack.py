@@ -1,4 +1,4 @@
-"""Blocks and their repetition: one compiled layer, looped, whatever the depth."""
+"""Transformer blocks and the stack of them: one compiled layer under nn.scan, at any depth."""
 
 import math
 from functools import partial
@@ -87,7 +87,7 @@ class Block(nn.Module):
         return None if segments is None else segments > 0
 
     def branch(self, x: jax.Array, norm: str | None, sublayer: Any) -> jax.Array:
-        """dropout(f(norm(x))); post-norm has its norm after the sum (Xiong 2020, figure 1)."""
+        """Residual branch: dropout(f(norm(x))); post-norm norms the sum (Xiong 2020, figure 1)."""
         y = sublayer(x if norm is None else Norm(self.cfg, name=norm)(x))
         return nn.Dropout(self.cfg.dropout, deterministic=self.deterministic)(y)
 

@@ -1,4 +1,4 @@
-"""Conversations: an assistant's replies are learned, over several turns."""
+"""Chat fine-tuning: the loss counts the assistant's replies of a conversation."""
 
 import dataclasses
 

@@ -1,1 +1,1 @@
-"""From one machine to many: what a run would take there, start-up, and jobs that run it."""
+"""Many machines: planning a run, joining its processes, submitting it as a job."""

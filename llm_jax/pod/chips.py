@@ -1,4 +1,4 @@
-"""Chips to plan for: their rates, and devices to compile for where there are none."""
+"""Accelerators that `plan` knows: their rates, and devices to compile for without having them."""
 
 import contextlib
 import importlib.util

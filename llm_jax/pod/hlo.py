@@ -1,4 +1,4 @@
-"""What a compiled program moves, read from XLA's text of it, loops multiplied by their turns."""
+"""Memory and network traffic of a compiled program, from its HLO text and loops' trip counts."""
 
 import math
 import re

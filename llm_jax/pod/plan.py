@@ -1,4 +1,4 @@
-"""What a training step takes on devices that need not be there: compiled for them, never run."""
+"""Memory, FLOPs and traffic of a train step on other devices: compiled for them, never run."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, and which of its axes each logical axis is split over.
+"""Sharding: the device mesh, and the rules that map logical axes to mesh axes.
 
 The only place that knows the mesh's axis names. Models name logical axes; `RULES` maps them.
 """
@@ -141,7 +141,7 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _pieces(config, mesh):
-    """In how many pieces a batch goes through the stages."""
+    """The number of pipeline microbatches."""
     stages = mesh.shape["pipeline"]
     return 1 if stages == 1 else config.model.pipeline_pieces or stages
 

@@ -1,4 +1,4 @@
-"""What a sweep will do, every config checked and every model counted before any of it runs."""
+"""The design of a sweep: every config checked and every model counted before any of it runs."""
 
 import json
 from collections.abc import Callable, Iterator

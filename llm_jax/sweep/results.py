@@ -1,4 +1,4 @@
-"""What the runs of a sweep have come to, read from their folders, and what it says. No JAX."""
+"""Results of a sweep's runs, read from their folders, and their statistics. No JAX."""
 
 from collections.abc import Iterator
 from pathlib import Path

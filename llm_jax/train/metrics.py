@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard events and loss.png."""
+"""Metrics of a run: metrics.jsonl, TensorBoard events and loss.png."""
 
 import json
 import math

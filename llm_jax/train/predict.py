@@ -1,4 +1,4 @@
-"""Answers to records that come one after the other, in batches of rows of similar length."""
+"""Streaming inference: answers to records in order, in batches of rows of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice

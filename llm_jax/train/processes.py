@@ -1,4 +1,4 @@
-"""What the processes of one job tell each other: that they agree, and where their data are."""
+"""Checks and collectives between the processes of one job."""
 
 import hashlib
 import json

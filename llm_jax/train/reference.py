@@ -1,4 +1,4 @@
-"""Log-probabilities of preferences under the model that a run began with."""
+"""Log-probabilities under DPO's reference model: the one that a run began with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run's config determines, and a run's parameters read from its folder."""
+"""Setup: model, objective, optimizer, shardings and steps of a config; a run's parameters."""
 
 import logging
 from collections.abc import Callable

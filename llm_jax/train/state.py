@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the step: (state, batch) -> (state, metrics)."""
+"""The train state and the train step: (state, batch) -> (state, metrics)."""
 
 import math
 from collections.abc import Callable
