@@ -166,6 +166,16 @@ def _sentencepiece(docs, folder):
     return str(folder / "m.model")
 
 
+def test_as_many_are_masked_as_berts_code_has_it():
+    """create_pretraining_data.py: max(1, int(round(n * 0.15))), at most what a row has room for."""
+    tokenizer, what = _made(_config("masked_lm", 64), ["text"])
+    rng = np.random.default_rng(0)
+    for n in range(1, 63):
+        tokens = np.pad(rng.integers(0, 256, n), 1, constant_values=tokenizer.bos_id)
+        chosen = what.row.choose(tokens, np.ones(n + 2, int), rng)
+        assert len(chosen) == len({*chosen}) == max(1, int(round(n * 0.15)))
+
+
 def test_ngrams_follow_one_over_n():
     """ALBERT, 3.1: p(n) = (1/n) / sum_k 1/k, n up to 3; each place alike."""
     config = _config("albert", 512)

@@ -137,6 +137,15 @@ def test_of_equal_logits_the_first_counts(layout):
         assert correct(jnp.float32(hidden), jnp.float32(matrix)) == expected
 
 
+@pytest.mark.parametrize("layout", [{}, {"pieces": 2}], ids=str)
+def test_logits_of_bfloat16_are_float32(layout):
+    """256 and 257 are one number in bfloat16; the second is the likelier by a factor of e."""
+    hidden, matrix = jnp.ones((1, 1, 2), jnp.bfloat16), jnp.array([[256.0, 0.0], [256.0, 1.0]])
+    target, weight = jnp.ones((1, 1), jnp.int32), jnp.ones((1, 1))
+    loss, _ = cross_entropy(hidden, matrix, target, weight, **layout)
+    np.testing.assert_allclose(loss, np.log(1 + np.exp(-1.0)), rtol=1e-4)
+
+
 def test_bfloat16_is_near_keeps_the_dtypes_and_adds_up_in_float32():
     """Of 4,096 equal terms 1, a sum in bfloat16 stops at 256."""
     hidden, matrix, _, weights, targets = arrays(jnp.bfloat16)
