@@ -14,15 +14,8 @@ from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    block: int,
-    random_blocks: int,
-    seen: np.ndarray | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, block: int, random_blocks: int, seen: np.ndarray | None = None,
 ) -> Array:
     """Returns [B, T, N, H]: softmax over the keys of a few blocks, at a cost linear in T.
 

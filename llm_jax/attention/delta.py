@@ -12,17 +12,8 @@ from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    rate: Array,
-    decay: Array,
-    log_speed: Array,
-    norm: Array,
-    state: Array | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, rate: Array, decay: Array, log_speed: Array, norm: Array, state: Array | None = None,
     valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Returns [B, T, N, H]: RMSNorm(q_t S_t / sqrt(H)), q and k of length 1, b = sigmoid(rate),
@@ -53,12 +44,7 @@ def attend(
 
 
 def delta_rule(
-    query: Array,
-    key: Array,
-    value: Array,
-    rate: Array,
-    log_decay: Array,
-    mask: Mask,
+    query: Array, key: Array, value: Array, rate: Array, log_decay: Array, mask: Mask,
     state: Array | None = None,
 ) -> tuple[Array, Array]:
     """Returns q_t S_t / sqrt(H) [B, T, N, V] and the last state, as `attend` defines them.

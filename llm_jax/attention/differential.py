@@ -17,17 +17,8 @@ START = 0.8  # of lambda; the paper's schedule by depth did no better (its secti
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    lambda_q1: Array,
-    lambda_k1: Array,
-    lambda_q2: Array,
-    lambda_k2: Array,
-    scale: Array,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2: Array, scale: Array,
 ) -> Array:
     """Returns [B, T, N, H]: (1 - 0.8) RMSNorm((softmax(q1 k1) - lambda softmax(q2 k2)) v).
 

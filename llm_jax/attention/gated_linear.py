@@ -12,16 +12,8 @@ from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    decay: Array,
-    norm: Array,
-    state: Array | None = None,
-    valid: Array | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, decay: Array, norm: Array, state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Returns [B, T, N, H]: RMSNorm(scale q_t S_t), S_t = a_t S_(t-1) + k_t v_t^T.
 

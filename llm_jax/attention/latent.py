@@ -12,14 +12,8 @@ from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: None,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    up_key: Array,
-    up_value: Array,
+    query: Array, key: Array, value: None, mask: Mask, scoring: Scoring = PLAIN,
+    *, up_key: Array, up_value: Array,
 ) -> Array:
     """Returns [B, T, N, H]: softmax(q_c (c U_k)^T + q_r r^T) (c U_v), over latents c.
 

@@ -11,14 +11,8 @@ from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    state: Array | None = None,
-    valid: Array | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Returns [B, T, N, H]: f(q) sum f(k) v^T / f(q) sum f(k), with f(x) = elu(x) + 1.
 
@@ -34,16 +28,8 @@ def attend(
 
 
 def attend_performer(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    random_features: int,
-    decided: Array,
-    state: Array | None = None,
-    valid: Array | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, random_features: int, decided: Array, state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Returns `attend` with f(x) = exp(w x - |x|^2 / 2), x scaled: softmax attention, on average.
 

@@ -11,16 +11,8 @@ from llm_jax.attention.variant import Variant, Weight, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    max_length: int,
-    landmarks: int,
-    compress_key: Array,
-    compress_value: Array,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, max_length: int, landmarks: int, compress_key: Array, compress_value: Array,
 ) -> Array:
     """Returns [B, T, N, H]: softmax(scale q (E k)^T) (F v), E and F [landmarks, S].
 

@@ -12,13 +12,8 @@ from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    window: int | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, window: int | None = None,
 ) -> Array:
     """Returns [B, T, N, H] as `dense.attend` under mask.window, and no [T, T] in memory.
 
@@ -34,13 +29,8 @@ def attend(
 
 
 def attend_chunked(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    window: int | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, window: int | None = None,
 ) -> Array:
     """Returns `attend` where each query sees its whole chunk of `window` keys and the one before.
 

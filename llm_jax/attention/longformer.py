@@ -11,17 +11,8 @@ from llm_jax.attention.variant import Projection, Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    window: int,
-    global_tokens: int,
-    global_query: Array,
-    global_key: Array,
-    global_value: Array,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, window: int, global_tokens: int, global_query: Array, global_key: Array, global_value: Array,
 ) -> Array:
     """Returns [B, T, N, H] as `dense.attend` under mask.window and mask.global_tokens.
 

@@ -21,15 +21,8 @@ ITSELF = -1e5  # above HIDDEN: a token sees itself only where it sees nothing el
 
 
 def attend(
-    query: Array,
-    key: Array | None,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    decided: Array | None = None,
-    lsh_chunk: int = 64,
-    lsh_hashes: int = 1,
+    query: Array, key: Array | None, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, decided: Array | None = None, lsh_chunk: int = 64, lsh_hashes: int = 1,
     lsh_buckets: tuple[int, ...] = (),
 ) -> Array:
     """Returns [B, T, N, H]: sum over rounds r of softmax_r(z_r) o_r (section 2, appendix A).
@@ -126,10 +119,7 @@ def _within_chunks(q_BNCcH, v_BNCcH, visible, itself, scoring):
 
 
 def assign(
-    query: Array,
-    random: Array,
-    lsh_chunk: int = 64,
-    lsh_hashes: int = 1,
+    query: Array, random: Array, lsh_chunk: int = 64, lsh_hashes: int = 1,
     lsh_buckets: tuple[int, ...] = (),
 ) -> Array:
     """Returns [B, N, R, T] uint16, the bucket of each query [B, T, N, H] in each round.

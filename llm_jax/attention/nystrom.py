@@ -16,14 +16,8 @@ KERNEL = 33  # tokens the convolution over values sees
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    landmarks: int,
-    convolution: Array,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, landmarks: int, convolution: Array,
 ) -> Array:
     """Returns [B, T, N, H]: softmax(q k~) softmax(q~ k~)^+ softmax(q~ k) v + a convolution of v.
 

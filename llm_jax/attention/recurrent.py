@@ -22,11 +22,8 @@ class Decays(NamedTuple):
 
 
 def run(
-    chunk: Callable[..., tuple[Array, Array]],
-    arrays: tuple[Array, ...],
-    log_decay: Array | None,
-    mask: Mask,
-    state: Array,
+    chunk: Callable[..., tuple[Array, Array]], arrays: tuple[Array, ...], log_decay: Array | None,
+    mask: Mask, state: Array,
 ) -> tuple[Array, Array]:
     """Returns outputs [B, T, N, V] and the last state, of a causal recurrence in chunks.
 
@@ -81,11 +78,7 @@ def _decays(log_decay: Array, segments: Array, before: Array) -> Decays:
 
 
 def sum_of_products(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    log_decay: Array | None = None,
+    query: Array, key: Array, value: Array, mask: Mask, log_decay: Array | None = None,
     state: Array | None = None,
 ) -> tuple[Array, Array]:
     """Returns y [B, T, N, V] with y_t = query_t S_t, S_t = decay_t S_(t-1) + key_t value_t^T.

@@ -13,13 +13,7 @@ from llm_jax.attention.variant import Variant, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    max_length: int,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, max_length: int
 ) -> Array:
     """Returns [B, T, N, H]: sigmoid(scores - log max_length) value.
 

@@ -25,14 +25,8 @@ def attend(
 
 
 def attend_dilated(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    stride: int,
-    window: int,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, stride: int, window: int,
 ) -> Array:
     """Returns `attend` where a query sees only the nearest `window` of those keys, itself included.
 

@@ -11,14 +11,8 @@ from llm_jax.attention.variant import Variant, Weight, able
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask,
-    scoring: Scoring = PLAIN,
-    *,
-    mix_scores: Array,
-    mix_weights: Array,
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, mix_scores: Array, mix_weights: Array,
 ) -> Array:
     """Returns [B, T, N, H]: (softmax(scores P) W) value, P and W [N, N] over the heads.
 

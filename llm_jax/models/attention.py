@@ -39,12 +39,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask,
-        *,
-        source: jax.Array | None = None,
-        bias: Bias | None = None,
+        self, x: jax.Array, mask: Mask,
+        *, source: jax.Array | None = None, bias: Bias | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
         """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""

@@ -26,16 +26,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array | None = None,
-        *,
-        encoded: jax.Array | None = None,
-        encoded_segments: jax.Array | None = None,
-        prefix: jax.Array | None = None,
-        deterministic: bool = True,
-        cache_length: int = 0,
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array | None = None,
+        *, encoded: jax.Array | None = None, encoded_segments: jax.Array | None = None,
+        prefix: jax.Array | None = None, deterministic: bool = True, cache_length: int = 0,
     ) -> jax.Array:
         cfg, T = self.cfg, tokens.shape[1]
         embed = Embeddings(cfg, self.embed, name="embeddings")

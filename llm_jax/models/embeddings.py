@@ -80,13 +80,8 @@ class Embeddings(nn.Module):
             self.projection = Dense(cfg, E, D, ("norm", "embed"))
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        types: jax.Array | None = None,
-        *,
-        embeddings: jax.Array | None = None,
-        deterministic: bool = True,
+        self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None,
+        *, embeddings: jax.Array | None = None, deterministic: bool = True,
     ) -> jax.Array:
         """embeddings [B, T, E]: another's `look_up`, taken instead of one's own."""
         x = embeddings
@@ -97,12 +92,8 @@ class Embeddings(nn.Module):
         return annotate(x, "batch", "length", "activation_embed")
 
     def look_up(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        types: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
+        self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None,
+        *, deterministic: bool = True,
     ) -> jax.Array:
         """[B, T] -> [B, T, E], all but the projection."""
         cfg, x = self.cfg, self.tokens(tokens)

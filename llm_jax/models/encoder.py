@@ -26,14 +26,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array | None = None,
+        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array | None = None,
         types: jax.Array | None = None,
-        *,
-        embeddings: jax.Array | None = None,
-        deterministic: bool = True,
+        *, embeddings: jax.Array | None = None, deterministic: bool = True,
     ) -> jax.Array:
         """embeddings [B, T, E]: what `look_up` would give, taken instead of it."""
         cfg, T = self.cfg, tokens.shape[1]

@@ -17,11 +17,7 @@ def count_params(cfg: ConfigDict) -> int:
 
 
 def train_flops(
-    cfg: ConfigDict,
-    batch: int,
-    length: int,
-    source_length: int = 0,
-    predicted: int = 0,
+    cfg: ConfigDict, batch: int, length: int, source_length: int = 0, predicted: int = 0,
     trained: Callable[[str], bool] = lambda path: True,
 ) -> float:
     """FLOPs of forward and backward over [batch, length] tokens: 6 a weight and token.

@@ -119,14 +119,9 @@ class Model(nn.Module):
         )
 
     def step(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        *,
-        cache_length: int,
-        encoded: jax.Array | None = None,
-        encoded_segments: jax.Array | None = None,
-        prefix: jax.Array | None = None,
+        self, tokens: jax.Array, positions: jax.Array,
+        *, cache_length: int, encoded: jax.Array | None = None,
+        encoded_segments: jax.Array | None = None, prefix: jax.Array | None = None,
     ) -> Outputs:
         """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only."""
         features = self.decoder(
@@ -140,11 +135,8 @@ class Model(nn.Module):
         return self._outputs(features)
 
     def _outputs(
-        self,
-        features: jax.Array,
-        masked_positions: jax.Array | None = None,
-        deterministic: bool = True,
-        at: jax.Array | None = None,
+        self, features: jax.Array, masked_positions: jax.Array | None = None,
+        deterministic: bool = True, at: jax.Array | None = None,
     ) -> Outputs:
         """at: [B], the token of each row that a head of the sequence reads; None: the first."""
         cfg, hidden = self.cfg, features

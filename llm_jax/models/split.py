@@ -19,13 +19,8 @@ from llm_jax.attention import Bias, Mask, Scoring, Variant
 
 
 def attend(
-    variant: Variant,
-    query: jax.Array,
-    key: jax.Array | None,
-    value: jax.Array | None,
-    mask: Mask,
-    scoring: Scoring,
-    options: dict[str, Any],
+    variant: Variant, query: jax.Array, key: jax.Array | None, value: jax.Array | None, mask: Mask,
+    scoring: Scoring, options: dict[str, Any],
 ) -> jax.Array:
     """Returns variant.attend(query [B, T, N, H], ...); keys are gathered where rows are split.
 

@@ -24,9 +24,7 @@ LARGEST = 6  # buffers named
 
 
 def make(
-    config: ConfigDict,
-    topology: str,
-    slices: int = 1,
+    config: ConfigDict, topology: str, slices: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Compiles the train step of a config for a topology; returns what it takes, see `figures`.

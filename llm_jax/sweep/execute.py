@@ -33,11 +33,7 @@ def share(items: list, index: int, of: int) -> list:
 
 
 def execute(
-    design: dict,
-    workdir: Path,
-    train: list[str],
-    index: int = 0,
-    of: int = 1,
+    design: dict, workdir: Path, train: list[str], index: int = 0, of: int = 1,
     tell: Callable[[str], None] = print,
 ) -> None:
     """Trains what is not finished of this process's share, then measures what is not measured.
