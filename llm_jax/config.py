@@ -597,10 +597,8 @@ def from_file(spec: str, function: str):
         module_spec.loader.exec_module(module)
         variants = getattr(module, "VARIANTS", ())
         if variant and variant not in variants:
-            raise ConfigError(
-                f"--config={spec}: no variant {variant!r} in {path}; "
-                f"there are: {', '.join(variants) or 'none'}"
-            )
+            raise ConfigError(f"--config={spec}: no variant {variant!r} in {path}; there are: "
+                              f"{', '.join(variants) or 'none'}")
         if not hasattr(module, function):
             return None
         call = getattr(module, function)
@@ -662,10 +660,8 @@ def typed(key: str, default, value):
     else:
         ok = isinstance(value, type(default))
     if not ok:
-        raise ConfigError(
-            f"{key}={_shown(value)}: expected {type(default).__name__} like {default!r}, "
-            f"got {type(value).__name__}"
-        )
+        raise ConfigError(f"{key}={_shown(value)}: expected {type(default).__name__} like "
+                          f"{default!r}, got {type(value).__name__}")
     return value
 
 
@@ -745,10 +741,8 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
             yield (f"model.axial_shape={m.axial_shape}: needs rows and columns for at least "
                    f"model.max_length={m.max_length} positions")
         if len(m.axial_dims) != 2 or sum(m.axial_dims) != width:
-            yield (
-                f"model.axial_dims={m.axial_dims}: needs two widths that add up to "
-                f"model.embed_dim={width}"
-            )
+            yield (f"model.axial_dims={m.axial_dims}: needs two widths that add up to "
+                   f"model.embed_dim={width}")
     if any(part % 2 for part in m.lsh_buckets) or math.prod(m.lsh_buckets) > 65536:
         yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
 
@@ -817,11 +811,9 @@ def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
         raise ConfigError(f"{named}: sizes must be positive, and at most one may be -1")
     fixed = math.prod(n for n in sizes.values() if n != -1)
     if devices % fixed or (not free and fixed != devices):
-        raise ConfigError(
-            f"{named}: the sizes multiply to {fixed}, which must "
-            f"{'divide' if free else 'equal'} the {devices} devices"
-            f"{'' if free else '; set one to -1 to take the rest'}"
-        )
+        raise ConfigError(f"{named}: the sizes multiply to {fixed}, which must "
+                          f"{'divide' if free else 'equal'} the {devices} devices"
+                          f"{'' if free else '; set one to -1 to take the rest'}")
     return sizes | dict.fromkeys(free, devices // fixed)
 
 

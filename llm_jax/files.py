@@ -113,9 +113,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
     content = read_json(file)
     if not {"model", "data", "train"} <= content.keys():
-        raise ConfigError(
-            f"{file}: is not a run's, it has no model, data and train; name another folder"
-        )
+        raise ConfigError(f"{file}: is not a run's, it has no model, data and train; name another "
+                          "folder")
     try:
         return configs.from_dict(content)
     except ConfigError as error:

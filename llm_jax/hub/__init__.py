@@ -90,10 +90,8 @@ def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> N
             key = next(key.theirs for key in family.keys if key.ours == ours)
             # A few are told tensor by tensor where the file has none.
             if model[ours] != in_files and (in_files or model[ours] > 1000):
-                raise ConfigError(
-                    f"config.json: {key} makes {model[ours]} layers of the {stack}, the weight "
-                    f"files have {in_files}"
-                )
+                raise ConfigError(f"config.json: {key} makes {model[ours]} layers of the {stack}, "
+                                  f"the weight files have {in_files}")
 
 
 def _check(
@@ -151,10 +149,8 @@ def family_of(model: ConfigDict) -> str:
         key=lambda n: (bool(problems[n]), far(n), differ(n), len(problems[n])),
     )
     if problems[nearest]:
-        raise ConfigError(
-            f"no Hugging Face family is this model; of model.kind={model.kind!r} the nearest is "
-            f"{nearest}, but {'; '.join(problems[nearest])}"
-        )
+        raise ConfigError(f"no Hugging Face family is this model; of model.kind={model.kind!r} the "
+                          f"nearest is {nearest}, but {'; '.join(problems[nearest])}")
     return nearest
 
 

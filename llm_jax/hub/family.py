@@ -155,10 +155,9 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
-            raise ConfigError(
-                f"config.json: {key}={hf[key]!r}, but the output head of {family.name} always has "
-                f"{family.head_activation!r}; llm_jax has one activation for both"
-            )
+            raise ConfigError(f"config.json: {key}={hf[key]!r}, but the output head of "
+                              f"{family.name} always has {family.head_activation!r}; llm_jax has "
+                              "one activation for both")
     return _checked(model, came_from)
 
 
@@ -166,10 +165,9 @@ def _check_entries(family: Family, hf: dict) -> None:
     """Refuses what our model does not have; warns of entries that are not known."""
     for name, allowed in (FIXED | family.fixed).items():
         if name in hf and hf[name] not in allowed:
-            raise ConfigError(
-                f"config.json: {name}={hf[name]!r} is a model that llm_jax does not have; "
-                f"of the family {family.name} it has {' or '.join(map(repr, allowed))}"
-            )
+            raise ConfigError(f"config.json: {name}={hf[name]!r} is a model that llm_jax does not "
+                              f"have; of the family {family.name} it has "
+                              f"{' or '.join(map(repr, allowed))}")
     known = {key.theirs for key in family.keys} | set(FIXED) | set(family.fixed)
     for name, value in hf.items():
         if value and name not in known and not SILENT.fullmatch(name):
@@ -191,11 +189,10 @@ def _fill_in(model: ConfigDict, family: Family, hf: dict) -> dict[str, Key]:
         if first is not key and model[key.ours] != value:
             if key.ours in FREE:
                 continue
-            raise ConfigError(
-                f"config.json: {first.theirs}={hf.get(first.theirs, first.default)!r} and "
-                f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax has one key "
-                f"for both, model.{key.ours}"
-            )
+            raise ConfigError("config.json: "
+                              f"{first.theirs}={hf.get(first.theirs, first.default)!r} and "
+                              f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax "
+                              f"has one key for both, model.{key.ours}")
         model[key.ours] = value
     return came_from
 
@@ -219,9 +216,8 @@ def _one_name(family: Family, hf: dict) -> dict:
     for other, name in family.synonyms.items():
         value = hf.pop(other, None)
         if value is not None and hf.setdefault(name, value) != value:
-            raise ConfigError(
-                f"config.json: {other}={value!r} and {name}={hf[name]!r} differ, and mean the same"
-            )
+            raise ConfigError(f"config.json: {other}={value!r} and {name}={hf[name]!r} differ, and "
+                              "mean the same")
     return hf
 
 
@@ -229,10 +225,8 @@ def _translated(family: Family, key: Key, value: Any) -> Any:
     if key.values is None:
         return value
     if not isinstance(value, Hashable) or value not in key.values:
-        raise ConfigError(
-            f"config.json: {key.theirs}={value!r} is not in llm_jax; for {family.name} there are "
-            f"{', '.join(key.values)}"
-        )
+        raise ConfigError(f"config.json: {key.theirs}={value!r} is not in llm_jax; for "
+                          f"{family.name} there are {', '.join(key.values)}")
     return key.values[value]
 
 
@@ -252,9 +246,8 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
     hf = {"model_type": family.name}
     head = family.classes.get(model.head)
     if head is None:
-        raise ConfigError(
-            f"model.head={model.head!r}: {family.name} has {', '.join(family.classes)}"
-        )
+        raise ConfigError(f"model.head={model.head!r}: {family.name} has "
+                          f"{', '.join(family.classes)}")
     hf["architectures"] = [head]
     hf |= {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
     for key in family.keys:
@@ -262,10 +255,8 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
         if key.values is not None:
             names = [theirs for theirs, ours in key.values.items() if ours == value]
             if not names:
-                raise ConfigError(
-                    f"model.{key.ours}={value!r}: {family.name} has "
-                    f"{', '.join(dict.fromkeys(map(str, key.values.values())))}"
-                )
+                raise ConfigError(f"model.{key.ours}={value!r}: {family.name} has "
+                                  f"{', '.join(dict.fromkeys(map(str, key.values.values())))}")
             value = names[0]
         hf[key.theirs] = value
     return family.write(hf)

@@ -116,10 +116,8 @@ def _conversion(folder: Path, others: list[str]) -> str:
         f"with {libraries}: from transformers import {name}; "
         f"{name}.from_pretrained({str(folder)!r}{argument}).save_pretrained(NEW_FOLDER)"
     )
-    return (
-        "llm_jax reads safetensors only: unpickling a file runs whatever code its author put "
-        f"there. Where you trust it, convert it once, {advice}"
-    )
+    return ("llm_jax reads safetensors only: unpickling a file runs whatever code its author put "
+            f"there. Where you trust it, convert it once, {advice}")
 
 
 def write(

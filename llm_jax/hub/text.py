@@ -114,9 +114,8 @@ def _opened(path: Path, name: str = "AutoTokenizer"):
             made.encode("\u0378")  # of no vocabulary: fails where there is no unk_token for it
             return made
         except Exception as error:  # of every kind
-            raise ConfigError(
-                f"{path}: transformers opens no tokenizer there ({type(error).__name__}: {error})"
-            ) from error
+            raise ConfigError(f"{path}: transformers opens no tokenizer there "
+                              f"({type(error).__name__}: {error})") from error
 
 
 @contextmanager

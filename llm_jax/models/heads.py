@@ -98,16 +98,11 @@ def check(cfg: ConfigDict) -> None:
     """
     for name in names(cfg):
         if name not in HEADS:
-            raise ValueError(
-                f"model.head={cfg.head!r}: {name!r} is not one of {', '.join(HEADS)} or none; "
-                "several are separated by commas"
-            )
+            raise ValueError(f"model.head={cfg.head!r}: {name!r} is not one of {', '.join(HEADS)} "
+                             "or none; several are separated by commas")
         if HEADS[name].labels and cfg.num_labels < 1:
-            raise ValueError(
-                f"model.num_labels={cfg.num_labels}: model.head={cfg.head!r} needs at least 1"
-            )
+            raise ValueError(f"model.num_labels={cfg.num_labels}: model.head={cfg.head!r} needs at "
+                             "least 1")
     if len(set(names(cfg))) < len(names(cfg)) or sum(HEADS[n].words for n in names(cfg)) > 1:
-        raise ValueError(
-            f"model.head={cfg.head!r}: one of a name, and only one of "
-            f"{' and '.join(name for name, head in HEADS.items() if head.words)}"
-        )
+        raise ValueError(f"model.head={cfg.head!r}: one of a name, and only one of "
+                         f"{' and '.join(name for name, head in HEADS.items() if head.words)}")

@@ -63,15 +63,11 @@ def devices(topology: str, slices: int = 1) -> list:
     sizes = shape.split("x")
     if name not in TPUS or not all(s.isdigit() and int(s) for s in sizes):
         gpu = "GPUs are compiled for only where they are (gpu:8); " if name in GPUS else ""
-        raise ConfigError(
-            f"--topology={topology}: {gpu}there are {KNOWN} and other shapes of these, and "
-            "cpu:8 or another number of simulated devices"
-        )
+        raise ConfigError(f"--topology={topology}: {gpu}there are {KNOWN} and other shapes of "
+                          "these, and cpu:8 or another number of simulated devices")
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            f"--topology={topology}: compiling for a TPU needs libtpu: pip install libtpu "
-            "(no TPU is needed); cpu:8 works without it"
-        )
+        raise ConfigError(f"--topology={topology}: compiling for a TPU needs libtpu: pip install "
+                          "libtpu (no TPU is needed); cpu:8 works without it")
     return _described(topology, slices)
 
 
@@ -90,10 +86,8 @@ def _described(topology: str, slices: int) -> list:
             ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--topology={topology}: libtpu knows no such shape ({reason}); one that it does is "
-            f"{TPUS[topology.partition(':')[0]]}"
-        ) from error
+        raise ConfigError(f"--topology={topology}: libtpu knows no such shape ({reason}); one that "
+                          f"it does is {TPUS[topology.partition(':')[0]]}") from error
 
 
 def _here(topology: str, kind: str, count: int) -> list:

@@ -47,10 +47,8 @@ def prepare(config: ConfigDict, devices: list) -> Setup:
     if not config.model.vocab_size and config.tokenizer.name == "bytes":
         config.model.vocab_size = objective.build_tokenizer(config, []).vocab_size
     if not config.model.vocab_size:
-        raise ConfigError(
-            "model.vocab_size=0: the tokenizer's, which a plan does not train; set the size "
-            "that it will have, such as --config.model.vocab_size=32000"
-        )
+        raise ConfigError("model.vocab_size=0: the tokenizer's, which a plan does not train; set "
+                          "the size that it will have, such as --config.model.vocab_size=32000")
     config.model = configs.resolve(config.model, 0)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check(config, mesh)

@@ -35,21 +35,17 @@ def search(
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
     settings = list(candidates(config, len(devices)))
     if not settings:
-        raise ConfigError(
-            f"--search: data.batch_size={config.data.batch_size} and model.num_heads="
-            f"{config.model.num_heads} divide over no mesh of {len(devices)} devices"
-        )
+        raise ConfigError(f"--search: data.batch_size={config.data.batch_size} and model.num_heads="
+                          f"{config.model.num_heads} divide over no mesh of {len(devices)} devices")
     weights = count_params(plan.prepare(_changed(config, settings[0]), devices).config.model)
     estimates = [estimate(config, setting, weights, chip, peak) for setting in settings]
     likely = sorted((e for e in estimates if e["bytes"] <= chip.hbm), key=lambda e: e["seconds"])
     if not likely:
         least = min(estimates, key=lambda e: e["bytes"])
         keys = " ".join(f"{key}={value}" for key, value in least["setting"].items())
-        tell(
-            f"{len(settings)} settings, of which none fits: {keys} takes at least "
-            f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or a "
-            "smaller batch"
-        )
+        tell(f"{len(settings)} settings, of which none fits: {keys} takes at least "
+             f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or "
+             "a smaller batch")
         return {"settings": len(settings), "ranked": [], "compiled": 0, "failed": True}
     tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling {compiles} at most")
     plans = []
@@ -76,10 +72,8 @@ def line(result: dict[str, Any]) -> str:
     if not result["fits"]:
         return f"{keys}: does not fit"
     seconds, left = result["predicted_step_seconds"], result["left_bytes"]
-    return (
-        f"{keys}: at least {1000 * seconds:,.1f} ms by {result['bound_by']}, MFU at most "
-        f"{result['predicted_mfu']:.1%}, {left / 1e9:.1f} GB left"
-    )
+    return (f"{keys}: at least {1000 * seconds:,.1f} ms by {result['bound_by']}, MFU at most "
+            f"{result['predicted_mfu']:.1%}, {left / 1e9:.1f} GB left")
 
 
 def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:

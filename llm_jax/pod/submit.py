@@ -149,15 +149,11 @@ def _topology(text: str) -> tuple[Chip, str, int]:
     """(chip, 4x4x4, chips) of 'v5p:4x4x4'."""
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
-        raise ConfigError(
-            f"--topology={text}: must be like v5p:4x4x4 (64 chips) or v6e:8x8; known are "
-            f"{', '.join(CHIPS)}"
-        )
+        raise ConfigError(f"--topology={text}: must be like v5p:4x4x4 (64 chips) or v6e:8x8; known "
+                          f"are {', '.join(CHIPS)}")
     chip, sizes = CHIPS[kind], [int(n) for n in shape.split("x")]
     count = math.prod(sizes)
     if len(sizes) != chip.axes or count % CHIPS_A_HOST or not count:
-        raise ConfigError(
-            f"--topology={text}: {kind} has {chip.axes} axes, whose product is a multiple of "
-            f"the {CHIPS_A_HOST} chips of a host"
-        )
+        raise ConfigError(f"--topology={text}: {kind} has {chip.axes} axes, whose product is a "
+                          f"multiple of the {CHIPS_A_HOST} chips of a host")
     return chip, shape, count

@@ -74,10 +74,8 @@ def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
     sizes = {axis: shape[AXES.index(axis)] for axis in outer}
     axis = next((axis for axis in outer if sizes[axis] % slices == 0), None)
     if axis is None:
-        raise ConfigError(
-            f"{', '.join(f'mesh.{a}={n}' for a, n in sizes.items())}: one of them must be a "
-            f"multiple of the {slices} slices"
-        )
+        raise ConfigError(f"{', '.join(f'mesh.{a}={n}' for a, n in sizes.items())}: one of them "
+                          f"must be a multiple of the {slices} slices")
     across = AXES.index(axis)
     between = [slices if i == across else 1 for i in range(len(shape))]
     within = [n // m for n, m in zip(shape, between, strict=True)]
@@ -102,17 +100,13 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             )
     for key, axis in (("max_length", "context"), ("num_experts", "expert")):
         if config.model[key] % mesh.shape[axis]:
-            raise ConfigError(
-                f"model.{key}={config.model[key]}: must be a multiple of "
-                f"mesh.{axis}={mesh.shape[axis]}"
-            )
+            raise ConfigError(f"model.{key}={config.model[key]}: must be a multiple of "
+                              f"mesh.{axis}={mesh.shape[axis]}")
     model, tensor = config.model, mesh.shape["tensor"]
     for key in ("num_heads", "num_kv_heads"):
         heads = model[key] or model.num_heads
         if heads % tensor:
-            raise ConfigError(
-                f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}"
-            )
+            raise ConfigError(f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}")
 
 
 def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
@@ -123,10 +117,8 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
     if model.reversible:
         raise ConfigError(f"mesh.pipeline={stages}: reversible layers have no stages; set 1")
     if model.pipeline_pieces % stages:
-        raise ConfigError(
-            f"model.pipeline_pieces={model.pipeline_pieces}: must be a multiple of "
-            f"mesh.pipeline={stages}, or 0"
-        )
+        raise ConfigError(f"model.pipeline_pieces={model.pipeline_pieces}: must be a multiple of "
+                          f"mesh.pipeline={stages}, or 0")
     group = math.lcm(
         len(model.attention.split(",")), model.expert_every if model.num_experts else 1
     )

@@ -94,19 +94,16 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     if key not in sizes:
         splits = objective.splits(config)
         if not len(splits["validation"]):
-            raise ConfigError(
-                f"data.validation_fraction={config.data.validation_fraction}: variants are "
-                "compared by their validation loss; hold out a share, or set data.validation"
-            )
+            raise ConfigError(f"data.validation_fraction={config.data.validation_fraction}: "
+                              "variants are compared by their validation loss; hold out a share, "
+                              "or set data.validation")
         tokenizer = objective.build_tokenizer(config, splits["train"])
         sizes[key] = tokenizer.vocab_size, config.data.labels
     vocab_size, config.data.labels = sizes[key]
     objective.resolve(config, [])
     if 0 < config.model.vocab_size < vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size}: is smaller than the tokenizer's "
-            f"{vocab_size}"
-        )
+        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: is smaller than the "
+                          f"tokenizer's {vocab_size}")
     config.model = configs.resolve(config.model, vocab_size)
     Setup(config, sharding.make_mesh(configs.base().mesh, jax.devices()[:1])).abstract_state()
     return config
@@ -134,11 +131,9 @@ def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[
         # Its own first: what is equal already stays as it is.
         dim = min((own, below, below + STEP), key=lambda d, x=exact: abs(d - x))
         if abs(at(dim) / target - 1) > TOLERANCE:
-            raise ConfigError(
-                f"variant {label!r}: with model.mlp_dim={dim}, the nearest multiple of {STEP}, "
-                f"it has {at(dim):,.0f} {measure} where {baseline!r} has {target:,.0f}: not within "
-                f"{TOLERANCE:.0%}; use --match=none"
-            )
+            raise ConfigError(f"variant {label!r}: with model.mlp_dim={dim}, the nearest multiple "
+                              f"of {STEP}, it has {at(dim):,.0f} {measure} where {baseline!r} has "
+                              f"{target:,.0f}: not within {TOLERANCE:.0%}; use --match=none")
         if dim != own:
             dims[label] = dim
     return dims
@@ -162,10 +157,8 @@ def commit(design: dict, workdir: Path) -> dict:
     design = json.loads(json.dumps(design))
     old = read_json(file) if file.exists() else {}
     if different := _differences(old, design) if old else []:
-        raise ConfigError(
-            f"--workdir={workdir} holds another sweep ({'; '.join(different)}); "
-            "use its values, or another --workdir"
-        )
+        raise ConfigError(f"--workdir={workdir} holds another sweep ({'; '.join(different)}); use "
+                          "its values, or another --workdir")
     provenance = {"begun": old.get("begun") or record.provenance()}
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, design | provenance, indent=1)

@@ -175,7 +175,5 @@ def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:
         outcome = f"validation loss {run.rows()[-1]['eval_loss']:.4f}"
     elif states[run] == "failed":
         outcome = f"failed with exit code {note['exit']}, see {run.folder / 'log.txt'}"
-    return (
-        f"[{done} done, {failed} failed, {left} left of {len(states)}{time_left}] "
-        f"{run.label}, seed {run.seed}: {outcome} ({note.get('seconds', 0):.0f} s)"
-    )
+    return (f"[{done} done, {failed} failed, {left} left of {len(states)}{time_left}] {run.label}, "
+            f"seed {run.seed}: {outcome} ({note.get('seconds', 0):.0f} s)")

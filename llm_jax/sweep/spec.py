@@ -59,10 +59,8 @@ class Sweep:
         slugs = [slug(label) for label in variants]
         for label, name in zip(variants, slugs, strict=True):
             if not name or slugs.count(name) > 1:
-                raise ConfigError(
-                    f"variant {label!r}: its folder would be {name!r}, which is not "
-                    "its alone; labels must differ in letters and digits"
-                )
+                raise ConfigError(f"variant {label!r}: its folder would be {name!r}, which is not "
+                                  "its alone; labels must differ in letters and digits")
         first = self.baseline or next(iter(variants))
         if first not in variants:
             raise ConfigError(f"--baseline={first}: allowed are {', '.join(map(repr, variants))}")
@@ -70,10 +68,8 @@ class Sweep:
 
     def _check(self) -> None:
         if not self.axes or not all(self.axes):
-            raise ConfigError(
-                "the sweep has nothing to compare: give --axis=KEY=V1,V2 or a --config whose "
-                "file has get_sweep(variant)"
-            )
+            raise ConfigError("the sweep has nothing to compare: give --axis=KEY=V1,V2 or a "
+                              "--config whose file has get_sweep(variant)")
         if self.seeds < 1:
             raise ConfigError(f"--seeds={self.seeds}: must be at least 1")
         if self.match not in MATCHES:

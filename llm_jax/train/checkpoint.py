@@ -170,11 +170,9 @@ class Checkpoints:
             raise ValueError("its JSON is not what was saved")
         meta = json.loads(text)
         if meta.get("layout") != LAYOUT:
-            raise ConfigError(
-                f"{where}: has layout {meta.get('layout', 1)} (1: of llm_jax 0.1); this version "
-                f"reads layout {LAYOUT} (0.2). Export it with the version that wrote it, and "
-                "import that"
-            )
+            raise ConfigError(f"{where}: has layout {meta.get('layout', 1)} (1: of llm_jax 0.1); "
+                              f"this version reads layout {LAYOUT} (0.2). Export it with the "
+                              "version that wrote it, and import that")
         if meta["step"] != step:
             raise ValueError(f"it is that of step {meta['step']}")
         if accept is not None:
@@ -202,10 +200,8 @@ class Checkpoints:
             (self.folder / str(step)).rename(target)
         if jax.process_count() > 1:
             # The others may have found nothing wrong with their parts, and wait for this one.
-            raise Restart(
-                f"checkpoint {step} is damaged ({reason}); moved to {target}. The same command "
-                "resumes from the one before"
-            )
+            raise Restart(f"checkpoint {step} is damaged ({reason}); moved to {target}. The same "
+                          "command resumes from the one before")
         self.manager.reload()
         log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, target)
 
@@ -300,6 +296,5 @@ def _check_same(saved: dict, here: dict, where: str) -> None:
         if saved.get(name) != here.get(name)
     ]
     if differ:
-        raise ConfigError(
-            f"{where} holds arrays of another shape ({len(differ)} differ): {'; '.join(differ[:3])}"
-        )
+        raise ConfigError(f"{where} holds arrays of another shape ({len(differ)} differ): "
+                          f"{'; '.join(differ[:3])}")

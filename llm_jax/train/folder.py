@@ -60,9 +60,8 @@ class Folder:
         self.config_file = self.path / "config.json"
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir():
-            raise ConfigError(
-                f"--workdir={path}: cannot be made ({existing} is a file); name a folder"
-            )
+            raise ConfigError(f"--workdir={path}: cannot be made ({existing} is a file); name a "
+                              "folder")
         if not os.access(existing, os.W_OK):
             raise ConfigError(f"--workdir={path}: cannot be written; name another folder")
         self.steps = [int(p.name) for p in self.path.glob("checkpoints/*") if p.name.isdigit()]
@@ -86,25 +85,19 @@ class Folder:
     def _check_empty(self) -> None:
         """Refuses a folder without config.json in which there is something else."""
         if (self.path / IMPORTED).exists():
-            raise ConfigError(
-                f"--workdir={self.path}: holds an import that did not finish; run the import "
-                "again, or name another folder"
-            )
+            raise ConfigError(f"--workdir={self.path}: holds an import that did not finish; run "
+                              "the import again, or name another folder")
         if self.steps:
-            raise ConfigError(
-                f"--workdir={self.path}: no config.json there, but checkpoints {self.steps}; bring "
-                "it back, or name another folder"
-            )
+            raise ConfigError(f"--workdir={self.path}: no config.json there, but checkpoints "
+                              f"{self.steps}; bring it back, or name another folder")
         names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
         foreign = [
             name for name in sorted(names)
             if name not in UNFINISHED and not name.startswith(".") and not name.endswith(LOGS)
         ]  # fmt: skip
         if foreign:
-            raise ConfigError(
-                f"--workdir={self.path}: is not empty and holds no run "
-                f"({', '.join(foreign[:3])}); name a new folder"
-            )
+            raise ConfigError(f"--workdir={self.path}: is not empty and holds no run "
+                              f"({', '.join(foreign[:3])}); name a new folder")
 
     def had_checkpoint(self, again: bool = False) -> bool:
         """Whether the run has been saved, or imported, so that it holds more than its config.
@@ -149,10 +142,8 @@ class Folder:
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
         self._train_new_heads(config)
         if self.old and (different := differences(self.old, config, self.imported)):
-            raise ConfigError(
-                f"--workdir={self.path} holds another run ({'; '.join(different)}); "
-                "use its values, or another --workdir"
-            )
+            raise ConfigError(f"--workdir={self.path} holds another run ({'; '.join(different)}); "
+                              "use its values, or another --workdir")
         return tokenizer
 
     def _train_new_heads(self, config: ConfigDict) -> None:
@@ -203,10 +194,8 @@ class Folder:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
                 return
             file.seek(0)
-            raise ConfigError(
-                f"--workdir={self.path}: is being trained by {file.read().strip()}; wait for it, "
-                "end it, or name another folder"
-            ) from error
+            raise ConfigError(f"--workdir={self.path}: is being trained by {file.read().strip()}; "
+                              "wait for it, end it, or name another folder") from error
         self.lock = file  # closed, by whomever in this process, it lets go
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME")
@@ -222,11 +211,9 @@ class Folder:
         old = read_json(file)
         changed = [name for name in old | self.text if old.get(name) != self.text.get(name)]
         if changed:
-            raise ConfigError(
-                f"--workdir={self.path}: the text has changed since the run began "
-                f"({', '.join(changed[:3])}); bring back what it was, use another --workdir, or "
-                f"remove {file} to go on somewhere in the new text"
-            )
+            raise ConfigError(f"--workdir={self.path}: the text has changed since the run began "
+                              f"({', '.join(changed[:3])}); bring back what it was, use another "
+                              f"--workdir, or remove {file} to go on somewhere in the new text")
 
 
 def differences(old: ConfigDict, new: ConfigDict, imported: bool = False) -> list[str]:
@@ -267,15 +254,11 @@ def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], N
             raise ConfigError(f"{where} has a config of another version: {error}") from error
         imported = step == 0 and (Path(workdir) / IMPORTED).exists()
         if different := differences(old, config, imported):
-            raise ConfigError(
-                f"{where} is of another config than {Path(workdir) / 'config.json'} "
-                f"({'; '.join(different)}); bring back what was there"
-            )
+            raise ConfigError(f"{where} is of another config than {Path(workdir) / 'config.json'} "
+                              f"({'; '.join(different)}); bring back what was there")
         here, there = _contents(workdir), meta["tokenizer"]
         if changed := [name for name in there if here.get(name) != there[name]]:
-            raise ConfigError(
-                f"{where} was saved with another {Path(workdir) / 'tokenizer'} "
-                f"({', '.join(sorted(changed))} differ); bring back what was there"
-            )
+            raise ConfigError(f"{where} was saved with another {Path(workdir) / 'tokenizer'} "
+                              f"({', '.join(sorted(changed))} differ); bring back what was there")
 
     return check

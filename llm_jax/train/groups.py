@@ -88,10 +88,8 @@ def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) ->
     for pattern, _ in pairs:
         if not any(re.fullmatch(pattern, path) for path in paths):
             parts = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
-            raise ConfigError(
-                f"optimizer.{key}: no parameter's path matches {pattern!r}; there are: "
-                f"{', '.join(parts)}"
-            )
+            raise ConfigError(f"optimizer.{key}: no parameter's path matches {pattern!r}; there "
+                              f"are: {', '.join(parts)}")
     return {
         path: next((value for pattern, value in pairs if re.fullmatch(pattern, path)), default)
         for path in paths

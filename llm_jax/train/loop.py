@@ -104,10 +104,8 @@ class Trainer:
         sharding.check(config, self.mesh)
         folder = self.folder = Folder(workdir)
         if config.init_from and folder.old is None and start is None:
-            raise ConfigError(
-                f"init_from={config.init_from!r}: a new run needs what hub.runs.start makes of it, "
-                "as this Trainer's start"
-            )
+            raise ConfigError(f"init_from={config.init_from!r}: a new run needs what "
+                              "hub.runs.start makes of it, as this Trainer's start")
         objective = objectives.get(config.objective.name)
         splits = objective.splits(config)
         self.tokenizer = folder.tokenizer(config, splits["train"], start)
@@ -158,12 +156,11 @@ class Trainer:
         frozen = [path for path, group in self.setup.groups.items() if not group.rate]
         adapters = [path for path in self.setup.groups if re.fullmatch(groups.ADAPTERS, path)]
         if frozen and len(frozen) + len(adapters) == len(self.setup.groups):
-            raise ConfigError(
-                f"model.lora_rank={self.config.model.lora_rank}: --workdir={self.workdir} holds no "
-                "run, and adapters of random weights would learn little; begin with a model "
-                "(init_from=HF_FOLDER, or import --from=HF_FOLDER --workdir=… first), or set "
-                "model.lora_rank=0"
-            )
+            raise ConfigError(f"model.lora_rank={self.config.model.lora_rank}: "
+                              f"--workdir={self.workdir} holds no run, and adapters of random "
+                              "weights would learn little; begin with a model "
+                              "(init_from=HF_FOLDER, or import --from=HF_FOLDER --workdir=… "
+                              "first), or set model.lora_rank=0")
         if frozen:
             self.reporter.note(f"frozen at random values: {', '.join(frozen)}")
 
@@ -252,10 +249,9 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.early.done:
-            self.reporter.note(
-                f"eval.patience={self.early.patience}: no better {self.config.eval.metric} since "
-                f"step {self.early.best[1]}, which --step={self.early.best[1]} reads"
-            )
+            self.reporter.note(f"eval.patience={self.early.patience}: no better "
+                               f"{self.config.eval.metric} since step {self.early.best[1]}, which "
+                               f"--step={self.early.best[1]} reads")
         finished = self.early.done or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
@@ -398,10 +394,8 @@ class Trainer:
     def _full(self) -> str:
         steps = self.checkpoints.complete()
         last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
-        return (
-            f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free some "
-            "space, and the same command goes on from there"
-        )
+        return (f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free "
+                "some space, and the same command goes on from there")
 
 
 class StopEarly:
@@ -476,17 +470,15 @@ def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -
     """
     steps, were = new.train.steps, old.train.steps
     if steps < step:
-        raise ConfigError(
-            f"train.steps={steps}: the run has reached step {step} already; nothing is left to "
-            f"train. Its checkpoints can be read with --step, or train.steps={step} or more given"
-        )
+        raise ConfigError(f"train.steps={steps}: the run has reached step {step} already; nothing "
+                          "is left to train. Its checkpoints can be read with --step, or "
+                          f"train.steps={step} or more given")
     if steps == were or step == 0:
         return
     before, after = (float(schedule(config)(step - skipped)) for config in (old, new))
     if abs(before - after) > JUMP * max(before, after):
-        raise ConfigError(
-            f"train.steps={steps}: was {were} until step {step}, and the learning rate of "
-            f"optimizer.schedule={new.optimizer.schedule!r} would jump there from {before:.1e} to "
-            f"{after:.1e}. Keep train.steps={were}, or train anew: only constant, inverse_sqrt, "
-            "and wsd before its decay, can change their end on the way"
-        )
+        raise ConfigError(f"train.steps={steps}: was {were} until step {step}, and the learning "
+                          f"rate of optimizer.schedule={new.optimizer.schedule!r} would jump there "
+                          f"from {before:.1e} to {after:.1e}. Keep train.steps={were}, or train "
+                          "anew: only constant, inverse_sqrt, and wsd before its decay, can change "
+                          "their end on the way")

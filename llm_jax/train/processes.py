@@ -24,10 +24,9 @@ def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
     mine = np.array([list(digest(x)) for x in parts.values()], np.uint8)
     for process, theirs in enumerate(multihost_utils.process_allgather(mine)):
         if differ := [n for n, a, b in zip(parts, mine, theirs, strict=True) if (a != b).any()]:
-            raise ConfigError(
-                f"processes {jax.process_index()} and {process} have another {', '.join(differ)}; "
-                "start all of a job with the same command, on the same files"
-            )
+            raise ConfigError(f"processes {jax.process_index()} and {process} have another "
+                              f"{', '.join(differ)}; start all of a job with the same command, on "
+                              "the same files")
 
 
 def gathered(state: dict, config: ConfigDict) -> dict:
