@@ -32,8 +32,9 @@ def train_flops(
     products = {stage: [] for stage in STAGES}  # (path, FLOPs forward)
     learns = dict.fromkeys(STAGES, False)
     last = "encoder" if cfg.kind == "encoder" else "decoder"
-    for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(cfg)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(cfg))
+    params = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    for name, x in params.items():
         if not name.startswith("generator/"):
             stage = next((s for s in STAGES if name.startswith(f"{s}/")), "head")
             stage = "head" if name.startswith(f"{last}/final_norm") else stage
@@ -46,7 +47,8 @@ def train_flops(
         total += scores[stage] * (1 + 2 * behind)
         total += sum(flops * (passes + trained(name)) for name, flops in products[stage])
     if cfg.generator_fraction:
-        inside = lambda path: trained(path if path.startswith("embed/") else f"generator/{path}")
+        own = lambda path: f"generator/{path}" if f"generator/{path}" in params else path
+        inside = lambda path: trained(own(path))  # its embeddings are the discriminator's
         total += train_flops(generator_config(cfg), 1, T, predicted=predicted, trained=inside)
     return batch * total
 

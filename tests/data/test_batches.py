@@ -6,6 +6,7 @@ import pytest
 from llm_jax import config
 from llm_jax.config import ConfigError
 from llm_jax.data import batches, chunks, lazy
+from llm_jax.data.examples import Part
 from tests import making
 
 
@@ -153,7 +154,7 @@ def test_streams_of_a_set_in_memory_cover_its_epochs_together():
 def test_what_gives_no_example_is_told():
     c = settings(ramp_steps=0)
     c.objective.name = "completion"
-    docs = [{"source": "x" * 99, "target": "late"}] * 3
+    docs = [{"parts": (Part("x" * 99, False), Part("late", True))}] * 3
     iterator = making.train_iterator(c, making.build_tokenizer(c, docs), docs)
     with pytest.raises(ConfigError, match="data.train: no document gives an example"):
         next(iterator)
