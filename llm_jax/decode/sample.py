@@ -59,22 +59,12 @@ def stream(
     Raises:
       ValueError: as `cache.prepare`, or a setting out of range.
     """
-    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1 and 0 <= min_p <= 1):
-        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}: "
-                         "need temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1, "
-                         "0 <= min_p <= 1")
+    choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed}: must be in 0 … 2^32 - 1")
     reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
     length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
-    # None leaves a step out of the program; any other value is an argument of it.
-    choice = (
-        max(temperature, TINY) if temperature else None,
-        min(top_k, vocabulary) or None,
-        top_p if top_p < 1 else None,
-        max(min_p, TINY) if min_p else None,
-    )
     numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
     every = every or (8 if stop else max_new_tokens)
     ends = set(read.eos.tolist())
@@ -107,6 +97,20 @@ def stream(
             state, cache = _go_on(reader, read, cache, state, until, draw)
         rows = [[*prompt, *written] for prompt, written in zip(prompts, new, strict=True)]
         done = max(map(len, new))
+
+
+def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
+    """Settings of `choose`; None leaves a step out of the program, else it is an argument of it."""
+    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1 and 0 <= min_p <= 1):
+        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}: "
+                         "need temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1, "
+                         "0 <= min_p <= 1")
+    return (
+        max(temperature, TINY) if temperature else None,
+        min(top_k, vocabulary) or None,
+        top_p if top_p < 1 else None,
+        max(min_p, TINY) if min_p else None,
+    )
 
 
 def _until(ends: set[int], ids: list[int]) -> list[int]:

@@ -20,6 +20,8 @@ from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, summary
+from llm_jax.data.examples import Examples
+from llm_jax.data.fields import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
@@ -112,31 +114,11 @@ class Trainer:
         self.setup = Setup(config, self.mesh)
         if accept is not None:
             accept(self.setup, self.tokenizer)
-        rows, size = sharding.rows(self.mesh), config.data.batch_size
-        self.shares = size / len(rows(size))  # of a batch, this process holds one
-        examples = objective.examples(self.tokenizer, config)
-        self.batches = pipeline.train_iterator(examples, splits["train"], rows)
-        self.sets = {name: summary.line(examples, splits[name])
-                     for name in ("train", "validation") if len(splits[name])}  # fmt: skip
-        self.held_out = None
-        if len(splits["validation"]):
-            self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
+        self._open_data(objective.examples(self.tokenizer, config), splits)
         agree(config, self.tokenizer, folder.text)
-        like = self.setup.abstract_state()
-        place = jax.tree.map(lambda x: x.sharding, like)
-        if folder.old is not None:
-            self.checkpoints = Checkpoints(workdir, config.checkpoint)
-            self.step, self.state = self._restore(folder, like, place)
-            folder.commit(config, self.tokenizer)
-        else:
-            if start is None:
-                self._check_new()
-            folder.commit(config, self.tokenizer)
-            self.checkpoints = Checkpoints(workdir, config.checkpoint)
-            self.step, self.state = 0, self._first(start, place)
+        self._open_state(folder, start)
         first_params = self.state.params if self.step == 0 else None
         reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
-        self.train_step = self.setup.train_step(place)
         self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
         peak = peak_flops(self.mesh.devices.flat[0])
@@ -150,6 +132,33 @@ class Trainer:
             self.profile, self.measure, self.validate, *hooks, self.log,
             StopIfDiverged(self), self.keep, self.early,
         ]  # fmt: skip
+
+    def _open_data(self, examples: Examples, splits: dict[str, Sequence[Record]]) -> None:
+        """Sets the iterator of training batches, and the batches of a validation set."""
+        rows, size = sharding.rows(self.mesh), self.config.data.batch_size
+        self.shares = size / len(rows(size))  # of a batch, this process holds one
+        self.batches = pipeline.train_iterator(examples, splits["train"], rows)
+        self.sets = {name: summary.line(examples, splits[name])
+                     for name in ("train", "validation") if len(splits[name])}  # fmt: skip
+        self.held_out = None
+        if len(splits["validation"]):
+            self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
+
+    def _open_state(self, folder: Folder, start: Start | None) -> None:
+        """Sets the train state, restored or at step 0, and its step; commits the run folder."""
+        like = self.setup.abstract_state()
+        place = jax.tree.map(lambda x: x.sharding, like)
+        if folder.old is not None:
+            self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
+            self.step, self.state = self._restore(folder, like, place)
+            folder.commit(self.config, self.tokenizer)
+        else:
+            if start is None:
+                self._check_new()
+            folder.commit(self.config, self.tokenizer)
+            self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
+            self.step, self.state = 0, self._first(start, place)
+        self.train_step = self.setup.train_step(place)
 
     def _check_new(self) -> None:
         """Refuses to train nothing but adapters of random weights; tells of other frozen ones."""
