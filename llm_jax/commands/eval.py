@@ -27,10 +27,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     documents = setup.objective.splits(setup.config)[args.split]
     if not len(documents):
-        raise ConfigError(
-            f"--split={args.split}: the run has none; data.{args.split} or "
-            f"data.{args.split}_fraction of its config would make one"
-        )
+        raise ConfigError(f"--split={args.split}: the run has none; data.{args.split} or "
+                          f"data.{args.split}_fraction of its config would make one")
     reference.attach(setup, tokenizer, {args.split: documents}, args.workdir)
     examples = setup.objective.examples(tokenizer, setup.config)
     # As many as training evaluates on, so that the same name is the same number.

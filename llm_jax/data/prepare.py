@@ -28,12 +28,8 @@ from llm_jax.data.windows import streams
 
 
 def prepare(
-    name: str,
-    specs: dict[str, str],
-    tfds_dir: str = "",
-    data: ConfigDict | None = None,
-    config: ConfigDict | None = None,
-    specials: Sequence[str] = (),
+    name: str, specs: dict[str, str], tfds_dir: str = "", data: ConfigDict | None = None,
+    config: ConfigDict | None = None, specials: Sequence[str] = (),
 ) -> Path:
     """Writes the documents of each split's spec as `tfds:name` and returns its folder.
 

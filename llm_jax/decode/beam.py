@@ -21,16 +21,9 @@ class Hypothesis(NamedTuple):
 
 
 def beam_search(
-    model: Model,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    beams: int = 4,
-    length_penalty: float = 0.6,
-    repetition_penalty: float = 1.0,
-    min_new_tokens: int | Sequence[int] = 0,
-    **inputs: Any,
+    model: Model, params: Any, prompts: Sequence[Sequence[int]],
+    *, max_new_tokens: int, beams: int = 4, length_penalty: float = 0.6,
+    repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0, **inputs: Any,
 ) -> list[list[Hypothesis]]:
     """Beam search: the `beams` best continuations that it finds for each prompt, best first.
 

@@ -114,16 +114,9 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def prepare(
-    model: Model,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    *,
-    sources: Sequence[Sequence[int]] | None = None,
-    eos_id: int | Sequence[int] = (),
-    prefix: bool = False,
-    cached: bool | None = None,
-    allowed: np.ndarray | None = None,
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    *, sources: Sequence[Sequence[int]] | None = None, eos_id: int | Sequence[int] = (),
+    prefix: bool = False, cached: bool | None = None, allowed: np.ndarray | None = None,
 ) -> tuple[Reader, Prompts, int]:
     """Checks what is to be continued; returns it as arrays, its reader, and the room for new ids.
 

@@ -14,13 +14,8 @@ from llm_jax.models import Model
 
 
 def fill(
-    model: Model,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    mask_id: int,
-    *,
-    top_k: int = 5,
-    allowed: np.ndarray | None = None,
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], mask_id: int,
+    *, top_k: int = 5, allowed: np.ndarray | None = None,
 ) -> list[list[list[tuple[int, float]]]]:
     """Fills masks: for each prompt and each mask_id in it, the top_k (id, probability).
 

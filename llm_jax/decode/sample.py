@@ -25,21 +25,11 @@ def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> l
 
 
 def stream(
-    model: Model,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    min_new_tokens: int | Sequence[int] = 0,
-    seed: int = 0,
-    draws: Sequence[int] | None = None,
-    stop: Callable[[Sequence[int], list[int]], int | None] | None = None,
-    every: int | None = None,
+    model: Model, params: Any, prompts: Sequence[Sequence[int]],
+    *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    min_p: float = 0.0, repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0,
+    seed: int = 0, draws: Sequence[int] | None = None,
+    stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
     **inputs: Any,
 ) -> Iterator[list[list[int]]]:
     """Yields, each `every` tokens and at the end, the ids sampled behind each prompt so far.
@@ -180,12 +170,8 @@ def _go_on(reader, read, cache, state, until, draw):
 
 
 def choose(
-    logits: jax.Array,
-    keys: jax.Array,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
+    logits: jax.Array, keys: jax.Array, temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, min_p: float | None = None,
 ) -> jax.Array:
     """Samples one id a row of logits [B, V] by keys [B]; without a temperature, the argmax.
 

@@ -14,14 +14,8 @@ from llm_jax.models import Model
 
 
 def log_likelihoods(
-    model: Model,
-    params: Any,
-    rows: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    *,
-    sources: Sequence[Sequence[int]] | None = None,
-    prefix: bool = False,
-    batch_size: int = 64,
+    model: Model, params: Any, rows: Sequence[Sequence[int]], starts: Sequence[int],
+    *, sources: Sequence[Sequence[int]] | None = None, prefix: bool = False, batch_size: int = 64,
 ) -> list[tuple[float, bool]]:
     """Returns of each row of ids the log-probability of those from `starts` on, given the others.
 

@@ -28,13 +28,8 @@ Prompt = str | Sequence[dict[str, Any]] | Sequence[int]  # a text, messages, or 
 
 
 def complete(
-    model: Model,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    *,
-    objective: ConfigDict | None = None,
-    **settings: Any,
+    model: Model, params: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt],
+    *, objective: ConfigDict | None = None, **settings: Any,
 ) -> list[dict]:
     """Generates text: for each prompt its samples, {prompt, completion, tokens} each.
 
@@ -70,13 +65,8 @@ def complete(
 
 
 def stream(
-    model: Model,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    *,
-    objective: ConfigDict | None = None,
-    **settings: Any,
+    model: Model, params: Any, tokenizer: Tokenizer, prompt: Prompt,
+    *, objective: ConfigDict | None = None, **settings: Any,
 ) -> Iterator[str]:
     """Yields, as they are written, pieces of the completion that `complete` returns.
 

@@ -155,15 +155,9 @@ def family_of(model: ConfigDict) -> str:
 
 
 def save(
-    model: ConfigDict,
-    params: Any,
-    tokenizer: Tokenizer | None,
-    folder: str | Path,
+    model: ConfigDict, params: Any, tokenizer: Tokenizer | None, folder: str | Path,
     family: str | None = None,
-    *,
-    labels: Sequence[str] = (),
-    dtype: str = "float32",
-    shard_bytes: float = 5e9,
+    *, labels: Sequence[str] = (), dtype: str = "float32", shard_bytes: float = 5e9,
 ) -> str:
     """Writes a folder that transformers opens; returns the family's name.
 

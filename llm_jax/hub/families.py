@@ -108,10 +108,9 @@ def _read_rope(hf: dict, names: Collection[str]) -> dict:
     kind = rope.setdefault("rope_type", rope.pop("type", "default"))
     for name, value in (new or {}).items():  # transformers 5 would take the old spelling
         if rope.get(name, value) != value:
-            raise ConfigError(
-                f"config.json: rope_parameters has {name}={value!r}, rope_scaling and rope_theta "
-                f"{name}={rope[name]!r}; remove one of the two spellings"
-            )
+            raise ConfigError(f"config.json: rope_parameters has {name}={value!r}, rope_scaling "
+                              f"and rope_theta {name}={rope[name]!r}; remove one of the two "
+                              "spellings")
     if kind == "llama3":
         length = hf.pop("original_max_position_embeddings", None)
         rope |= {"original_max_position_embeddings": length} if length else {}
@@ -130,10 +129,8 @@ def _write_llama(hf: dict) -> dict:
     """RoPE in both spellings: transformers 4 and many servers read the old one alone."""
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
     if width % heads:
-        raise ConfigError(
-            f"model.embed_dim={width}: transformers opens a llama only where it is a multiple of "
-            f"model.num_heads={heads}, whatever model.head_dim is"
-        )
+        raise ConfigError(f"model.embed_dim={width}: transformers opens a llama only where it is a "
+                          f"multiple of model.num_heads={heads}, whatever model.head_dim is")
     hf["initializer_range"] = min(hf["initializer_range"], 1.0)  # larger ones it does not open
     start = "rope_parameters."
     rope = {k.removeprefix(start): v for k, v in hf.items() if k.startswith(start)}
@@ -342,10 +339,8 @@ def _read_offset(hf: dict, names: Collection[str]) -> dict:
     for name, value in (("pad_token_id", pad), ("max_position_embeddings", length)):
         configs.typed(f"config.json: {name}", 0, value)
     if not 0 <= pad < length - 1:
-        raise ConfigError(
-            f"config.json: pad_token_id={pad}: roberta counts positions from it, and has "
-            f"max_position_embeddings={length}"
-        )
+        raise ConfigError(f"config.json: pad_token_id={pad}: roberta counts positions from it, and "
+                          f"has max_position_embeddings={length}")
     return hf | {"position_offset": pad + 1, "max_position_embeddings": length - pad - 1}
 
 
@@ -364,10 +359,8 @@ def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tup
     """
     pad, shift = tokenizer.pad_id, model.position_offset
     if pad in (tokenizer.bos_id, tokenizer.eos_id):
-        raise ConfigError(
-            f"roberta counts positions from its padding token, and id {pad} of this tokenizer also "
-            "begins or ends a text"
-        )
+        raise ConfigError(f"roberta counts positions from its padding token, and id {pad} of this "
+                          "tokenizer also begins or ends a text")
     if pad + 1 == shift:
         return model, params
     model = ConfigDict(model.to_dict() | {"position_offset": pad + 1})
@@ -502,10 +495,9 @@ ELECTRA = Family(
 
 def _read_albert(hf: dict, names: Collection[str]) -> dict:
     if hf.get("embedding_size", 128) == hf.get("hidden_size", 4096):
-        raise ConfigError(
-            f"config.json: embedding_size={hf.get('embedding_size', 128)} equals hidden_size; "
-            "llm_jax has no projection between embeddings of the model's own width"
-        )
+        raise ConfigError(f"config.json: embedding_size={hf.get('embedding_size', 128)} equals "
+                          "hidden_size; llm_jax has no projection between embeddings of the "
+                          "model's own width")
     return hf
 
 
@@ -579,19 +571,16 @@ def _read_t5(hf: dict, names: Collection[str]) -> dict:
     }
     for name, value in derived.items():
         if hf.get(name, value) != value:
-            raise ConfigError(
-                f"config.json: {name}={hf[name]!r} and feed_forward_proj={said!r} differ"
-            )
+            raise ConfigError(f"config.json: {name}={hf[name]!r} and feed_forward_proj={said!r} "
+                              "differ")
     return hf | {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
 
 
 def _write_t5(hf: dict) -> dict:
     """transformers 4 scales what is tied, and nothing else."""
     if hf["scale_decoder_outputs"] and not hf["tie_word_embeddings"]:
-        raise ConfigError(
-            "model.scale_output=True with model.tie_embeddings=False: t5 scales its outputs where "
-            "it ties them"
-        )
+        raise ConfigError("model.scale_output=True with model.tie_embeddings=False: t5 scales its "
+                          "outputs where it ties them")
     return hf | {"tie_word_embeddings": hf["scale_decoder_outputs"]}
 
 
@@ -772,10 +761,8 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
     n = len(layers)
     period = next(p for p in range(1, n + 1) if layers == layers[:p] * (n // p))
     if hf.get("num_hidden_layers", n) != n:
-        raise ConfigError(
-            f"config.json: num_hidden_layers={hf['num_hidden_layers']!r} and the {n} entries of "
-            "attn_layers differ"
-        )
+        raise ConfigError(f"config.json: num_hidden_layers={hf['num_hidden_layers']!r} and the {n} "
+                          "entries of attn_layers differ")
     hf |= {"attention": ",".join(layers[:period]), "attn_layers": n}
     hf.setdefault("is_decoder", False)
     buckets = hf.get("num_buckets", ())
@@ -789,9 +776,8 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
 def _write_reformer(hf: dict) -> dict:
     kinds, n = hf.pop("attention").split(","), hf.pop("attn_layers")
     if not {_LOCAL, _LSH}.issuperset(kinds):
-        raise ConfigError(
-            f"model.attention={','.join(kinds)!r}: reformer has {_LOCAL} and {_LSH} layers"
-        )
+        raise ConfigError(f"model.attention={','.join(kinds)!r}: reformer has {_LOCAL} and {_LSH} "
+                          "layers")
     hf["attn_layers"] = [{_LOCAL: "local"}.get(kind, kind) for kind in kinds] * (n // len(kinds))
     buckets = list(hf.pop("num_buckets"))
     hf["num_buckets"] = buckets[0] if len(buckets) == 1 else buckets or None
@@ -888,7 +874,6 @@ FAMILIES: dict[str, Family] = {
 def get(name: Any) -> Family:
     """Returns the family of that name; ConfigError lists those there are."""
     if name not in FAMILIES:
-        raise ConfigError(
-            f"config.json: model_type={name!r} is not in llm_jax; there are {', '.join(FAMILIES)}"
-        )
+        raise ConfigError(f"config.json: model_type={name!r} is not in llm_jax; there are "
+                          f"{', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -121,9 +121,7 @@ def _conversion(folder: Path, others: list[str]) -> str:
 
 
 def write(
-    folder: Path,
-    sizes: Mapping[str, int],
-    tensors: Callable[[list[str]], dict[str, np.ndarray]],
+    folder: Path, sizes: Mapping[str, int], tensors: Callable[[list[str]], dict[str, np.ndarray]],
     limit: float,
 ) -> None:
     """Writes tensors(names) in files of at most `limit` bytes, or one tensor each where larger.

@@ -66,10 +66,8 @@ def read(source: str | Path) -> Source:
         return Source(str(source), family, model, params, tokenizer, labels)
     model, params, tokenizer = hub.load(source)
     if tokenizer is None:
-        raise ConfigError(
-            f"{source}: has no file of a tokenizer; transformers writes them: "
-            "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)"
-        )
+        raise ConfigError(f"{source}: has no file of a tokenizer; transformers writes them: "
+                          "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)")
     hf = read_json(Path(source) / CONFIG)
     # Next sentence and regression have none, whatever config.json calls them.
     names = (hf.get("id2label") or {}) if model.head in ("sequence", "token") else {}
@@ -126,12 +124,8 @@ def _begin(
 
 
 def _adopt(
-    config: ConfigDict,
-    name: str,
-    model: ConfigDict,
-    labels: tuple[str, ...],
-    overrides: Sequence[str],
-    recipe: bool,
+    config: ConfigDict, name: str, model: ConfigDict, labels: tuple[str, ...],
+    overrides: Sequence[str], recipe: bool,
 ) -> bool:
     """Fills in a config with a source's model and labels, then applies overrides.
 
@@ -151,10 +145,8 @@ def _adopt(
     configs.change(config, overrides)
     for key in (key.removeprefix("model.") for key in by_hand if key.startswith("model.")):
         if key not in TASK + FREE and config.model[key] != model[key]:
-            raise ConfigError(
-                f"model.{key}={config.model[key]!r}: comes from {name}, which has {model[key]!r}; "
-                f"of model, {', '.join(TASK + FREE)} can be changed"
-            )
+            raise ConfigError(f"model.{key}={config.model[key]!r}: comes from {name}, which has "
+                              f"{model[key]!r}; of model, {', '.join(TASK + FREE)} can be changed")
     if not recipe and "model.head" in by_hand:
         objectives.get(config.objective.name).check(config)
     if wrong := [key for key in by_hand if key.startswith("tokenizer.")]:
@@ -190,21 +182,18 @@ def _fitted(
     params = {key: source.params[key] for key in kept}
     shapes, given = _flat({key: wanted[key] for key in kept}), _flat(params)
     if missing := sorted(shapes.keys() - given.keys()):
-        raise ConfigError(
-            f"model.attention={model.attention!r}: has parameters that {source.name} has not "
-            f"({', '.join(missing[:3])})"
-        )
+        raise ConfigError(f"model.attention={model.attention!r}: has parameters that {source.name} "
+                          f"has not ({', '.join(missing[:3])})")
 
     def cut(path, x):
         shape, rows = shapes[path_name(path)].shape, len(x) - model.position_offset
         if x.shape == shape:
             return x
         if model.max_length > rows:
-            raise ConfigError(
-                f"model.max_length={model.max_length}: {source.name} has learned a table of {rows} "
-                f"positions and nothing of those beyond; at most {rows} (longer texts are cut in "
-                "windows), or begin with a model of rotary or relative positions"
-            )
+            raise ConfigError(f"model.max_length={model.max_length}: {source.name} has learned a "
+                              f"table of {rows} positions and nothing of those beyond; at most "
+                              f"{rows} (longer texts are cut in windows), or begin with a model of "
+                              "rotary or relative positions")
         log.warning("model.max_length=%d: the first of the %d learned positions are kept",
                     model.max_length, rows)  # fmt: skip
         return x[: shape[0]]
@@ -251,10 +240,8 @@ def import_run(
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
-            raise ConfigError(
-                f"--workdir={workdir}: the disk is full, nothing is imported; the same command "
-                "tries again"
-            ) from error
+            raise ConfigError(f"--workdir={workdir}: the disk is full, nothing is imported; the "
+                              "same command tries again") from error
         raise
     return {
         "family": begin.origin["family"],
@@ -304,10 +291,7 @@ def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -
 
 
 def export_run(
-    workdir: str | Path,
-    target: str | Path,
-    step: int | None = None,
-    family: str | None = None,
+    workdir: str | Path, target: str | Path, step: int | None = None, family: str | None = None,
     dtype: str = "float32",
 ) -> dict:
     """Writes a checkpoint of a run as a Hugging Face folder.

@@ -42,14 +42,8 @@ class Tokens(NamedTuple):
 
 
 def token_losses(
-    hidden: Array,
-    output_matrix: Array,
-    targets: Array,
-    *,
-    bias: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    chunk: int = 0,
+    hidden: Array, output_matrix: Array, targets: Array,
+    *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
     pieces: int = 0,
 ) -> Array:
     """Returns each token's loss [B, T] in nats, float32; arguments as of `cross_entropy`.
@@ -63,17 +57,9 @@ def token_losses(
 
 
 def cross_entropy(
-    hidden: Array,
-    output_matrix: Array,
-    targets: Array,
-    weights: Array,
-    *,
-    bias: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    chunk: int = 0,
-    pieces: int = 0,
-    counted: Array | None = None,
+    hidden: Array, output_matrix: Array, targets: Array, weights: Array,
+    *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
+    pieces: int = 0, counted: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Returns the weighted sum of the tokens' losses, and sums to report.
 

@@ -113,9 +113,7 @@ class Checkpoints:
         self._remember()
 
     def restore(
-        self,
-        like: dict[str, Any] | Callable[[int, dict], dict[str, Any]],
-        step: int | None = None,
+        self, like: dict[str, Any] | Callable[[int, dict], dict[str, Any]], step: int | None = None,
         accept: Callable[[int, dict], None] | None = None,
     ) -> tuple[int, dict[str, Any], dict] | None:
         """Returns (step, items, meta) of the newest sound checkpoint, or None if there is none.

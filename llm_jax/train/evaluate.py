@@ -29,11 +29,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    eval_step: Callable,
-    params: Any,
-    batches: Iterable[dict],
-    mesh: Mesh,
-    max_batches: int = 0,
+    eval_step: Callable, params: Any, batches: Iterable[dict], mesh: Mesh, max_batches: int = 0,
     write: Callable[[Any, list[Record]], list[Record]] | None = None,
 ) -> Evaluation:
     """Evaluates parameters on all batches, or max_batches.

@@ -89,14 +89,9 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        config: ConfigDict,
-        workdir: str | Path,
-        reporter: Reporter,
-        devices: list[jax.Device] | None = None,
-        hooks: Sequence[Hook] = (),
-        accept: Callable[[Setup, Tokenizer], None] | None = None,
-        start: Start | None = None,
+        self, config: ConfigDict, workdir: str | Path, reporter: Reporter,
+        devices: list[jax.Device] | None = None, hooks: Sequence[Hook] = (),
+        accept: Callable[[Setup, Tokenizer], None] | None = None, start: Start | None = None,
     ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
         self.stopping = False

@@ -56,11 +56,8 @@ def document(examples: Examples, record: Record, where: str) -> Record | ConfigE
 
 
 def predict(
-    step: Callable[[Any, dict], dict],
-    params: Any,
-    examples: Examples,
-    records: Iterable[Record | ConfigError],
-    mesh: Mesh | None = None,
+    step: Callable[[Any, dict], dict], params: Any, examples: Examples,
+    records: Iterable[Record | ConfigError], mesh: Mesh | None = None,
 ) -> Iterator[Record]:
     """Yields the answer to each record, in order; {"error": …} where there is none.
 
@@ -83,10 +80,8 @@ def predict(
 
 
 def written(
-    write: Callable[[Any, list[Record]], list[Record]],
-    params: Any,
-    records: Iterable[Record | ConfigError],
-    size: int,
+    write: Callable[[Any, list[Record]], list[Record]], params: Any,
+    records: Iterable[Record | ConfigError], size: int,
 ) -> Iterator[Record]:
     """`predict` of an objective whose answers are texts; write: Setup.writer."""
     for window in chunked(records, WINDOW * size):

@@ -19,10 +19,7 @@ FILE = "reference.json"  # of a run folder: {split: [[chosen, rejected] of each 
 
 
 def attach(
-    setup: Setup,
-    tokenizer: Tokenizer,
-    splits: Mapping[str, Sequence[Record]],
-    workdir: str | Path,
+    setup: Setup, tokenizer: Tokenizer, splits: Mapping[str, Sequence[Record]], workdir: str | Path,
     params: Any = None,
 ) -> None:
     """Gives each record its `reference`, where the objective asks for one.

@@ -177,10 +177,9 @@ def _check_attention(config: ConfigDict) -> None:
             supported = variant.supports
             able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
             able.sort(key=lambda n: len(attention.get(n).supports ^ supported))  # noqa: B023
-            raise ConfigError(
-                f"model.attention={cfg.attention!r}: {kind!r} cannot do {needed[ability][1]} "
-                f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}"
-            )
+            raise ConfigError(f"model.attention={cfg.attention!r}: {kind!r} cannot do "
+                              f"{needed[ability][1]} ({attention.ABILITIES[ability]}); these can: "
+                              f"{', '.join(able)}")
         if variant.leaks and cfg.kind == "decoder":
             log.warning("model.attention=%r: with %r, %s", cfg.attention, kind, variant.leaks)
         try:

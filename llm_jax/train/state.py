@@ -57,13 +57,8 @@ def fill(model: Model, config: ConfigDict, params: dict) -> dict:
 
 
 def loss(
-    model: Model,
-    objective: Objective,
-    config: ConfigDict,
-    params: Any,
-    batch: dict,
-    key: jax.Array,
-    weights: dict | None = None,
+    model: Model, objective: Objective, config: ConfigDict, params: Any, batch: dict,
+    key: jax.Array, weights: dict | None = None,
 ) -> tuple[jax.Array, dict]:
     """Returns (what training minimises, {metric: mean}) of a batch, with dropout from `key`.
 
@@ -112,10 +107,7 @@ def gradients(
 
 
 def update(
-    tx: optax.GradientTransformation,
-    config: ConfigDict,
-    state: TrainState,
-    grads: Any,
+    tx: optax.GradientTransformation, config: ConfigDict, state: TrainState, grads: Any,
     finite: jax.Array,
 ) -> TrainState:
     """Returns the next state; where `finite` is false only the counters move.
@@ -143,10 +135,7 @@ def update(
 
 
 def make_train_step(
-    model: Model,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    config: ConfigDict,
+    model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict,
     gradients: Callable = gradients,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
@@ -185,10 +174,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Model,
-    objective: Objective,
-    config: ConfigDict,
-    token_bytes: np.ndarray | None = None,
+    model: Model, objective: Objective, config: ConfigDict, token_bytes: np.ndarray | None = None
 ) -> Callable[[Any, dict], tuple[dict, dict, dict]]:
     """Returns (params, batch) -> ({metric: sum}, {metric: weight}, {prediction: [B, …]}).
 
