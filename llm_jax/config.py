@@ -235,10 +235,10 @@ class Model:
     relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
     relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
-    # local, longformer: keys a query sees back, itself included; dilated: of those its stride
-    # leaves; chunked: length of a chunk.
+    # local, longformer: keys that a query sees, itself and those before it; dilated: as many, a
+    # stride apart; chunked: length of a chunk.
     window = whole(128, 1, when=kinds("local", "longformer", "dilated", "chunked"))
-    stride = whole(16, 1, when=kinds("strided", "dilated"))  # a query sees keys so many apart
+    stride = whole(16, 1, when=kinds("strided", "dilated"))  # distance of the keys seen
     global_tokens = whole(1, when=kinds("longformer"))  # leading ones: see, and are seen by, all
     block = whole(64, 1, when=kinds("bigbird"))  # tokens of a block
     random_blocks = whole(3, when=kinds("bigbird"))  # seen beside the neighbours and the ends
@@ -260,14 +260,14 @@ class Model:
     output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
-    expert_every = whole(1, 1, when=EXPERTS)  # of so many layers the last has experts (Switch: 2)
+    expert_every = whole(1, 1, when=EXPERTS)  # every n-th layer has experts (Switch: 2)
     experts_per_token = whole(2, 1, when=EXPERTS)
-    # Capacity factor: an expert's places, in even shares of a row's tokens; 0: dropless.
+    # Capacity factor: slots of an expert / (tokens x experts_per_token / num_experts); 0: dropless.
     expert_capacity = number(0.0, most=1024, when=EXPERTS)
     router_balance = number(0.01, when=EXPERTS)  # load balancing loss, a mean over layers (Switch)
     router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
-    # Two residual streams, recomputed on the way back instead of stored; an untied "lm" head sees
-    # both, any other their mean.
+    # Two residual streams, recomputed in the backward pass instead of stored (Reformer); an untied
+    # "lm" head sees both, any other their mean.
     reversible = flag(False)
     share_layers = flag(False)  # ALBERT: one layer's parameters for all
     tie_embeddings = flag(True, when=WORDS_OUT | given("model.generator_fraction"))
@@ -287,7 +287,7 @@ class Model:
     output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
-    # BERT: a dense layer over the first token (of a decoder the last), for a head of the sequence.
+    # BERT: a dense layer over the first token (decoder: the last) for heads that are pooled.
     pooler = flag(False)
     pooler_activation = one_of("tanh", "relu", "gelu", when=given("model.pooler", True))
     num_labels = whole(0, when=heads("sequence", "token"))  # next sentence: 2; 0: the data's
@@ -302,7 +302,7 @@ class Model:
     # Of PROJECTIONS; (): all. Experts get none.
     lora_targets = texts(empty=False, when=given("model.lora_rank"))
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
-    # Pipeline microbatches, in which a batch goes through mesh.pipeline's stages; 0: as many.
+    # Pipeline microbatches; 0: as many as mesh.pipeline has stages.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
     # none | dots: keeps products | full: layers' inputs | offload: those, on the host
     remat = one_of("none", "dots", "full", "offload")
@@ -315,10 +315,10 @@ class Objective:
     label_smoothing = share(0.0)
     z_loss = number(0.0)
     no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
-    # Of each label's loss; "balanced": those of rare ones are larger; (): all are 1.
+    # Weight of each label in the loss; "balanced": inverse frequencies; (): all are 1.
     class_weights = weights(when=given("objective.name", "classification"))
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
-    # Masked models: words are masked whole (albert: always).
+    # Masked LM: whole-word masking (albert: always).
     whole_word = flag(
         False, when=given("objective.name", "masked_lm", "bert", "replaced_token_detection")
     )
@@ -326,7 +326,7 @@ class Objective:
     # Put before each source ("translate English to German: ").
     prefix = text("", when=PROMPTED)
     suffix = text("", when=PROMPTED)  # behind it ("\n")
-    # DPO's: how far the model may go from where it began; smaller: further.
+    # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
     beta = number(0.1, over=0, when=given("objective.name", "preference"))
     # Of the discriminator's loss.
     detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
@@ -379,7 +379,7 @@ class Optimizer:
     learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
     warmup_steps = whole(100, 0, COUNT)
-    # At the peak, behind the warm-up (T5: 10,000).
+    # Steps at the peak rate after the warm-up (T5: 10,000).
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
     # fifth of train.steps.
@@ -671,7 +671,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(key: str) -> ConfigError:
-    # By the last word: a group that two keys share makes them no more alike.
+    # By the last word: keys of one group are not alike for that.
     words = {k: k.rsplit(".", 1)[-1] for k in sorted(KEYS)}
     nearest = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.65)
     near = [k for k in words if words[k] in nearest]
@@ -730,7 +730,7 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
     if rotary and "latent" in pattern and m.latent_rotary % 2:
         yield f"model.latent_rotary={m.latent_rotary}: must be even"
-    # A causal stack has all buckets on one side; half of those are of exact distances.
+    # A causal stack has all buckets on one side; half of a side are exact distances.
     exact = m.relative_buckets // (4 if m.kind == "encoder" else 2)
     if m.positions == "relative" and m.relative_max_distance <= exact:
         yield (f"model.relative_max_distance={m.relative_max_distance}: must be above the {exact} "

@@ -13,7 +13,7 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import HIDDEN, PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
-# Scores computed at a time: on a CPU as many as its cache holds, up to so many a side.
+# (scores of a tile, its largest side): on a CPU as many as its cache holds.
 LARGEST = {"cpu": (2**19, 256)}
 ELSEWHERE = (2**30, 512)
 SMALLEST = 64
@@ -41,7 +41,7 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring 
         ones = jnp.ones((1, max(T, S)), jnp.int32)
         mask = dataclasses.replace(mask, query_segments=ones[:, :T], key_segments=ones[:, :S])
     if mask.query_segments is not None:
-        # What pads the last blocks is a segment that no query has.
+        # Padding of the last blocks gets a segment id that no query has.
         mask = dataclasses.replace(
             mask,
             query_segments=_pad(mask.query_segments, 1, rows),

@@ -72,7 +72,7 @@ def banded(
 
     index = jnp.arange(T)[None]
     ours, theirs = blocks(index, -1)[..., :, None], near(index, -1)[..., None, :]
-    # A global token stands in front of its block too: it counts once.
+    # A global token is among the keys twice, in front and in its block: it counts once.
     once = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
     visible = once & (theirs >= 0) & mask.near(ours, theirs)
     if mask.query_segments is not None:

@@ -150,6 +150,6 @@ def run() -> None:
     code = main()
     if code == INTERRUPTED or (code in (1, 2) and hosts.joined()):
         # Threads may be inside C++ code; a run that was interrupted here has nothing to save, and
-        # one that failed must not wait for the others' farewell.
+        # one that failed must not wait for the others at JAX's shutdown barrier.
         hosts.end(code)
     raise SystemExit(code)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
                           f"data.{args.split}_fraction of its config would make one")
     reference.attach(setup, tokenizer, {args.split: documents}, args.workdir)
     examples = setup.objective.examples(tokenizer, setup.config)
-    # As many as training evaluates on, so that the same name is the same number.
+    # As many as in training, so that eval_loss there and loss here are the same number.
     limit = setup.config.eval.max_batches if args.max_batches is None else args.max_batches
     if limit < 0:
         raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")

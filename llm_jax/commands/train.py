@@ -20,7 +20,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Trains, samples, and says what to do next."""
-    # With init_from the others change what is read there, and are applied behind it.
+    # With init_from the other overrides are applied after the source has filled in the config.
     begins = [text for text in overrides if text.startswith("init_from=")]
     config = config_of(args, begins or overrides)
     # Only now: a wrong config is refused in the time that Python needs to start.

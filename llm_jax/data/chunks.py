@@ -42,7 +42,7 @@ class Chunks:
 
     def __init__(self, what: Examples, docs: Sequence[Record], seed: int | None = None):
         self._what, self._docs, self._seed = what, docs, seed
-        # What is predicted of a row has to find its document.
+        # Predictions are joined to their document by its number.
         single = what.config.data.packing == "none" and not what.cut
         self._scalars = (*what.scalars, *[DOCUMENT] * (seed is None and single))
         self.lengths = what.lengths(what.config) | dict.fromkeys(self._scalars, 1)
@@ -148,7 +148,7 @@ class Makers:
             self._pool, self._make = ProcessPoolExecutor(workers, **options), _make
         else:
             self._pool, self._make = ThreadPoolExecutor(1), chunks.rows
-        # Also before the interpreter takes away what the pool's own end needs.
+        # Before the interpreter's own shutdown, in which the pool could not end.
         self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def start(self, number: int) -> Future[Sequence[Arrays]]:

@@ -142,7 +142,7 @@ def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tu
     hidden, inside = part.startswith("."), os.path.join(real, "")
     try:
         with os.scandir(folder or ".") as entries:
-            # What is a link comes last: a file goes by its own name where it has one here.
+            # Links come last: a file that is here itself goes by its own name.
             entries = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
     except OSError as error:
         raise ConfigError(f"data: the folder {folder} cannot be read: {error.strerror}") from error

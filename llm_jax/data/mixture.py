@@ -51,7 +51,7 @@ class Mixture(Lazy):
                 raise ConfigError(f"data.train: {name} {problem}; it cannot be mixed with others")
         sizes = [len(part) for part in self.parts]
         share = rates(data, sizes)
-        # So many that each source has some of its own.
+        # So many documents that even the rarest source has TIMES of them.
         count = max(sum(sizes), int(np.ceil(TIMES / share.min())))
         self.starts = [0, *np.round(np.cumsum(share) * count).astype(np.int64).tolist()]
         self.shares = dict(zip(parts, share.tolist(), strict=True))

@@ -214,7 +214,7 @@ def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> No
 
 
 def _digest(doc: Record) -> bytes:
-    # By what is read, without its label: what has two of them is one document all the same. All
+    # By its text without labels: a document that occurs with two labels is in one split. All
     # questions about a text are of one split.
     text = "\0".join([doc["context"]] if "context" in doc else fields.texts(doc))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

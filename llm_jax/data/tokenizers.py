@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TRAINING_CHARACTERS = 2**26
 ABOUT = "tokenizer_kind.json"
 UNTRAINED = ("bytes", "file", "sentencepiece")  # by tokenizer.name: built without any text
-# Specials that stand for a gap in a text, and so for the blank before it.
+# Special tokens that stand for missing text, and so for the space before it.
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = "<extra_id_"
 IMPORTED = {"frame": list, "roles": dict, "generation": dict, "chat_template": (str, dict),
@@ -447,7 +447,7 @@ class SentencePiece(Tokenizer):
 
     def read(self, text: str) -> list[int]:
         gaps = [re.escape(name) for name in self.specials if name.startswith((*MASKS, SENTINEL))]
-        # The blank before a gap is in what fills it.
+        # The space before a sentinel belongs to the text that fills it.
         return super().read(re.sub(f" +(?={'|'.join(gaps)})", "", text) if gaps else text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

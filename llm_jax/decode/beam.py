@@ -77,7 +77,7 @@ def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
         parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
         ended = (token[..., None] == eos).any(-1)
         rows = _rows(live, parent).at[:, :, index].set(token)
-        # Behind the first `beams`, a continuation is there only to replace one that ended.
+        # Candidates after the first `beams` only replace those that ended.
         final = jnp.where(ended & ahead, total / penalty(index + 1), -jnp.inf)
         best, keep = jax.lax.top_k(jnp.concatenate([best, final], axis=1), beams)
         done = _rows(jnp.concatenate([done, rows], axis=1), keep)
@@ -108,7 +108,7 @@ def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
     first = expand(0, wide_of(logits), blank, start, blank, none, wide_of(seen))
     carry = jax.lax.while_loop(going, step, (1, cache, *first))
     _, _, live, scores, done, best, *_ = carry
-    # What is still going at the end is as long as it may be, or cannot win.
+    # Live beams are now as long as allowed, or cannot win.
     best, keep = jax.lax.top_k(jnp.concatenate([best, scores / penalty(steps)], axis=1), beams)
     return replicated((_rows(jnp.concatenate([done, live], axis=1), keep), best))
 

@@ -56,7 +56,7 @@ class Reader:
         if self.source:
             variables = {"params": self.params}
             context["encoded"] = self.model.apply(variables, self.source, method="encode")
-        # What pads a row stands behind the last slot: the cache does not take it in.
+        # Padding has a position after the last slot, and so is not written into the cache.
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
         outputs, cache = self._step({}, tokens, positions, **context)

@@ -164,7 +164,7 @@ def _job(model, tokenizer, rows, objective) -> _Job:
         return _Job([[tokenizer.bos_id] for _ in rows], spoken, rows)
 
     def spoken(row: Sequence[int], ids: list[int]) -> str:
-        # The blank between the two is in the text of both, but of neither alone.
+        # Decoded apart, the space between prompt and completion would be lost.
         whole, start = tokenizer.decode([*row, *ids]), tokenizer.decode(row)
         return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(ids)
 

@@ -88,7 +88,7 @@ def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> N
             both = model.kind == "encoder_decoder" and stack == "decoder"
             ours = "num_decoder_layers" if both else "num_layers"
             key = next(key.theirs for key in family.keys if key.ours == ours)
-            # A few are told tensor by tensor where the file has none.
+            # Where the file has no layer, a few missing ones are listed tensor by tensor below.
             if model[ours] != in_files and (in_files or model[ours] > 1000):
                 raise ConfigError(f"config.json: {key} makes {model[ours]} layers of the {stack}, "
                                   f"the weight files have {in_files}")
@@ -141,7 +141,7 @@ def family_of(model: ConfigDict) -> str:
     """
     model = configs.resolve(model, 0)
     problems = {name: differences(family, model) for name, family in FAMILIES.items()}
-    # What cannot even be written down is compared no further, so that its list is short.
+    # A family that cannot write the config is compared no further: its list stays short.
     differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
     far = lambda name: FAMILIES[name].model.get("kind", "decoder") != model.kind
     nearest = min(

@@ -105,7 +105,7 @@ FIXED = {
     "quantization_config": (None,),
     "per_layer_config": (None, {}),
 }
-# What config.json says that does not bear on the function computed.
+# Entries of config.json that do not change the function computed.
 SILENT = re.compile(
     r"model_type|architectures|_.*|transformers_version|torch_dtype|dtype|use_cache|torchscript"
     r"|output_.*|return_dict|id2label|label2id|problem_type|.*_token_id|task_specific_params"
@@ -117,7 +117,7 @@ SILENT = re.compile(
     r"|gap_size|num_memory_blocks|net_structure_type|layers_to_use"
     r"|axial_norm_std|chunk_size_lm_head|hash_seed|lsh_attention_probs_dropout_prob"
 )
-# Keys of config.model that may differ without making another function of the parameters.
+# Keys of config.model that do not change the function that parameters define.
 FREE = {
     "dtype", "quantize", "lora_alpha", "lora_targets", "scan", "remat", "pipeline_pieces",
     "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
@@ -137,7 +137,7 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     Raises:
       ConfigError: an entry of config.json that our model cannot express, with its value.
     """
-    # Of these null means what leaving them out does: nothing, or, of a list, none.
+    # null is allowed where it means the same as a missing entry.
     null = [key.theirs for key in family.keys if key.default not in (None, ())]
     for name in null:
         if hf.get(name, "") is None:

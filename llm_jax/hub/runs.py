@@ -230,7 +230,7 @@ def import_run(
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     Setup(config, mesh)  # refuses what could not be trained
-    # What the weights lack is drawn when training begins (LoRA), and here only a head.
+    # LoRA is drawn when training begins; here only a head that the weights lack.
     without_lora = ConfigDict(config.to_dict())
     without_lora.model.lora_rank = 0
     without_lora.optimizer = configs.base().optimizer  # whose patterns may name those

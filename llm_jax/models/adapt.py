@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 # Of weights and activations, and of gradients: int8, or Micikevicius 2022's formats of fp8
 # (https://arxiv.org/abs/2209.05433, section 3).
 FORMATS = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
-# A path of modules, whatever is around a block. Those below it are projections, feed-forward
-# layers and experts; scores and routers belong to the layer itself.
+# Paths of layers. The modules below them are projections, feed-forward products and experts;
+# attention scores and routers are computed by the layer itself and stay as they are.
 LAYER = "(.*/)?(attention|cross_attention|mlp)"
 
 

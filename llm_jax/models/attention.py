@@ -117,7 +117,7 @@ class Attention(nn.Module):
         )
 
     def _learned(self, variant, x):
-        """What a kind of attention learns beside its projections, and what it asks of each token"""
+        """Arrays and projections that a kind of attention declares, by the names attend takes."""
         cfg = self.cfg
         sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         reads = {name: cfg[name] for name in variant.reads}

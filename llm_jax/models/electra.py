@@ -38,7 +38,7 @@ class Electra(Model):
         sampled = jax.random.categorical(key, jax.lax.stop_gradient(logits(generated)))
 
         rows = jnp.arange(len(tokens))[:, None]
-        # An empty slot of masked_positions points at the row's first token, which it leaves alone.
+        # Unused slots of masked_positions are 0: the row's first token must stay as it is.
         used = batch["masked_weights"] > 0
         filled = tokens.at[rows, places].set(jnp.where(used, sampled, tokens[rows, places]))
         differs = used & (sampled != batch["masked_targets"])

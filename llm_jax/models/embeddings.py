@@ -27,8 +27,8 @@ class TokenEmbed(nn.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        # Each device looks the tokens of others up too, in its part of the width: vectors change
-        # places, where otherwise the whole table would, and a gradient of its size.
+        # Each device looks up all tokens in its part of the width, an all-to-all moves the vectors:
+        # gathering the table would move all of it, and a gradient of its size.
         tokens = annotate(tokens, "lookup_batch", "length")
         x = jnp.take(self.matrix, tokens, axis=0)
         x = annotate(x, "lookup_batch", "length", "embed").astype(self.cfg.dtype)

@@ -35,7 +35,7 @@ def gelu(x: Array) -> Array:
 @_activation
 def gelu_tanh(x: Array) -> Array:
     """Returns x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the GELU of GPT-2 and BERT."""
-    # (1 + tanh u) / 2 = logistic(2 u), which is cheaper. Further out it is 0 or 1, and the
+    # (1 + tanh u) / 2 = logistic(2 u), which is cheaper. For large |x| it is 0 or 1, and the
     # derivative of x^3 no number.
     near = jnp.clip(x, -30, 30)
     return x * lax.logistic(2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * near * near))

@@ -103,7 +103,7 @@ class Model(nn.Module):
             prefix=batch.get("prefix"),
             deterministic=deterministic,
         )
-        # A head of the sequence reads the one token that has seen all others.
+        # A pooled head reads the token that has seen all others: the last of a decoder.
         last = tokens.shape[1] - 1 - real(batch)[:, ::-1].argmax(1)
         at = last if self.cfg.kind == "decoder" else None
         outputs = self._outputs(features, deterministic=deterministic, at=at)

@@ -80,7 +80,7 @@ class MixtureOfExperts(nn.Module):
         """Capacity factor: tokens fill experts' slots [E, B, C] in order; others are dropped."""
         cfg, (B, T, _) = self.cfg, x_BTD.shape
         E, k = cfg.num_experts, cfg.experts_per_token
-        # Of each number of real tokens; counted by Python, whose floats do not depend on XLA.
+        # A table by number of real tokens, from Python, whose rounding does not depend on XLA.
         of = [max(1, math.ceil(cfg.expert_capacity * k * n / E)) for n in range(T + 1)]
         C, capacity_B = of[T], of[T]
         # Earlier tokens first, of each its first choice first.

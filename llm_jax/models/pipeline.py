@@ -66,7 +66,7 @@ def run(
         # The first stage takes what waits there; all others what the one before has done.
         rows = jax.tree.map(lambda r, n: _place(_first(n, jnp.roll(r, 1, axis=0))), rows, next_up)
         rows, sown = work(params, keys, rows, t - jnp.arange(S))
-        # What waits moves up, and what the last stage has done takes the place that this frees.
+        # Waiting microbatches move up a stage; the output of the last stage takes the freed place.
         freed = jax.tree.map(lambda n, r: _place(_last(r, jnp.roll(n, -1, axis=0))), next_up, rows)
         waiting = jax.tree.map(lambda w, f: w.at[:, column].set(f), waiting, freed)
         return (waiting, rows), sown

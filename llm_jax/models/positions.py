@@ -40,7 +40,7 @@ def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
         waves = L * rates / (2 * math.pi)
         keep = jnp.clip((waves - 1) / (4 - 1), 0, 1)
     elif scaling == "yarn":
-        # The dimension whose wave fits so often into L, as the paper's code rounds it.
+        # The dimension that turns so many times within L, rounded as in the paper's code.
         at = lambda waves: half * math.log(L / (2 * math.pi * waves)) / math.log(base)
         first, last = max(math.floor(at(32)), 0), min(math.ceil(at(1)), 2 * half - 1)
         keep = 1 - jnp.clip((jnp.arange(half) - first) / max(last - first, 0.001), 0, 1)

@@ -156,7 +156,7 @@ class Stack(nn.Module):
             "cache_length": self.cache_length,
         }
         if cfg.reversible:
-            # In bfloat16 what the way back recomputes would drift from what there was.
+            # In bfloat16 the recomputed activations would drift from those of the forward pass.
             x = x.astype(jnp.float32), x.astype(jnp.float32)
             if not (self.is_initializing() or self.cache_length):
                 return self._merge(self._reversible(x, context, length, flags))

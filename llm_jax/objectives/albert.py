@@ -18,7 +18,7 @@ class Albert(bert.Bert):
         return masked_lm.Masking(self.tokenizer, self.config, whole_word=True, longest=3)
 
     def sentences(self, window):
-        # Half a sentence at either end would give the order away.
+        # Half a sentence at either end would reveal the order.
         first, last = window[0] == self.tokenizer.bos_id, window[-1] == self.tokenizer.eos_id
         window = window[int(first) : len(window) - int(last)]
         edge = np.zeros(len(window) + 1, bool)

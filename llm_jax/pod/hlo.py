@@ -12,7 +12,7 @@ COLLECTIVES = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute",
 )  # fmt: skip
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
-# What moves nothing by itself.
+# Opcodes that move no bytes by themselves.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "iota", "broadcast",

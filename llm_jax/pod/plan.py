@@ -89,7 +89,7 @@ def figures(setup: Setup) -> dict[str, Any]:
     result |= {
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
-        # What is donated is not there twice.
+        # Donated buffers count once.
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "host_bytes": memory.host_temp_size_in_bytes,

@@ -54,7 +54,7 @@ def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
             row["reason"] = f"would take more than {SECONDS:.0f} s"
         else:
             row["seconds"] = _seconds(program, inputs) / layers
-            # Twice the length is four times the time, of whatever is not skipped.
+            # The next length is twice this one: at most four times the seconds.
             running = 4 * row["seconds"]
     return rows
 

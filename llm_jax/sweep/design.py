@@ -128,7 +128,7 @@ def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[
         low, high = at(STEP), at(2 * STEP)
         exact = STEP + (target - low) * STEP / (high - low)
         below = max(STEP, int(exact // STEP) * STEP)
-        # Its own first: what is equal already stays as it is.
+        # Its own size first: what matches already stays as it is.
         dim = min((own, below, below + STEP), key=lambda d, x=exact: abs(d - x))
         if abs(at(dim) / target - 1) > TOLERANCE:
             raise ConfigError(f"variant {label!r}: with model.mlp_dim={dim}, the nearest multiple "

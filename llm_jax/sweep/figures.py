@@ -61,7 +61,7 @@ def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> Non
     with figure(path, 14, 4.6, 3) as (picture, axes):
         for summary in shown:
             n = min(len(c.loss) for c in summary.curves)
-            # Without the first, far above the others, which would be all that one sees.
+            # Without the first point, whose height would flatten all others.
             part = slice(1 if n > 2 else 0, n)
             each = lambda name, s=summary, part=part: [getattr(c, name)[part] for c in s.curves]
             mean = lambda name, each=each: np.mean(each(name), axis=0)
@@ -110,7 +110,7 @@ def context(path: Path, means: dict[str, dict], labels: list[str]) -> None:
     if not reaches:
         return
     rows = [at["bins"] for items in measured for _, at in items if "bins" in at]
-    # What explodes beyond its training leaves through the top: the rest is to be read.
+    # Losses that explode beyond the trained length are clipped, so that the others can be read.
     within = [
         max(at["bins"][: -(-f["length"] // f["bin"])])
         for f in means.values() for at in f["reaches"].values() if "bins" in at

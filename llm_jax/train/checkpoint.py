@@ -150,7 +150,7 @@ class Checkpoints:
         with hushed():
             try:
                 return self._read(step, like, accept)
-            # Too little memory or too few rights say nothing against the checkpoint.
+            # Out of memory, or no permission: the checkpoint itself may be sound.
             except (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or JSON say of broken files

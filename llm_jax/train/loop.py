@@ -241,7 +241,7 @@ class Trainer:
             if jax.process_index() == 0:
                 plot(self.workdir)
         except BaseException as error:
-            # Others of a job may not come to a close, which would wait for them.
+            # Closing waits for all processes of a job, of which some may have failed.
             if not self.several:
                 with hushed(), suppress(Exception):  # the first error says it
                     self._close()

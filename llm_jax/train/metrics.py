@@ -37,7 +37,7 @@ class Metrics:
             return
         self.file.write(json.dumps(row) + "\n")
         if self.board is None:
-            # Only now: it imports PyTorch where there is one, and the first step has waited enough.
+            # Imported late: it loads PyTorch where there is one, which would delay the first step.
             from tensorboardX import SummaryWriter
 
             folder = str(self.workdir / "tensorboard")

@@ -173,7 +173,7 @@ def _check_attention(config: ConfigDict) -> None:
         wanted = {ability for ability, (used, _) in needed.items() if used}
         variant = attention.get(kind)
         for ability in sorted(wanted - variant.supports):
-            # Those that do all that this config asks for, the likest first.
+            # Kinds that support all that this config asks for, the most similar first.
             supported = variant.supports
             able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
             able.sort(key=lambda n: len(attention.get(n).supports ^ supported))  # noqa: B023
