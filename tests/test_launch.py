@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -69,6 +70,28 @@ def test_samples_of_others_than_decoders_show_the_prompt_once(tmp_path):
     texts = [{"prompt": "one", "completion": "eins"}] * 2
     samples.write(tmp_path, texts, "encoder_decoder")
     assert (tmp_path / "samples.txt").read_text() == ">>> one\neins\n\n>>> one\neins\n"
+
+
+def test_candidates_are_shown_with_their_probabilities(capsys):
+    gap = [{"text": "cat", "probability": 0.75}, {"text": "dog", "probability": 0.125}]
+    samples.show([{"prompt": "a [MASK]", "completion": "a cat", "candidates": [gap]}], "encoder")
+    assert capsys.readouterr().out == ">>> a [MASK]\na cat\n  'cat' 0.750, 'dog' 0.125\n\n"
+
+
+def test_samples_at_the_end_are_what_the_config_asks_for(tiny, tmp_path, monkeypatch):
+    noted = {}
+
+    def complete(model, params, tokenizer, prompts, **options):
+        noted.update(options, prompts=prompts)
+        return []
+
+    monkeypatch.setattr("llm_jax.decode.complete", complete)
+    config = tiny({"seed": 7, "sample.prompts": "('ab',)", "sample.max_new_tokens": 3})
+    about = {"config": config, "setup": SimpleNamespace(model=None), "tokenizer": None}
+    trainer = SimpleNamespace(**about, several=True, workdir=tmp_path)
+    commands.train._sample(trainer, None)
+    wanted = {"prompts": ("ab",), "seed": 7, "max_new_tokens": 3, "objective": config.objective}
+    assert wanted.items() <= noted.items()
 
 
 def test_what_is_no_terminal_gets_plain_lines(capsys):
