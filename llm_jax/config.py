@@ -194,6 +194,7 @@ RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", 
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
 PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
 CLASSES = given("objective.name", "classification", "regression")
+VECTORS = given("objective.name", "contrastive", "similarity")
 LABELLED = given("objective.name", "classification", "tagging", "roles")
 QUESTIONS = given("objective.name", "question_answering")
 PROMPTED = given("objective.name", "seq2seq", "completion", "preference")
@@ -328,6 +329,8 @@ class Objective:
     suffix = text("", when=PROMPTED)  # behind it ("\n")
     # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
     beta = number(0.1, over=0, when=given("objective.name", "preference"))
+    pooling = one_of("mean", "cls", when=VECTORS)  # of tokens' vectors: their mean | the first
+    temperature = number(0.05, over=0, most=100, when=VECTORS)  # by which cosines are divided
     # Of the discriminator's loss.
     detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
 
@@ -461,8 +464,9 @@ learns = partial(given, "objective.name")
 COLUMNS = {
     "text": ("text", RECORDS),
     "source": ("source", PAIRS), "target": ("target", PAIRS),
-    "pair": ("", CLASSES),  # the second text; empty: there is one text
-    "label": ("label", CLASSES),
+    "pair": ("", CLASSES | VECTORS),  # the second text; empty: there is one text
+    "negative": ("", given("objective.name", "contrastive")),  # a hard one; empty: none
+    "label": ("label", CLASSES | given("objective.name", "similarity")),
     "tokens": ("tokens", learns("tagging", "roles")),
     "tags": ("tags", learns("tagging", "roles")),
     "predicate": ("predicate", learns("roles")),  # a place among the tokens

@@ -41,6 +41,7 @@ def load(folder: str | Path, step: int | None = None) -> "Pretrained":
         if cfg.num_labels and names:
             config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
         config.data.packing = "none"
+        config.objective.pooling = hub.pooling(folder) or config.objective.pooling
         return Pretrained(config, models.build(cfg), jax.device_put(params), tokenizer)
     setup, tokenizer, params, _ = load_params(folder, step)
     return Pretrained(setup.config, setup.model, params, tokenizer)
@@ -145,7 +146,20 @@ class Pretrained:
         Raises:
           ConfigError: an objective that has no answers.
         """
-        objective = objectives.get(self.config.objective.name)
+        return self._answers(self.config.objective.name, records)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the texts' vectors [N, D] float32, of length 1; what is too long loses its end.
+
+        Of an encoder, by objective.pooling: that of the run, or of a sentence-transformers folder.
+        """
+        if isinstance(texts, str) or self.model.cfg.kind != "encoder":
+            raise ConfigError(f"embed({texts!r}), model.kind={self.model.cfg.kind!r}: takes a list "
+                              "of texts, of an encoder")
+        return np.array([x["vector"] for x in self._answers("contrastive", texts)], np.float32)
+
+    def _answers(self, name: str, records: Sequence[str | Record]) -> list[Record]:
+        objective = objectives.get(name)
         step = make_predict_step(self.model, objective, self.config)
         examples = objective.examples(self.tokenizer, self.config)
         records = [{"text": x} if isinstance(x, str) else x for x in records]

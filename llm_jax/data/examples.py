@@ -108,6 +108,14 @@ class Examples:
         raise NotImplementedError
 
 
+def apart(row: Arrays, rng: np.random.Generator) -> Arrays:
+    """Finishes a row of several texts, by their numbers, side [T]: segments and positions."""
+    side, places = row["side"], np.arange(len(row["side"]))
+    _, first, text = np.unique(side, return_index=True, return_inverse=True)
+    positions = np.where(side > 0, places - first[text], 0).astype(np.int32)
+    return row | {"segment_ids": side, "positions": positions}
+
+
 def decoder_fields(s: np.ndarray) -> Arrays:
     """Each token predicts the next: tokens = s[:-1], targets = s[1:], weights 1."""
     return {"tokens": s[:-1], "targets": s[1:], "weights": np.ones(len(s) - 1, np.float32)}

@@ -17,7 +17,7 @@ from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.hub import families, files, text
+from llm_jax.hub import families, files, sentence, text
 from llm_jax.hub.families import FAMILIES
 from llm_jax.hub.family import (
     Family,
@@ -31,7 +31,8 @@ from llm_jax.hub.family import (
     to_tensors,
 )
 
-__all__ = ["FAMILIES", "family_of", "load", "save"]
+__all__ = ["FAMILIES", "family_of", "load", "pooling", "save"]
+pooling = sentence.pooling
 SHOWN = 20  # tensors that an error lists
 
 

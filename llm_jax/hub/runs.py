@@ -19,6 +19,7 @@ from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import folder_named, is_full, read_config, read_json, write_json, write_text
+from llm_jax.hub import sentence
 from llm_jax.hub.files import CONFIG
 from llm_jax.models.heads import HEADS
 from llm_jax.train.checkpoint import SAVED, Checkpoints, hushed
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     labels: tuple[str, ...]  # of a classifier or tagger
+    pooling: str  # objective.pooling, where it says so
 
 
 def read(source: str | Path) -> Source:
@@ -62,8 +64,8 @@ def read(source: str | Path) -> Source:
         model, params = models.merge(setup.config.model, params)
         about = Path(source) / IMPORTED
         family = read_json(about).get("family") if about.is_file() else None
-        labels = setup.config.data.labels
-        return Source(str(source), family, model, params, tokenizer, labels)
+        labels, pooling = setup.config.data.labels, _pooling(setup)
+        return Source(str(source), family, model, params, tokenizer, labels, pooling)
     model, params, tokenizer = hub.load(source)
     if tokenizer is None:
         raise ConfigError(f"{source}: has no file of a tokenizer; transformers writes them: "
@@ -73,7 +75,14 @@ def read(source: str | Path) -> Source:
     names = (hf.get("id2label") or {}) if model.head in ("sequence", "token") else {}
     labels = tuple(str(names[i]) for i in sorted(names, key=int)) if len(names) > 1 else ()
     model = configs.resolve(model, 0)
-    return Source(str(source), hf["model_type"], model, params, tokenizer, labels)
+    said = labels, hub.pooling(source)
+    return Source(str(source), hf["model_type"], model, params, tokenizer, *said)
+
+
+def _pooling(setup: Setup) -> str:
+    """objective.pooling, where the objective pools."""
+    pools = "pooled" in setup.objective.examples.lengths(setup.config)
+    return setup.config.objective.pooling if pools else ""
 
 
 def start(
@@ -98,7 +107,7 @@ def start(
     if config_file.is_file() and saved:
         if recipe:
             old = read_config(workdir)
-            config.tokenizer = old.tokenizer
+            config.tokenizer, config.objective.pooling = old.tokenizer, old.objective.pooling
             _adopt(config, str(workdir), old.model, old.data.labels, overrides, recipe)
         else:
             configs.change(config, overrides)
@@ -112,6 +121,7 @@ def _begin(
     config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool
 ) -> Start:
     config.tokenizer = configs.base().tokenizer
+    config.objective.pooling = source.pooling or config.objective.pooling
     kind = source.tokenizer.kind
     config.tokenizer.name = "file" if kind == "huggingface" else kind
     if config.tokenizer.name in ("file", "sentencepiece"):
@@ -307,5 +317,7 @@ def export_run(
     config = setup.config
     options = {"labels": config.data.labels, "dtype": dtype}
     name = hub.save(config.model, params, tokenizer, target, family, **options)
+    if mode := _pooling(setup):
+        sentence.save(Path(target), config.model.embed_dim, config.model.max_length, mode)
     left_out = ["generator"] if setup.config.model.generator_fraction else []
     return {"family": name, "step": step, "folder": str(target), "left_out": left_out}

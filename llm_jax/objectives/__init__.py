@@ -22,6 +22,7 @@ from llm_jax.objectives import (
     chat,
     classification,
     completion,
+    contrastive,
     masked_lm,
     preference,
     prefix_lm,
@@ -30,6 +31,7 @@ from llm_jax.objectives import (
     replaced_token_detection,
     roles,
     seq2seq,
+    similarity,
     span_corruption,
     tagging,
 )
@@ -43,7 +45,7 @@ OBJECTIVES: dict[str, Objective] = {
     for module in (
         causal_lm, prefix_lm, completion, chat, preference, masked_lm, bert, albert,
         replaced_token_detection, classification, regression, tagging, roles, question_answering,
-        seq2seq, span_corruption,
+        contrastive, similarity, seq2seq, span_corruption,
     )
 }  # fmt: skip
 

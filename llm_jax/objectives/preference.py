@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
+from llm_jax.data.examples import apart
 from llm_jax.objectives import completion
 from llm_jax.objectives.cross_entropy import token_losses
 
@@ -22,6 +23,7 @@ class Preference(completion.Completion):
     """
 
     parts, gold = False, ()
+    row = staticmethod(apart)
 
     @classmethod
     def columns(cls, config):
@@ -48,14 +50,6 @@ class Preference(completion.Completion):
     def ask(self, record, new):
         """The prompt, which half a row must hold with its answer."""
         return super().ask(record, new + self.config.model.max_length // 2)
-
-    @staticmethod
-    def row(row, rng):
-        """Gives each answer its own segment and positions."""
-        side = row["side"]
-        first = np.where(side == 2, (side == 1).sum(), 0)
-        positions = np.where(side > 0, np.arange(len(side)) - first, 0).astype(np.int32)
-        return row | {"segment_ids": side, "positions": positions}
 
 
 def log_probabilities(outputs, batch):

@@ -18,7 +18,7 @@ class Regression(classification.Classification):
             return np.float32(record["label"])
         except ValueError:
             raise ConfigError(f"data.label_column: {record['label']!r} is no number, which "
-                              "objective.name='regression' learns") from None
+                              f"objective.name={self.config.objective.name!r} learns") from None
 
     def answer(self, record, rows):
         return {"score": float(rows[0]["value"])}

@@ -54,6 +54,22 @@ def correlation(gold: Sequence[float], guess: Sequence[float]) -> dict[str, floa
     return values
 
 
+def retrieval(queries: Sequence, documents: Sequence) -> dict[str, float]:
+    """Recall at 1 and 10, and mean reciprocal rank, of each query's own document among all.
+
+    By dot products of vectors [n, D] both; of equal ones the best rank.
+    """
+    queries, documents = np.asarray(queries, np.float32), np.asarray(documents, np.float32)
+    ranks = []
+    for start in range(0, len(queries), 1024):
+        near = queries[start : start + 1024] @ documents.T
+        own = np.diagonal(near, start)[:, None]
+        ranks.append(1 + (near > own + 1e-6).sum(1))  # the same text's vectors, but for rounding
+    ranks = np.concatenate(ranks)
+    recall = {f"recall_at_{k}": float((ranks <= k).mean()) for k in (1, 10)}
+    return recall | {"mrr": float((1 / ranks).mean())}
+
+
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Returns (start, end, type) of the spans of BIO, IOB1 or BIOES tags, as conlleval and seqeval.
 

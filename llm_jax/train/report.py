@@ -89,7 +89,7 @@ def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> 
 
     def order(i: int) -> tuple[float, float]:
         scores = examples.score([records[i]], [answers[i]])
-        value = scores.get("accuracy", scores.get("f1", -scores.get("mse", 0.0)))
+        value = scores.get("accuracy", scores.get("f1", -scores.get("mse", -1.0)))
         return value, -max(answers[i].get("probabilities", {"": 0.0}).values())
 
     keys = {i: order(i) for i in range(len(records))}

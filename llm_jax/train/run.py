@@ -155,10 +155,12 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def _check_attention(config: ConfigDict) -> None:
     cfg, packing, objective = config.model, config.data.packing, config.objective.name
+    lengths = objectives.get(objective).examples.lengths(config)
     needed = {
         "causal": (cfg.kind != "encoder", f"model.kind={cfg.kind!r}"),
         "bidirectional": (cfg.kind != "decoder", f"model.kind={cfg.kind!r}"),
-        "packing": (packing != "none", f"data.packing={packing!r}"),
+        "packing": (packing != "none" or "side" in lengths, f"objective.name={objective!r}, "
+                    f"data.packing={packing!r}"),
         "prefix": (objectives.get(objective).prefix, f"objective.name={objective!r}"),
         "dropout": (cfg.attention_dropout > 0, "model.attention_dropout > 0"),
         "grouped": (cfg.num_kv_heads < cfg.num_heads, "model.num_kv_heads < model.num_heads"),

