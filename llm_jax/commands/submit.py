@@ -35,9 +35,7 @@ def add(sub: argparse.ArgumentParser) -> None:
         kwargs = {"action": "store_true", "default": None} if option.default is False else kwargs
         default = f"default {option.default}" if option.default else ""
         text = ": ".join(filter(None, (", ".join(option.systems), option.help)))
-        sub.add_argument(
-            f"--{name}", help="; ".join(filter(None, (text, default))), **kwargs
-        )
+        sub.add_argument(f"--{name}", help="; ".join(filter(None, (text, default))), **kwargs)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:

@@ -527,9 +527,7 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
             }  # fmt: skip
 
 
-def _sentences(
-    lines: Iterable[tuple[str, bytes]], between: str | None = None
-) -> Iterator[Located]:
+def _sentences(lines: Iterable[tuple[str, bytes]], between: str | None = None) -> Iterator[Located]:
     """Records of sentences, a token a line and a blank line behind: a list of each column.
 
     A language that is put before each token of a file ("en:", as in WikiANN) is left out.

@@ -46,9 +46,7 @@ def texts(docs: Sequence[Record]) -> Sequence[str]:
     return _Texts(docs)
 
 
-def documents(
-    spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)
-) -> Sequence[Record]:
+def documents(spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)) -> Sequence[Record]:
     """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
 
     `builtin:python`, `tfds:name/config:version@split`, a file of a kind that data/files.py reads or

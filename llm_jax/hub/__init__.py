@@ -69,9 +69,7 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
     unprefixed += tuple(s for starts in family.heads.values() for s in starts)
     modules = [family.modules, *family.by_head.values()]
     unprefixed += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
-    tensors.rename(
-        lambda name: name if name.startswith(unprefixed) else family.prefix + name
-    )
+    tensors.rename(lambda name: name if name.startswith(unprefixed) else family.prefix + name)
     return family.prefix
 
 
@@ -145,10 +143,7 @@ def family_of(model: ConfigDict) -> str:
     # A family that cannot write the config is compared no further: its list stays short.
     differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
     far = lambda name: FAMILIES[name].model.get("kind", "decoder") != model.kind
-    nearest = min(
-        problems,
-        key=lambda n: (bool(problems[n]), far(n), differ(n), len(problems[n])),
-    )
+    nearest = min(problems, key=lambda n: (bool(problems[n]), far(n), differ(n), len(problems[n])))
     if problems[nearest]:
         raise ConfigError(f"no Hugging Face family is this model; of model.kind={model.kind!r} the "
                           f"nearest is {nearest}, but {'; '.join(problems[nearest])}")

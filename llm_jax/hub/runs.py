@@ -117,9 +117,7 @@ def start(
     return _begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
 
 
-def _begin(
-    config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool
-) -> Start:
+def _begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool) -> Start:
     config.tokenizer = configs.base().tokenizer
     config.objective.pooling = source.pooling or config.objective.pooling
     kind = source.tokenizer.kind
@@ -178,9 +176,7 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _fitted(
-    model: ConfigDict, source: Source, labels: bool
-) -> tuple[Any, list[str], list[str]]:
+def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[str], list[str]]:
     """(parameters, new, unused): a source's as a model takes them; parts it lacks, and leaves.
 
     Of learned positions a table may lose its end. labels: a head of labels is kept.

@@ -35,10 +35,7 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
         return qwix.apply_lora_to_model(model, qwix.LoraProvider([rule]), methods=methods)
     forward, backward = FORMATS[cfg.quantize]
     rule = qwix.QtRule(
-        module_path=f"{LAYER}/[^/]+",
-        weight_qtype=forward,
-        act_qtype=forward,
-        bwd_qtype=backward,
+        module_path=f"{LAYER}/[^/]+", weight_qtype=forward, act_qtype=forward, bwd_qtype=backward,
     )
     return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=methods)
 

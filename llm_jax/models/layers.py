@@ -68,9 +68,7 @@ class Dense(nn.Module):
         n, dtype = len(self.inputs), self.cfg.dtype
         init = normal(self.cfg, math.prod(self.inputs), self.init_scale)
         kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, self.axes),
-            (*self.inputs, *self.outputs),
+            "kernel", nn.with_logical_partitioning(init, self.axes), (*self.inputs, *self.outputs),
         )
         y = jax.lax.dot_general(
             x.astype(dtype),

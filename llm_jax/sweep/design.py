@@ -20,8 +20,7 @@ from llm_jax.train.run import Setup, flops_per_token
 STEP = 8  # model.mlp_dim is solved in multiples of this
 TOLERANCE = 0.01
 MEASURES: dict[str, Callable[[ConfigDict], float]] = {
-    "params": lambda config: count_params(config.model),
-    "flops": flops_per_token,
+    "params": lambda config: count_params(config.model), "flops": flops_per_token,
 }
 
 

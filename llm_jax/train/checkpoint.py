@@ -93,9 +93,7 @@ class Checkpoints:
         known = sorted((s for s in steps if s in self.losses), key=self.losses.get)
         return {*steps[-self.config.keep_last :], *known[: self.config.keep_best]}
 
-    def save(
-        self, step: int, items: dict[str, Any], meta: dict, loss: float | None = None
-    ) -> None:
+    def save(self, step: int, items: dict[str, Any], meta: dict, loss: float | None = None) -> None:
         """Starts saving named trees of arrays; returns once they are copied off the device."""
         if loss is not None and math.isfinite(loss):
             self.losses[step] = loss
