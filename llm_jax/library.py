@@ -86,7 +86,7 @@ class Pretrained:
         return self._padded(rows, "encoder_") | self._padded(decoder, "")
 
     def outputs(self, batch: dict[str, Any]) -> Outputs:
-        """Runs the model on a batch: hidden vectors, features [B, T, D], and what its heads say."""
+        """Runs the model on a batch: hidden vectors, features [B, T, D], outputs of the heads."""
         return _apply(self.model, (), self.params, batch)[0]
 
     def logits(self, batch: dict[str, Any]) -> jax.Array:

@@ -88,7 +88,7 @@ class Mask:
         return None if visible is None else visible[:, None]
 
     def near(self, query: Array, key: Array) -> Array:
-        """Returns bool: does a query at one index see a key at another, by these alone?"""
+        """Returns bool: whether queries see keys, by their indices; no segments or prefix."""
         visible = jnp.ones((), bool)
         if self.window is not None:
             visible &= jnp.abs(query - key) < self.window

@@ -31,7 +31,7 @@ class Weight(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """A learned linear function of each token, [B, T, *shape], that attend takes by name."""
+    """A learned projection of the layer's input, [B, T, *shape], that attend takes by name."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]

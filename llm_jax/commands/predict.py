@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 
 def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
-    """Each row as it is read, and its fields, or the ConfigError of what is wrong with it."""
+    """Each row as it is read, and its document, or the ConfigError that refuses it."""
     from llm_jax.data import files
     from llm_jax.train.predict import document
 
@@ -92,7 +92,7 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
-    """How many rows the output has, of which as many of the input are skipped.
+    """The number of rows that the output has already; as many of the input are skipped.
 
     Cuts off a last line that was not finished.
 

@@ -93,18 +93,18 @@ class Examples:
         raise NotImplementedError
 
     def answer(self, record: Record, rows: list[Arrays]) -> Record:
-        """Returns what is predicted of a record, in what JSON can hold.
+        """Returns the prediction for a record, as JSON values.
 
         rows: what the objective's `predict` gives of each of the record's examples, in order.
         """
         raise NotImplementedError
 
     def ask(self, record: Record, new: int) -> Any:
-        """Returns what is asked of a model that writes, a text or messages, with room for `new`."""
+        """Returns a generative model's prompt, text or messages, with room for `new` tokens."""
         raise NotImplementedError
 
     def score(self, records: Sequence[Record], answers: Sequence[Record]) -> dict[str, float]:
-        """Returns the scores of a set: of records that have their gold, and of their answers."""
+        """Returns the metrics of a set, of records with their gold values and of their answers."""
         raise NotImplementedError
 
 

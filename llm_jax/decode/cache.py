@@ -118,7 +118,7 @@ def prepare(
     *, sources: Sequence[Sequence[int]] | None = None, eos_id: int | Sequence[int] = (),
     prefix: bool = False, cached: bool | None = None, allowed: np.ndarray | None = None,
 ) -> tuple[Reader, Prompts, int]:
-    """Checks what is to be continued; returns it as arrays, its reader, and the room for new ids.
+    """Checks prompts; returns the reader, the prompts as arrays, and the room for new ids.
 
     Args:
       sources: what an encoder-decoder's encoder reads, one for each prompt.

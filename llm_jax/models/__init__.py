@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """What a parameter is before it has numbers: shape, dtype, and a logical name for each axis."""
+    """A parameter without its values: shape, dtype, and a logical name for each axis."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

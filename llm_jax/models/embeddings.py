@@ -53,7 +53,7 @@ class Table(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """What enters the first block: tokens, positions and types [B, T] -> [B, T, D].
+    """Input embeddings: tokens, positions and types [B, T] -> [B, T, D].
 
     The sum of token, position (learned, axial or sinusoidal) and type vectors, norm and dropout
     where the config asks for them; then the projection to embed_dim.

@@ -53,7 +53,7 @@ def linear(cfg: FrozenConfigDict, count: int) -> nn.Module:
 
 
 class Head(NamedTuple):
-    """One way to read a stack's output.
+    """An output head.
 
     Attributes:
       make: cfg -> its module, [..., D] -> logits; None: the output matrix is all it has.

@@ -169,7 +169,7 @@ class _Experts(nn.Module):
 
 
 def router_loss(cfg: Any, sown: dict) -> Array | float:
-    """What routers add to the loss, from the 'losses' collection of a model's forward pass.
+    """The routers' auxiliary loss, from the 'losses' collection of a model's forward pass.
 
     router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where expert e is among
     the top k of a share f_e of tokens (they add up to k) and p_e is its mean gate: Fedus 2021,

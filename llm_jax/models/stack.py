@@ -21,7 +21,7 @@ from llm_jax.models.moe import MixtureOfExperts
 
 @flax.struct.dataclass
 class Context:
-    """What every block of a stack sees beside its input."""
+    """Inputs that all blocks of a stack share."""
 
     mask: Mask
     positions: jax.Array  # [B, T]

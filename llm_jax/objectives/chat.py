@@ -26,7 +26,7 @@ class Chat(completion.Completion):
         return chat.MARKS
 
     def ask(self, record, new):
-        """The messages before the last reply; of more than a row holds, not the oldest turns."""
+        """The messages before the last reply, without the oldest where a row cannot hold all."""
         messages = record["messages"]
         end = len(messages) - (messages[-1]["role"] == "assistant")
         return chat.fitted(self.tokenizer, messages[:end], self.config.model.max_length - new)

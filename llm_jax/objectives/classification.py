@@ -35,7 +35,7 @@ class Classification(Examples):
         return dict.fromkeys(fields, config.model.max_length)
 
     def target(self, record):
-        """What the head is to say of a record."""
+        """The target of the head for a record."""
         return labels.place(self.ids, record["label"], self.config, "label")
 
     def example(self, piece, rng, elsewhere):

@@ -43,7 +43,7 @@ class Completion(causal_lm.CausalLM):
                 ([self.tokenizer.eos_id], parts[-1].scored)]  # fmt: skip
 
     def ask(self, record, new):
-        """The source, of what a row cannot hold without its end."""
+        """The source as a prompt; of one too long for a row the end is cut off."""
         encode = self.tokenizer.encode
         around = len(encode(prompt("", self.config.objective))) + 2  # and what begins and ends
         ids, room = encode(record["source"]), self.config.model.max_length - new - around

@@ -14,7 +14,7 @@ from llm_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One way to learn: its examples, its loss, what it needs, and what it predicts.
+    """An objective: its examples, its loss, what it needs, and what it predicts.
 
     Attributes:
       name: objective.name.

@@ -48,7 +48,7 @@ class Preference(completion.Completion):
         return fields if len(fields["side"]) <= self.config.model.max_length else None
 
     def ask(self, record, new):
-        """The prompt, which half a row must hold with its answer."""
+        """The prompt; with an answer it has to fit half a row."""
         return super().ask(record, new + self.config.model.max_length // 2)
 
 

@@ -38,7 +38,7 @@ class Seq2Seq(Examples):
 
 
     def ask(self, record, new):
-        """The source, of what the encoder cannot hold without its end."""
+        """The source as a prompt; of one too long for the encoder the end is cut off."""
         extra = len(self.tokenizer.encode(prompt("", self.config.objective))) + 2
         room = max(self.lengths(self.config)["encoder_tokens"] - extra, 0)
         ids = self.tokenizer.encode(record["source"])

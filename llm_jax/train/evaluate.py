@@ -15,7 +15,7 @@ from llm_jax.data.examples import Arrays, Record
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` finds.
+    """The result of `evaluate`.
 
     Attributes:
       values: each metric's mean (loss: nats a token) and 'tokens'; of an objective that predicts,
@@ -67,7 +67,7 @@ def evaluate(
 
 
 def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Arrays]]:
-    """Returns what is predicted of each document's rows, gathered from all processes."""
+    """Returns the predictions for each document's rows, gathered from all processes."""
     if jax.process_count() > 1:
         predictions = multihost_utils.process_allgather(predictions, tiled=True)
     rows: dict[int, list[Arrays]] = {}

@@ -33,7 +33,7 @@ LOGS = (".partial", ".log", ".out", ".err")
 
 
 class Start(NamedTuple):
-    """What a new run begins with, of another: see hub.runs.start.
+    """Weights and tokenizer that a new run begins with: see hub.runs.start.
 
     Attributes:
       params: those that its model takes; what they lack is drawn from config.seed.

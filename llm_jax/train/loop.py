@@ -76,7 +76,9 @@ Hook = Callable[[StepInfo], None]
 
 
 class Trainer:
-    """One run: loaded and checked by the constructor, trained by `run`; all devices if not given.
+    """One training run: loaded and checked by the constructor, trained by `run`.
+
+    It takes all devices if none are given.
 
     `accept(setup, tokenizer)` raises what a caller has against them, before anything is written.
 

@@ -98,7 +98,7 @@ def chunked(items: Iterable, size: int) -> Iterator[list]:
 
 
 def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int, str]]:
-    """The rows of all records that give some, and what is wrong with the others."""
+    """The rows of all records that have some, and the errors of the others."""
     maker, rng = Chunks(examples, []), np.random.default_rng(0)
     rows, errors = [], {}
     for i, record in enumerate(records):
@@ -117,7 +117,7 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
 def _predicted(
     step: Callable, params: Any, rows: list[Arrays], size: int, mesh: Mesh | None
 ) -> list[Arrays]:
-    """What is predicted of each row."""
+    """The prediction for each row."""
     masks = ("segment_ids", "encoder_segment_ids")
     lengths = [sum(int((row[name] > 0).sum()) for name in masks if name in row) for row in rows]
     predicted: list[Arrays] = [{}] * len(rows)
