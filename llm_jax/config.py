@@ -314,6 +314,13 @@ class Objective:
 
     name = text("causal_lm", empty=False)  # a file of llm_jax/objectives/
     label_smoothing = share(0.0)
+    focal_gamma = number(0.0, most=100, when=LABELLED)  # focal loss; 0: cross-entropy
+    # R-Drop's alpha: two passes with other dropout are to agree.
+    r_drop = number(0.0, when=given("objective.name", "classification"))
+    # Mixup of embeddings: a row's share is of Beta(mixup, mixup); 0: none.
+    mixup = number(
+        0.0, when=given("objective.name", "classification") & given("model.kind", "encoder")
+    )
     z_loss = number(0.0)
     no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
     # Weight of each label in the loss; "balanced": inverse frequencies; (): all are 1.
@@ -403,7 +410,11 @@ class Optimizer:
     # Of the learning rate, (("encoder/.*", 0.1), …): that of the first pattern that matches a
     # parameter's whole path; none: 1; 0: frozen. Empty, with model.lora_rank: LoRA's arrays alone.
     rate_factors = factors()
-    decay_factors = factors(when=given("optimizer.weight_decay"))  # likewise of weight_decay
+    # Likewise of weight_decay and l1.
+    decay_factors = factors(when=given("optimizer.weight_decay") | given("optimizer.l1"))
+    layer_decay = number(1.0, over=0, most=1)  # of the rate from a layer to the one below
+    unfreeze_steps = whole(0, 0, 2**16)  # after which a further layer learns, from the last down
+    l1 = number(0.0, most=1000)  # on what weight_decay is on
 
 
 class Train:

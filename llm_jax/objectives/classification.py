@@ -99,16 +99,15 @@ def weights(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of heads.sequence [B, C] against label [B], times its class's weight."""
+    """Cross-entropy, focal or not, of heads.sequence [B, C] against label [B], by class weights."""
     logits, label = outputs.heads["sequence"], batch["label"]
-    wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], cfg.label_smoothing)
     real = models.real(batch).any(1).astype(jnp.float32)
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
         "accuracy": logits.argmax(-1) == label,
     }
     weight = jnp.array(cfg.class_weights or (1.0,) * logits.shape[-1])[label]
-    terms = {"examples": (optax.softmax_cross_entropy(logits, wanted) * weight * real).sum()}
+    terms = {"examples": (labels.cross_entropy(logits, label, cfg) * weight * real).sum()}
     return terms, {name: ((x * real).sum(), "examples") for name, x in each.items()}
 
 
@@ -127,4 +126,5 @@ OBJECTIVE = Objective(
     needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
     resolve=resolve,
     predict=predict,
+    classes=True,
 )

@@ -3,6 +3,9 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+import jax
+import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
@@ -23,6 +26,17 @@ def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
                           f"{config.data.labels}, which are those of the training set, or of "
                           "init_from; data.labels names others, for a new head")
     return ids[name]
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.Array:
+    """Focal loss of logits [..., C] against label [...], smoothed by cfg.label_smoothing.
+
+    -sum_c wanted_c (1 - p_c)^focal_gamma log p_c (Lin 2017, equation 4); 0: cross-entropy.
+    """
+    wanted = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), cfg.label_smoothing)
+    log_p = jax.nn.log_softmax(logits)
+    hard = jnp.maximum(-jnp.expm1(log_p), 1e-7) ** cfg.focal_gamma  # at 0 it has no derivative
+    return -(wanted * hard * log_p).sum(-1)
 
 
 def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:

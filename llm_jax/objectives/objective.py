@@ -30,6 +30,7 @@ class Objective:
       resolve: (config, training documents) fills in what the config leaves to them, as labels.
       predict: (outputs, batch) -> {name: [B, …]}, of each row what `examples.answer` needs; None:
         it has no answers and no scores but the means of its metrics.
+      classes: `predict` has logits of classes, [B, C].
       reference: records have the log-probabilities of the model that training began with.
       writes: its answers are texts, written behind what `examples.ask` gives.
       prompt: (text, config.objective) -> the text that the model reads at inference.
@@ -50,6 +51,7 @@ class Objective:
     prefix: bool = False
     writes: bool = False
     reference: bool = False
+    classes: bool = False
 
     def check(self, config: ConfigDict) -> None:
         """Raises ConfigError where the config lacks what this objective needs, with the fix."""

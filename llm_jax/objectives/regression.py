@@ -53,4 +53,5 @@ OBJECTIVE = dataclasses.replace(
     losses=losses,
     resolve=resolve,
     predict=predict,
+    classes=False,
 )

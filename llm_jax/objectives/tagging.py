@@ -2,7 +2,6 @@
 
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -149,14 +148,13 @@ def weights(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of heads.token [B, T, C] against tags [B, T] where weights [B, T]."""
+    """Cross-entropy, focal or not, of heads.token [B, T, C] against tags [B, T], by weights."""
     logits, tags, weight = outputs.heads["token"], batch["tags"], batch["weights"]
-    wanted = optax.smooth_labels(jnp.eye(logits.shape[-1])[tags], cfg.label_smoothing)
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, tags),
         "accuracy": logits.argmax(-1) == tags,
     }
-    terms = {"words": (optax.softmax_cross_entropy(logits, wanted) * weight).sum()}
+    terms = {"words": (labels.cross_entropy(logits, tags, cfg) * weight).sum()}
     return terms, {name: ((x * weight).sum(), "words") for name, x in each.items()}
 
 

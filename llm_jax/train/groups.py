@@ -29,7 +29,9 @@ class Group(NamedTuple):
       matrix: decayed; embeddings are matrices.
       optimizer: "adamw" …, see optimizer.direction.
       rate: factor of the learning rate; 0: frozen.
-      decay: factor of the weight decay.
+      decay: factor of weight decay and L1.
+      distance: 0 of a head, 1 of a stack's last layer, … and most of the embeddings; of a stack of
+        layers one each.
     """
 
     stacked: int
@@ -38,6 +40,7 @@ class Group(NamedTuple):
     optimizer: str
     rate: float
     decay: float
+    distance: int | tuple[int, ...]
 
 
 def name(path: tuple) -> str:
@@ -52,7 +55,9 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
       ConfigError: a pattern of config.optimizer that no parameter matches.
     """
     o = config.optimizer
-    leaves = {name(path): p.axes for path, p in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {name(path): p for path, p in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {path: p.axes for path, p in shapes.items()}
+    distances = _distances(shapes)
     rates, decays = _rates(config, leaves), first(config, "decay_factors", leaves, 1.0)
     groups = {}
     for path, axes in leaves.items():
@@ -63,8 +68,23 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
         muon = len(spaces) > 1 and "layers" in path.split("/")
         optimizer = "adamw" if o.name == "muon" and not muon else o.name
         decay = decays[path] if matrix else 0.0
-        groups[path] = Group(stacked, spaces, matrix, optimizer, rates[path], decay)
+        groups[path] = Group(stacked, spaces, matrix, optimizer, rates[path], decay,
+                             distances[path])  # fmt: skip
     return groups
+
+
+def _distances(params: dict[str, Any]) -> dict[str, int | tuple[int, ...]]:
+    """Group.distance of each path; a layer that all share (ALBERT) counts as the last."""
+    blocks = {path: int("0" + "".join(re.findall(r"/block_(\d+)/", path))) for path in params}
+    period, found = max(blocks.values()) + 1, {}  # of a pattern of layers
+    for path, p in params.items():
+        found[path] = int("/layers/" in path)
+        if "layers" in p.axes:
+            places = range(blocks[path], p.shape[0] * period, period)
+            found[path] = tuple(p.shape[0] * period - place for place in places)
+    first = max(max(x) if isinstance(x, tuple) else x for x in found.values()) + 1
+    embedding = lambda path: not {"embed", "embeddings"}.isdisjoint(path.split("/"))
+    return {path: first if embedding(path) else x for path, x in found.items()}
 
 
 def _spaces(axes: tuple[str | None, ...], stacked: int) -> tuple[tuple[int, ...], ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
@@ -45,7 +46,8 @@ def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
     """Returns the optimizer: clip by global norm, direction, decoupled decay, learning rate.
 
-    update = -rate(step) rate_factor (direction(clipped gradient) + decay decay_factor parameter)
+    update = -rate(step) factor (direction(clipped gradient) + decay decay_factor parameter), and
+    behind it the proximal step of L1, see `_steps`.
 
     It is for the trained parameters alone, None standing in for the others (`groups.split`).
     """
@@ -63,20 +65,43 @@ def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransfo
             )
         )
 
-    def decay_and_factor(path, update, param):
-        group = groups[name(path)]
-        decay = o.weight_decay * group.decay
-        update = update + decay * param if decay else update
-        return update if group.rate == 1 else group.rate * update
+    return optax.chain(*parts, _steps(config, groups))
 
-    parts.append(
-        optax.stateless(
-            lambda updates, params: jax.tree_util.tree_map_with_path(
-                decay_and_factor, updates, params
-            )
-        )
-    )
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config)))
+
+def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
+    """Returns the last part: decay, each parameter's own rate, and L1.
+
+    factor = rate_factor layer_decay^distance (Clark 2020, appendix A), 0 for the first distance x
+    unfreeze_steps (gradual unfreezing; Howard and Ruder 2018, 3.3). L1 brings each entry of a
+    matrix nearer to 0 by rate factor l1, and not past it (Duchi and Singer 2009, 5.1).
+    """
+    o, rate_at = config.optimizer, schedule(config)
+
+    def step(count, path, update, param):
+        group = groups[name(path)]
+        far = np.array(group.distance)
+        far = far.reshape(far.shape + (1,) * (param.ndim - far.ndim))
+        rate = group.rate * rate_at(count)
+        if o.layer_decay != 1:
+            rate = rate * np.float32(o.layer_decay) ** far
+        if o.unfreeze_steps:
+            rate = rate * (count >= far * o.unfreeze_steps)
+        if decay := o.weight_decay * group.decay:
+            update = update + decay * param
+        update = -rate * update
+        if l1 := o.l1 * group.decay:
+            new = param + update
+            new = jnp.sign(new) * jnp.maximum(jnp.abs(new) - rate * l1, 0)
+            update = new - param
+        return update
+
+    def apply(updates, state, params):
+        one = lambda *leaf: step(state.count, *leaf)
+        updates = jax.tree_util.tree_map_with_path(one, updates, params)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    start = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    return optax.GradientTransformation(start, apply)
 
 
 def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from llm_jax import objectives
 from llm_jax.data.chunks import DOCUMENT
 from llm_jax.models import Model, init_params, real, router_loss
+from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
 from llm_jax.train.optimizer import schedule
@@ -65,14 +66,49 @@ def loss(
     weights: {term: what its sum over the batch is divided by}; None: the batch's own sums.
     """
     weights = objective.weights(batch) if weights is None else weights
+    cfg = config.objective
+    r_drop = cfg.r_drop if objective.classes else 0.0
+    if r_drop:
+        batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+        weights = {term: 2 * weight for term, weight in weights.items()}
     weights = {term: jnp.maximum(weight, 1e-9) for term, weight in weights.items()}
+    share, labels = 1.0, batch
+    mixes = cfg.mixup and objective.classes and config.model.kind == "encoder"
+    if mixes:
+        batch, share = mixed(model, params, batch, jax.random.fold_in(key, 1), cfg.mixup)
     outputs, sown = model.apply(
         {"params": params}, batch, deterministic=False, rngs={"dropout": key}, mutable=["losses"]
     )
-    terms, metrics = objective.losses(outputs, batch, config.objective)
+    terms, metrics = objective.losses(outputs, labels, cfg)
+    if mixes:
+        others = objective.losses(outputs, jax.tree.map(lambda x: x[::-1], labels), cfg)[0]
+        terms = {term: share * x + (1 - share) * others[term] for term, x in terms.items()}
     total = sum(total / weights[term] for term, total in terms.items())
     total += router_loss(config.model, sown)
+    if r_drop:
+        total += r_drop * disagreement(objective.predict(outputs, labels)["logits"])
     return total, {name: total / weights[term] for name, (total, term) in metrics.items()}
+
+
+def mixed(
+    model: Model, params: Any, batch: dict, key: jax.Array, alpha: float
+) -> tuple[dict, jax.Array]:
+    """Returns a batch of an encoder mixed with its rows in reverse, and a row's share (wordMixup).
+
+    embeddings = share x + (1 - share) reversed x, share of Beta(alpha, alpha) (Guo 2019, 3.2).
+    """
+    look_up = lambda m, *inputs: m.encoder.look_up(*inputs, deterministic=False)
+    inputs = batch["tokens"], positions_of(batch), batch.get("types")
+    x = model.apply({"params": params}, *inputs, method=look_up, rngs={"dropout": key})
+    share = jax.random.beta(key, alpha, alpha)
+    seen = jnp.maximum(batch["segment_ids"], batch["segment_ids"][::-1])
+    return batch | {"embeddings": share * x + (1 - share) * x[::-1], "segment_ids": seen}, share
+
+
+def disagreement(logits: jax.Array) -> jax.Array:
+    """Mean of (KL(p | q) + KL(q | p)) / 2 of two passes, [2 B, C] (R-Drop; Liang 2021, 2.1)."""
+    p, q = jnp.split(jax.nn.log_softmax(logits), 2)
+    return ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1).mean() / 2
 
 
 def gradients(

@@ -16,7 +16,8 @@ from llm_jax.config import ConfigError
 from llm_jax.data import sources, tokenizers
 from llm_jax.models import heads
 from llm_jax.objectives import classification, scores
-from llm_jax.train import report
+from llm_jax.objectives.labels import cross_entropy
+from llm_jax.train import report, state
 from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
 from tests import making
@@ -375,3 +376,74 @@ def test_a_report_counts_as_scikit_learn_and_shows_what_is_wrong(tmp_path):
     surest = sorted(wrong, key=lambda i: -sure[i])[: report.WORST]
     places = [text.index(json.dumps(answers[i])) for i in surest]
     assert places == sorted(places) and text.count("```") == 2 * report.WORST
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_lins(gamma, smoothing):
+    """Equation 4 of Lin 2017 class by class; of gamma 0 the cross-entropy of PyTorch."""
+    torch = pytest.importorskip("torch")
+    logits, label = np.random.default_rng(0).normal(size=(6, 4)) * 3, np.arange(6) % 4
+    cfg = settings(objective__focal_gamma=gamma, objective__label_smoothing=smoothing).objective
+    loss = lambda x: cross_entropy(x, label, cfg)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = np.eye(4)[label] * (1 - smoothing) + smoothing / 4
+    expected = (wanted * (1 - p) ** gamma * -np.log(p)).sum(-1)
+    np.testing.assert_allclose(loss(logits), expected, rtol=1e-5)
+    if not gamma:
+        theirs = torch.nn.functional.cross_entropy(
+            torch.tensor(logits), torch.tensor(label), label_smoothing=smoothing, reduction="none"
+        )
+        np.testing.assert_allclose(loss(logits), theirs, rtol=1e-5)
+    sure = jax.grad(lambda x: loss(x).sum())(np.eye(4)[label] * 200.0)
+    assert np.isfinite(sure).all()
+
+
+def trained_on(**changes):
+    """Loss and metrics of a batch of eight; its config, model, parameters, batch and key."""
+    c = settings(model__num_labels=2, **changes)
+    c.data.labels, c.model = ("0", "1"), configs.resolve(c.model, TOKENIZER.vocab_size)
+    docs = [{"text": "abcdefgh"[: i + 1], "label": str(i % 2)} for i in range(8)]
+    batch = next(iter(making.eval_batches(c, TOKENIZER, docs)))
+    model, objective = models.build(c.model), objectives.get("classification")
+    params = models.init_params(model, jax.random.key(0))
+    params = jax.tree.map(lambda x: 8 * x, params)
+    key = jax.random.key(7)
+    total, metrics = state.loss(model, objective, c, params, batch, key)
+    return float(total), metrics, model, params, batch, key
+
+
+def surprise(logits, label):
+    return -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(label)), label].mean()
+
+
+def test_r_drop_adds_how_far_two_passes_are_apart():
+    """Liang 2021, equations 2 to 4, halved, on two passes."""
+    changes = {"objective__r_drop": 3.0, "model__dropout": 0.3}
+    total, metrics, model, params, batch, key = trained_on(**changes)
+    twice = {name: np.concatenate([x, x]) for name, x in batch.items()}
+    how = {"deterministic": False, "rngs": {"dropout": key}}
+    found = model.apply({"params": params}, twice, **how).heads["sequence"]
+    logits = np.split(np.asarray(found), 2)
+    p, q = (np.asarray(jax.nn.softmax(x)) for x in logits)
+    apart = [(a * np.log(a / b)).sum(-1).mean() for a, b in ((p, q), (q, p))]
+    assert min(apart) > 1e-3
+    expected = sum(surprise(x, batch["label"]) for x in logits) / 2
+    assert total == pytest.approx(expected + 3 * sum(apart) / 2, rel=1e-4)
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_mixup_mixes_embeddings_and_labels_in_the_same_share():
+    """Guo 2019, section 3.2, with the rows in reverse for partners; vectors are added by hand."""
+    changes = {"objective__mixup": 0.8, "model__type_vocab_size": 0}
+    total, _, model, params, batch, key = trained_on(**changes)
+    share = float(jax.random.beta(jax.random.fold_in(key, 1), 0.8, 0.8))
+    assert 0.02 < share < 0.98
+    table, places = params["embed"]["embedding"], params["encoder"]["embeddings"]["positions"]
+    x = table[batch["tokens"]] + places["embedding"][batch["positions"]]
+    seen = np.maximum(batch["segment_ids"], batch["segment_ids"][::-1])
+    both = batch | {"embeddings": share * x + (1 - share) * x[::-1], "segment_ids": seen}
+    logits = model.apply({"params": params}, both).heads["sequence"]
+    one, other = (surprise(logits, label) for label in (batch["label"], batch["label"][::-1]))
+    assert abs(one - other) > 1e-3
+    assert total == pytest.approx(share * one + (1 - share) * other, rel=1e-4)

@@ -448,3 +448,67 @@ def test_a_step_on_a_mesh_is_that_of_one_device(name, tiny, batch):
             state, _ = jax.jit(step, out_shardings=(place, None))(setup.draw_state(place), rows)
         found.append(jax.device_get(state.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
+
+
+def steps_of(count=1, start=0.0, **changes):
+    """{path: the last of so many steps at rate 1, each parameter being `start`, each gradient 1}.
+
+    A classifier of four layers, which take turns between two kinds of attention.
+    """
+    config = configs.base()
+    config.model.update(
+        kind="encoder", head="sequence", num_labels=2, num_layers=4, attention="dense,local",
+        embed_dim=8, num_heads=2, type_vocab_size=2, pooler=True,
+    )  # fmt: skip
+    config.optimizer.update(
+        name="lion", learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0,
+        clip_norm=0.0, **changes,
+    )  # fmt: skip
+    shapes, group = tree_of(config)
+    full = lambda value: jax.tree.map(lambda p: jnp.full(p.shape, value), shapes)
+    tx = optimizer.build(config, group)
+    state, update = tx.init(full(start)), jax.jit(tx.update)
+    for _ in range(count):
+        updates, state = update(full(1.0), state, full(start))
+    return {path: np.asarray(x) for path, x in by_path(updates).items()}
+
+
+def by_layer(updates):
+    """Each layer's own step, from the embeddings up to the head."""
+    pair = [updates[f"encoder/stack/layers/block_{i}/mlp/up/kernel"] for i in (0, 1)]
+    layers = np.stack(pair, 1)[..., 0, 0].ravel().tolist()
+    embedding = {float(updates[p].max()) for p in updates if "embed" in p.split("/")[0]}
+    embedding |= {float(updates[p].max()) for p in updates if "/embeddings/" in p}
+    head = {float(updates[p].max()) for p in updates if p.split("/")[0] in ("pooler", "sequence")}
+    assert len(embedding) == len(head) == 1
+    return [-x for x in (*embedding, *layers, *head)]
+
+
+def test_rates_fall_from_layer_to_layer():
+    """Clark 2020: the head has the rate itself, each layer below a share of the one above."""
+    assert by_layer(steps_of()) == [1] * 6
+    assert by_layer(steps_of(layer_decay=0.5)) == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    own = steps_of(layer_decay=0.5, rate_factors=((".*/mlp/.*", 3.0),))
+    assert by_layer(own)[1:5] == [3 / 16, 3 / 8, 3 / 4, 3 / 2]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 11, 16])
+def test_layers_learn_one_after_the_other_from_the_last_down(steps):
+    """Howard and Ruder 2018: three steps of the head alone, then of a layer more."""
+    learning = min(1 + (steps - 1) // 3, 6)
+    found = by_layer(steps_of(steps, unfreeze_steps=3))
+    assert found == [0] * (6 - learning) + [1] * learning
+
+
+def test_l1_takes_from_matrices_what_is_left_of_them():
+    """argmin |x - (w - g)|^2 / 2 + l1 |x|, by search; no bias is touched, and 0 is a number."""
+    grid = np.linspace(-4, 4, 8001)
+    for start in (2.0, 0.4, 1.1, -0.3):
+        updates = steps_of(start=start, l1=0.25)
+        cost = (grid - (start - 1)) ** 2 / 2 + 0.25 * np.abs(grid)
+        for path, x in updates.items():
+            matrix = path.endswith(("kernel", "embedding"))
+            best = grid[cost.argmin()] if matrix else start - 1
+            np.testing.assert_allclose(start + x, best, atol=2e-3, err_msg=path)
+    exact = steps_of(start=1.125, l1=0.25)["sequence/kernel"]
+    assert np.all(1.125 + exact == 0)
