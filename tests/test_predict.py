@@ -130,6 +130,7 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
         (("--input", tmp_path / "other.txt", "--output", tmp_path / "out"), "not those of --input"),
         (("--input", tmp_path / "no.txt", "--output", tmp_path / "new"), "no.txt"),
         (("--input", tmp_path / "in.txt", "--output", tmp_path / "no" / "x"), "no folder"),
+        (("--input", tmp_path / "in.txt", "--output", tmp_path / "new", "--step=99"), "--step=99"),
         (
             ("--input", tmp_path / "in.txt", "--output", tmp_path / "new", "--batch_size=0"),
             "least 1",

@@ -83,6 +83,17 @@ def test_what_crosses_slices_goes_over_dcn():
     assert across.dcn["all-reduce"] == 99 * 3 * 2 * (BYTES / 2) / 2
 
 
+@pytest.mark.parametrize("slice_of", [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 2, 3]])
+def test_an_all_to_all_sends_a_share_to_each_other_device(slice_of):
+    text = LOOPS.replace("TRIPS", "").replace("all-gather(%v)", "all-to-all(%v)")
+    text = text.replace("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", "replica_groups={{0,1,2,3}}")
+    text = text.replace("all-reduce(%v), replica_groups=[2,4]<=[8]", "tanh(%v)")
+    moved = hlo.Program(text).moved(slice_of)
+    near = sum(slice_of[i] == slice_of[0] for i in (1, 2, 3))
+    assert moved.ici["all-to-all"] == 99 * near * BYTES / 4
+    assert moved.dcn.get("all-to-all", 0) == 99 * (3 - near) * BYTES / 4
+
+
 def test_a_collective_that_xla_writes_as_a_transfer_between_slices():
     sent = (
         "%s = (f32[4,8], u32[], token[]) send(%x, %t), channel_id=1, is_host_transfer=true, "
@@ -132,6 +143,9 @@ ENTRY %main (a: f32[100,8], b: f32[1,8], i: s32[]) -> f32[100,8] {
 
 def test_an_update_in_place_moves_what_it_updates():
     assert hlo.Program(FUSION).moved([0]).hbm == 32 + 4 + 32
+    fused = "fusion(%a, %b, %i), kind=kLoop, calls=%update"
+    alone = FUSION.replace(fused, "dynamic-update-slice(%a, %b, %i, %i)")
+    assert hlo.Program(alone).moved([0]).hbm == 32 + 32
 
 
 def test_a_compiled_program_of_known_bytes():
