@@ -53,7 +53,7 @@ class Mask:
             "prefix": self.prefix is not None,
             "cache": self.query_offset is not None,
         }
-        return {name for name, there in given.items() if there}
+        return {name for name, is_set in given.items() if is_set}
 
     @property
     def whole(self) -> bool:

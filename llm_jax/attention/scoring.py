@@ -58,7 +58,7 @@ class Scoring:
             "dropout": self.dropout,
             "softcap": self.softcap is not None,
         }
-        return {name for name, there in given.items() if there}
+        return {name for name, is_set in given.items() if is_set}
 
     def scores(self, products: Array, H: int, bias: Array | None = None) -> Array:
         """products [B, K, G, ..., S] of heads of size H, and a bias of that shape -> scores."""

@@ -60,8 +60,8 @@ def _prompts(file: Path) -> list:
         prompts = [one(row) if isinstance(row, dict) else row for row in rows]
     except (KeyError, ValueError) as error:
         raise ConfigError(f"--prompts={file}: a row has no prompt ({error!r})") from error
-    if wrong := [prompt for prompt in prompts if not isinstance(prompt, (str, list))]:
-        raise ConfigError(f"--prompts={file}: {wrong[0]!r} is neither text nor messages")
+    if invalid := [prompt for prompt in prompts if not isinstance(prompt, (str, list))]:
+        raise ConfigError(f"--prompts={file}: {invalid[0]!r} is neither text nor messages")
     return prompts
 
 

@@ -87,8 +87,8 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
     columns = [data[f"{name}_column"] for name in examples.columns(examples.config)
                if name not in examples.gold]  # fmt: skip
     for where, record in files.rows(file, columns, lines=True):
-        wrong = isinstance(record, ConfigError)
-        yield ({}, record) if wrong else (record, document(examples, record, where))
+        refused = isinstance(record, ConfigError)
+        yield ({}, record) if refused else (record, document(examples, record, where))
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:

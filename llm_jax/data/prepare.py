@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tfds_dir", default="", help="where to; default: TFDS's own folder")
     parser.add_argument("--config", help="FILE.py[:variant]: write its tokenizer's tokens")
     args, overrides = parser.parse_known_args(argv)
-    if wrong := [arg for arg in overrides if not arg.startswith("--config.")]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if unknown := [arg for arg in overrides if not arg.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     from llm_jax import objectives  # as a command, this stands above them
 
     data = base().data

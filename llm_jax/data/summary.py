@@ -48,7 +48,7 @@ def _counted(counts: Counter) -> list[str]:
 def _lengths(examples: Examples, docs: list[Record]) -> list[int]:
     """Tokens of each document's texts, with special tokens."""
     both = "encoder_tokens" in examples.lengths(examples.config)  # a row for each
-    of_docs = [texts(doc) for doc in docs]
-    counts = iter([len(x) for x in examples.tokenizer.encode_batch(sum(of_docs, []))])
-    each = [[next(counts) for _ in some] for some in of_docs]
+    by_doc = [texts(doc) for doc in docs]
+    counts = iter([len(x) for x in examples.tokenizer.encode_batch(sum(by_doc, []))])
+    each = [[next(counts) for _ in some] for some in by_doc]
     return [(max(some) if both else sum(some)) + (1 if both else len(some) + 1) for some in each]

@@ -110,10 +110,10 @@ def _check(
         original = (family.copies | family.aliases).get(name)
         stands_for = name if name in wanted else original
         if name in wanted or (original in wanted and stand_ins.get(original) == name):
-            ours, there = shape_of(wanted[stands_for]), tensors.shape(name)
-            if there != ours:
+            ours, theirs = shape_of(wanted[stands_for]), tensors.shape(name)
+            if theirs != ours:
                 problems.append(
-                    f"of another shape: {own(name)} is {there}, config.json makes it {ours}"
+                    f"of another shape: {own(name)} is {theirs}, config.json makes it {ours}"
                 )
             elif tensors.dtype(name) not in files.FLOATS:
                 problems.append(f"not floating-point: {own(name)} is {tensors.dtype(name)}")

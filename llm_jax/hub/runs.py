@@ -157,8 +157,8 @@ def _adopt(
                               f"{model[key]!r}; of model, {', '.join(TASK + FREE)} can be changed")
     if not recipe and "model.head" in by_hand:
         objectives.get(config.objective.name).check(config)
-    if wrong := [key for key in by_hand if key.startswith("tokenizer.")]:
-        raise ConfigError(f"{wrong[0]}: the tokenizer comes from {name}")
+    if fixed := [key for key in by_hand if key.startswith("tokenizer.")]:
+        raise ConfigError(f"{fixed[0]}: the tokenizer comes from {name}")
     named = not configs.unread(config, "data.labels")
     if named != bool(labels) or not _label_heads(model) & _label_heads(config.model):
         return False

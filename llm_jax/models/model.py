@@ -154,14 +154,14 @@ class Model(nn.Module):
             hidden *= cfg.embed_dim**-0.5
         token = features[:, 0] if at is None else features[jnp.arange(len(at)), at]
         pooled = self.pooler(token) if cfg.pooler else token
-        said = {"pooled": pooled} if cfg.pooler else {}
+        results = {"pooled": pooled} if cfg.pooler else {}
         for name in self.names:
             head = heads.HEADS[name]
             if not head.words:
                 x = pooled if head.pooled else features
                 x = self.head_dropout(x, deterministic=deterministic)
-                said[name] = getattr(self, name)(x).astype(jnp.float32)
-        return Outputs(hidden, matrix, bias, features, heads=said)
+                results[name] = getattr(self, name)(x).astype(jnp.float32)
+        return Outputs(hidden, matrix, bias, features, heads=results)
 
 
 def segments_of(batch: dict, side: str = "") -> jax.Array | None:

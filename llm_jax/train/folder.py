@@ -256,8 +256,8 @@ def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], N
         if different := differences(old, config, imported):
             raise ConfigError(f"{where} is of another config than {Path(workdir) / 'config.json'} "
                               f"({'; '.join(different)}); bring back what was there")
-        here, there = _contents(workdir), meta["tokenizer"]
-        if changed := [name for name in there if here.get(name) != there[name]]:
+        here, saved = _contents(workdir), meta["tokenizer"]
+        if changed := [name for name in saved if here.get(name) != saved[name]]:
             raise ConfigError(f"{where} was saved with another {Path(workdir) / 'tokenizer'} "
                               f"({', '.join(sorted(changed))} differ); bring back what was there")
 

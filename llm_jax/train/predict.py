@@ -46,9 +46,9 @@ def document(examples: Examples, record: Record, where: str) -> Record | ConfigE
     for name in examples.columns(examples.config):
         choice = (name, examples.stands_in.get(name, name))
         pairs = ((x, column) for x in choice for column in (data[f"{x}_column"], x))
-        there = (pair for pair in pairs if pair[1] in record)
+        present = (pair for pair in pairs if pair[1] in record)
         if name not in examples.gold:
-            columns |= [next(there, (name, data[f"{name}_column"]))]
+            columns |= [next(present, (name, data[f"{name}_column"]))]
     try:
         return fields.document(record, columns, where)
     except ConfigError as error:
@@ -87,8 +87,8 @@ def written(
     for window in chunked(records, WINDOW * size):
         answers = iter(write(params, [x for x in window if not isinstance(x, ConfigError)]))
         for record in window:
-            wrong = isinstance(record, ConfigError)
-            yield {"error": str(record)} if wrong else next(answers)
+            refused = isinstance(record, ConfigError)
+            yield {"error": str(record)} if refused else next(answers)
 
 
 def chunked(items: Iterable, size: int) -> Iterator[list]:
