@@ -23,7 +23,7 @@ Messages = Sequence[dict[str, Any]]
 
 
 def render(tokenizer: Tokenizer, messages: Messages, reply: bool = False) -> str:
-    """Returns a conversation as text; reply: with what an assistant's next turn begins with.
+    """Returns a conversation as text; reply: with the generation prompt of an assistant's turn.
 
     Raises:
       ConfigError: no list of {"role", "content"}, or one that the template refuses.
@@ -32,7 +32,7 @@ def render(tokenizer: Tokenizer, messages: Messages, reply: bool = False) -> str
 
 
 def prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """Returns the ids behind which an assistant's next turn is to come."""
+    """Returns the ids of a conversation with the generation prompt of an assistant's turn."""
     return tokenizer.read(render(tokenizer, messages, reply=True))
 
 

@@ -33,13 +33,13 @@ def complete(
 ) -> list[dict]:
     """Generates text: for each prompt its samples, {prompt, completion, tokens} each.
 
-    A decoder continues the prompt: prompt + completion is the whole text. Ids are taken as they
-    are. Messages, [{"role": …,
-    "content": …}], are laid out by the tokenizer's chat template, and it writes the assistant's
-    next. An encoder-decoder reads the prompt and writes from the tokenizer's bos_id (which is pad
-    where, as in T5, there is no bos). A masked model fills [MASK] or <mask>: `completion` and
-    `tokens` are the prompt with each gap's best token, and `candidates` has a list for each gap, of
-    the top_k (0: 5) {token, text, probability}. Beam search adds `score`.
+    A decoder continues the prompt: prompt + completion is the whole text. A prompt may be ids,
+    which are taken as they are, or messages, [{"role": …, "content": …}], which the tokenizer's
+    chat template lays out; the completion is then the assistant's reply. An encoder-decoder reads
+    the prompt and writes from the tokenizer's bos_id (pad where, as in T5, there is none). A masked
+    model fills [MASK] or <mask>: `completion` and `tokens` are the prompt with each mask's best
+    token, and `candidates` lists for each mask the top_k (0: 5) {token, text, probability}. Beam
+    search adds `score`.
 
     Special tokens that a prompt spells are read as such, as transformers reads them (in training
     text they are text). Ids that no token of the tokenizer has are never drawn.

@@ -15,7 +15,7 @@ TEXTS = ("text", "pair", "negative")
 
 
 class Contrastive(Examples):
-    """[CLS] text [SEP], behind it likewise its pair and a hard negative, if there are.
+    """[CLS] text [SEP], then its pair and a hard negative in the same way, where there are any.
 
     tokens, side [T] (1, 2, 3: which text a token is of; none sees another's), pooled [T]: side
     where a token's vector counts, by objective.pooling. Each has an equal part of a row, what is
