@@ -17,8 +17,9 @@ from llm_jax.models import Outputs
 from llm_jax.train.state import init_state, make_eval_step, make_train_step
 from tests import making
 
-# Those of texts and pairs, and classes; tags, answers, numbers, vectors, chats have their own.
-APART = ("chat", "regression", "tagging", "roles", "question_answering",
+# Those of texts and pairs, and classes; tags, answers, numbers, vectors, chats, preferences have
+# their own.
+APART = ("chat", "regression", "tagging", "roles", "question_answering", "preference",
          "contrastive", "similarity")  # fmt: skip
 NAMES = tuple(name for name in objectives.OBJECTIVES if name not in APART)
 WORDS = "the quick brown fox jumps over a lazy dog. it sleeps! who knows why? nobody does.".split()
