@@ -40,15 +40,15 @@ class Chunks:
     documents, where there are two. The tokens of a list, which is in memory, are kept: `held`.
     """
 
-    def __init__(self, what: Examples, docs: Sequence[Record], seed: int | None = None):
-        self._what, self._docs, self._seed = what, docs, seed
+    def __init__(self, examples: Examples, docs: Sequence[Record], seed: int | None = None):
+        self._examples, self._docs, self._seed = examples, docs, seed
         # Predictions are joined to their document by its number.
-        single = what.config.data.packing == "none" and not what.cut
-        self._scalars = (*what.scalars, *[DOCUMENT] * (seed is None and single))
-        self.lengths = what.lengths(what.config) | dict.fromkeys(self._scalars, 1)
-        pad_id = what.tokenizer.pad_id
+        single = examples.config.data.packing == "none" and not examples.cut
+        self._scalars = (*examples.scalars, *[DOCUMENT] * (seed is None and single))
+        self.lengths = examples.lengths(examples.config) | dict.fromkeys(self._scalars, 1)
+        pad_id = examples.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
-        self.held = self._pool(docs) if what.cut and isinstance(docs, list) else None
+        self.held = self._pool(docs) if examples.cut and isinstance(docs, list) else None
         self._count = max(1, min(round(self._size() / CHUNK), len(docs) // 2))
 
     def _size(self) -> float:
@@ -74,8 +74,8 @@ class Chunks:
             places = [epoch * count + place for place in places]
         rng = np.random.default_rng((seed or 0, number))
         shuffled = lambda x: x if seed is None else [x[i] for i in rng.permutation(len(x))]
-        examples = shuffled(self._examples(places, rng))
-        most = 1 if self._what.config.data.packing == "none" else 0
+        examples = shuffled(self._made(places, rng))
+        most = 1 if self._examples.config.data.packing == "none" else 0
         needs = [[len(example[name]) for name in self.lengths] for example in examples]
         needs = np.array(needs, np.int64).reshape(len(examples), len(self.lengths))
         # The first rows are the fullest.
@@ -99,27 +99,27 @@ class Chunks:
                 row[f"{prefix}segment_ids"] = _filled(ids, length, 0)
                 row[f"{prefix}positions"] = _filled([*map(np.arange, sizes)], length, 0)
         row |= {name: row[name][0] for name in self._scalars}
-        return row if self._what.row is None else self._what.row(row, rng)
+        return row if self._examples.row is None else self._examples.row(row, rng)
 
     def _pool(self, docs: list[Record]) -> Pool:
         texts = [doc["tokens"] if "tokens" in doc else doc["text"] for doc in docs]
-        return Pool(streams(self._what.tokenizer, texts, self._what.framed))
+        return Pool(streams(self._examples.tokenizer, texts, self._examples.framed))
 
-    def _examples(self, places: Sequence[int], rng: np.random.Generator) -> list[Arrays]:
-        what, docs, pool = self._what, self._docs, self.held
+    def _made(self, places: Sequence[int], rng: np.random.Generator) -> list[Arrays]:
+        examples, docs, pool = self._examples, self._docs, self.held
         if pool is None:
             docs = docs.read(places) if isinstance(docs, Lazy) else [docs[i] for i in places]
-            if not what.cut:
-                made = zip(places, (what.examples(doc, rng, None) for doc in docs), strict=True)
+            if not examples.cut:
+                made = zip(places, (examples.examples(doc, rng, None) for doc in docs), strict=True)
                 return [x | {DOCUMENT: np.array([i])} for i, some in made for x in some]
             pool, places = self._pool(docs), range(len(docs))
         phases = None if self._seed is None else rng
-        examples = []
+        out = []
         for i in places:
             elsewhere = functools.partial(pool.elsewhere, i, rng=rng)
-            for window in cut(pool.documents[i], what.stride, what.overlap, phases):
-                examples += what.examples(window, rng, elsewhere)
-        return examples
+            for window in cut(pool.documents[i], examples.stride, examples.overlap, phases):
+                out += examples.examples(window, rng, elsewhere)
+        return out
 
 
 class Rows(Sequence):
