@@ -1,6 +1,7 @@
 """The train step: accumulation, averaging, and what a step that is not finite leaves alone."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -47,6 +48,17 @@ def test_accumulation_equals_the_large_batch(parts, large_batch, tiny, batch):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6)
     for got, want in zip(momentum(state), momentum(whole), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * abs(want).max())
+
+
+def test_a_part_with_less_than_a_token_counts_in_full():
+    """Of a batch with one scored token each of four microbatches has a quarter as its share."""
+    term = np.float32(3)
+    losses = lambda *_: ({"tokens": term}, {"loss": (term, "tokens")})
+    objective = SimpleNamespace(losses=losses, classes=False)
+    model = SimpleNamespace(apply=lambda *_, **__: (None, {}))
+    weights = {"tokens": np.float32(0.25)}
+    total, metrics = train_state.loss(model, objective, configs.base(), None, {}, None, weights)
+    assert total == metrics["loss"] == 12
 
 
 def by_hand(config, batch):
