@@ -183,6 +183,10 @@ def test_electra_judges_what_the_generator_sampled():
     scores = np.asarray(outputs.heads["detection"], np.float64)
     nll = -np.log(np.where(replaced, expit(scores), expit(-scores)))
     np.testing.assert_allclose(terms["tokens"], 50 * nll[real].sum(), rtol=1e-5)
+    cfg = c.objective.copy_and_resolve_references()
+    cfg.detection_weight = 7.0
+    seven = objectives.get(name).losses(outputs, batch, cfg)[0]["tokens"]
+    np.testing.assert_allclose(seven, 7 * nll[real].sum(), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"][0], nll[real].sum(), rtol=1e-5)
     assert metrics["accuracy"][0] == ((scores > 0) == replaced)[real].sum()
     mlm, _ = _nll(outputs, batch["masked_targets"])
