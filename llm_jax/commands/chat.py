@@ -5,14 +5,14 @@ import contextlib
 import signal
 import sys
 
-from llm_jax.commands.verb import Verb, tell
+from llm_jax.commands.verb import Verb, add_step, tell
 
 HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
-    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    add_step(sub)
     sub.add_argument("--system", help="a system message, which comes first")
     sub.add_argument("--max_new_tokens", type=int, help="of a reply")
     sub.add_argument("--temperature", type=float, help="0: greedy")

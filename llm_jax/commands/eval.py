@@ -3,13 +3,13 @@
 import argparse
 import math
 
-from llm_jax.commands.verb import Verb
+from llm_jax.commands.verb import Verb, add_step
 from llm_jax.config import ConfigError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
-    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    add_step(sub)
     sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), default="validation")
 

@@ -2,13 +2,13 @@
 
 import argparse
 
-from llm_jax.commands.verb import Verb
+from llm_jax.commands.verb import Verb, add_step
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
-    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    add_step(sub)
     sub.add_argument("--family", help="of those that can express the model; found if not given")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 

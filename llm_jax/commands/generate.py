@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from llm_jax.commands import samples
-from llm_jax.commands.verb import Verb
+from llm_jax.commands.verb import Verb, add_step
 from llm_jax.config import ConfigError
 from llm_jax.files import read_text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
-    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    add_step(sub)
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
     sub.add_argument("--samples", type=int, help="of each prompt; with --beams, the best")

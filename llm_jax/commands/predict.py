@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_jax.commands.verb import Verb, tell
+from llm_jax.commands.verb import Verb, add_step, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json
 
@@ -28,7 +28,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--input", required=True, help="a file, or - for the standard input")
     sub.add_argument("--output", required=True, help="the JSONL file to write, or to continue")
     sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
-    sub.add_argument("--step", type=int, help="a saved step; the newest if not given")
+    add_step(sub)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:

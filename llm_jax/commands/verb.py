@@ -25,6 +25,12 @@ class Verb(NamedTuple):
     workdir: bool = True
 
 
+def add_step(sub: argparse.ArgumentParser) -> None:
+    """Adds --step."""
+    sub.add_argument("--step", type=lambda text: text if text == "best" else int(text), help=(
+        "a saved step, or best: of those that are kept, by eval.metric; the newest if not given"))
+
+
 def program(short: bool = False) -> str:
     """Returns how this process was called, to be shown in commands: llm-jax or python launch.py."""
     script = Path(sys.argv[0])

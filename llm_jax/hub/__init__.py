@@ -180,6 +180,8 @@ def save(
         names = [str(name) for name in labels] or [f"LABEL_{i}" for i in range(model.num_labels)]
         hf["id2label"] = {str(i): name for i, name in enumerate(names)}
         hf["label2id"] = {name: i for i, name in enumerate(names)}
+        if model.num_labels == 1:
+            hf["problem_type"] = "regression"
     if table.place and tokenizer is not None:
         model, params = table.place(model, params, tokenizer)
         hf |= to_hf(table, model)

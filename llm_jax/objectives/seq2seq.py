@@ -14,7 +14,8 @@ class Seq2Seq(Examples):
     """encoder_tokens [S] = prefix + source + suffix + [eos]; the decoder learns target + [eos].
 
     tokens, targets, weights [T], tokens starting from bos (T5: pad). A source too long for its row
-    loses its end but keeps eos; a target too long is cut, and its end is not learned.
+    loses its end but keeps eos; a target too long is cut, and its end is not learned. Accuracy goes
+    by answer_weights [T], which leave eos out.
     """
 
     cut, gold = False, ("target",)
@@ -26,7 +27,8 @@ class Seq2Seq(Examples):
     @classmethod
     def lengths(cls, config):
         longest = config.model.max_length
-        return {"encoder_tokens": longest} | decoder_lengths(config.data.target_length or longest)
+        target = config.data.target_length or longest
+        return {"encoder_tokens": longest, "answer_weights": target} | decoder_lengths(target)
 
     def example(self, piece, rng, elsewhere):
         tokenizer, lengths = self.tokenizer, self.lengths(self.config)
@@ -34,8 +36,8 @@ class Seq2Seq(Examples):
         source = np.append(source[: lengths["encoder_tokens"] - 1], tokenizer.eos_id)
         target = [[tokenizer.bos_id], tokenizer.encode(piece.get("target", "")), [tokenizer.eos_id]]
         fields = decoder_fields(np.concatenate(target)[: lengths["targets"] + 1])
-        return {"encoder_tokens": source} | fields
-
+        answer = np.where(fields["targets"] == tokenizer.eos_id, np.float32(0), fields["weights"])
+        return {"encoder_tokens": source, "answer_weights": answer} | fields
 
     def ask(self, record, new):
         """The source as a prompt; of one too long for the encoder the end is cut off."""

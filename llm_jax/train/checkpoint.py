@@ -79,6 +79,14 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(self.manager.all_steps())
 
+    def best(self) -> int:
+        """Returns the step that is best by eval.metric; ConfigError where no evaluation was."""
+        if not self.losses:
+            self.restore({})
+        if not self.losses:
+            raise ConfigError(f"--step=best: no step of {self.folder} has been evaluated")
+        return min(self.losses, key=self.losses.get)
+
     def is_best(self, loss: float) -> bool:
         """Whether a checkpoint of this validation loss would be kept as one of the best."""
         better = sum(other <= loss for other in self.losses.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -34,7 +35,7 @@ from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
 from llm_jax.train.profile import Profile
 from llm_jax.train.run import Setup, flops_per_token
-from llm_jax.train.state import TrainState
+from llm_jax.train.state import TrainState, about
 
 COSTS = ("perplexity", "bits_per_byte", "mse")  # of which less is better, beside all losses
 JUMP = 0.01  # relative change of the learning rate that goes for none
@@ -112,11 +113,13 @@ class Trainer:
         if accept is not None:
             accept(self.setup, self.tokenizer)
         self._open_data(objective.examples(self.tokenizer, config), splits)
+        self.eval_step = self.setup.eval_step(self.tokenizer)
+        if self.held_out is not None and config.eval.metric != "loss" and not hooks:
+            self.cost(self._measured())
         agree(config, self.tokenizer, folder.text)
         self._open_state(folder, start)
         first_params = self.state.params if self.step == 0 else None
         reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
-        self.eval_step = self.setup.eval_step(self.tokenizer)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
         peak = peak_flops(self.mesh.devices.flat[0])
         before = self.metrics.last.get("step_seconds") or 0
@@ -156,6 +159,21 @@ class Trainer:
             self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
             self.step, self.state = 0, self._first(start, place)
         self.train_step = self.setup.train_step(place)
+
+    def _measured(self) -> dict[str, float]:
+        """What an evaluation has, by that of a batch of which the model says nothing but zeros."""
+        params = self.setup.abstract_params()
+
+        def zeros(params, batch):
+            found = jax.eval_shape(self.eval_step, params, batch)
+            found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), found)
+            return (*found[:2], found[2] | (about(batch) if found[2] else {}))
+
+        empty = lambda params, records: [{"text": "", "score": 0.0} for _ in records]
+        write = empty if self.config.eval.scores else None
+        with sharding.activate(self.mesh):
+            found = evaluate(zeros, params, self.held_out, self.mesh, 1, write)
+        return {f"eval_{name}": value for name, value in found.values.items()}
 
     def _check_new(self) -> None:
         """Refuses to train nothing but adapters of random weights; tells of other frozen ones."""
@@ -254,10 +272,11 @@ class Trainer:
             self.reporter.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.early.done:
-            self.reporter.note(f"eval.patience={self.early.patience}: no better "
-                               f"{self.config.eval.metric} since step {self.early.best[1]}, which "
-                               f"--step={self.early.best[1]} reads")
+        losses = self.checkpoints.losses
+        if losses and (best := self.checkpoints.best()) != self.step:
+            why = f"eval.patience={self.early.patience}: " * self.early.done
+            self.reporter.note(f"{why}the best {self.config.eval.metric} is that of step {best}, "
+                               "which --step=best reads")
         finished = self.early.done or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 

@@ -222,7 +222,7 @@ def _flops_per_token(config: ConfigDict, trained: Callable[[str], bool]) -> floa
 
 
 def load_params(
-    workdir: str | Path, step: int | None = None, mesh: Mesh | None = None
+    workdir: str | Path, step: int | str | None = None, mesh: Mesh | None = None
 ) -> tuple[Setup, Tokenizer, Any, int]:
     """Returns (setup, tokenizer, parameters, step) of a run: the EMA of parameters where kept.
 
@@ -230,7 +230,7 @@ def load_params(
     They lie on setup.mesh, under which to use them: `with sharding.activate(setup.mesh)`.
 
     Args:
-      step: a saved step; None: the newest.
+      step: a saved step; "best": by eval.metric; None: the newest.
       mesh: None: `reading_mesh`.
 
     Raises:
@@ -246,6 +246,7 @@ def load_params(
         checkpoints = Checkpoints(workdir, config.checkpoint, read_only=True)
         like, same = setup.reading({item: setup.abstract_params()}), same_run(workdir, config)
         with sharding.activate(setup.mesh):
+            step = checkpoints.best() if step == "best" else step
             restored = checkpoints.restore(like, step, same)
         checkpoints.close()
     if restored is None:

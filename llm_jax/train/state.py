@@ -236,8 +236,12 @@ def make_eval_step(
             weights["bits_per_byte"] = (counts * batch["weights"]).sum()
         if objective.predict is None:
             return sums, weights, {}
-        tokens = real(batch).sum(1)
-        about = {"real": tokens > 0, "tokens": tokens, DOCUMENT: batch[DOCUMENT]}
-        return sums, weights, objective.predict(outputs, batch) | about
+        return sums, weights, objective.predict(outputs, batch) | about(batch)
 
     return eval_step
+
+
+def about(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of each row of a batch: whether it is real, its tokens, and its document."""
+    tokens = real(batch).sum(1)
+    return {"real": tokens > 0, "tokens": tokens, DOCUMENT: batch[DOCUMENT]}
