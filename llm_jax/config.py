@@ -155,6 +155,14 @@ def weights(when: When | None = None) -> Key:
                'must be numbers of at least 0, or "balanced"', when)
 
 
+def augmentations(when: When | None = None) -> Key:
+    """A tuple of steps of data.augment, empty by default."""
+    pattern = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
+    allows = lambda v: all(isinstance(x, str) and re.fullmatch(pattern, x) for x in v)
+    must = 'must be like "delete:0.1", "swap:0.1" or "synonyms:FILE:0.1"'
+    return Key((), lambda v: bool(allows(v)), must, when)
+
+
 def shares(when: When | None = None) -> Key:
     """A tuple of numbers above 0, empty by default."""
     allows = lambda v: all(type(x) in (int, float) and 1e-9 < x < 1e9 for x in v)
@@ -364,9 +372,14 @@ class Data:
     mixture_temperature = number(1.0, over=0, when=SEVERAL & absent("data.weights"))
     mixture_limit = whole(0, 0, COUNT, when=SEVERAL & absent("data.weights"))
     validation = text("")  # like train; empty: a held-out share of the documents
-    validation_fraction = share(0.05, when=absent("data.validation"))
+    validation_fraction = share(0.05, when=absent("data.validation") & absent("data.folds"))
+    # Cross-validation: of so many parts of the documents, by content, part `fold` is held out.
+    folds = whole(0, 0, 1000, when=absent("data.validation"))  # 0: none
+    fold = whole(0, 0, 999, when=absent("data.validation") & given("data.folds"))
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
+    # In training each time anew: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" of the words.
+    augment = augmentations(when=CLASSES)
     labels = texts(empty=False, when=LABELLED)  # in order; (): those of the training set
     # Tokens between the beginnings of two windows of a context that is longer than a row.
     doc_stride = whole(128, 1, when=QUESTIONS)
@@ -719,6 +732,8 @@ def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:
     """Yields each key that others do not go with, why, and the fix."""
     if d.ramp_steps and d.batch_size % d.ramp_start:
         yield f"data.ramp_start={d.ramp_start}: must divide data.batch_size={d.batch_size}"
+    if d.folds == 1 or (d.folds and d.fold >= d.folds):
+        yield f"data.folds={d.folds}: must be 0, or at least 2 and above data.fold={d.fold}"
     if d.shards > d.batch_size:
         yield f"data.shards={d.shards}: at most data.batch_size={d.batch_size}"
     steps = t.profile_steps

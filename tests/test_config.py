@@ -91,7 +91,7 @@ NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
     "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.initializer_range",
-    "model.lora_alpha",
+    "model.lora_alpha", "optimizer.layer_decay", "objective.temperature",
     "model.rotary_original_length", "model.relative_buckets", "model.relative_max_distance",
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
@@ -103,7 +103,7 @@ NOT_ZERO = {
 }  # fmt: skip
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
-    "objective.suffix", "data.pair_column", "init_from",
+    "objective.suffix", "data.pair_column", "data.negative_column", "init_from",
 }  # fmt: skip
 
 

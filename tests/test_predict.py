@@ -8,6 +8,8 @@ import pytest
 
 from llm_jax import commands
 from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.train import ensemble
 from llm_jax.train.loop import Trainer
 from llm_jax.train.predict import _trimmed, chunked
 
@@ -156,3 +158,34 @@ def test_a_batch_keeps_all_tokens_of_its_longest_row(longest):
     batch = _trimmed(rows, 4)
     assert batch["segment_ids"].sum() == longest + 1
     assert batch["tokens"].shape in ((4, 16), (4, 32), (4, 40))
+
+
+def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):
+    """Of predict and eval alike, against the members' own answers."""
+    workdir, trainer = run
+    c = configs.from_dict(trainer.config.to_dict())
+    c.seed, c.train.steps = 1, 20
+    Trainer(c, tmp_path / "second", _Silent(), jax.devices()[:1]).run()
+    (tmp_path / "a.txt").write_text("\n".join(texts(20)))
+    read = lambda out, *more: predict(*more[:1], tmp_path / "a.txt", tmp_path / out, *more[1:])
+    one, two = read("1.out", workdir), read("2.out", tmp_path / "second")
+    both = read("3.out", workdir, f"--ensemble={tmp_path / 'second'}")
+    for a, b, mean in zip(one, two, both, strict=True):
+        parts = a["probabilities"], b["probabilities"]
+        expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+        assert mean["probabilities"] == pytest.approx(expected, abs=1e-5)
+        assert mean["label"] == max(expected, key=expected.get)
+    assert max(abs(a["probabilities"]["True"] - b["probabilities"]["True"])
+               for a, b in zip(one, two, strict=True)) > 0.1  # fmt: skip
+    assert commands.main(["eval", f"--workdir={workdir}", f"--ensemble={workdir}"]) == 0
+    load = ensemble.load_params
+
+    def other(*args, **how):
+        found = load(*args, **how)
+        if how:
+            found[0].config.data.labels = ("no", "yes")
+        return found
+
+    monkeypatch.setattr(ensemble, "load_params", other)
+    with pytest.raises(ConfigError, match="its data.labels is not that of"):
+        ensemble.load([workdir, workdir])

@@ -62,6 +62,7 @@ CASES = {
     "line": {"optimizer.schedule": "linear", "data.packing": "none", "data.ramp_steps": 2,
              "data.ramp_start": 2},
     "limited": {"data.train": "{text},{more}", "data.mixture_limit": 20},
+    "folds": {"data.folds": 3},
     "bpe": {"tokenizer.name": "bpe", "tokenizer.vocab_size": 300},
     "file": {"tokenizer.name": "file", "tokenizer.path": "{tokenizer}"},
 }  # fmt: skip
@@ -81,6 +82,7 @@ OTHERS = {  # where the next number or word would not do
     "optimizer.decay_factors": ((".*", 0.5),), "optimizer.rate_factors": ((".*", 0.5),),
     "model.lora_targets": ("up",), "tokenizer.vocab_size": 290, "data.ramp_start": 1,
     "optimizer.decay_steps": 3, "data.weights": (1, 2), "objective.class_weights": (1.0, 2.0),
+    "data.augment": ("delete:0.5",),
 }  # fmt: skip
 # Read by the loop or what comes after it, not by the program, a batch or the tokenizer.
 LOOP = (

@@ -10,6 +10,8 @@ from llm_jax.config import ConfigError
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     add_step(sub)
+    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
+                     help="a further run; its probabilities are averaged with the others'")
     sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), default="validation")
 
@@ -20,11 +22,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.data import pipeline
     from llm_jax.models import heads
     from llm_jax.objectives import scores
-    from llm_jax.train import reference, report
+    from llm_jax.train import ensemble, reference, report
     from llm_jax.train.evaluate import evaluate
-    from llm_jax.train.run import load_params
 
-    setup, tokenizer, params, step = load_params(args.workdir, args.step)
+    setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
     documents = setup.objective.splits(setup.config)[args.split]
     if not len(documents):
         raise ConfigError(f"--split={args.split}: the run has none; data.{args.split} or "
@@ -49,14 +50,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     shown += [f"{name} {value:.4g}" for name, value in others.items()]
     shown += [f"{value:,} {name}" for name, value in counts.items()]
     part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
-    print(f"step {step}: {args.split} {', '.join(shown)}{part}")
+    also = f", averaged with {', '.join(args.ensemble)}" * bool(args.ensemble)
+    print(f"step {step}{also}: {args.split} {', '.join(shown)}{part}")
     if "bleu" in result:
         measure = scores.bleu([record.get("target", "") for record in evaluation.records])
         measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
     if evaluation.answers and setup.objective.predict:
-        about = report.write(args.workdir, evaluation, examples, f"{args.split}, step {step}")
+        about = report.write(args.workdir, evaluation, examples, f"{args.split}, step {step}{also}")
         print(f"errors and more scores are in {about}")
     return {"step": step, "split": args.split} | result
 

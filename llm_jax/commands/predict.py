@@ -29,15 +29,17 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", required=True, help="the JSONL file to write, or to continue")
     sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
     add_step(sub)
+    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
+                     help="a further run; its probabilities are averaged with the others'")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
+    from llm_jax.train import ensemble
     from llm_jax.train.predict import make_predict_step, predict, written
-    from llm_jax.train.run import load_params
 
-    setup, tokenizer, params, step = load_params(args.workdir, args.step)
+    setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
     if args.batch_size is not None:
         if args.batch_size < 1:
             raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
+from llm_jax.data.augment import augmented
 from llm_jax.data.examples import Arrays, Examples, Record
 from llm_jax.data.lazy import Lazy, permuted
 from llm_jax.data.mixture import Mixture
@@ -46,6 +47,8 @@ class Chunks:
         single = examples.config.data.packing == "none" and not examples.cut
         self._scalars = (*examples.scalars, *[DOCUMENT] * (seed is None and single))
         self.lengths = examples.lengths(examples.config) | dict.fromkeys(self._scalars, 1)
+        self._steps = examples.config.data.augment if examples.augments and seed is not None else ()
+        augmented({"text": "a"}, ("text",), self._steps, np.random.default_rng(0))  # reads its files
         pad_id = examples.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
         self.held = self._pool(docs) if examples.cut and isinstance(docs, list) else None
@@ -109,6 +112,8 @@ class Chunks:
         examples, docs, pool = self._examples, self._docs, self.held
         if pool is None:
             docs = docs.read(places) if isinstance(docs, Lazy) else [docs[i] for i in places]
+            if self._steps:
+                docs = [augmented(doc, examples.augments, self._steps, rng) for doc in docs]
             if not examples.cut:
                 made = zip(places, (examples.examples(doc, rng, None) for doc in docs), strict=True)
                 return [x | {DOCUMENT: np.array([i])} for i, some in made for x in some]

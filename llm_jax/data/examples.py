@@ -36,6 +36,7 @@ class Examples:
       chat_template: of a tokenizer that has none.
       scalars: fields of an example that are one number: [B] in a batch.
       gold: fields of a record that are to be predicted; an example is made without them, too.
+      augments: fields whose words data.augment may change in training.
       stands_in: for a field another that `launch.py predict` may be given in its place.
       row: finishes a packed row, with draws of its own.
     """
@@ -47,6 +48,7 @@ class Examples:
     overlap = 0
     scalars: tuple[str, ...] = ()
     gold: tuple[str, ...] = ()
+    augments: tuple[str, ...] = ()
     stands_in: Mapping[str, str] = {}  # noqa: RUF012
     row: Callable[[Arrays, np.random.Generator], Arrays] | None = None
 

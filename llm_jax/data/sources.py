@@ -104,6 +104,9 @@ def splits(
     data = config.data
     named = {name: _spec_of(name, data) for name in ("validation", "test")}
     shares = [0.0 if spec else data.get(f"{name}_fraction", 0.0) for name, spec in named.items()]
+    fold = None
+    if data.get("folds") and not data.validation:
+        shares[0], fold = 1 / data.folds, (data.fold, data.folds)
 
     def read(split: str, spec: str) -> Sequence[Record]:
         if spec.startswith(tasks.PREFIX):
@@ -112,12 +115,12 @@ def splits(
 
     asked = data.weights or data.mixture_limit or data.mixture_temperature != 1
     if mixed := bool("," in data.train and asked):
-        sets = {one: _hold_out(docs, shares)
+        sets = {one: _hold_out(docs, shares, fold)
                 for one, docs in sources(data.train, data, wanted).items()}  # fmt: skip
         held = [_joined(name, [part[i] for part in sets.values()])
                 for i, name in enumerate(named, start=1)]  # fmt: skip
     else:
-        train, *held = _hold_out(read("train", data.train), shares)
+        train, *held = _hold_out(read("train", data.train), shares, fold)
     validation, test = (
         read(name, spec) if spec else part
         for (name, spec), part in zip(named.items(), held, strict=True)
@@ -136,7 +139,8 @@ def splits(
 
 def _spec_of(name: str, data: ConfigDict) -> str:
     """The split's own spec; a task, or a TFDS set that comes with it, names it by itself."""
-    if spec := data.get(name, ""):
+    spec = data.get(name, "")
+    if spec or (name == "validation" and data.get("folds")):
         return spec
     if data.train.startswith(tasks.PREFIX):
         return re.sub(r"(?<=[?&])examples=[^&]*", "", data.train)  # their number is train's own
@@ -154,13 +158,20 @@ def _joined(name: str, parts: list[Sequence[Record]]) -> Sequence[Record]:
     return [document for part in parts for document in part]
 
 
-def _hold_out(docs: Sequence[Record], shares: list[float]) -> list[Sequence[Record]]:
-    """Returns train, validation and test of a source: its documents, and shares of them."""
+def _hold_out(
+    docs: Sequence[Record], shares: list[float], fold: tuple[int, int] | None = None
+) -> list[Sequence[Record]]:
+    """Returns train, validation and test of a source: its documents, and shares of them.
+
+    fold: (which, of how many); validation is that part of what is not test.
+    """
     if not any(shares):
         return [docs, [], []]
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be shares "
                           "of the documents in [0, 1) that leave some to train on")
+    if fold and (isinstance(docs, Lazy) or len(set(map(_digest, docs))) < fold[1]):
+        raise ConfigError(f"data.folds={fold[1]}: needs as many different documents, in memory")
     if isinstance(docs, Lazy):
         return [docs.take(part) for part in _shares_of(range(len(docs)), shares)]
     digests = [_digest(doc) for doc in docs]
@@ -170,7 +181,12 @@ def _hold_out(docs: Sequence[Record], shares: list[float]) -> list[Sequence[Reco
         a, b = (int(len(text) * (1 - share)) for share in (sum(shares), shares[1]))
         return [[{"text": part}] if part else [] for part in (text[:a], text[a:b], text[b:])]
     # By content, not position: adding or reordering files moves few documents between splits.
-    parts = map(set, _shares_of(unique, shares))
+    train, validation, test = _shares_of(unique, shares)
+    if fold:
+        rest, (nth, count) = validation + train, fold
+        start, end = (i * len(rest) // count for i in (nth, nth + 1))
+        train, validation = rest[:start] + rest[end:], rest[start:end]
+    parts = map(set, (train, validation, test))
     return [[doc for doc, digest in zip(docs, digests, strict=True) if digest in part]
             for part in parts]  # fmt: skip
 

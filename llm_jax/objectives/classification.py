@@ -20,6 +20,7 @@ class Classification(Examples):
 
     cut = False
     scalars = gold = ("label",)
+    augments = ("text", "pair")
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)

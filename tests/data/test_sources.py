@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data import corpus, sources
 from tests import making
@@ -83,6 +84,34 @@ def test_held_out_split_depends_on_content_only(tmp_path, config):
     sets = [set(docs) for docs in split.values()]
     assert [len(s) for s in sets] == [41, 13, 7]  # of 61, to the nearest
     assert len(set.union(*sets)) == sum(map(len, sets))
+
+
+@pytest.mark.parametrize(("folds", "test"), [(2, 0.0), (3, 0.2), (7, 0.1)])
+def test_folds_hold_each_document_out_once(tmp_path, config, folds, test):
+    """But for those of the test set, which is the same for all of them."""
+    texts = [f"document {i}" for i in range(20)] + ["twin"] * 4
+    config.data.train = _jsonl(tmp_path / "a.jsonl", texts)
+    config.data.folds, config.data.test_fraction = folds, test
+    held, tests, sizes = [], set(), set()
+    for config.data.fold in range(folds):
+        split = _splits(config)
+        assert sorted(sum(split.values(), [])) == sorted(texts)
+        assert not set(split["train"]) & set(split["validation"])
+        held += split["validation"]
+        tests.add(tuple(split["test"]))
+        sizes.add(len(set(split["validation"])))
+    assert len(tests) == 1 and bool(*tests) == bool(test)
+    assert sorted([*held, *tests.pop()]) == sorted(texts)
+    assert max(sizes) - min(sizes) <= 1
+    config.data.folds = 22
+    with pytest.raises(ConfigError, match="data.folds=22: needs as many different documents"):
+        _splits(config)
+
+
+@pytest.mark.parametrize("fold", ["folds=1", "folds=3,fold=3"])
+def test_folds_that_are_none_are_refused(fold):
+    with pytest.raises(ConfigError, match="must be 0, or at least 2 and above data.fold"):
+        configs.load("", [f"data.{x}" for x in fold.split(",")])
 
 
 def test_one_document_is_cut_in_order(tmp_path, config):
