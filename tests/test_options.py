@@ -18,6 +18,7 @@ RUN = SimpleNamespace(
     objective=SimpleNamespace(
         splits=lambda config: {name: [name] for name in ("train", "validation", "test")},
         examples=lambda *_: None,
+        reference=False,
     ),
     eval_step=lambda tokenizer: None,
 )
@@ -26,7 +27,7 @@ END = "the work is done"
 # command fails, whatever it would have shown.
 CALLS = {
     "eval": ([], {
-        "train.run.load_params": (RUN, None, None, 3),
+        "train.ensemble.load": (RUN, None, None, 3),
         "data.pipeline.eval_batches": None,
         "train.evaluate.evaluate": END,
     }),
