@@ -47,8 +47,9 @@ class Chunks:
         single = examples.config.data.packing == "none" and not examples.cut
         self._scalars = (*examples.scalars, *[DOCUMENT] * (seed is None and single))
         self.lengths = examples.lengths(examples.config) | dict.fromkeys(self._scalars, 1)
-        self._steps = examples.config.data.augment if examples.augments and seed is not None else ()
-        augmented({"text": "a"}, ("text",), self._steps, np.random.default_rng(0))  # reads its files
+        trains = bool(examples.augments) and seed is not None
+        self._steps = examples.config.data.augment if trains else ()
+        augmented({"text": "a"}, ("text",), self._steps, np.random.default_rng(0))  # reads files
         pad_id = examples.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
         self.held = self._pool(docs) if examples.cut and isinstance(docs, list) else None
