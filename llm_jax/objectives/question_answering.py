@@ -1,5 +1,6 @@
 """Extractive question answering: the span of a text that answers a question (Devlin 2019, 4.2)."""
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective
 
 LONGEST = 30  # tokens of an answer
+N_BEST = 5
 
 
 class Window(NamedTuple):
@@ -35,19 +37,23 @@ def located(window, context, answer):
 
 
 def best(window, row):
-    """Returns (sum of logits, probability, start, end) of a window's best span, and of no span."""
+    """Returns (sum of logits, probability, start, end) of a window's best spans, and of no span."""
     count = len(window.spans)
     places = np.append(0, window.start + np.arange(count))
     a, b = (row[name][places].astype(float) for name in ("start", "end"))
     p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (a, b))
     nothing = float(a[0] + b[0]), float(p[0] * q[0]), 0, 0
     if not count:
-        return (-np.inf, 0.0, 0, 0), nothing
+        return [(-np.inf, 0.0, 0, 0)], nothing
     ahead = np.arange(count) - np.arange(count)[:, None]
     total = np.where((ahead >= 0) & (ahead < LONGEST), a[1:, None] + b[1:], -np.inf)
-    i, j = map(int, np.unravel_index(total.argmax(), total.shape))
-    place = int(window.spans[i, 0]), int(window.spans[j, 1])
-    return (float(total[i, j]), float(p[i + 1] * q[j + 1]), *place), nothing
+    kept = np.argsort(-total, axis=None)[: min(N_BEST, np.isfinite(total).sum())]
+    pairs = zip(*np.unravel_index(kept, total.shape), strict=True)
+    return [
+        (float(total[i, j]), float(p[i + 1] * q[j + 1]),
+         int(window.spans[i, 0]), int(window.spans[j, 1]))
+        for i, j in pairs
+    ], nothing  # fmt: skip
 
 
 class QuestionAnswering(Examples):
@@ -98,20 +104,22 @@ class QuestionAnswering(Examples):
         return fields
 
     def answer(self, record, rows):
-        """{answer: {text, start, end, score}}: the span with the largest sum of both logits.
+        """{answer: {text, start, end, score}, n_best}: spans with the largest sums of both logits.
 
-        Its score is the product of both probabilities in its window. With objective.no_answer the
-        text is empty where no window prefers its best span to the first token.
+        A score is the product of both probabilities in its window. With objective.no_answer an
+        empty text is among them, with the sum of the first token in the window that has the least.
         """
-        pairs = [best(*pair) for pair in zip(self.windows(record), rows, strict=False)]
-        total, score, start, end = max(span for span, _ in pairs)
-        nothing = min(empty for _, empty in pairs)
-        if self.config.objective.no_answer and nothing[0] > total:
-            total, score, start, end = nothing
-        text = record["context"][start:end]
-        start += len(text) - len(text.lstrip())  # a token may begin with the blank before it
-        place = {"start": start, "end": end, "score": score}
-        return {"answer": {"text": text.lstrip()} | place}
+        spans, nothing = zip(*map(best, self.windows(record), rows), strict=True)
+        found = sorted(itertools.chain(*spans))
+        found += [min(nothing)] * self.config.objective.no_answer
+        found = {span[2:]: span for span in found}.values()  # of windows that share it, the best's
+        answers = []
+        for _, score, start, end in sorted(found, reverse=True)[:N_BEST]:
+            text = record["context"][start:end]
+            start += len(text) - len(text.lstrip())  # a token may begin with the blank before it
+            place = {"start": start, "end": end, "score": score}
+            answers.append({"text": text.lstrip()} | place)
+        return {"answer": answers[0], "n_best": answers}
 
     def score(self, records, answers):
         gold = [[answer["text"] for answer in record["answers"]] for record in records]

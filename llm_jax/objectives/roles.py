@@ -29,9 +29,9 @@ class Roles(tagging.Tagging):
         return super().parts(record, ids, spans, words) | {"types": types.astype(np.int32)}
 
     def answer(self, record, rows):
-        """{tags, roles: [{start, end, type, text}]}."""
-        text, words, tags = self.tags(record, rows)
-        return {"tags": tags, "roles": tagging.named(text, words, tags)}
+        """{tags, roles: [{start, end, type, text, score}]}."""
+        predicted = self.tags(record, rows)
+        return {"tags": predicted[2], "roles": tagging.named(*predicted)}
 
     def score(self, records, answers):
         """Of arguments: the predicate itself, B-V, is none (Carreras and Marquez 2005)."""

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import optax
+from jax import nn
 
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import labels, scores
@@ -75,21 +76,26 @@ class Tagging(Examples):
             start = end
 
     def tags(self, record, rows):
-        """The text, where its words are, and each one's tag; O, or the first, without a token."""
+        """The text, where its words are, their tags, and the tags' probabilities.
+
+        A word without a token has O, or the first tag, and probability 0.
+        """
         text, words = spelled(record)
         spans = self.tokenizer.aligned(text)[1]
         first, names = first_tokens(spans, words), self.config.data.labels
         places = zip(rows, self.rows(first, len(spans)), strict=False)
         offset = len(self.frame[0])
-        predicted = [row["tag"][offset : offset + end - start] for row, (start, end) in places]
-        predicted = [names[i] for i in np.concatenate([*predicted, np.zeros(0, int)])]
+        parts = [(row, slice(offset, offset + end - start)) for row, (start, end) in places]
+        tags = [names[i] for row, part in parts for i in row["tag"][part]]
+        odds = [float(p) for row, part in parts for p in row["probability"][part]]
         blank = "O" if "O" in names else names[0]
-        return text, words, [predicted[i] if 0 <= i < len(predicted) else blank for i in first]
+        of_words = lambda x, other: [x[i] if 0 <= i < len(x) else other for i in first]
+        return text, words, of_words(tags, blank), of_words(odds, 0.0)
 
     def answer(self, record, rows):
-        """{tags}, and {entities: [{start, end, type, text}]} where tags are B-TYPE, I-TYPE or O."""
-        text, words, tags = self.tags(record, rows)
-        return {"tags": tags} | ({"entities": named(text, words, tags)} if self.spans else {})
+        """{tags}, and of B-TYPE, I-TYPE and O {entities: [{start, end, type, text, score}]}."""
+        predicted = self.tags(record, rows)
+        return {"tags": predicted[2]} | ({"entities": named(*predicted)} if self.spans else {})
 
     @property
     def spans(self):
@@ -128,12 +134,16 @@ def first_tokens(spans, words):
     return np.where(np.diff(first, prepend=-2) == 0, -1, first)
 
 
-def named(text, words, tags):
-    """Returns [{start, end, type, text}] of the spans of BIO tags, by characters."""
+def named(text, words, tags, odds):
+    """Returns [{start, end, type, text, score}] of the spans of BIO tags, by characters.
+
+    The score is the mean of their words' probabilities.
+    """
     entities = []
     for first, last, kind in scores.entities(tags):
         start, end = int(words[first, 0]), int(words[last - 1, 1])
-        entities.append({"start": start, "end": end, "type": kind, "text": text[start:end]})
+        entity = {"start": start, "end": end, "type": kind, "text": text[start:end]}
+        entities.append(entity | {"score": sum(odds[first:last]) / (last - first)})
     return entities
 
 
@@ -159,8 +169,9 @@ def losses(outputs, batch, cfg):
 
 
 def predict(outputs, batch):
-    """Of each token a tag."""
-    return {"tag": outputs.heads["token"].argmax(-1)}
+    """Of each token a tag, and its probability."""
+    logits = outputs.heads["token"]
+    return {"tag": logits.argmax(-1), "probability": nn.softmax(logits).max(-1)}
 
 
 OBJECTIVE = Objective(

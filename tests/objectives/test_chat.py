@@ -12,6 +12,7 @@ from llm_jax import objectives
 from llm_jax.data import chat, tokenizers
 from llm_jax.data.tokenizers import Bytes
 from llm_jax.decode import stream
+from llm_jax.hub import text
 
 TALK = [("Hi", "Hello"), ("How are you?", "Fine"), ("Bye", "Bye!")]
 
@@ -38,6 +39,17 @@ def test_what_is_learned_is_replies_and_their_ends():
     config.model.max_length = 7  # no room for a reply
     assert examples.examples({"messages": messages(*TALK)}, None, None) == []
     assert examples.examples({"messages": messages(*TALK)[:1]}, None, None) == []
+
+
+def test_transformers_renders_the_default_template_of_an_export(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = Bytes(chat.MARKS)
+    tokenizer.chat_template = chat.DEFAULT
+    text.save(tokenizer, tmp_path, configs.resolve(configs.base().model, tokenizer.vocab_size))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    asked = messages(*TALK)[:3]
+    ids = theirs.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    assert ids == list(chat.prompt(tokenizer, asked))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +93,10 @@ def test_a_reply_in_python_and_by_generate(run, tmp_path, capsys):
     # A prompt that is a text is a user's message.
     assert lm.generate(["Bye"], temperature=0.0)[0]["completion"] == "Bye!"
     args = lm.model, lm.params, lm.tokenizer, asked
-    for stop, text in ((["n", "zz"], "Fi"), (["inx"], "Fine"), (["ine"], "F")):
+    for stop, reply in ((["n", "zz"], "Fi"), (["inx"], "Fine"), (["ine"], "F")):
         pieces = list(stream(*args, temperature=0.0, max_new_tokens=20, stop=stop))
-        assert "".join(pieces) == text
-        assert len(pieces) > 1 or len(text) == 1
+        assert "".join(pieces) == reply
+        assert len(pieces) > 1 or len(reply) == 1
     file = tmp_path / "asked.jsonl"
     file.write_text(json.dumps({"messages": asked}))
     command = ["generate", f"--workdir={run}", f"--prompts={file}", "--temperature=0"]

@@ -65,6 +65,11 @@ def test_spans_and_scores_are_seqevals(seed):
     assert scores.spans(gold, gold)["f1"] == bool(sum(map(len, map(scores.entities, gold))))
 
 
+def sure(tags):
+    """A row of which each token has a tag, of probability 1."""
+    return {"tag": tags, "probability": np.ones(len(tags))}
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("longest", [5, 9, 16, 64])
 def test_each_word_gets_its_own_tag_back(name, longest):
@@ -79,7 +84,7 @@ def test_each_word_gets_its_own_tag_back(name, longest):
         assert all(len(row["tokens"]) <= longest for row in rows)
         assert sum(int(row["weights"].sum()) for row in rows) == count
         # What is right at the first tokens and wrong elsewhere.
-        said = [{"tag": np.where(row["weights"] > 0, row["tags"], 4)} for row in rows]
+        said = [sure(np.where(row["weights"] > 0, row["tags"], 4)) for row in rows]
         answer = what.answer({"tokens": tokens}, said)
         assert answer["tags"] == record["tags"]
         text = " ".join(tokens)
@@ -141,7 +146,7 @@ def test_a_tag_that_training_has_not_counts_as_missed():
 def test_parts_of_speech_have_scores_of_classes():
     what = making.examples(settings(data__labels=("NOUN", "VERB")), tokenizers.Bytes())
     record = {"tokens": ["a", "b"], "tags": ["NOUN", "VERB"]}
-    answer = what.answer(record, [{"tag": np.array([0, 0, 0, 0, 0])}])
+    answer = what.answer(record, [sure(np.zeros(5, int))])
     assert answer == {"tags": ["NOUN", "NOUN"]}
     assert what.score([record], [answer])["accuracy"] == 0.5
 
@@ -183,8 +188,9 @@ def test_a_predicate_is_marked_and_its_arguments_are_scored():
         marked = row["tokens"][row["types"] > 0]
         assert marked.tolist() == kind("wordpiece").encode(tokens[place]).tolist()
         assert row["weights"][row["types"] > 0][0] == 1  # a predicate's word has a tag, too
-    answer = what.answer(record, [{"tag": row["tags"]}])
-    assert answer["roles"] == [{"start": 5, "end": 19, "type": "A", "text": "newest widest,"}]
+    answer = what.answer(record, [sure(row["tags"])])
+    role = {"start": 5, "end": 19, "type": "A", "text": "newest widest,", "score": 1.0}
+    assert answer["roles"] == [role]
     gold = [record | {"tags": ["B-A", "B-V", "O", "B-B"]}]
     found = what.score(gold, [{"tags": ["B-A", "B-V", "B-B", "O"]}])
     assert found == {"precision": 0.5, "recall": 0.5, "f1": 0.5}  # B-V counts on neither side
@@ -203,5 +209,5 @@ def test_propbank_is_read_for_roles(shared_data):
     what = objective.examples(tokenizers.Bytes(), c)
     record = max(docs[:200], key=lambda doc: len(doc["tokens"]) * len({*doc["tags"]}))
     rows = what.examples(record, None, None)
-    answer = what.answer(record, [{"tag": row["tags"]} for row in rows])
+    answer = what.answer(record, [sure(row["tags"]) for row in rows])
     assert answer["tags"] == record["tags"] and what.score([record], [answer])["f1"] == 1
