@@ -49,6 +49,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path, [label for _, label in texts["dev"]]
 
 
+@pytest.mark.slow
 def test_five_commands(folder, capsys):
     lines = re.search(r"```\n(.*?)```", PATH, re.DOTALL)[1].splitlines()
     assert len(lines) == 5

@@ -151,7 +151,7 @@ def test_parts_of_speech_have_scores_of_classes():
     assert what.score([record], [answer])["accuracy"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_run_learns_tags_and_answers_with_offsets(name, tmp_path, silent):
     """Names begin with a capital; a second capital goes on with the first."""
     rng = np.random.default_rng(0)
