@@ -295,11 +295,17 @@ def fingerprint(config: ConfigDict) -> dict[str, str]:
 def stream(spec: str, columns: Columns) -> Iterator[Record]:
     """Yields the documents of local files, with one record in memory at a time."""
     for file in files.named(spec):
+        blank = []
         for where, record in files.records(file, columns.values()):
             if fields.full(doc := fields.document(record, columns, where)):
                 yield doc
-            elif where == file:
-                log.warning("data: %s is empty", file)
+            else:
+                blank.append(where)
+        if blank == [file]:
+            log.warning("data: %s is empty", file)
+        elif blank:
+            log.warning("data: %s: %d rows have a blank %s and are left out, the first at %s",
+                        file, len(blank), " or ".join(columns), blank[0])
 
 
 def _parallel(columns: Columns, specs: list[str]) -> list[Record]:

@@ -147,7 +147,8 @@ def test_splits_go_by_what_is_read(tmp_path, config):
         ("propbank_ewt/dev.conllu", {"tokens": "form", "tags": "upos"}, 2002),
         ("propbank_ewt/dev.conllu",
          {"tokens": "form", "tags": "roles", "predicate": "predicate"}, 4977),
-        ("cmrc2018/trial.json", {n: n for n in ("context", "question", "answers")}, 1002),
+        ("cmrc2018/trial.json", {n: n for n in ("context", "question", "answers")},
+         1000),  # of 1,002, two of which ask nothing
         ("xquad/xquad.en.json", {n: n for n in ("context", "question", "answers")}, 1190),
         ("scitldr/dev.jsonl", {"source": "source", "target": "target"}, 619),
     ],
@@ -215,3 +216,12 @@ def test_tfds_sets_have_fields_too(tmp_path, config, monkeypatch, limit):
     config.data.source_column = "pair.fr"
     with pytest.raises(ConfigError, match="data.source_column: 'pair.fr'"):
         read("source", "target")
+
+
+def test_rows_left_out_for_a_blank_field_are_counted(tmp_path, config, caplog):
+    file = tmp_path / "a.tsv"
+    file.write_text("text\tlabel\ngood\t1\n \t0\nbad\t0\n\t1\n")
+    config.data.label_column = "label"
+    assert len(sources.documents(str(file), config.data, ("text", "label"))) == 2
+    assert f"{file}: 2 rows have a blank text or label and are left out" in caplog.text
+    assert f"the first at {file}:3" in caplog.text
