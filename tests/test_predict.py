@@ -177,12 +177,13 @@ def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):
         assert mean["label"] == max(expected, key=expected.get)
     assert max(abs(a["probabilities"]["True"] - b["probabilities"]["True"])
                for a, b in zip(one, two, strict=True)) > 0.1  # fmt: skip
-    assert commands.main(["eval", f"--workdir={workdir}", f"--ensemble={workdir}"]) == 0
+    twice = f"--workdir={workdir}", f"--ensemble={workdir}", "--step=best"
+    assert commands.main(["eval", *twice]) == 0
     load = ensemble.load_params
 
-    def other(*args, **how):
-        found = load(*args, **how)
-        if how:
+    def other(workdir, *how):
+        found = load(workdir, *how)
+        if len(how) > 1:
             found[0].config.data.labels = ("no", "yes")
         return found
 

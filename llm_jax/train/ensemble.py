@@ -34,23 +34,23 @@ class Ensemble:
 
 
 def load(
-    workdirs: Sequence[str], step: int | None = None
+    workdirs: Sequence[str], step: int | str | None = None
 ) -> tuple[Setup, Tokenizer, Any, int]:
-    """`load_params` of one run, or of several as an ensemble.
+    """`load_params` of one run, or of several as an ensemble; `step` is asked of each.
 
     Raises:
       ConfigError: see `load_params`; runs that differ in model, labels or tokenizer, or that have
         no head to average.
     """
-    setup, tokenizer, params, step = load_params(workdirs[0], step)
+    setup, tokenizer, params, found = load_params(workdirs[0], step)
     if len(workdirs) == 1:
-        return setup, tokenizer, params, step
+        return setup, tokenizer, params, found
     if not setup.objective.heads or setup.objective.predict is None:
         raise ConfigError(f"--ensemble: objective.name={setup.objective.name!r} has no head whose "
                           "answers could be averaged")
     members = [params]
     for workdir in workdirs[1:]:
-        other, its_own, params, _ = load_params(workdir, mesh=setup.mesh)
+        other, its_own, params, _ = load_params(workdir, step, setup.mesh)
         for what, a, b in (
             ("objective", setup.objective.name, other.objective.name),
             ("model", setup.config.model, other.config.model),
@@ -61,4 +61,4 @@ def load(
                 raise ConfigError(f"--ensemble={workdir}: its {what} is not that of {workdirs[0]}")
         members.append(params)
     setup.model = Ensemble(setup.model)
-    return setup, tokenizer, members, step
+    return setup, tokenizer, members, found
