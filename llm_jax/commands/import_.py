@@ -29,12 +29,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     print("\nnext:")
     workdir = f"--workdir={args.workdir}"
     if imported["head"] in ("none", "detection"):
-        print("  it says no words, so there is nothing to train or sample; it gives vectors,")
-        print("  from Python (llm_jax/hub/__init__.py shows how), and can be exported:")
+        print("  it says no words; it gives vectors (llm_jax.load in Python), and can be exported:")
+        if imported["objective"] == "contrastive":
+            print(shown("predict", workdir, "--input=FILE", "--output=vectors.jsonl"))
+            print("  pairs, labels …: train a recipe of configs/finetune with --config.init_from")
         print(shown("export", workdir, "--to=FOLDER"))
-        if imported["head"] == "none":
-            print("  to train it, import it again with a new head: --config.model.head=mlm, or")
-            print("  --config.model.head=sequence --config.model.num_labels=N to classify")
         return imported
     if not imported["new"] and heads.speaks(configs.ConfigDict(imported)):
         prompt = samples.usual_prompt(imported["kind"])
