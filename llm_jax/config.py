@@ -345,7 +345,7 @@ class Objective:
     # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
     beta = number(0.1, over=0, when=given("objective.name", "preference"))
     pooling = one_of("mean", "cls", when=VECTORS)  # of tokens' vectors: their mean | the first
-    temperature = number(0.05, over=0, most=100, when=VECTORS)  # by which cosines are divided
+    temperature = number(0.05, 1e-3, 100, when=VECTORS)  # by which cosines are divided
     # Of the discriminator's loss.
     detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
 
@@ -369,7 +369,7 @@ class Data:
     weights = shares(when=SEVERAL)
     # Without weights: examples-proportional, a source counting for at most so many (0: all), to the
     # power of 1 / temperature. 1 and 0: documents of all as they are.
-    mixture_temperature = number(1.0, over=0, when=SEVERAL & absent("data.weights"))
+    mixture_temperature = number(1.0, 0.1, when=SEVERAL & absent("data.weights"))
     mixture_limit = whole(0, 0, COUNT, when=SEVERAL & absent("data.weights"))
     validation = text("")  # like train; empty: a held-out share of the documents
     validation_fraction = share(0.05, when=absent("data.validation") & absent("data.folds"))
