@@ -130,8 +130,8 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     source, a, b = f"--from={tmp_path / 'hf'}", tmp_path / "a", tmp_path / "b"
     assert launch.main(["import", source, f"--workdir={a}", *keys]) == 0
     out = capsys.readouterr().out
-    assert "launch.py train" not in out and "--config.model.head=mlm" in out
-    assert "'masked_lm' needs 'mlm'" in refused(capsys, "train", f"--workdir={a}", *keys)
+    assert "launch.py train" not in out and "launch.py predict" in out
+    assert "'contrastive' needs 'none'" in refused(capsys, "train", f"--workdir={a}", *keys)
     call(capsys, "export", f"--workdir={a}", f"--to={tmp_path / 'again'}")
 
     found = call(capsys, "import", source, f"--workdir={b}", *keys, "--config.model.head=mlm")
