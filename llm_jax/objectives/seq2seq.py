@@ -41,7 +41,7 @@ class Seq2Seq(Examples):
 
     def ask(self, record, new):
         """The source as a prompt; of one too long for the encoder the end is cut off."""
-        extra = len(self.tokenizer.encode(prompt("", self.config.objective))) + 2
+        extra = len(self.tokenizer.encode(prompt("", self.config.objective))) + 1  # eos
         room = max(self.lengths(self.config)["encoder_tokens"] - extra, 0)
         ids = self.tokenizer.encode(record["source"])
         return record["source"] if len(ids) <= room else self.tokenizer.decode(ids[:room])
