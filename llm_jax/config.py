@@ -599,7 +599,7 @@ def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
         if not parts.keys().isdisjoint(by_hand):
             raise ConfigError(f"{named}: longer than train.steps={steps}")
         log.warning(
-            "%s: longer than train.steps=%s; the rate never gets where its schedule leads",
+            "%s: longer than train.steps=%s; the run ends before its schedule does; set less",
             named, steps,
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """`predict`: every kind of input, order, bad rows, and an output that is continued."""
 
+import copy
 import json
 
 import jax
@@ -102,10 +103,22 @@ def test_bad_rows_are_named_and_counted(run, tmp_path, capsys):
     assert rows[2]["other"] == 1 and "data.text_column" in rows[2]["error"]
     (tmp_path / "in.txt").write_bytes("\n".join(lines).encode() + b"\nna\xefve\n")
     rows = predict(run[0], tmp_path / "in.txt", tmp_path / "out.txt")  # a text, or JSON, a line
-    assert ["error" in row for row in rows] == [False, True, True, True, False, False, True]
+    assert ["error" in row for row in rows] == [False, True, True, True, False, True, False, True]
+    assert "in.txt:6 is blank" in rows[5]["error"]
     (tmp_path / "in.tsv").write_text("sentence\tx\na+\t1\nb\nc-\t2\n")
     rows = predict(run[0], tmp_path / "in.tsv", tmp_path / "out.tsv")
     assert ["error" in row for row in rows] == [False, True, False]
+
+
+def test_a_first_row_whose_label_is_0_is_no_header(run, tmp_path):
+    from llm_jax.commands.predict import _rows
+
+    examples = copy.copy(run[1].held_out.examples)
+    examples.config = copy.deepcopy(examples.config)
+    examples.config.data.update({"text_column": "0", "label_column": "1"})
+    (tmp_path / "in.tsv").write_text("bad\t0\ngood\t1\n")
+    rows = [document for _, document in _rows(str(tmp_path / "in.tsv"), examples)]
+    assert rows == [{"text": "bad"}, {"text": "good"}]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 300, 900, -1, -40])

@@ -86,8 +86,8 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
     from llm_jax.train.predict import document
 
     data, file = examples.config.data, "/dev/stdin" if path == "-" else path
-    columns = [data[f"{name}_column"] for name in examples.columns(examples.config)
-               if name not in examples.gold]  # fmt: skip
+    # All that training reads: by them it is told whether a table has a header.
+    columns = [data[f"{name}_column"] for name in examples.columns(examples.config)]
     for where, record in files.rows(file, columns, lines=True):
         refused = isinstance(record, ConfigError)
         yield ({}, record) if refused else (record, document(examples, record, where))

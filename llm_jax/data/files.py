@@ -377,14 +377,17 @@ def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _json_lines(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    plain = _suffix(path)[0] not in KINDS  # each of its lines is a row
     for where, line in _lines(path, blocks):
-        if line.strip():
-            yield where, _row(path, line, where)
+        if line.strip() or plain:
+            yield where, _row(line, where, plain)
 
 
-def _row(path: str, line: bytes, where: str) -> Record | ConfigError:
+def _row(line: bytes, where: str, plain: bool) -> Record | ConfigError:
     try:
-        if _suffix(path)[0] not in KINDS and not line.lstrip().startswith(b"{"):
+        if not line.strip():
+            raise ConfigError(f"data: {where} is blank")
+        if plain and not line.lstrip().startswith(b"{"):
             return {"text": _decoded(line, where)}
         return parse_json(_json_text(line, where), f"data: {where}")
     except ConfigError as error:

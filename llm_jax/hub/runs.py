@@ -148,6 +148,9 @@ def _adopt(
             configs.set_key(config, *head.split("=", 1))
         if "objective.name" not in by_hand:
             config.objective.name = objectives.suited(config.model).name
+            for key, allowed in objectives.get(config.objective.name).needs.items():
+                if key.startswith("data.") and key not in by_hand:  # as packing
+                    configs.set_key(config, key, str(allowed[0]))
         if config.optimizer.learning_rate == configs.KEYS["optimizer.learning_rate"].default:
             config.optimizer.learning_rate = RATE
     configs.change(config, overrides)

@@ -94,6 +94,13 @@ def resolve(config, documents):
     config.objective.class_weights = given
 
 
+def held_out(config, split, documents):
+    """Refuses labels that cannot be predicted."""
+    for name, count in labels.unknown(config, (doc["label"] for doc in documents)).items():
+        raise ConfigError(f"data.{split}: {count} rows have the label {name!r}, which is none of "
+                          f"data.labels={config.data.labels}, those of the training set")
+
+
 def weights(batch):
     """The number of examples."""
     return {"examples": models.real(batch).any(1).sum().astype(jnp.float32)}
@@ -126,6 +133,7 @@ OBJECTIVE = Objective(
     heads=("sequence",),
     needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
     resolve=resolve,
+    held_out=held_out,
     predict=predict,
     classes=True,
 )

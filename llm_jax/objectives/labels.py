@@ -1,6 +1,7 @@
 """Labels by name: those of the training set, in order, and the place of each."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -26,6 +27,12 @@ def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
                           f"{config.data.labels}, which are those of the training set, or of "
                           "init_from; data.labels names others, for a new head")
     return ids[name]
+
+
+def unknown(config: ConfigDict, named: Iterable[str]) -> Counter[str]:
+    """Returns how often each label of a held-out set occurs that is none of data.labels."""
+    ids = numbered(config.data.labels)
+    return Counter(name for name in itertools.islice(named, CHECKED) if name not in ids)
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.Array:

@@ -28,6 +28,7 @@ class Objective:
       needs: other keys of the config -> values that will do, the usual one first.
       refuse: raises ConfigError for what cannot be said so.
       resolve: (config, training documents) fills in what the config leaves to them, as labels.
+      held_out: (config, split, its documents) refuses or warns of what training does not have.
       predict: (outputs, batch) -> {name: [B, …]}, of each row what `examples.answer` needs; None:
         it has no answers and no scores but the means of its metrics.
       classes: `predict` has logits of classes, [B, C].
@@ -46,6 +47,7 @@ class Objective:
     needs: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     refuse: Callable[[ConfigDict], None] = lambda config: None
     resolve: Callable[[ConfigDict, Sequence[Record]], None] = lambda config, documents: None
+    held_out: Callable[[ConfigDict, str, Sequence[Record]], None] = lambda config, split, docs: None
     predict: Callable[[Any, dict], dict] | None = None
     prompt: Callable[[str, ConfigDict], str] = lambda text, cfg: text
     prefix: bool = False
@@ -75,6 +77,8 @@ class Objective:
         self.check(config)
         documents = sources.splits(config, self.examples.columns(config), self.examples.parts)
         self.resolve(config, documents["train"])
+        for split in ("validation", "test"):
+            self.held_out(config, split, documents[split])
         return documents
 
     def build_tokenizer(self, config: ConfigDict, documents: Sequence[Record]) -> Tokenizer:

@@ -1,5 +1,6 @@
 """Tagging: a label for each word, as named entities (BIO) or parts of speech (Devlin 2019, 5.3)."""
 
+import logging
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from llm_jax.data.examples import Examples
 from llm_jax.objectives import labels, scores
 from llm_jax.objectives.objective import Objective
 
+log = logging.getLogger(__name__)
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+?(?=[\u3040-\u30ff\u3400-\u9fff])"
                   r"|\w+|[^\w\s]")  # fmt: skip
 
@@ -152,6 +154,14 @@ def resolve(config, documents):
     labels.resolve(config, (tag for doc in documents for tag in doc["tags"]), "tags")
 
 
+def held_out(config, split, documents):
+    """Warns of tags that cannot be predicted, and count as missed."""
+    missed = labels.unknown(config, (tag for doc in documents for tag in doc["tags"]))
+    if missed:
+        names = ", ".join(f"{name} {count}" for name, count in missed.most_common(5))
+        log.warning("data.%s: tags that training does not have count as missed: %s", split, names)
+
+
 def weights(batch):
     """The number of words."""
     return {"words": batch["weights"].sum()}
@@ -183,5 +193,6 @@ OBJECTIVE = Objective(
     heads=("token",),
     needs={"data.packing": ("none",)},
     resolve=resolve,
+    held_out=held_out,
     predict=predict,
 )

@@ -463,3 +463,14 @@ def test_mixup_mixes_embeddings_and_labels_in_the_same_share():
     one, other = (surprise(logits, label) for label in (batch["label"], batch["label"][::-1]))
     assert abs(one - other) > 1e-3
     assert total == pytest.approx(share * one + (1 - share) * other, rel=1e-4)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_training_does_not_have_is_refused_first(split, tmp_path):
+    for name, label in (("train", "good"), ("other", "neutral")):
+        rows = [f"a {name} {i}\t{label if i % 2 else 'bad'}\n" for i in range(4)]
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "".join(rows))
+    c = configs.load("configs/finetune/classify.py", [f"data.train={tmp_path / 'train.tsv'}",
+                     f"data.{split}={tmp_path / 'other.tsv'}"])  # fmt: skip
+    with pytest.raises(ConfigError, match=f"data.{split}: 2 rows have the label 'neutral', which"):
+        objectives.get("classification").splits(c)

@@ -211,3 +211,11 @@ def test_propbank_is_read_for_roles(shared_data):
     rows = what.examples(record, None, None)
     answer = what.answer(record, [sure(row["tags"]) for row in rows])
     assert answer["tags"] == record["tags"] and what.score([record], [answer])["f1"] == 1
+
+
+def test_tags_that_training_does_not_have_are_told(caplog):
+    c = configs.base()
+    c.data.labels = ("O", "B-X")
+    docs = [{"tags": ["B-Y", "O"]}, {"tags": ["B-Y", "B-X"]}]
+    objectives.get("tagging").held_out(c, "validation", docs)
+    assert "data.validation: tags that training does not have count as missed: B-Y 2" in caplog.text
