@@ -162,7 +162,7 @@ def test_a_prefix_is_refused_where_nothing_can_be_seen_out_of_order(tiny, workdi
 def test_packing_is_refused_where_rows_cannot_be_told_apart(tiny, workdir):
     config = read_config(workdir)
     config.model.kind, config.model.attention = "encoder", "linformer"
-    with pytest.raises(ConfigError, match="cannot do data.packing='first_fit' .*several segments"):
+    with pytest.raises(ConfigError, match="data.packing='first_fit' .*several segments"):
         Setup(config, None)
 
 
