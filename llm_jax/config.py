@@ -416,7 +416,8 @@ class Optimizer:
     b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
     # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95.
     b2 = share(0.0, when=ADAM | given("optimizer.name", "lion"))
-    eps = number(1e-8, over=0, most=10, when=ADAM)
+    # At least what float32 can divide by where the square of a gradient is 0.
+    eps = number(1e-8, 1e-20, 10, when=ADAM)
     muon_momentum = share(0.95, when=given("optimizer.name", "muon"))
     weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
     clip_norm = number(1.0)  # 0: no clipping

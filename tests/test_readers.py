@@ -253,7 +253,7 @@ def test_kinds_of_attention_read_what_the_config_says():
     assert said == (read - always) | projections
 
 
-SMALL = (0, 0.0, 2.0**-126, 1, 1.0, 1.001, 2, 4)
+SMALL = (0, 0.0, 2.0**-126, 1e-20, 1, 1.0, 1.001, 2, 4)
 NUMBERS = [k for k in KEYS if type(KEYS[k].default) in (int, float) and not k.startswith(LOOP)]
 
 

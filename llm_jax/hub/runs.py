@@ -149,7 +149,8 @@ def _adopt(
         if "objective.name" not in by_hand:
             config.objective.name = objectives.suited(config.model).name
             for key, allowed in objectives.get(config.objective.name).needs.items():
-                if key.startswith("data.") and key not in by_hand:  # as packing
+                room, _, last = key.partition(".")
+                if room == "data" and key not in by_hand and config[room][last] not in allowed:
                     configs.set_key(config, key, str(allowed[0]))
         if config.optimizer.learning_rate == configs.KEYS["optimizer.learning_rate"].default:
             config.optimizer.learning_rate = RATE
