@@ -37,7 +37,7 @@ def test_reverses_words_it_has_not_seen(tmp_path):
     trainer = Trainer(c, tmp_path / "run", Silent(), devices=jax.devices()[:1])
     trainer.run()
     
-    pairs = making.splits(c)["validation"]
+    pairs = [(doc["source"], doc["target"]) for doc in making.splits(c)["validation"]]
     tokenizer, eos = trainer.tokenizer, trainer.tokenizer.eos_id
     found = generate(
         trainer.setup.model,
