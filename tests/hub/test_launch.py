@@ -131,7 +131,8 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     assert launch.main(["import", source, f"--workdir={a}", *keys]) == 0
     out = capsys.readouterr().out
     assert "launch.py train" not in out and "launch.py predict" in out
-    assert "'contrastive' needs 'none'" in refused(capsys, "train", f"--workdir={a}", *keys)
+    # What it cannot do at once, vectors learned from pairs, names the columns that are missing.
+    assert "data.pair_column=''" in refused(capsys, "train", f"--workdir={a}", *keys)
     call(capsys, "export", f"--workdir={a}", f"--to={tmp_path / 'again'}")
 
     found = call(capsys, "import", source, f"--workdir={b}", *keys, "--config.model.head=mlm")
