@@ -298,6 +298,7 @@ WRONG = {
     "sweep": ["sweep", "--workdir={tmp}/r", "--axis=model.norm"],
     "report": ["sweep", "--workdir={tmp}/r", "--report"],
     "submit": ["submit", "--workdir={tmp}/r", "--on=gke"],
+    "prepare": ["prepare", "--name=x", "--clean=everything", "--tfds_dir={tmp}"],
     "no folder": ["train", "--workdir="],
     "blanks": ["eval", "--workdir=  "],
     "no text": ["train", "--workdir={tmp}/r", "--config.data.train=a\udcffb"],
@@ -339,7 +340,7 @@ def test_whatever_a_verb_raises_json_says_it(name, verb, capsys, monkeypatch):
     monkeypatch.setitem(commands.VERBS, verb, commands.VERBS[verb]._replace(run=run))
     options = ["--workdir=x"] * commands.VERBS[verb].workdir
     needs = {"import": "--from=x", "export": "--to=x", "submit": "--on=slurm"}
-    needs["predict"] = "--input=x --output=x"
+    needs |= {"predict": "--input=x --output=x", "prepare": "--name=x"}
     options += needs.get(verb, "").split()
     options += ["--config=x", "--topology=cpu:8"] * (verb == "plan")
     assert launch.main([verb, *options, "--json"]) == expected

@@ -37,6 +37,7 @@ CALLS = {
     }),
     "export": (["--to=there"], {"hub.runs.export_run": END}),
     "import": (["--from=here"], {"hub.runs.import_run": END}),
+    "prepare": (["--name=x"], {"data.prepare.prepare": END}),
     "plan": (["--config=configs/gpt2.py", "--topology=cpu:8"], {
         "pod.plan.make": END,
         "pod.search.search": END,

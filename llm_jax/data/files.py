@@ -327,7 +327,7 @@ def too_large(name: str) -> ConfigError:
     """Returns the error for more text than is read into memory."""
     return ConfigError(f"data: {name} unpacks to more than {IN_MEMORY_BYTES:,} bytes of text, too "
                        "much to hold in memory; as .jsonl, or in smaller files, it can be made a "
-                       "set: python -m llm_jax.data.prepare --name=NAME --train=GLOB, then "
+                       "set: launch.py prepare --name=NAME --config.data.train=GLOB, then "
                        "data.train=tfds:NAME")
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,13 @@ def documents(spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)) ->
     return [document for part in parts for document in part]
 
 
+def streamed(spec: str, data: ConfigDict, wanted: Sequence[str]) -> Iterator[Record]:
+    """Yields what `documents` returns, of local files with one record in memory at a time."""
+    return itertools.chain(*sources(spec, data, wanted, _one_by_one).values())
+
+
 def sources(
-    spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)
+    spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",), read: Callable | None = None
 ) -> dict[str, Sequence[Record]]:
     """Returns the documents of each source in `spec`, by its own spec; see `documents`."""
     specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in wanted}
@@ -80,7 +85,7 @@ def sources(
     parts, together = {}, []
     for one in specs:
         if one not in lines:
-            parts[one] = _read(one, data, columns)
+            parts[one] = (read or _read)(one, data, columns)
             continue
         together.append(one)
         if len(together) == n:
@@ -253,6 +258,14 @@ def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     return docs
 
 
+def _one_by_one(spec: str, data: ConfigDict, columns: Columns) -> Iterable[Record]:
+    if not spec.startswith(("builtin:", "tfds:")):
+        return stream(spec, columns)
+    if isinstance(docs := _read(spec, data, columns), Tokens):
+        raise ConfigError(f"data: {spec!r} is stored as tokens; prepare its text")
+    return docs
+
+
 def _parts(spec: str) -> list[str]:
     return [spec] if os.path.isfile(spec) else [s.strip() for s in spec.split(",") if s.strip()]
 
@@ -333,7 +346,7 @@ def _builder(name: str, data: ConfigDict):
         f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}; set "
         "data.tfds_dir if it is elsewhere, or name text of your own: data.train=FILE (for seq2seq "
         "data.train=SOURCES.txt,TARGETS.txt, line i of one for line i of the other). To prepare "
-        "your text: python -m llm_jax.data.prepare --name=NAME --train=GLOB; a catalogue set "
+        "your text: launch.py prepare --name=NAME --config.data.train=GLOB; a catalogue set "
         "(most need TensorFlow to prepare, none to read): "
         f"tfds build {name} --file_format=array_record"
     )

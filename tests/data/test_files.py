@@ -540,7 +540,7 @@ def test_more_text_than_memory_takes_is_refused(tmp_path, config, monkeypatch):
     for i in range(20):
         (tmp_path / f"{i}.txt").write_text("a" * 90)
     for spec in ("a.jsonl.gz", "*.txt", "a.jsonl.gz,3.txt"):
-        with pytest.raises(ConfigError, match="1,000 bytes .* llm_jax.data.prepare"):
+        with pytest.raises(ConfigError, match="1,000 bytes .* launch.py prepare"):
             sources.documents(",".join(f"{tmp_path}/{s}" for s in spec.split(",")), config.data)
     assert len(_read(tmp_path / "a.jsonl.gz")) == 20
 

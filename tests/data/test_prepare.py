@@ -6,9 +6,16 @@ import sys
 import numpy as np
 import pytest
 
-from llm_jax.config import ConfigError
+from llm_jax import commands, objectives
+from llm_jax.config import ConfigError, load
 from llm_jax.data import chunks, files, lazy, prepare, sources, tokenizers
 from tests import making
+
+
+def prepared(*options):
+    """What `launch.py prepare` returns; of bad input the error that it shows."""
+    return commands.prepare.run(*commands._read(["prepare", *options]))
+
 
 TEXTS = [f"This is document number {i} of the set. " * (1 + i % 5) for i in range(30)]
 
@@ -20,8 +27,8 @@ def folder(tmp_path_factory):
     for i, text in enumerate(TEXTS):
         (folder / f"{i:02}.txt").write_text(text)
     (folder / "test.md").write_text("For the test.")
-    args = ["--name=small", f"--train={folder}/*.txt", f"--test={folder}/test.md"]
-    prepare.main([*args, f"--tfds_dir={folder}"])
+    sources = [f"--config.data.train={folder}/*.txt", f"--config.data.test={folder}/test.md"]
+    prepared("--name=small", *sources, f"--tfds_dir={folder}")
     return folder
 
 
@@ -94,9 +101,9 @@ def test_lazy_set_evaluates_once(tfds_config, monkeypatch):
 @pytest.fixture(scope="module")
 def tokens(folder):
     """The same texts as tokens of a tokenizer trained on them, and of bytes."""
-    args = [f"--train={folder}/*.txt", f"--tfds_dir={folder}"]
-    prepare.main(["--name=pieces", *args, "--config.tokenizer.vocab_size=300"])
-    prepare.main(["--name=bytes", *args, "--config.tokenizer.name=bytes"])
+    args = [f"--config.data.train={folder}/*.txt", f"--tfds_dir={folder}", "--tokens"]
+    prepared("--name=pieces", *args, "--config.tokenizer.vocab_size=300")
+    prepared("--name=bytes", *args, "--config.tokenizer.name=bytes")
 
 
 def test_prepares_more_than_memory_takes(tmp_path, config, monkeypatch):
@@ -105,9 +112,10 @@ def test_prepares_more_than_memory_takes(tmp_path, config, monkeypatch):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "a.JSONL.gz").write_bytes(gzip.compress(lines.encode()))
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 1000)
-    with pytest.raises(ConfigError, match="python -m llm_jax.data.prepare"):
+    with pytest.raises(ConfigError, match="launch.py prepare"):
         sources.documents(f"{tmp_path}/a.JSONL.gz", config.data)
-    prepare.main(["--name=large", f"--train={tmp_path}/a.JSONL.gz", f"--tfds_dir={tmp_path}"])
+    spec = f"--config.data.train={tmp_path}/a.JSONL.gz"
+    prepared("--name=large", spec, f"--tfds_dir={tmp_path}")
     config.data.tfds_dir = str(tmp_path)
     docs = sources.documents("tfds:large", config.data)
     assert isinstance(docs, lazy.Lazy)
@@ -116,14 +124,14 @@ def test_prepares_more_than_memory_takes(tmp_path, config, monkeypatch):
 
 def test_a_damaged_file_leaves_no_set(tmp_path, config):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' * 5 + '{"text"')
-    args = ["--name=cut", f"--train={tmp_path}/a.jsonl", f"--tfds_dir={tmp_path}"]
-    with pytest.raises(SystemExit, match="a.jsonl:6: not readable as JSON"):
-        prepare.main(args)
+    args = ["--name=cut", f"--config.data.train={tmp_path}/a.jsonl", f"--tfds_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match="a.jsonl:6: not readable as JSON"):
+        prepared(*args)
     config.data.tfds_dir = str(tmp_path)
     with pytest.raises(ConfigError, match="tfds:cut is not prepared"):
         sources.documents("tfds:cut", config.data)
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n')
-    prepare.main(args)
+    prepared(*args)
 
 
 def _of_tokens(config, stored, tokenizer):
@@ -194,11 +202,114 @@ def test_what_is_missing_is_named(tfds_config, spec, column, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--name=small", "--train={}/00.txt"], "prepared already"),
-        (["--name=Small", "--train={}/00.txt"], "lower-case"),
-        (["--name=other", "--train={}/nothing*"], "matches no file"),
+        (["--name=small", "--config.data.train={}/00.txt"], "prepared already"),
+        (["--name=Small", "--config.data.train={}/00.txt"], "lower-case"),
+        (["--name=other", "--config.data.train={}/nothing*"], "matches no file"),
+        (["--name=other", "--tokens", "--config=configs/finetune/tag.py"], "reads tokens, tags;"),
+        (["--name=other", "--clean=exacts"], "--clean=exacts: 'exacts' is no step; there are ftfy"),
+        (["--name=other", "--clean=length:a"], "--clean=length:a: must be like length:LEAST:MOST"),
+        (["--name=other", "--clean=near:1:2:3"], "--clean=near:1:2:3: must be like near:BANDS:ROW"),
+        (["--name=other", "--clean=stop_words:{}/no.txt"], "no.txt cannot be read"),
+        (["--name=other", "--clean=quality:9", "--config.data.train={}/00.txt"],
+         "leaves no document of data.train .*stop words"),
     ],
-)
+)  # fmt: skip
 def test_prepare_refuses(folder, args, message):
-    with pytest.raises(SystemExit, match=message):
-        prepare.main([arg.format(folder) for arg in args] + [f"--tfds_dir={folder}"])
+    with pytest.raises(ConfigError, match=message):
+        prepared(*[arg.format(folder) for arg in args], f"--tfds_dir={folder}")
+
+
+RECORDS = {
+    "classify": {"text": "a b", "label": "1"},
+    "tag": {"tokens": ["New York", "is"], "tags": ["B-LOC", "O"]},
+    "roles": {"form": ["we", "go"], "predicate": 1, "roles": ["B-ARG0", "O"]},
+    "answer": {"context": "a b", "question": "b?", "answers": [{"text": "b", "answer_start": 2}]},
+    "translate": {"source": "ä", "target": "b"},
+    "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "preference": {"prompt": "a", "chosen": "b", "rejected": "c"},
+    "embed": {"text": "a", "pair": "b"},
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("clean", ["", "ftfy,length:1,exact,near"])
+def test_records_of_every_objective_come_back_as_they_went(name, clean, tmp_path):
+    for package in ("ftfy", "datasketch"):
+        pytest.importorskip(package)
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS[name]) + "\n")
+    recipe = f"--config=configs/finetune/{name}.py"
+    overrides = [f"data.train={tmp_path}/a.jsonl"]
+    overrides += ["data.pair_column=pair"] * (name == "embed")
+    keys = [f"--config.{text}" for text in overrides]
+    done = prepared("--name=it", recipe, *keys, f"--clean={clean}", f"--tfds_dir={tmp_path}")
+    assert done["documents"] == {"train": 1}
+    config = load(f"configs/finetune/{name}.py", overrides)
+    config.data.tfds_dir = str(tmp_path)
+    wanted = objectives.get(config.objective.name).examples.columns(config)
+    docs = sources.documents("tfds:it", config.data, wanted)
+    assert docs == sources.documents(f"{tmp_path}/a.jsonl", config.data, wanted)
+    assert [*docs[0].values()] == [RECORDS[name].get(config.data[f"{x}_column"]) for x in wanted]
+
+
+def test_a_data_card_counts_what_was_read_removed_and_kept(tmp_path):
+    """By hand: ten documents, of which two are of others, one is broken, one is in the test set."""
+    for package in ("ftfy", "datasketch"):
+        pytest.importorskip(package)
+    row = lambda text, label: json.dumps({"text": text, "label": label}) + "\n"
+    train = [("sun and rain over the hills today", 1), ("a cat sat on the mat", 0), ("no", 0),
+             ("a cat sat on the mat", 1), ("A cat sat, on the mat!", 0),
+             ("the caf\u00c3\u00a9 is open", 1), ("held out from all the rest", 1)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(row(*pair) for pair in train))
+    (tmp_path / "t.jsonl").write_text(row(*train[-1]) + row("no", 1))
+    args = [f"--config.data.train={tmp_path}/a.jsonl", f"--config.data.test={tmp_path}/t.jsonl",
+            "--config=configs/finetune/classify.py", f"--tfds_dir={tmp_path}"]  # fmt: skip
+    clean = "--clean=ftfy,length:2:100,exact,near"
+    cards = []
+    for name in ("one", "two"):
+        done = prepared(f"--name={name}", *args, clean)
+        assert done["documents"] == {"test": 2, "train": 3}
+        cards.append((tmp_path / name / "1.0.0" / "README.md").read_text())
+    assert cards[0].replace("# one", "") == cards[1].replace("# two", "")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in cards[0].splitlines()
+            if line.startswith("|")]  # fmt: skip
+    for expected in (
+        ["ftfy", "train", "changed", "1"],
+        ["length:2:100", "test", "short", "1"], ["length:2:100", "train", "short", "1"],
+        ["exact", "train", "as in test", "1"], ["exact", "train", "as in train", "1"],
+        ["near", "train", "as in train", "1"],
+        ["train", "read", "7", str(sum(len(text) for text, _ in train)), "36", "–"],
+        ["train", "stored", "3", str(33 + 20 + 16), "17", "–"],
+        ["1", "100.0%", "66.7%"], ["0", "0.0%", "33.3%"],
+        ["train", "16", "16", "16", "20", "33", "33", "33"],
+    ):  # fmt: skip
+        assert expected in rows, (expected, rows)
+    assert len(rows) == 26
+    assert "`{\"text\": \"no\", \"label\": \"0\"}`" in cards[0]
+    config = load("configs/finetune/classify.py", [])
+    config.data.tfds_dir = str(tmp_path)
+    docs = sources.documents("tfds:one", config.data, ("text", "label"))
+    assert {doc["text"] for doc in docs} == {train[0][0], train[1][0], "the café is open"}
+    assert len(sources.documents("tfds:one@test", config.data, ("text", "label"))) == 2
+
+
+def test_tokens_are_of_cleaned_text_and_so_is_their_tokenizer(tmp_path, config):
+    pytest.importorskip("datasketch")
+    texts = ["one two three four five six", "ONE two three four five six", "x " * 60]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    prepared("--name=clean", f"--config.data.train={tmp_path}/a.jsonl", "--clean=length:1:50,near",
+             "--tokens", "--config.tokenizer.name=chars", f"--tfds_dir={tmp_path}")  # fmt: skip
+    config.data.tfds_dir, config.tokenizer.name = str(tmp_path), "chars"
+    docs = sources.documents("tfds:clean", config.data)
+    tokenizer = docs.its_own(config.tokenizer)
+    assert [tokenizer.decode(doc["tokens"]) for doc in docs] == texts[:1]
+    assert "O" not in tokenizer.units
+    card = (tmp_path / "clean" / "1.0.0" / "README.md").read_text()
+    assert f"| train | stored | 1 | 27 | 6 | {len(docs[0]['tokens'])} |" in card
+
+
+def test_what_is_prepared_may_be_prepared_again_but_not_tokens(folder, tokens, tmp_path):
+    args = [f"--config.data.tfds_dir={folder}", f"--tfds_dir={tmp_path}", "--clean=exact"]
+    done = prepared("--name=again", "--config.data.train=tfds:small", *args)
+    assert done["documents"] == {"train": len(TEXTS)}
+    with pytest.raises(ConfigError, match="'tfds:bytes' is stored as tokens; prepare its text"):
+        prepared("--name=ids", "--config.data.train=tfds:bytes", *args)

@@ -165,7 +165,7 @@ def arguments(tiny, overrides, tmp_path_factory):
     pytest.importorskip("tensorflow_datasets")
     folder = str(tmp_path_factory.mktemp("sets"))
     config = tiny()
-    prepare("stored", {"train": config.data.train}, folder, config=config)
+    prepare("stored", config, folder=folder, tokens=True)
     changes = {"train.steps": STEPS, "train.log_every": 10, "checkpoint.every": 50}
     changes |= {"eval.every": STEPS, "data.shards": 2}
     changes |= {"data.train": "tfds:stored", "data.tfds_dir": folder}

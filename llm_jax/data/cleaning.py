@@ -1,0 +1,306 @@
+"""Cleaning: repair, filters and duplicates of documents, each a step with a name, in STEPS.
+
+A step is (record, split) -> the record, changed or as it was, or in a word why it is left out. It
+reads whatever text a record's fields hold. Words are what blanks are between; a Chinese or Japanese
+character is one by itself.
+"""
+
+import hashlib
+import importlib
+import inspect
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
+
+from llm_jax.config import ConfigError
+from llm_jax.data import files
+from llm_jax.data.fields import Record, field, full
+
+Step = Callable[[Record, str], Record | str]
+
+PACKAGES = {"ftfy": "ftfy", "near": "datasketch", "language": "lingua-language-detector"}
+LABELS = ("label", "tags", "answers")  # by which records do not differ
+SPANS = ("context", "answers")  # one holds places in the other
+SHOWN = 2  # documents of each step that a data card shows
+SHINGLE = 5  # words
+BEGINNING = 1000  # characters that show a text's language
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+_BULLET = re.compile(r"\s*[-*•‣●○■▪➤]")
+_STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
+
+
+def words(text: str) -> list[str]:
+    """Returns what blanks are between, Chinese and Japanese characters apart."""
+    return _WORD.findall(text)
+
+
+def texts(record: Record) -> dict[str, str]:
+    """Returns the text of each field that holds some; of several texts, a line each."""
+    found = {name: "\n".join(field(name).texts(value)) for name, value in record.items()}
+    return {name: text for name, text in found.items() if text}
+
+
+def repair() -> Step:
+    """Unicode repair by ftfy; not of text that answers are places in.
+
+    Wide characters and curly quotes stay: in Chinese and German, say, they are right.
+    """
+    ftfy = _library("ftfy", "ftfy")
+    how = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False)
+    return lambda record, split: _changed(record, lambda text: ftfy.fix_text(text, how))
+
+
+def stop_words(file: str) -> Step:
+    """Leaves out the words that a file lists, one a line, in any case."""
+    stop = {word.casefold() for word in files.lines(file)}
+    rest = lambda text: " ".join(word for word in text.split() if word.casefold() not in stop)
+    return lambda record, split: _changed(record, rest)
+
+
+def length(least: str = "50", most: str = "100000") -> Step:
+    """Keeps documents of so many words (defaults: Gopher; Rae 2021, appendix A.1.1)."""
+    low, high = int(least), int(most)
+
+    def step(record: Record, split: str) -> Record | str:
+        n = len(words("\n".join(texts(record).values())))
+        return "short" if n < low else "long" if n > high else record
+
+    return step
+
+
+def repetition() -> Step:
+    """Leaves out repetitive text by MassiveText's limits (Rae 2021, table A1).
+
+    Repeats are occurrences behind the first; a character counts once, however many repeats it is
+    in. Of the most frequent n-gram, which must occur twice, all occurrences count.
+    """
+    return lambda record, split: _repeats("\n".join(texts(record).values())) or record
+
+
+def quality(stop: str = "2") -> Step:
+    """Gopher's quality rules for English (Rae 2021, A.1.1), `stop`: its least number of stop words.
+
+    Mean word length 3 to 10; at most 0.1 hashes or ellipses a word, 90 % of lines with a bullet,
+    30 % that end in an ellipsis; a letter in 80 % of words; two of eight stop words.
+    """
+    least = int(stop)
+    return lambda record, split: _faults("\n".join(texts(record).values()), least) or record
+
+
+def language(*codes: str) -> Step:
+    """Keeps documents in these languages (ISO 639-1), by lingua, whose models take a GB of memory.
+
+    en: every field is; en/de: is in one of them; en:de: the first field, and all others.
+    `found`: how many documents of a split are in which.
+    """
+    lingua = _library("lingua", "language")
+    known = {name.lower() for name in dir(lingua.IsoCode639_1) if len(name) == 2}
+    wanted = [{*code.split("/")} for code in codes]
+    if not codes or not known.issuperset(set().union(*wanted)):
+        raise ValueError(f"languages are codes such as en; known are {', '.join(sorted(known))}")
+    detect = lingua.LanguageDetectorBuilder.from_all_languages().build().detect_language_of
+
+    def step(record: Record, split: str) -> Record | str:
+        found = [detect(text[:BEGINNING]) for text in texts(record).values()]
+        names = [tongue.iso_code_639_1.name.lower() if tongue else "none" for tongue in found]
+        step.found[split][" + ".join(names)] += 1
+        right = all(name in wanted[min(i, len(wanted) - 1)] for i, name in enumerate(names))
+        return record if right else " + ".join(names)
+
+    step.found = defaultdict(Counter)
+    return step
+
+
+def exact() -> Step:
+    """Leaves out what equals an earlier document but for its labels; 16 bytes are kept of each."""
+    seen: dict[bytes, str] = {}
+
+    def step(record: Record, split: str) -> Record | str:
+        asked = sorted((name, value) for name, value in record.items() if name not in LABELS)
+        return _first(seen, [_digest(_utf8(repr(asked)), 16)], split, record)
+
+    return step
+
+
+def near(bands: str = "14", rows: str = "8") -> Step:
+    """Leaves out near duplicates of earlier documents, by MinHash of word 5-grams (Broder 1997).
+
+    Fields of Jaccard similarities s to those of another document are found with probability
+    1 - (1 - prod(s)^rows)^bands; defaults: FineWeb's (Penedo 2024), half at s = 0.68. Case and
+    punctuation do not count. The index holds `bands` digests of 8 bytes for each document kept.
+    """
+    b, r = int(bands), int(rows)
+    blank = _library("datasketch", "near").MinHash(b * r)
+    seen: dict[bytes, str] = {}
+
+    def signature(text: str) -> list[bytes]:
+        found = words(re.sub(r"[^\w\s]", " ", text.casefold())) or [text]
+        starts = range(max(1, len(found) - SHINGLE + 1))
+        made = blank.copy()
+        made.update_batch({_utf8(" ".join(found[i : i + SHINGLE])) for i in starts})
+        return [band.tobytes() for band in made.hashvalues.reshape(b, r)]
+
+    def step(record: Record, split: str) -> Record | str:
+        spoken = texts(record)
+        other = {name: value for name, value in record.items() if name not in (*spoken, *LABELS)}
+        signs = zip(*map(signature, spoken.values()), strict=True)
+        keys = [_digest(b"".join([b"%d" % i, *sign, _utf8(repr(other))]), 8)
+                for i, sign in enumerate(signs)]  # fmt: skip
+        return _first(seen, keys, split, record)
+
+    return step
+
+
+STEPS: dict[str, Callable[..., Step]] = {
+    "ftfy": repair, "length": length, "repetition": repetition, "quality": quality,
+    "language": language, "exact": exact, "near": near, "stop_words": stop_words,
+}  # fmt: skip
+
+
+def made(text: str) -> Step:
+    """Returns the step that "NAME:ARGUMENT:…" describes.
+
+    Raises:
+      ConfigError: there is none of that name, an argument will not do, or a library is missing.
+    """
+    name, *values = text.split(":")
+    if name not in STEPS:
+        raise ConfigError(f"--clean={text}: {name!r} is no step; there are {', '.join(STEPS)}")
+    try:
+        return STEPS[name](*values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        usage = ":".join([name, *map(str.upper, inspect.signature(STEPS[name]).parameters)])
+        raise ConfigError(f"--clean={text}: must be like {usage} ({error})") from error
+
+
+class Cleaning:
+    """Steps over the documents of a set's splits, those that are evaluated on first.
+
+    These are left as they are, so that scores compare: what each step would do is counted, and
+    their duplicates in train are left out there.
+
+    Attributes:
+      counts: {(step, split): {"changed", or why a document is left out: how many}}.
+      shown: {step: {the same: a document of train, before and after}}, SHOWN of each step.
+    """
+
+    def __init__(self, steps: Sequence[str]):
+        self.steps = {text: made(text) for text in steps}
+        self.counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+        self.shown: dict[str, dict[str, tuple[Record, Record | str]]] = defaultdict(dict)
+
+    def __call__(self, docs: Iterable[Record], split: str) -> Iterator[Record]:
+        """Yields what the steps leave of the documents of a split, train the last.
+
+        Raises:
+          ConfigError: nothing is left of train.
+        """
+        left = 0
+        for doc in docs:
+            for name, step in self.steps.items():
+                after = step(doc, split)
+                if isinstance(after, dict) and not full(after):
+                    after = "blank"
+                left_out = isinstance(after, str)
+                if left_out or after != doc:
+                    why = after if left_out else "changed"
+                    self.counts[name, split][why] += 1
+                    if split == "train" and len(self.shown[name]) < SHOWN:
+                        self.shown[name].setdefault(why, (doc, after))
+                if split == "train":
+                    if left_out:
+                        break
+                    doc = after
+            else:
+                left += 1
+                yield doc
+        if split == "train" and not left:
+            did = {step: dict(n) for (step, of), n in self.counts.items() if of == "train"}
+            raise ConfigError(f"--clean: leaves no document of data.train ({did})")
+
+
+def _library(name: str, step: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"--clean={step}: needs {PACKAGES[step]}: pip install -r "
+                          "requirements-tasks.txt") from error
+
+
+def _changed(record: Record, change: Callable[[str], str]) -> Record:
+    """The record with its texts changed; as many tokens as there were."""
+    kept = SPANS if "answers" in record else LABELS
+
+    def of(name: str, value):
+        if name in kept or not field(name).texts(value):
+            return value
+        if name == "messages":
+            return [part | {"content": change(part["content"])} for part in value]
+        if isinstance(value, list):
+            return [change(token).strip() or token for token in value]
+        return change(value)
+
+    return {name: of(name, value) for name, value in record.items()}
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _digest(raw: bytes, size: int) -> bytes:
+    return hashlib.blake2b(raw, digest_size=size).digest()
+
+
+def _first(seen: dict[bytes, str], keys: list[bytes], split: str, record: Record) -> Record | str:
+    """The record if no earlier one has one of its keys, which are then seen."""
+    if twin := next((seen[key] for key in keys if key in seen), ""):
+        return f"as in {twin}"
+    seen.update(dict.fromkeys(keys, split))
+    return record
+
+
+def _repeats(text: str) -> str:
+    """The first limit of table A1 that a text goes beyond, or ""."""
+    for name, between in (("lines", r"\n"), ("paragraphs", r"\n{2,}")):
+        parts = [part.strip() for part in re.split(between, text) if part.strip()]
+        again = len(parts) - len(set(parts))
+        size = sum(map(len, parts))
+        if again > 0.3 * len(parts) or size - sum(map(len, set(parts))) > 0.2 * size:
+            return f"repeated {name}"
+    units = words(text)
+    sizes = [len(unit) for unit in units]
+    for n, limit in ((2, 0.2), (3, 0.18), (4, 0.16)):
+        counts = Counter(zip(*(units[i:] for i in range(n)), strict=False))
+        gram, count = next(iter(counts.most_common(1)), ((), 0))
+        if count > 1 and count * sum(map(len, gram)) > limit * sum(sizes):
+            return f"one {n}-gram"
+    for n in range(5, 11):
+        seen, inside = set(), bytearray(len(units))
+        for i, gram in enumerate(zip(*(units[i:] for i in range(n)), strict=False)):
+            if gram in seen:
+                inside[i : i + n] = b"\1" * n
+            seen.add(gram)
+        if sum(itertools.compress(sizes, inside)) > (20 - n) / 100 * sum(sizes):
+            return f"repeated {n}-grams"
+    return ""
+
+
+def _faults(text: str, stop: int) -> str:
+    """The first of Gopher's rules that a text breaks, or ""."""
+    units, lines = words(text), [line for line in text.splitlines() if line.strip()]
+    n = len(units) or 1
+    ends = sum(line.rstrip().endswith(("...", "…")) for line in lines)
+    ellipses = text.count("...") + text.count("…")
+    rules = {
+        "mean word length": not 3 <= sum(map(len, units)) / n <= 10,
+        "symbols": max(text.count("#"), ellipses) > 0.1 * n,
+        "bullets": sum(bool(_BULLET.match(line)) for line in lines) > 0.9 * len(lines),
+        "ellipses": ends > 0.3 * len(lines),
+        "no letters": sum(any(c.isalpha() for c in unit) for unit in units) < 0.8 * n,
+        "stop words": len(_STOP_WORDS & {unit.lower() for unit in units}) < stop,
+    }
+    return next((name for name, broken in rules.items() if broken), "")
