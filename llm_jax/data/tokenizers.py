@@ -536,16 +536,19 @@ def special_token(name: str):
     return AddedToken(name, special=True, normalized=False, lstrip=gap)
 
 
-def put_around(backend, first: Sequence[str], last: Sequence[str]):
+def put_around(
+    backend, first: Sequence[str], last: Sequence[str], between: Sequence[str] | None = None
+):
     """Returns the post-processor that puts special tokens around a text, [CLS] $A [SEP].
 
-    A second text, of type 1, has `last` behind it too.
+    A second text, of type 1, follows `between` (None: as `last`) and has `last` behind it too.
     """
     from tokenizers import processors
 
+    between = last if between is None else between
     single = [*first, "$A", *last]
-    pair = [*single, *(f"{text}:1" for text in ("$B", *last))]
-    ids = [(text, backend.token_to_id(text)) for text in sorted({*first, *last})]
+    pair = [*first, "$A", *between, *(f"{text}:1" for text in ("$B", *last))]
+    ids = [(text, backend.token_to_id(text)) for text in sorted({*first, *last, *between})]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 

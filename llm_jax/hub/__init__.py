@@ -58,7 +58,18 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
     wanted = plan(family, model)
     stand_ins = _check(family, wanted, tensors, folder, added)
     params = from_tensors(wanted, lambda name: tensors.get(stand_ins.get(name, name)))
-    return model, params, text.load(folder, hf, family)
+    tokenizer = text.load(folder, hf, family)
+    _check_last(model, tokenizer)
+    return model, params, tokenizer
+
+
+def _check_last(model: ConfigDict, tokenizer: Tokenizer | None) -> None:
+    """Refuses a decoder's classifier that reads another token in transformers than in llm_jax."""
+    if tokenizer is not None and model.kind == "decoder" and "sequence" in model.head:
+        if tokenizer.pad_id in tokenizer.around("decoder")[1]:
+            raise ConfigError(f"the tokenizer ends a text with its padding token, id "
+                              f"{tokenizer.pad_id}: transformers would classify by the token "
+                              "before it; the two must differ")
 
 
 def _add_prefix(family: Family, tensors: files.Tensors) -> str:
@@ -174,6 +185,7 @@ def save(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype={dtype!r}: allowed are float32, bfloat16, float16")
     model, params = models.merge(kept(model), params)
+    _check_last(model, tokenizer)
     table = families.get(family or family_of(model))
     hf = text.ids(table, tokenizer) | to_hf(table, model)
     if model.num_labels:

@@ -40,6 +40,23 @@ def block(stack: str, theirs: str, modules: Mapping[str, str]) -> dict[str, str]
     return {f"{stack}/stack/layers/block/{k}": f"{theirs}.{v}" for k, v in modules.items()}
 
 
+def count_labels(hf: dict) -> int:
+    """How many labels config.json has; transformers leaves them out where there are two."""
+    labels = hf.get("id2label")
+    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
+
+
+def classifies(hf: dict) -> str:
+    """The head that "classifier" is where sequences and tokens have one of the same shape."""
+    return "token" if "ForTokenClassification" in str(hf.get("architectures")) else "sequence"
+
+
+_ONE_CLASSIFIER = {
+    "sequence": {"sequence": "classifier"}, "token": {"token": "classifier"},
+    "span": {"span": "qa_outputs"},
+}  # fmt: skip
+
+
 GPT2 = Family(
     name="gpt2",
     model={"activation": "gelu_tanh"},
@@ -85,7 +102,13 @@ GPT2 = Family(
         "mlp/up": "mlp.c_fc",
         "mlp/down": "mlp.c_proj",
     }),
-    classes={"lm": "GPT2LMHeadModel"},
+    heads={
+        "head": {"score.": "sequence", "classifier.": "token", "qa_outputs.": "span"},
+        "num_labels": {"score.": count_labels, "classifier.": count_labels},
+    },
+    by_head=_ONE_CLASSIFIER | {"sequence": {"sequence": "score"}},
+    classes={"lm": "GPT2LMHeadModel", "sequence": "GPT2ForSequenceClassification",
+             "token": "GPT2ForTokenClassification", "span": "GPT2ForQuestionAnswering"},
     copies={"lm_head.weight": "transformer.wte.weight"},
     dropped=(r".*\.attn\.(masked_)?bias",),
 )  # fmt: skip
@@ -188,7 +211,10 @@ LLAMA = Family(
         "mlp/up": "mlp.up_proj",
         "mlp/down": "mlp.down_proj",
     }),
-    classes={"lm": "LlamaForCausalLM"},
+    heads={"head": {"score.": classifies}, "num_labels": {"score.": count_labels}},
+    by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
+    classes={"lm": "LlamaForCausalLM", "sequence": "LlamaForSequenceClassification",
+             "token": "LlamaForTokenClassification"},
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     dropped=(r".*\.rotary_emb\.inv_freq",),
     read=_read_rope,
@@ -263,23 +289,6 @@ def _bert_modules(name: str) -> dict[str, str]:
         "mlp/down": "output.dense",
         "mlp_norm": "output.LayerNorm",
     })  # fmt: skip
-
-
-def count_labels(hf: dict) -> int:
-    """How many labels config.json has; transformers leaves them out where there are two."""
-    labels = hf.get("id2label")
-    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
-
-
-def classifies(hf: dict) -> str:
-    """The head that "classifier" is where sequences and tokens have one of the same shape."""
-    return "token" if "ForTokenClassification" in str(hf.get("architectures")) else "sequence"
-
-
-_ONE_CLASSIFIER = {
-    "sequence": {"sequence": "classifier"}, "token": {"token": "classifier"},
-    "span": {"span": "qa_outputs"},
-}  # fmt: skip
 
 
 def _classes(name: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.config import ConfigError
+from llm_jax.models.heads import HEADS
 from llm_jax.models.layers import GATED
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Family:
       if_zero: tensors that are left out where they are zero.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
       by_kind: kind of attention -> entries that its layers have instead.
-      linear: their matrices are [out, in]; GPT-2's are [in, out].
+      linear: their matrices are [out, in]; GPT-2's, but for heads, are [in, out].
       head_activation: model.activation that the masked-LM head of theirs always has.
       ids: entries of config.json that are ids of the tokenizer.
       specials: what a sentencepiece .model lacks.
@@ -371,7 +372,8 @@ def _piece(family: Family, path: tuple[str, ...], layer: int | None, shape: tupl
         return Piece(path, layer, shape, flat, False)
     inputs = 2 if path[-2] == "out" else 1  # attention's output contracts heads and head_dim
     matrix = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
-    return Piece(path, layer, shape, matrix[:: -1 if family.linear else 1], family.linear)
+    linear = family.linear or path[0] in HEADS
+    return Piece(path, layer, shape, matrix[:: -1 if linear else 1], linear)
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:

@@ -141,6 +141,8 @@ def _adopt(
     """
     by_hand = [text.partition("=")[0] for text in overrides]
     task = {key: config.model[key] for key in TASK} if recipe else {}
+    if task and model.kind == "decoder":  # whose classifiers have none, in transformers too
+        task["pooler"] = False
     config.model = ConfigDict(model.to_dict() | task)
     if not recipe:
         if "model.head" in by_hand:

@@ -161,11 +161,12 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
     if isinstance(backend, Path):  # for those who read sentencepiece models alone
         shutil.copyfile(backend, folder / SENTENCEPIECE)
         backend = _of_sentencepiece(folder / SENTENCEPIECE, tokenizer)
-    before, behind = tokenizer.around(model.kind)
-    if template(backend) != (before, behind):  # puts around a text what we do
+    (before, behind), between = tokenizer.around(model.kind), tokenizer.between()
+    pairs = "sequence" in model.head and template(backend, pair=True)[1] != between
+    if template(backend) != (before, behind) or pairs:  # puts around texts what we do
         name = tokenizer.pieces()
-        first, last = ([name[i] for i in ids] for ids in (before, behind))
-        backend.post_processor = put_around(backend, first, last)
+        parts = [[name[i] for i in ids] for ids in (before, behind, between)]
+        backend.post_processor = put_around(backend, *parts)
     files.write_json(folder / WHOLE, json.loads(backend.to_str()))
     chat = tokenizer.chat_template
     if isinstance(chat, dict):
@@ -180,7 +181,10 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
     given = {CLEAN_BPE: tokenizer.clean_up, "split_special_tokens": tokenizer.split_specials,
              "chat_template": chat}  # fmt: skip
     about |= {name: value for name, value in given.items() if value}
-    files.write_json(folder / CONFIG, about | roles(tokenizer, model.kind))
+    said = roles(tokenizer, model.kind)
+    if "sequence" in model.head:  # whose last token transformers tells from padding by its id
+        said = {"pad_token": tokenizer.pieces()[tokenizer.pad_id]} | said
+    files.write_json(folder / CONFIG, about | said)
     if tokenizer.generation is not None:
         files.write_json(folder / GENERATION, tokenizer.generation)
 

@@ -47,9 +47,9 @@ class DetectionHead(nn.Module):
         return Dense(cfg, D, (), ("embed",), name="score")(x)
 
 
-def linear(cfg: FrozenConfigDict, count: int) -> nn.Module:
+def linear(cfg: FrozenConfigDict, count: int, use_bias: bool = True) -> nn.Module:
     """Returns a dense layer [..., D] -> [..., count]."""
-    return Dense(cfg, (cfg.embed_dim,), (count,), ("embed", "norm"))
+    return Dense(cfg, (cfg.embed_dim,), (count,), ("embed", "norm"), use_bias=use_bias)
 
 
 class Head(NamedTuple):
@@ -74,7 +74,8 @@ HEADS: dict[str, Head] = {
     "lm": Head(None, words=True),
     "mlm": Head(MaskedLMHead, words=True),
     "detection": Head(DetectionHead),
-    "sequence": Head(lambda cfg: linear(cfg, cfg.num_labels), pooled=True, labels=True),
+    "sequence": Head(  # a decoder's has no bias, as in transformers
+        lambda cfg: linear(cfg, cfg.num_labels, cfg.kind != "decoder"), pooled=True, labels=True),
     "token": Head(lambda cfg: linear(cfg, cfg.num_labels), labels=True),
     "span": Head(lambda cfg: linear(cfg, 2)),  # start and end (Devlin 2019, 4.2)
 }

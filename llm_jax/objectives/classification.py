@@ -41,16 +41,14 @@ class Classification(Examples):
 
     def example(self, piece, rng, elsewhere):
         tokenizer, cfg = self.tokenizer, self.config.model
-        before, behind = [tokenizer.bos_id], [tokenizer.eos_id]
-        if cfg.kind == "encoder":  # an imported one's may be others
-            before, behind = tokenizer.around("encoder")
+        before, behind = tokenizer.around(cfg.kind)
         texts = [tokenizer.encode(piece[field]) for field in ("text", "pair") if field in piece]
         between = tokenizer.between() if len(texts) == 2 else []
         room = cfg.max_length - len(before) - len(between) - len(behind)
         first, *second = shortened(texts, room)
         parts = [[*before, *first, *between], np.concatenate([*second, behind])]
         types = np.arange(2).repeat([*map(len, parts)]) if second else np.zeros(cfg.max_length)
-        tokens = np.concatenate(parts)
+        tokens = np.concatenate(parts).astype(np.int32)
         fields = {"tokens": tokens, "types": types[: len(tokens)].astype(int)}
         fields = {name: fields[name] for name in self.lengths(self.config)}
         return fields | {"label": np.array([self.target(piece) if "label" in piece else 0])}

@@ -27,15 +27,18 @@ class Killed(BaseException):
     """Nothing of ours catches it, as nothing catches SIGKILL."""
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A BERT with the heads of its pretraining, of random weights, and a tokenizer."""
-    folder = tmp_path_factory.mktemp("bert") / "hf"
+def pretrained(name, folder):
+    """A model with the heads of its pretraining, of random weights, and a tokenizer."""
     how = configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()})
     tokenizer = tokenizers.build(how, [" ".join(WORDS)])
-    model, params = make(MODELS["bert"], tokenizer.vocab_size)
+    model, params = make(MODELS[name], tokenizer.vocab_size)
     hub.save(model, jax.tree.map(lambda x: 0.1 * x, params), tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return pretrained("bert", tmp_path_factory.mktemp("bert") / "hf")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,14 @@ def test_a_folder_gives_all_but_the_head(source, command, tmp_path, capsys):
     assert kept.encode("good film").tolist() == tokenizer.encode("good film").tolist()
     call(capsys, "export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'hf'}")
     assert hub.load(tmp_path / "hf")[0].head == "sequence"
+
+
+def test_a_decoder_becomes_a_classifier_that_can_be_exported(command, tmp_path, capsys):
+    call(capsys, *command(init_from=pretrained("llama", tmp_path / "llama")))
+    call(capsys, "export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'hf'}")
+    about = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert about["architectures"] == ["LlamaForSequenceClassification"]
+    assert about["id2label"] == {"0": "bad", "1": "good"}
 
 
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
