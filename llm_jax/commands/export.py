@@ -10,6 +10,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
     add_step(sub)
     sub.add_argument("--family", help="of those that can express the model; found if not given")
+    sub.add_argument("--adapter", action="store_true", help="LoRA's arrays alone, for PEFT")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 
 
@@ -17,9 +18,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a checkpoint as a Hugging Face folder."""
     from llm_jax.hub.runs import export_run
 
-    done = export_run(args.workdir, args.target, args.step, args.family, args.dtype)
+    done = export_run(args.workdir, args.target, args.step, args.family, args.dtype,
+                      args.adapter)
     less = f", without its {done['left_out'][0]}" if done["left_out"] else ""
-    print(f"wrote step {done['step']} as {done['family']} to {done['folder']}{less}")
+    what = f"{done['family']}'s adapter" if args.adapter else done["family"]
+    print(f"wrote step {done['step']} as {what} to {done['folder']}{less}")
     return done
 
 

@@ -137,18 +137,19 @@ def write(
         groups[-1].append(name)
         total += size
     if len(groups) == 1:
-        _save(tensors(groups[0]), folder / WEIGHTS)
+        save(tensors(groups[0]), folder / WEIGHTS)
         return
     where = {}
     for i, names in enumerate(groups):
         file = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
-        _save(tensors(names), folder / file)
+        save(tensors(names), folder / file)
         where |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
     write_json(folder / INDEX, index)
 
 
-def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+def save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a safetensors file."""
     path.touch()  # the mode that any file gets here: save_file's own is for its user alone
     mode = path.stat().st_mode
     save_file(tensors, path, {"format": "pt"})

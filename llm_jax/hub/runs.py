@@ -19,6 +19,7 @@ from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import folder_named, is_full, read_config, read_json, write_json, write_text
+from llm_jax.hub import adapter as adapters
 from llm_jax.hub import sentence
 from llm_jax.hub.files import CONFIG
 from llm_jax.models.heads import HEADS
@@ -304,19 +305,27 @@ def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -
 
 def export_run(
     workdir: str | Path, target: str | Path, step: int | None = None, family: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "float32", adapter: bool = False,
 ) -> dict:
     """Writes a checkpoint of a run as a Hugging Face folder.
+
+    Args:
+      adapter: of a run with LoRA, writes what it has learned as an adapter of PEFT's instead.
 
     Raises:
       ConfigError: no run or checkpoint there, a model that no family has, a folder not empty.
     """
     hub.check_new(target)
     about = Path(workdir) / IMPORTED
-    if family is None and about.is_file():  # several families may express the same model
-        family = read_json(about)["family"]
+    origin = read_json(about) if about.is_file() else {}
+    family = family or origin.get("family")  # several families may express the same model
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
+    if adapter:
+        family = family or hub.family_of(ConfigDict(config.model.to_dict() | {"lora_rank": 0}))
+        trained = [path for path, group in setup.groups.items() if group.rate > 0]
+        adapters.save(family, config.model, params, trained, Path(target), origin.get("from", ""))
+        return {"family": family, "step": step, "folder": str(target), "left_out": []}
     options = {"labels": config.data.labels, "dtype": dtype}
     name = hub.save(config.model, params, tokenizer, target, family, **options)
     if mode := _pooling(setup):

@@ -39,9 +39,11 @@ def loss(lm, text_file):
     return -float(jnp.take_along_axis(scores, tokens[:, 1:, None], -1).mean())
 
 
-def logits_of_transformers(folder):
+def logits_of_transformers(folder, adapter=None):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    if adapter:
+        theirs = pytest.importorskip("peft").PeftModel.from_pretrained(theirs, adapter).eval()
     with torch.no_grad():
         return theirs(torch.tensor(TOKENS)).logits.numpy()
 
@@ -117,6 +119,9 @@ def test_lora_trains_its_arrays_alone_and_is_exported_merged(
     assert "model.lora_rank: 3 there, 4 here" in refused(
         capsys, "train", workdir, "--config.model.lora_rank=4"
     )
+    adapter = run.with_name("adapter")
+    call(capsys, "export", workdir, f"--to={adapter}", "--adapter")
+    np.testing.assert_allclose(logits_of_transformers(gpt2, adapter), ours, atol=1e-5)
 
 
 def flat_names(tree):
