@@ -20,7 +20,6 @@ def get_config(variant="encoder_decoder"):
         c.objective.suffix = "\nTL;DR: "
     else:
         c.data.target_length = 128
-    c.data.batch_size = 16
     c.model.max_length = 512
     c.train.steps = 3000
     c.eval.max_new_tokens = 64

@@ -1,5 +1,6 @@
 """Extractive question answering: the span of a text that answers a question (Devlin 2019, 4.2)."""
 
+import importlib.util
 import itertools
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 
 from llm_jax import models
+from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective
@@ -127,9 +129,18 @@ class QuestionAnswering(Examples):
 
 
 def resolve(config, documents):
-    """Sets objective.no_answer where the training set has questions without one (SQuAD 2.0)."""
-    if any(not doc["answers"] for doc in documents):
+    """Sets objective.no_answer where the training set has questions without one (SQuAD 2.0).
+
+    Raises:
+      ConfigError: answers are Chinese, and what tells the words between characters is missing.
+    """
+    answers = [doc["answers"] for doc in documents]
+    if not all(answers):
         config.objective.no_answer = True
+    texts = [answer["text"] for some in answers for answer in some]
+    if scores.chinese(texts) and not importlib.util.find_spec("nltk"):
+        raise ConfigError(f"data.train={config.data.train!r}: CMRC's scores of Chinese answers "
+                          "need nltk: pip install -r requirements-tasks.txt")
 
 
 def weights(batch):

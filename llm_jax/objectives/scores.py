@@ -112,15 +112,22 @@ def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, fl
     As SQuAD 2.0's script; where most answers are Chinese, as CMRC 2018's. A question that has no
     right answer has the empty one.
     """
-    texts = [text for some in gold for text in some]
-    chinese = 2 * sum(map(bool, map(_HAN.search, texts))) > len(texts)
-    exact, overlap = (_cmrc_exact, _cmrc_f1) if chinese else (_squad_exact, _squad_f1)
+    if chinese([text for some in gold for text in some]):
+        exact, overlap = _cmrc_exact, _cmrc_f1
+    else:
+        exact, overlap = _squad_exact, _squad_f1
+        gold = [[text for text in some if _squad_words(text)] for some in gold]
     best = lambda measure: sum(
         max(measure(right, text) for right in some or [""])
         for some, text in zip(gold, guess, strict=True)
     )
     n = max(len(guess), 1)
     return {"exact_match": best(exact) / n, "f1": best(overlap) / n}
+
+
+def chinese(texts: Sequence[str]) -> bool:
+    """Whether most of them have Chinese characters."""
+    return 2 * sum(bool(_HAN.search(text)) for text in texts) > len(texts)
 
 
 def texts(names: Sequence[str], gold: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
@@ -148,8 +155,7 @@ def bleu(gold: Sequence[str]):
     """Returns sacreBLEU's measure for texts like these."""
     from sacrebleu.metrics import BLEU
 
-    chinese = 2 * sum(bool(_HAN.search(text)) for text in gold) > len(gold)
-    return BLEU(tokenize="zh" if chinese else "13a")
+    return BLEU(tokenize="zh" if chinese(gold) else "13a")
 
 
 def _bleu(gold, guess):
@@ -188,7 +194,6 @@ _HAN = re.compile("[\u4e00-\u9fa5]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-_CMRC_WORD = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s]")
 
 
 def _squad_words(text: str) -> list[str]:
@@ -205,15 +210,20 @@ def _squad_f1(gold: str, guess: str) -> float:
     return 2 * same / (len(a) + len(b)) if a and b else float(a == b)
 
 
+def _cmrc_bare(text: str) -> str:
+    return "".join(c for c in text.lower().strip() if c not in _CMRC_MARKS)
+
+
 def _cmrc_exact(gold: str, guess: str) -> float:
-    bare = lambda text: "".join(c for c in text.lower().strip() if c not in _CMRC_MARKS)
-    return float(bare(gold) == bare(guess))
+    return float(_cmrc_bare(gold) == _cmrc_bare(guess))
 
 
 def _cmrc_units(text: str) -> list[str]:
-    """Characters of Chinese, words of all else."""
-    spaced = re.sub(_HAN, r" \g<0> ", "".join(c for c in text.lower() if c not in _CMRC_MARKS))
-    return _CMRC_WORD.findall(spaced)
+    """Characters of Chinese, and NLTK's words of what is between them, as of one sentence."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    words, parts = NLTKWordTokenizer(), re.split(f"({_HAN.pattern})", _cmrc_bare(text))
+    return [unit for part in parts for unit in words.tokenize(part)]
 
 
 def _cmrc_f1(gold: str, guess: str) -> float:
