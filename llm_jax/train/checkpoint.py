@@ -294,11 +294,14 @@ def _sum_bits(tree: Any) -> jax.Array:
 
 
 def _check_same(saved: dict, here: dict, where: str) -> None:
+    """Refuses arrays of another name or kind: configs were equal, so that the code is another."""
     differ = [
         f"{name}: {saved.get(name, 'absent')} there, {here.get(name, 'absent')} here"
         for name in saved | here
         if saved.get(name) != here.get(name)
     ]
     if differ:
-        raise ConfigError(f"{where} holds arrays of another shape ({len(differ)} differ): "
-                          f"{'; '.join(differ[:3])}")
+        raise ConfigError(f"{where} holds other arrays than this version of llm_jax has "
+                          f"({len(differ)} differ: {'; '.join(differ[:3])}); end the run with the "
+                          "version that began it, or begin another with init_from, of its weights "
+                          "alone")

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from weakref import WeakValueDictionary
 
 import jax
 from ml_collections import ConfigDict
@@ -31,6 +32,10 @@ DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.|init_from")
 UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
 LOGS = (".partial", ".log", ".out", ".err")
 
+# {path: file} that this process has locked. A POSIX lock is a process's, and gone once it closes any
+# file of that path: Folders of one path share a file, which closes with the last of them.
+LOCKS = WeakValueDictionary()
+
 
 class Start(NamedTuple):
     """Weights and tokenizer that a new run begins with: see hub.runs.start.
@@ -48,7 +53,8 @@ class Start(NamedTuple):
 class Folder:
     """A run folder, made by `commit` where there is none. With a checkpoint in it, it holds a run.
 
-    It is locked against other processes until `close`, or this object's end.
+    It is locked against other processes until `close`, or this object's end, and that of
+    others of the same path in this process.
 
     Raises:
       ConfigError: it cannot be written, another job trains in it, it holds something else than a
@@ -174,10 +180,8 @@ class Folder:
             write_json(self.path / IMPORTED, self.origin)
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
+        """Lets other processes have the folder, once no other Folder of this process holds it."""
+        self.lock = None
 
     def _lock(self) -> None:
         """Takes the folder's POSIX lock, or refuses it; a process that dies releases it.
@@ -185,9 +189,11 @@ class Folder:
         POSIX record locks: also between machines on NFS 4 or Lustre with -o flock; not on object
         stores mounted as folders (gcsfuse), which see only their own machine's.
         """
+        path = self.path.resolve() / ".lock"
+        self.lock = LOCKS.get(path)
         if jax.process_index() != 0 or self.lock is not None:
             return
-        file = (self.path / ".lock").open("a+")
+        file = path.open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -196,7 +202,7 @@ class Folder:
             file.seek(0)
             raise ConfigError(f"--workdir={self.path}: is being trained by {file.read().strip()}; "
                               "wait for it, end it, or name another folder") from error
-        self.lock = file  # closed, by whomever in this process, it lets go
+        self.lock = LOCKS[path] = file
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME")
         file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' * bool(job)}")
