@@ -20,6 +20,20 @@ while True:
     except BaseException:
         pass
 """
+# launch.py, which says when signals are heard of.
+LAUNCH = """
+from llm_jax import signals
+watch = signals.watch
+signals.watch = lambda argv: (watch(argv), print("ready", flush=True))
+signals.run()
+"""
+# What is ignored stays ignored, as SIGINT is behind a shell's "&". Set here, not in preexec_fn:
+# that would fork a process which has JAX's threads.
+START = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
 ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 
 
@@ -27,7 +41,7 @@ def heard(process, number, out=""):
     """Checks how a process ends that is sent a signal; `out`: what it has printed already."""
     process.send_signal(number)
     try:
-        rest, err = process.communicate(timeout=60)
+        rest, err = process.communicate(timeout=300)
     finally:
         process.kill()
     code, text = ENDS[number]
@@ -36,17 +50,16 @@ def heard(process, number, out=""):
     return (out + rest).splitlines(), {"error": text}
 
 
-def start(*command):
+def start(*code_and_arguments):
+    command = [sys.executable, "-c", START, *code_and_arguments]
     pipe = subprocess.PIPE
-    attend = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored behind a shell's "&"
-    return subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True,
-                            preexec_fn=attend)  # fmt: skip
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["plain", "json"])
 @pytest.mark.parametrize("number", ENDS)
 def test_a_signal_ends_a_process_that_would_not(number, options):
-    process = start("-c", STUCK, *options)
+    process = start(STUCK, *options)
     assert process.stdout.readline() == "ready\n"
     lines, error = heard(process, number)
     assert [json.loads(line) for line in lines] == [error] * len(options)
@@ -64,7 +77,7 @@ def test_other_handlers_keep_their_signals_and_children_their_own():
         "os.waitpid(child, 0); time.sleep(0.2)\n"
         "print('alive', flush=True); time.sleep(60)\n"
     )
-    process = start("-c", code)
+    process = start(code)
     assert [process.stdout.readline() for _ in range(2)] == ["mine\n", "alive\n"]
     heard(process, signal.SIGTERM)
 
@@ -75,7 +88,8 @@ def test_other_handlers_keep_their_signals_and_children_their_own():
 def test_a_command_ends_while_it_imports_and_compiles(seconds, number, overrides, tmp_path):
     args = [f"--config.{o}" for o in overrides({"train.steps": 10**6, "model.scan": False,
                                                 "model.num_layers": 16})]  # fmt: skip
-    process = start("launch.py", "train", f"--workdir={tmp_path}", "--json", *args)
+    process = start(LAUNCH, "train", f"--workdir={tmp_path}", "--json", *args)
+    assert process.stdout.readline() == "ready\n"
     time.sleep(seconds)
     lines, error = heard(process, number)
     assert json.loads(lines[-1]) == error

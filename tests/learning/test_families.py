@@ -54,8 +54,12 @@ def _t5(text):
 
 
 def _electra(text):
-    c = _encoder(text, "replaced_token_detection", generator_fraction=0.5, embed_norm=True)
-    c.model.head, c.train.steps = "detection", 400
+    # With learned positions the generator has only begun to learn after 400 steps: 0.92 of the
+    # entropy with positions of its own, 0.90 with shared ones, 0.85 without the discriminator's
+    # loss; 0.83 after 800. With rotary ones it is at 0.72 after 200.
+    shape = {"generator_fraction": 0.5, "embed_norm": True, "positions": "rotary"}
+    c = _encoder(text, "replaced_token_detection", **shape)
+    c.model.head, c.train.steps = "detection", 200
     return c
 
 
@@ -114,8 +118,8 @@ def test_learns_shakespeare(family, shared_data, tmp_path):
     trainer.run()
     last, entropy = trainer.metrics.last, _entropy(trainer)
     if family == "electra":
-        assert last["eval_generator_loss"] < 0.9 * entropy
+        assert last["eval_generator_loss"] < 0.8 * entropy
         p = last["eval_replaced"]
-        assert last["eval_loss"] < 0.985 * -(p * np.log(p) + (1 - p) * np.log(1 - p))
+        assert last["eval_loss"] < 0.97 * -(p * np.log(p) + (1 - p) * np.log(1 - p))
     else:
         assert last["eval_loss"] < BELOW[family] * entropy

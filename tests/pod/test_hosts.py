@@ -228,9 +228,7 @@ def test_killed_while_it_saves(arguments, whole, tmp_path, victim, compiled):
     while job.running() and not list(folder.glob("checkpoints/*tmp*")):
         time.sleep(0.001)
     job.processes[victim].kill()
-    began = time.time()
     codes, _, errors = job.wait()
-    assert time.time() - began < 2 * HEARTBEAT + 20
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
     told = errors[1 - victim]
     assert "another process has died" in told or "another task died" in told, told

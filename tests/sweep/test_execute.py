@@ -79,7 +79,7 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n"
         "os.kill(os.getppid(), signal.SIGTERM)\n"
-        "time.sleep(20)\n"
+        "time.sleep(300)\n"
         "sys.exit(3)\n"
     )
     if slow_to_start:  # the signal is here before the parent knows its child
