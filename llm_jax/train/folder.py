@@ -32,8 +32,8 @@ DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.|init_from")
 UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
 LOGS = (".partial", ".log", ".out", ".err")
 
-# {path: file} that this process has locked. A POSIX lock is a process's, and gone once it closes any
-# file of that path: Folders of one path share a file, which closes with the last of them.
+# {path: file} that this process has locked. A POSIX lock is a process's, and gone once it closes
+# any file of that path: Folders of one path share a file, which closes with the last of them.
 LOCKS = WeakValueDictionary()
 
 
