@@ -389,7 +389,8 @@ class Data:
     tfds_dir = text("", when=source("tfds:", lambda part: part.startswith("tfds:")))
     workers = whole(0, 0, 1024)  # processes that pack a set too large for memory; 0: the trainer
     shards = whole(1, 1)  # streams of such a set; of several machines each packs its rows' own
-    packing = one_of("first_fit", "none")  # first_fit: several documents a row | none: one a row
+    # first_fit: several documents a row | none: one, in rows as long as the batch needs
+    packing = one_of("first_fit", "none")
     batch_size = whole(16, 1, 2**20)  # sequences a step, over all chips
     ramp_steps = whole(0, 0, COUNT)  # in which the batch grows from ramp_start to batch_size
     ramp_start = whole(16, 1, when=given("data.ramp_steps"))

@@ -12,7 +12,7 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.train import ensemble
 from llm_jax.train.loop import Trainer
-from llm_jax.train.predict import _trimmed, chunked
+from llm_jax.train.predict import chunked
 
 
 class _Silent:
@@ -159,18 +159,6 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
 def test_items_come_in_lists():
     assert list(chunked(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(chunked([], 3)) == []
-
-
-@pytest.mark.parametrize("longest", [1, 15, 16, 17, 31, 32, 33, 40])
-def test_a_batch_keeps_all_tokens_of_its_longest_row(longest):
-    """And few lengths there are: powers of two, up to that of a row."""
-    rows = [
-        {"tokens": np.arange(40), "segment_ids": (np.arange(40) < n).astype(int)}
-        for n in (longest, 1)
-    ]
-    batch = _trimmed(rows, 4)
-    assert batch["segment_ids"].sum() == longest + 1
-    assert batch["tokens"].shape in ((4, 16), (4, 32), (4, 40))
 
 
 def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.data.chunks import Makers
 from llm_jax.data.examples import Arrays
+from llm_jax.data.lengths import stacked, trimmed
 
 STAGES = 8  # batch sizes on the way to the full one: each is a program of its own
 
@@ -73,11 +74,13 @@ class Batches(Iterator):
       kept: (n) -> which rows of a batch of n the batches here have.
       close: stops what the streams have at work.
       ahead: batches made before they are asked for.
+      trims: batches lose the positions that none of their rows needs.
     """
 
     def __init__(self, data: ConfigDict, streams: Callable[[int], Stream], kept: Rows,
-                 close: Callable[[], object], ahead: int):
+                 close: Callable[[], object], ahead: int, trims: bool):
         self._data, self._kept, self._close, self._size = data, kept, close, ahead
+        self._trims = trims
         sizes = {batch_size(data, step) for step in range(data.ramp_steps + 1)}
         mine = set().union(*(self._owners(n)[kept(n)].tolist() for n in sizes))
         self._streams, self._step = {shard: streams(shard) for shard in sorted(mine)}, 0
@@ -98,8 +101,8 @@ class Batches(Iterator):
         n, nobody = batch_size(self._data, self._step), itertools.repeat(None)
         rows = [next(self._streams.get(shard, nobody)) for shard in self._owners(n).tolist()]
         self._step += 1
-        rows = [rows[i] for i in np.arange(n)[self._kept(n)]]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, self._place()
+        rows = trimmed(rows) if self._trims else rows
+        return stacked([rows[i] for i in np.arange(n)[self._kept(n)]]), self._place()
 
     def _place(self) -> dict:
         streams = {str(shard): stream.get_state() for shard, stream in self._streams.items()}

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
+from llm_jax.data import lengths
 from llm_jax.data.augment import augmented
 from llm_jax.data.examples import Arrays, Examples, Record
 from llm_jax.data.lazy import Lazy, permuted
@@ -84,6 +85,9 @@ class Chunks:
         needs = np.array(needs, np.int64).reshape(len(examples), len(self.lengths))
         # The first rows are the fullest.
         packed = shuffled(first_fit(needs, list(self.lengths.values()), most))
+        if seed is not None and lengths.vary(self._examples.config):
+            window = lengths.WINDOW * self._examples.config.data.batch_size
+            packed = [[i] for i in lengths.alike([i for (i,) in packed], needs.sum(1), window)]
 
         def row(i: int) -> Arrays:
             own = np.random.default_rng((seed or 0, number, i))

@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data import fields, lazy, sources, tokenizers
+from llm_jax.data import fields, lazy, lengths, sources, tokenizers
 from llm_jax.data.batches import Batches, Rows, Stream
-from llm_jax.data.chunks import DOCUMENT, Chunks, Makers, padding
+from llm_jax.data.chunks import Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.tokenizers import Tokenizer
 
@@ -48,7 +48,8 @@ def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows =
     chunks = _chunks(examples, documents, "data.train", seed)
     makers = Makers(chunks, data.workers)
     streams = lambda shard: Stream(makers, shard, data.shards)
-    return Batches(data, streams, rows, makers.close, AHEAD)
+    trims = lengths.vary(examples.config)
+    return Batches(data, streams, rows, makers.close, AHEAD, trims)
 
 
 class EvalBatches:
@@ -63,11 +64,11 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         rows = (row for number in range(len(self._chunks)) for row in self._chunks.rows(number))
         while batch := list(itertools.islice(rows, self._size)):
-            yield {name: self._stacked(name, [row[name] for row in batch]) for name in batch[0]}
-
-    def _stacked(self, name: str, rows: list[np.ndarray]) -> np.ndarray:
-        blank = np.full_like(rows[0], padding(name, self._pad_id))
-        return np.stack(rows + [blank] * (self._size - len(rows)))[self._mine]
+            batch = lengths.trimmed(batch) if lengths.vary(self.examples.config) else batch
+            blank = {name: np.full_like(x, padding(name, self._pad_id))
+                     for name, x in batch[0].items()}  # fmt: skip
+            whole = lengths.stacked(batch + [blank] * (self._size - len(batch)))
+            yield {name: x[self._mine] for name, x in whole.items()}
 
 
 def eval_batches(
@@ -92,9 +93,8 @@ def row_shapes(
     record = {name: fields.field(name).sample for name in examples.columns(config)}
     if examples.cut:
         record["text"] = "a word. " * (config.model.max_length // 4 + 4)
-    batch = next(iter(eval_batches(examples(tokenizer, config), [record])))
-    batch.pop(DOCUMENT, None)
-    return {name: (values.shape[1:], values.dtype) for name, values in batch.items()}
+    row = _chunks(examples(tokenizer, config), [record], "data.train", 0).rows(0)[0]
+    return {name: (np.shape(values), values.dtype) for name, values in row.items()}
 
 
 def _chunks(examples: Examples, documents: Sequence[Record], key: str, seed=None) -> Chunks:

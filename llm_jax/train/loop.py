@@ -20,7 +20,7 @@ import llm_jax
 from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
-from llm_jax.data import pipeline, summary
+from llm_jax.data import lengths, pipeline, summary
 from llm_jax.data.examples import Examples
 from llm_jax.data.fields import Record
 from llm_jax.data.tokenizers import Tokenizer
@@ -237,7 +237,8 @@ class Trainer:
             f"{self.tokenizer.vocab_size:,}",
             **self.sets,
             **({"labels": ", ".join(d.labels)} if d.labels else {}),
-            "batch": f"{d.batch_size} sequences of {m.max_length} tokens",
+            "batch": f"{d.batch_size} sequences of {m.max_length} tokens"
+            + " at most" * lengths.vary(self.config),
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",
             "mesh": f"{self.mesh.size} x {kind}" + f" {split}" * bool(split),
             "run folder": str(self.workdir),

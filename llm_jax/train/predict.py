@@ -14,13 +14,13 @@ from llm_jax.config import ConfigError
 from llm_jax.data import fields
 from llm_jax.data.chunks import DOCUMENT, Chunks
 from llm_jax.data.examples import Arrays, Examples, Record
+from llm_jax.data.lengths import stacked, trimmed
 from llm_jax.models import Model
 from llm_jax.objectives import Objective
 from llm_jax.train.evaluate import filled
 from llm_jax.train.state import make_eval_step
 
 WINDOW = 32  # batches whose rows are sorted together
-SHORTEST = 16  # positions of a batch
 
 
 def make_predict_step(model: Model, objective: Objective, config: ConfigDict) -> Callable:
@@ -122,24 +122,11 @@ def _predicted(
     lengths = [sum(int((row[name] > 0).sum()) for name in masks if name in row) for row in rows]
     predicted: list[Arrays] = [{}] * len(rows)
     for places in chunked(np.argsort(lengths, kind="stable"), size):
-        batch = _trimmed([rows[i] for i in places], size)
+        some = trimmed([rows[i] for i in places])
+        empty = {name: np.zeros_like(x) for name, x in some[0].items()}
+        batch = stacked(some + [empty] * (size - len(some)))
         batch = batch if mesh is None else sharding.put(filled(batch, mesh), mesh)
         out = jax.device_get(step(params, batch))
         for n, i in enumerate(places):
             predicted[i] = {name: values[n] for name, values in out.items()}
     return predicted
-
-
-def _trimmed(rows: list[Arrays], size: int) -> Arrays:
-    """A batch of `size` rows, without the positions that are padding in all of them."""
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    fill = [(0, size - len(rows))]
-    batch = {k: np.pad(x, fill + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}
-    for side in ("", "encoder_"):
-        real = batch.get(f"{side}segment_ids", np.ones((1, 1))) > 0
-        most, longest = real.shape[1], int(real.sum(1).max())
-        kept = min(most, max(SHORTEST, 1 << (longest - 1).bit_length()))
-        for name, x in batch.items():
-            if name.startswith("encoder_") == bool(side) and x.ndim > 1 and x.shape[1] == most:
-                batch[name] = x[:, :kept]
-    return batch
