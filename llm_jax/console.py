@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Scores of an evaluation; of a task those that it has.
+SCORES = ("accuracy", "f1", "exact_match", "bleu", "rougeL", "spearman", "recall_at_1", "margin")
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
     "eval_loss": ("validation", "{:.3f}"),
+    **{f"eval_{name}": (name, "{:.4g}") for name in SCORES},
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "mfu": ("MFU", "{:.1%}"),
     "skipped": ("skipped", "{:.0f}"),
@@ -59,7 +62,8 @@ class Reporter:
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Shows the newest numbers of a logged step."""
-        self.seen.pop("eval_loss", None)  # shown only with the step that it belongs to
+        # Those of an evaluation are shown only with the step that it belongs to.
+        self.seen = {key: text for key, text in self.seen.items() if not key.startswith("eval_")}
         for key, (label, form) in SHOWN.items():
             if values.get(key):
                 self.seen[key] = f"{label} {form.format(values[key])}"

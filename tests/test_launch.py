@@ -102,6 +102,11 @@ def test_what_is_no_terminal_gets_plain_lines(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "model: " + "x" * 100 + " [3, 4]", "data: text", "compiling …",
     ]  # fmt: skip
+    reporter.progress(3, {"loss": 0.5, "eval_loss": 0.25, "eval_f1": 0.75, "eval_bleu": 31.25})
+    reporter.progress(5, {"loss": 0.5})
+    with_scores, without = capsys.readouterr().err.splitlines()
+    assert with_scores.startswith("step 3/5  loss 0.500  validation 0.250  f1 0.75  bleu 31.25")
+    assert without == "step 5/5  loss 0.500"
 
 
 def test_the_same_command_has_nothing_left_to_do(run, arguments, capsys):
@@ -125,7 +130,7 @@ def test_eval_says_what_training_said(arguments, tmp_path, capsys):
     """Of part of the validation set too: the same name is the same number."""
     six = arguments(SIX | {"eval.max_batches": 1, "data.validation_fraction": 0.5})
     assert launch.main(["train", f"--workdir={tmp_path}", *six]) == 0
-    said = re.search(r"validation loss ([\d.]+);", capsys.readouterr().out)[1]
+    said = re.search(r"validation loss ([\d.]+),", capsys.readouterr().out)[1]
     results = []
     for options in ([], ["--max_batches=0"]):
         assert launch.main(["eval", f"--workdir={tmp_path}", "--json", *options]) == 0

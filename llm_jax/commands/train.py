@@ -72,14 +72,19 @@ def _sample(trainer: Any, params: Any) -> list[dict]:
 
 
 def _tell_end(summary: dict, workdir: str) -> None:
+    from llm_jax.console import SCORES
+
     held_out = summary.get("eval_loss")
     which, loss = ("validation", held_out) if held_out else ("training", summary.get("loss"))
     outcome = "finished" if summary["finished"] else "stopped; the same command resumes"
     reached = f", {which} loss {loss:.3f}" if loss else ""
+    found = {name: summary[f"eval_{name}"] for name in SCORES if f"eval_{name}" in summary}
+    reached += "".join(f", {name} {score:.4g}" for name, score in found.items())
     print(f"{outcome} at step {summary['step']}{reached}; everything is in {workdir}")
 
 
 def _tell_next(config: ConfigDict, workdir: str) -> None:
+    from llm_jax import objectives
     from llm_jax.models import heads
 
     print("\nnext:")
@@ -87,6 +92,9 @@ def _tell_next(config: ConfigDict, workdir: str) -> None:
         prompt = (*config.sample.prompts, samples.usual_prompt(config.model.kind))[0]
         print(shown("generate", f"--workdir={workdir}", f"--prompt={prompt}"))
     print(shown("eval", f"--workdir={workdir}"))
+    objective = objectives.get(config.objective.name)
+    if objective.predict or objective.writes:
+        print(shown("predict", f"--workdir={workdir}", "--input=FILE", "--output=FILE"))
     print(f"  open {shlex.quote(f'{workdir}/loss.png')}, or, with tensorboard installed:")
     print(f"  tensorboard --logdir={shlex.quote(f'{workdir}/tensorboard')}")
 
