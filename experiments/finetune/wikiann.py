@@ -1,0 +1,71 @@
+"""WikiANN: named entities of English, from MiniLM
+
+Does configs/finetune/tag.py, begun with a pretrained BERT of 6 layers (all-MiniLM-L6-v2), reach an
+entity F1 of 75 on the test set, and what does transformers' Trainer reach with the same batch size,
+rate, steps and lengths? A word's tag is that of its first token, F1 is seqeval's, and the test set
+of 10,000 sentences is scored once, after the last step. CPU seconds are of the whole process,
+scoring of the test set too.
+
+    python experiments/finetune/wikiann.py
+"""
+
+from functools import partial
+from pathlib import Path
+
+import study
+
+NAME = Path(__file__).stem
+SEEDS = (0, 1)
+STEPS, WARMUP, RATE, BATCH, LENGTH = 625, 62, 2e-4, 32, 128
+SIDES = {"ours": "llm_jax", "trainer": "transformers' Trainer"}
+
+
+def files() -> dict[str, Path]:
+    """Writes train and test set without the `en:` before each word; returns their paths."""
+    out = {}
+    for name in ("train", "test"):
+        text = (study.DATA / f"wikiann_en/{name}.tsv").read_text()
+        out[name] = study.WORK / NAME / f"{name}.conll"
+        out[name].parent.mkdir(parents=True, exist_ok=True)
+        lines = (line.removeprefix("en:") for line in text.splitlines())
+        out[name].write_text("\n".join(lines) + "\n")
+    return {name: path.relative_to(study.ROOT) for name, path in out.items()}
+
+
+def ours(seed: int) -> dict:
+    """Trains and scores configs/finetune/tag.py."""
+    keys = {
+        "init_from": study.minilm(), "data.train": files()["train"],
+        "data.validation": files()["test"], "data.tokens_column": 0, "data.tags_column": 1,
+        "data.batch_size": BATCH, "model.max_length": LENGTH, "train.steps": STEPS,
+        "optimizer.warmup_steps": WARMUP, "optimizer.learning_rate": RATE, "eval.every": STEPS,
+        "seed": seed,
+    }  # fmt: skip
+    found = study.train(NAME, f"ours-{seed}", "configs/finetune/tag.py", keys)
+    return found | {"f1": found["eval_f1"]}
+
+
+def trainer(seed: int) -> dict:
+    """The same by transformers."""
+    return study.python(
+        "experiments/finetune/reference.py", "--task=tag", f"--model={study.minilm()}",
+        f"--train={files()['train']}", f"--validation={files()['test']}", f"--steps={STEPS}",
+        f"--warmup={WARMUP}", f"--rate={RATE}", f"--batch={BATCH}", f"--length={LENGTH}",
+        f"--seed={seed}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Runs both sides in turn for each seed."""
+    for seed in SEEDS:
+        for side in (ours, trainer):
+            study.recorded(NAME, f"{side.__name__}-{seed}", partial(side, seed))
+
+
+def report(runs: dict[str, dict]) -> study.Report:
+    """F1 and time of both sides."""
+    return study.beside(runs, SIDES, "f1", 0.75, "entity F1")
+
+
+if __name__ == "__main__":
+    main()
