@@ -128,7 +128,8 @@ def prepare(name: str, config_file: str, unit: str, folder: str) -> dict:
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = _config(config_file)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        preparing.prepare(name, {"train": str(file)}, folder, config.data, config)
+        config.data.train = str(file)
+        preparing.prepare(name, config, folder=folder, tokens=True)
     config.data.tfds_dir = folder
     docs = sources.documents(f"tfds:{name}", config.data)
     sizes = [len(doc) for doc in docs.read(range(len(docs)))]

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data.chunks import Makers
+from llm_jax.data.chunks import DRAWN, Makers
 from llm_jax.data.examples import Arrays
 from llm_jax.data.lengths import stacked, trimmed
 
@@ -32,12 +32,14 @@ def batch_size(data: ConfigDict, step: int) -> int:
 class Stream(Iterator):
     """Rows of every `of`-th chunk from the `shard`-th, without end; the next chunks are made ahead.
 
-    `get_state` is the chunk, of its own, and the row that come next.
+    `get_state` is the chunk, of its own, and the row that come next; of a mixture also what was
+    drawn of each source.
     """
 
     def __init__(self, makers: Makers, shard: int = 0, of: int = 1):
         self._makers, self._shard, self._of = makers, shard, of
         self._chunk, self._row, self._ahead = 0, 0, deque()
+        self._drawn = 0  # documents and tokens of each source
 
     def __next__(self) -> Arrays:
         for _ in range(len(self._makers.chunks) + 1):
@@ -47,7 +49,9 @@ class Stream(Iterator):
             rows = self._ahead[0].result()
             if self._row < len(rows):
                 self._row += 1
-                return rows[self._row - 1]
+                row = rows[self._row - 1]
+                self._drawn += row.pop(DRAWN, 0)
+                return row
             self._ahead.popleft()
             self._chunk, self._row = self._chunk + 1, 0
         raise ConfigError("data.train: no document gives an example; each is too short, or has "
@@ -55,11 +59,13 @@ class Stream(Iterator):
 
     def get_state(self) -> dict[str, int]:
         """What JSON can hold; stands exactly behind the last row returned."""
-        return {"chunk": self._chunk, "row": self._row}
+        drawn = {DRAWN: self._drawn.tolist()} if isinstance(self._drawn, np.ndarray) else {}
+        return {"chunk": self._chunk, "row": self._row} | drawn
 
     def set_state(self, state: dict[str, int]) -> None:
         """Continues behind the row after which `get_state` was called."""
         self._chunk, self._row = state["chunk"], state["row"]
+        self._drawn = np.array(state[DRAWN]) if DRAWN in state else 0
         self._ahead.clear()
 
 
@@ -119,7 +125,7 @@ class Batches(Iterator):
           ConfigError: a state that an older version of this project wrote.
         """
         known = {"step", "streams"} <= state.keys()
-        if not known or any(s.keys() != {"chunk", "row"} for s in state["streams"].values()):
+        if not known or any(not {"chunk", "row"} <= s.keys() for s in state["streams"].values()):
             raise ConfigError("the checkpoint's place in the data is of an older version of "
                               "llm_jax; resume it with that, or choose another --workdir")
         while self._ahead:

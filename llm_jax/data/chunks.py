@@ -26,6 +26,8 @@ from llm_jax.data.windows import Pool, cut, streams
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
 
 DOCUMENT = "document"  # of a batch of evaluation: of which document in order each row is
+FIRST = "first"  # of an example: whether it is its document's first
+DRAWN = "drawn"  # of a row of a mixture: its documents and its tokens by source, [2, sources]
 SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
 _IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
 
@@ -90,10 +92,20 @@ class Chunks:
             packed = [[i] for i in lengths.alike([i for (i,) in packed], needs.sum(1), window)]
 
         def row(i: int) -> Arrays:
-            own = np.random.default_rng((seed or 0, number, i))
-            return self.row([examples[j] for j in packed[i]], own)
+            own, some = (seed or 0, number, i), [examples[j] for j in packed[i]]
+            return self.row(some, np.random.default_rng(own)) | self._drawn(some)
 
         return Rows(len(packed), row)
+
+    def _drawn(self, examples: list[Arrays]) -> Arrays:
+        """What a row has of each source of a mixture; a document counts where it begins."""
+        if not isinstance(self._docs, Mixture):
+            return {}
+        sources = [self._docs.source(int(example[DOCUMENT][0])) for example in examples]
+        firsts = [example[FIRST][0] for example in examples]
+        tokens = [sum(len(x[name]) for name in SEGMENTED if name in x) for x in examples]
+        counts = [np.bincount(sources, w, len(self._docs.shares)) for w in (firsts, tokens)]
+        return {DRAWN: np.array(counts, np.int64)}
 
     def row(self, examples: list[Arrays], rng: np.random.Generator) -> Arrays:
         """Returns a row of them, each under a segment id, finished as the objective says."""
@@ -119,17 +131,21 @@ class Chunks:
             docs = docs.read(places) if isinstance(docs, Lazy) else [docs[i] for i in places]
             if self._steps:
                 docs = [augmented(doc, examples.augments, self._steps, rng) for doc in docs]
-            if not examples.cut:
-                made = zip(places, (examples.examples(doc, rng, None) for doc in docs), strict=True)
-                return [x | {DOCUMENT: np.array([i])} for i, some in made for x in some]
-            pool, places = self._pool(docs), range(len(docs))
+        if not examples.cut:
+            made = (examples.examples(doc, rng, None) for doc in docs)
+        else:
+            pool, own = (self._pool(docs), range(len(docs))) if pool is None else (pool, places)
+            made = (self._cut(pool, i, rng) for i in own)
+        return [x | {DOCUMENT: np.array([place]), FIRST: np.array([not nth])}
+                for place, some in zip(places, made, strict=True)
+                for nth, x in enumerate(some)]  # fmt: skip
+
+    def _cut(self, pool: Pool, i: int, rng: np.random.Generator) -> list[Arrays]:
+        """The examples of a document's windows."""
+        examples, elsewhere = self._examples, functools.partial(pool.elsewhere, i, rng=rng)
         phases = None if self._seed is None else rng
-        out = []
-        for i in places:
-            elsewhere = functools.partial(pool.elsewhere, i, rng=rng)
-            for window in cut(pool.documents[i], examples.stride, examples.overlap, phases):
-                out += examples.examples(window, rng, elsewhere)
-        return out
+        windows = cut(pool.documents[i], examples.stride, examples.overlap, phases)
+        return [x for window in windows for x in examples.examples(window, rng, elsewhere)]
 
 
 class Rows(Sequence):

@@ -81,10 +81,25 @@ class Mixture(Lazy):
                 documents[i] = doc
         return documents
 
+    def source(self, place: int) -> int:
+        """Returns the number of the source that has the document at a place."""
+        return bisect.bisect_right(self.starts, place % len(self)) - 1
+
+    def drawn(self, state: dict) -> dict[str, float]:
+        """Returns {"documents/NAME", "tokens/NAME": a source's share in the batches until now}.
+
+        state: of all streams of batches. A document counts where it begins.
+        """
+        counts = sum(np.array(stream["drawn"]) for stream in state["streams"].values())
+        shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).tolist()
+        return {f"{unit}/{name}": share
+                for unit, row in zip(("documents", "tokens"), shares, strict=True)
+                for name, share in zip(self.shares, row, strict=True)}  # fmt: skip
+
     def _where(self, place: int) -> tuple[int, int]:
         """The source and the document in it."""
+        source = self.source(place)
         epoch, place = divmod(place, len(self))
-        source = bisect.bisect_right(self.starts, place) - 1
         start, end = self.starts[source : source + 2]
         size = len(self.parts[source])
         turn, nth = divmod(epoch * (end - start) + place - start, size)

@@ -23,6 +23,7 @@ from llm_jax.config import ConfigError
 from llm_jax.data import lengths, pipeline, summary
 from llm_jax.data.examples import Examples
 from llm_jax.data.fields import Record
+from llm_jax.data.mixture import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.sharding.hardware import peak_flops
@@ -138,6 +139,7 @@ class Trainer:
         rows, size = sharding.rows(self.mesh), self.config.data.batch_size
         self.shares = size / len(rows(size))  # of a batch, this process holds one
         self.batches = pipeline.train_iterator(examples, splits["train"], rows)
+        self.mixture = splits["train"] if isinstance(splits["train"], Mixture) else None
         self.sets = {name: summary.line(examples, splits[name])
                      for name in ("train", "validation") if len(splits[name])}  # fmt: skip
         self.held_out = None
@@ -278,6 +280,9 @@ class Trainer:
             why = f"eval.patience={self.early.patience}: " * self.early.done
             self.reporter.note(f"{why}the best {self.config.eval.metric} is that of step {best}, "
                                "which --step=best reads")
+        if self.mixture:
+            last = {name: value for name, value in self.metrics.last.items() if "/" in name}
+            self.reporter.note("drawn: " + ", ".join(f"{k} {v:.2%}" for k, v in last.items()))
         finished = self.early.done or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
@@ -365,6 +370,8 @@ class Trainer:
     def _read(self, info: StepInfo) -> None:
         own = {k: v.item() for k, v in jax.device_get(info.metrics).items()}
         info.values = own | self.meter.read() | info.values
+        if self.mixture:
+            info.values |= self.mixture.drawn(gathered(self.batches.get_state(), self.config))
 
     # What hooks and callers use.
 

@@ -87,6 +87,40 @@ def test_resumes_bit_for_bit(mixed, monkeypatch, size):
     assert abs(share - 0.6) < 0.08
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("length", [5, 40])
+def test_what_was_drawn_is_counted_over_resumptions(mixed, monkeypatch, shards, length):
+    """By brute force: a document's first letter follows the token that begins it."""
+    monkeypatch.setattr(chunks, "CHUNK", 200)
+    mixed.data.update({"weights": (1.0, 3.0, 1.0), "shards": shards, "batch_size": 4})
+    mixed.model.max_length = length
+    docs, tokenizer = making.splits(mixed)["train"], tokenizers.Bytes()
+    iterator, seen, whole = making.train_iterator(mixed, tokenizer, docs), [], []
+    for step in range(14):
+        if step % 7 == 5:  # another process goes on
+            state = json.loads(json.dumps(iterator.get_state()))
+            iterator = making.train_iterator(mixed, tokenizer, making.splits(mixed)["train"])
+            iterator.set_state(state)
+        batch = next(iterator)
+        held = batch["segment_ids"] > 0
+        seen.append(np.stack([batch["tokens"][held], batch["targets"][held]]))
+        tokens, targets = np.concatenate(seen, axis=1)
+        first = targets[tokens == tokenizer.bos_id]
+        drawn = docs.drawn(iterator.get_state())
+        shares = {name[-7]: share for name, share in drawn.items() if name.startswith("documents/")}
+        assert shares == {x: pytest.approx((first == ord(x)).sum() / max(1, len(first)))
+                          for x in "abc"}  # fmt: skip
+        whole.append(drawn)
+    # A third of the tokens of a text are its source's letter.
+    letters = {x: (tokens == ord(x)).sum() / np.isin(tokens, [*b"abc"]).sum() for x in "abc"}
+    for name, share in drawn.items():
+        assert name.startswith("documents/") or abs(share - letters[name[-7]]) < 0.03
+    straight = making.train_iterator(mixed, tokenizer, docs)
+    for expected in whole:
+        next(straight)
+        assert docs.drawn(straight.get_state()) == expected
+
+
 def test_a_share_of_each_source_is_held_out(mixed, tmp_path):
     mixed.data.weights, mixed.data.validation_fraction = (1, 1, 1), 0.25
     (tmp_path / "c.jsonl").write_text('{"text": "c"}\n{"text": "a00a00a00"}')

@@ -73,6 +73,27 @@ def test_nothing_compiles_after_the_first_of_its_kind(tiny, silent, tmp_path):
     assert counts[3:] == counts[3:4] * 9  # all behind the first evaluation and save
 
 
+def test_a_mixture_logs_what_was_drawn_of_each_source(tiny, silent, tmp_path):
+    for name in "ab":
+        rows = (json.dumps({"text": f"{name} {i} " * 30}) + "\n" for i in range(20))
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    specs = [f"{tmp_path}/{name}.jsonl" for name in "ab"]
+    keys = {"data.train": ",".join(specs), "data.weights": "(3, 1)", "train.log_every": 2}
+    keys |= {"eval.every": 100, "data.batch_size": 8}
+    notes = []
+    reporter = SimpleNamespace(**{n: getattr(silent, n) for n in ("start", "progress", "stop")})
+    reporter.note = notes.append
+    trainer = start(tiny(keys), tmp_path / "run", reporter)
+    trainer.run()
+    rows, mixture = read(tmp_path / "run"), trainer.mixture
+    names = [f"{unit}/{spec}" for unit in ("documents", "tokens") for spec in specs]
+    assert all(set(names) <= row.keys() for row in rows if "loss" in row)
+    assert {n: rows[-1][n] for n in names} == mixture.drawn(trainer.batches.get_state())
+    assert 0.5 < rows[-1][names[0]] < 0.95
+    (note,) = (note for note in notes if note.startswith("drawn: "))
+    assert f"{names[0]} {rows[-1][names[0]]:.2%}" in note
+
+
 def test_metrics_of_a_run(tiny, silent, tmp_path, monkeypatch):
     config = tiny({"train.log_every": 3})
     late, clock = [0.0], time.perf_counter
