@@ -2,9 +2,9 @@
 
 A small GPT first learns (configs/finetune/translate.py:decoder) to answer made-up prompts, of
 which it has read a kind and a rude answer each. configs/finetune/preference.py then prefers the
-kind ones. Margin and accuracy are of prompts that neither has read; `kind` is the share of them whose
-greedy answer is the kind one. The reference is what training began with: its weights, kept as step
-0, and its log-probabilities, written before the first step, are compared bit by bit afterwards.
+kind ones. Margin and accuracy are of prompts that neither has read; `kind` is the share of these
+whose greedy answer is the kind one. The reference is what training began with: its weights, kept as
+step 0, and its log-probabilities, written before the first step, are compared bit by bit.
 
     python experiments/finetune/preference.py
 """
