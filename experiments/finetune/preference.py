@@ -3,9 +3,9 @@
 A small GPT first learns (configs/finetune/translate.py:decoder) to answer made-up prompts, of
 which it has read a kind and a rude answer each. configs/finetune/preference.py then prefers the
 kind ones. Margin and accuracy are of prompts that neither has read; `kind` is the share of these
-whose greedy answer is the kind one. The reference is what training began with. Its log-probabilities,
-which a run writes before its first step and reads in each, are compared, bit by bit, with those that
-are computed anew when training has ended.
+whose greedy answer is the kind one. The reference is what training began with. Its
+log-probabilities, which a run writes before its first step and reads in each, are compared, bit by
+bit, with those that are computed anew when training has ended.
 
     python experiments/finetune/preference.py
 """
@@ -117,8 +117,8 @@ def report(runs: dict[str, dict]) -> study.Report:
         study.Target("margin and accuracy rise", f"margin 0 at step 0, {first['eval_margin']:.2f} "
                      f"at step {first['step']}, {last['eval_margin']:.2f} at step {last['step']}; "
                      f"accuracy {100 * last['eval_accuracy']:.0f} %", rises),
-        study.Target("reference fixed", f"log-probabilities of {run['pairs'] + run['held_out']} pairs "
-                     + ("equal bit by bit" if fixed else "differ"), fixed),
+        study.Target("reference fixed", "log-probabilities of all pairs " +
+                     ("equal bit by bit" if fixed else "differ"), fixed),
     ]  # fmt: skip
     rows = [[line["step"], f"{line['eval_loss']:.4f}", f"{line['eval_margin']:.3f}",
              f"{100 * line['eval_accuracy']:.0f} %"] for line in curve]  # fmt: skip
