@@ -18,7 +18,7 @@ import yaml
 from llm_jax.record import table
 
 NAME = Path(__file__).stem
-STEPS = {"english": 600, "chinese": 300}
+STEPS = {"english": 500, "chinese": 300}
 ASKED = {  # conversations, of which each question is given with all that was said before
     "english": [["Hello", "What is AI?"], ["Who are you?", "What is your favorite book?"],
                 ["Do you like the weather in Oslo?"]],
