@@ -1,9 +1,10 @@
 """Chatterbot: a small GPT that converses, in English and Chinese
 
 configs/finetune/chat.py from nothing on the conversations of chatterbot-corpus, made `messages`:
-every tenth opening question is held out with all of its conversations. Replies are scored, not
-questions. So few texts teach a model to answer what it has read; what it says to other questions
-shows how little that is.
+every tenth opening question is held out with all of its conversations. Several lines under one
+question are turns of a conversation or, but for two files, other answers to it. Replies are scored,
+not questions. So few texts teach a model to answer what it has read; what it says to the last
+question shown, which is in none of them, shows how little that is.
 
     python experiments/finetune/chatterbot.py
 """
@@ -20,21 +21,24 @@ from llm_jax.record import table
 NAME = Path(__file__).stem
 STEPS = {"english": 500, "chinese": 300}
 ASKED = {  # conversations, of which each question is given with all that was said before
-    "english": [["Hello", "What is AI?"], ["Who are you?", "What is your favorite book?"],
+    "english": [["Hello", "How are you doing?"], ["What is a computer?", "Can you walk"],
                 ["Do you like the weather in Oslo?"]],
-    "chinese": [["你好", "你是谁?"], ["什么是人工智能?"], ["奥斯陆的天气好吗?"]],
+    "chinese": [["你好", "你是谁?"], ["你害怕吗"], ["奥斯陆的天气好吗?"]],
 }  # fmt: skip
+TURNS = ("conversations", "greetings")  # files of conversations that have several turns
 
 
 def conversations(language: str) -> list[list[str]]:
     """Returns the turns of each conversation, an even number, without those said twice."""
     found = {}
     for file in sorted((study.DATA / "chatterbot" / language).glob("*.yml")):
-        for turns in yaml.safe_load(file.read_text())["conversations"]:
-            turns = [str(turn).strip() for turn in turns if turn is not None]
-            turns = turns[: len(turns) // 2 * 2]
-            if turns and all(turns):
-                found[tuple(turns)] = turns
+        for said in yaml.safe_load(file.read_text())["conversations"]:
+            first, *rest = [str(text).strip() for text in said if text is not None]
+            if file.stem in TURNS:
+                some = [[first, *rest][: (len(rest) + 1) // 2 * 2]]
+            else:
+                some = [[first, answer] for answer in rest]
+            found |= {tuple(turns): turns for turns in some if turns and all(turns)}
     return list(found.values())
 
 
