@@ -26,10 +26,9 @@ class Window(NamedTuple):
     spans: np.ndarray
 
 
-def located(window, context, answer):
+def located(window, answer):
     """Returns the places of an answer's first and last token in a row, or (0, 0)."""
     start, text = answer["answer_start"], answer["text"]
-    start = context.find(text) if start < 0 else start
     spans, end = window.spans, start + len(text)
     if start < 0 or not text or not len(spans) or start < spans[0, 0] or end > spans[-1, 1]:
         return 0, 0
@@ -99,7 +98,7 @@ class QuestionAnswering(Examples):
         fields, names = [], self.lengths(self.config)
         for window in self.windows(piece):
             types = (np.arange(len(window.tokens)) >= window.start).astype(np.int32)
-            place = located(window, piece["context"], answer) if answer else (0, 0)
+            place = located(window, answer) if answer else (0, 0)
             row = {"tokens": window.tokens, "types": types}
             row = {name: row[name] for name in names}
             fields.append(row | {"first": np.array(place[:1]), "last": np.array(place[1:])})
