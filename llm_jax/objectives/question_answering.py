@@ -12,7 +12,7 @@ from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import scores
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Objective, count_rows
 
 LONGEST = 30  # tokens of an answer
 N_BEST = 5
@@ -64,18 +64,11 @@ class QuestionAnswering(Examples):
     data.doc_stride tokens (Devlin 2019). A question has at most half of a row.
     """
 
+    columns = ("context", "question", "answers")
+    fields = ("tokens", "types")
     cut = False
     gold = ("answers",)
     scalars = ("first", "last")
-
-    @classmethod
-    def columns(cls, config):
-        return ("context", "question", "answers")
-
-    @classmethod
-    def lengths(cls, config):
-        fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
-        return dict.fromkeys(fields, config.model.max_length)
 
     def windows(self, record):
         """Returns the rows of a record: at least one."""
@@ -142,11 +135,6 @@ def resolve(config, documents):
                           "need nltk: pip install -r requirements-tasks.txt")
 
 
-def weights(batch):
-    """The number of rows."""
-    return {"rows": models.real(batch).any(1).sum().astype(jnp.float32)}
-
-
 def losses(outputs, batch, cfg):
     """Mean cross-entropy of heads.span [B, T, 2], over a row's tokens, against first and last."""
     rows = models.real(batch)
@@ -166,7 +154,7 @@ def predict(outputs, batch):
 OBJECTIVE = Objective(
     name="question_answering",
     examples=QuestionAnswering,
-    weights=weights,
+    weights=count_rows,
     losses=losses,
     kinds=("encoder",),
     heads=("span",),

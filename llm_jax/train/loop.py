@@ -26,7 +26,7 @@ from llm_jax.data.fields import Record
 from llm_jax.data.mixture import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding import hardware
 from llm_jax.train import Diverged, Restart, groups, reference
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import Evaluation, evaluate
@@ -122,16 +122,18 @@ class Trainer:
         first_params = self.state.params if self.step == 0 else None
         reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
-        peak = peak_flops(self.mesh.devices.flat[0])
+        chip = hardware.chip(self.mesh.devices.flat[0])
         before = self.metrics.last.get("step_seconds") or 0
-        peak = peak and peak * self.mesh.size
+        peak = chip and chip.flops * self.mesh.size
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
         self.profile = Profile(self.workdir, config.train.profile_steps)
         # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
-        self.early = StopEarly(self)
+        rows = read(workdir) if config.eval.patience else []
+        rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
+        self.costs = [self.cost(row) for row in rows]  # of every evaluation
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
-            StopIfDiverged(self), self.keep, self.early,
+            StopIfDiverged(self), self.keep,
         ]  # fmt: skip
 
     def _open_data(self, examples: Examples, splits: dict[str, Sequence[Record]]) -> None:
@@ -277,20 +279,20 @@ class Trainer:
                 signal.signal(number, handler)
         losses = self.checkpoints.losses
         if losses and (best := self.checkpoints.best()) != self.step:
-            why = f"eval.patience={self.early.patience}: " * self.early.done
+            why = f"eval.patience={self.config.eval.patience}: " * self.out_of_patience
             self.reporter.note(f"{why}the best {self.config.eval.metric} is that of step {best}, "
                                "which --step=best reads")
         if self.mixture:
             last = {name: value for name, value in self.metrics.last.items() if "/" in name}
             self.reporter.note("drawn: " + ", ".join(f"{k} {v:.2%}" for k, v in last.items()))
-        finished = self.early.done or self.step >= self.config.train.steps
+        finished = self.out_of_patience or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
     def _train(self) -> None:
         steps = self.config.train.steps
         self.profile.begin(self.step)
         with sharding.activate(self.mesh):
-            while self.step < steps and not self.early.done and not self._told_to_stop():
+            while self.step < steps and not self.out_of_patience and not self._told_to_stop():
                 self._step()
             if self.step not in self.checkpoints.steps():
                 self.save()
@@ -345,6 +347,7 @@ class Trainer:
     def keep(self, info: StepInfo) -> None:
         """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
         cost = self.cost(info.values) if self._evaluated(info) else None
+        self.costs += [] if cost is None else [cost]
         best = cost is not None and self.checkpoints.is_best(cost)
         if best or info.due(self.config.checkpoint.every):
             self.save(cost)
@@ -360,9 +363,15 @@ class Trainer:
             names = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
             raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(names)}")
         value = values[f"eval_{name}"]
-        if value is None:  # as a number that was not finite is logged
+        if value is None or not math.isfinite(value):  # None: so it is logged
             return math.inf
         return value if name in COSTS or name.endswith("loss") else -value
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether eval.patience evaluations in a row have not been better than one before them."""
+        worse = len(self.costs) - self.costs.index(min(self.costs)) - 1 if self.costs else 0
+        return 0 < self.config.eval.patience <= worse
 
     def _evaluated(self, info: StepInfo) -> bool:
         return self.held_out is not None and info.due(self.config.eval.every)
@@ -429,40 +438,6 @@ class Trainer:
         last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
         return (f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free "
                 "some space, and the same command goes on from there")
-
-
-class StopEarly:
-    """A hook: `done` after eval.patience evaluations in a row none of which is the best so far.
-
-    Attributes:
-      seen: the cost and step of each evaluation, of a resumed run all of them.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.cost, self.patience = trainer.cost, trainer.config.eval.patience
-        self.seen: list[tuple[float, int]] = []
-        for row in read(trainer.workdir) if self.patience else ():
-            if row["step"] <= trainer.step:
-                self._see(row["step"], row)
-
-    def __call__(self, info: StepInfo) -> None:
-        if self.patience:
-            self._see(info.step, info.values)
-
-    def _see(self, step: int, values: dict[str, float | None]) -> None:
-        if any(name.startswith("eval_") for name in values):
-            cost = self.cost(values)
-            self.seen.append((cost if math.isfinite(cost) else math.inf, step))
-
-    @property
-    def done(self) -> bool:
-        """Whether the run is to end."""
-        return bool(self.seen) and 0 < self.patience < len(self.seen) - self.seen.index(self.best)
-
-    @property
-    def best(self) -> tuple[float, int]:
-        """The least cost, and its step."""
-        return min(self.seen)
 
 
 class StopIfDiverged:

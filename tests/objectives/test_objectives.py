@@ -157,10 +157,10 @@ def test_masked_losses(name):
     scores = np.asarray(outputs.heads["sequence"], np.float64)
     logp = log_softmax(scores, axis=-1)[:-1]  # the last: padding
     label = batch["next_sentence"][:-1]
-    assert weights["pairs"] == 7
-    np.testing.assert_allclose(terms["pairs"], -logp[np.arange(7), label].sum(), rtol=1e-5)
-    assert metrics["sentence_loss"] == (terms["pairs"], "pairs")
-    assert metrics["sentence_accuracy"] == ((logp.argmax(-1) == label).sum(), "pairs")
+    assert weights["rows"] == 7
+    np.testing.assert_allclose(terms["rows"], -logp[np.arange(7), label].sum(), rtol=1e-5)
+    assert metrics["sentence_loss"] == (terms["rows"], "rows")
+    assert metrics["sentence_accuracy"] == ((logp.argmax(-1) == label).sum(), "rows")
     step = make_eval_step(model, objectives.get(name), _setup(name)[0])
     sums, counts, _ = step(params, batch)
     mean = {key: float(sums[key] / counts[key]) for key in sums}
@@ -325,5 +325,5 @@ def test_all_padding_is_no_loss():
     fields = "segment_ids masked_positions masked_targets masked_weights".split()
     batch = dict.fromkeys(fields, zero) | {"next_sentence": zero[:, 0]}
     terms, _ = objectives.get("bert").losses(outputs, batch, base().objective)
-    assert terms == {"masked": 0, "pairs": 0}
-    assert objectives.get("bert").weights(batch) == {"masked": 0, "pairs": 0}
+    assert terms == {"masked": 0, "rows": 0}
+    assert objectives.get("bert").weights(batch) == {"masked": 0, "rows": 0}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
+from llm_jax.sharding.hardware import Chip
 from llm_jax.train import Diverged, Restart, loop
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.evaluate import Evaluation
@@ -150,7 +151,7 @@ def test_rates_are_of_all_devices_and_processes(tiny, silent, tmp_path, monkeypa
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(loop.hardware, "chip", lambda device: Chip(flops=1e9))
     monkeypatch.setattr(loop.Setup, "draw_state", lambda *_: SimpleNamespace(params={}))
     monkeypatch.setattr(loop.sharding, "rows", lambda mesh: lambda n: np.arange(n // 2))
     monkeypatch.setattr(loop.sharding, "put", lambda batch, mesh: batch)
