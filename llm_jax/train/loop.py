@@ -48,7 +48,6 @@ class Reporter:
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None: ...
     def note(self, text: str) -> None: ...
     def progress(self, step: int, values: dict[str, float]) -> None: ...
-    def stop(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -274,7 +273,6 @@ class Trainer:
                 raise Restart(self._full()) from error
             raise
         finally:
-            self.reporter.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
         losses = self.checkpoints.losses
