@@ -35,11 +35,7 @@ class Hosts(NamedTuple):
 
 
 def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Returns arguments of jax.distributed.initialize; None where this process is all of a job.
-
-    Raises:
-      ConfigError: naming a variable that is missing or cannot be.
-    """
+    """Returns arguments of jax.distributed.initialize; None where this process is all of a job."""
     if any(name in environ for name in EXPLICIT):
         address, count, index = (environ.get(name, "") for name in EXPLICIT)
         whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
@@ -71,11 +67,7 @@ def _tpu(environ: Mapping[str, str]) -> str | None:
 
 
 def start() -> Hosts | None:
-    """Joins the job that the environment describes; to be called before JAX has a backend.
-
-    Raises:
-      ConfigError: what `find` refuses, or process 0 does not answer.
-    """
+    """Joins the job that the environment describes; to be called before JAX has a backend."""
     job = find(os.environ)
     if job is None:
         return None

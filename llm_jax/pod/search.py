@@ -22,11 +22,7 @@ TENSOR, MICROBATCHES, REMAT = (1, 2, 4, 8), (1, 2, 4, 8), ("none", "dots", "full
 def search(
     config: ConfigDict, topology: str, slices: int, compiles: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compiles the `compiles` likeliest settings; returns plans that fit, the fastest first.
-
-    Raises:
-      ConfigError: as `plan.make`, or the device's rates are not known, so nothing can be ranked.
-    """
+    """Compiles the `compiles` likeliest settings; returns plans that fit, the fastest first."""
     devices = chips.devices(topology, slices)
     chip = hardware.chip(devices[0])
     if chip is None or not chip.hbm:

@@ -85,9 +85,6 @@ def make(on: str, name: str, train: list[str], options: dict, here: Path | None)
       train: what follows `python launch.py`.
       options: those of OPTIONS that were given.
       here: the folder of launch.py, which Slurm's machines share; None: llm-jax is installed.
-
-    Raises:
-      ConfigError: an option that is missing, does not belong here or cannot be.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise ConfigError(f"--name={name}: must be lower-case letters, digits and dashes")

@@ -30,9 +30,6 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     Args:
       spec: of the base config, as --config takes it.
       overrides: 'key=value' that all variants share.
-
-    Raises:
-      ConfigError: naming the variant and the key of whatever could not run.
     """
     if any(text.startswith("seed=") for text in overrides):
         raise ConfigError("--config.seed: --seeds=N trains every variant with seeds 0 to N - 1")
@@ -112,9 +109,6 @@ def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[
     """Returns {label: model.mlp_dim} of the variants that need another to match the baseline.
 
     Parameters and FLOPs are linear in mlp_dim, so two evaluations by shapes give the line.
-
-    Raises:
-      ConfigError: a variant that cannot come within 1 %, whatever its mlp_dim.
     """
     if measure == "none":
         return {}
@@ -148,9 +142,6 @@ def commit(design: dict, workdir: Path) -> dict:
     """Writes sweep.json, with the provenance of its first start; returns its content.
 
     More seeds or variants may be added to a sweep; what it has stays as it was begun.
-
-    Raises:
-      ConfigError: the folder holds a sweep of other settings, naming the keys that differ.
     """
     file = workdir / "sweep.json"
     design = json.loads(json.dumps(design))

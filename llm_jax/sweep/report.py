@@ -25,11 +25,7 @@ pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }"""
 
 
 def write(workdir: Path) -> Path:
-    """Writes report/ from what is finished; returns report.md's path.
-
-    Raises:
-      ConfigError: the folder holds no sweep.
-    """
+    """Writes report/ from what is finished; returns report.md's path."""
     design = read_json(workdir / "sweep.json")
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)

@@ -351,11 +351,7 @@ class Trainer:
             self.save(cost)
 
     def cost(self, values: dict[str, float]) -> float:
-        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative.
-
-        Raises:
-          ConfigError: the evaluation has no such number.
-        """
+        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative."""
         name = self.config.eval.metric
         if f"eval_{name}" not in values:
             names = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
