@@ -58,14 +58,12 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
     resolved = configs.mesh_sizes(sizes, len(devices))
     shape = [resolved[axis] for axis in AXES]
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    laid_out = _hybrid(shape, devices, slices) if slices > 1 else _torus(shape, devices)
+    if slices > 1:
+        laid_out = _hybrid(shape, devices, slices)
+    else:  # unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU
+        laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # Explicit axis types, JAX's default, would have Linen code annotate every operation.
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _torus(shape: list[int], devices: list) -> np.ndarray:
-    # Unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU.
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
@@ -87,8 +85,11 @@ def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a batch, heads or layers that do not divide over the mesh, before compiling."""
     _check_pipeline(config, mesh)
-    parts = batch_shards(mesh)
-    pieces = config.train.microbatches * _pieces(config, mesh) // mesh.shape["pipeline"]
+    parts, stages = batch_shards(mesh), mesh.shape["pipeline"]
+    microbatches = config.train.microbatches
+    pipelined = 1 if stages == 1 else config.model.pipeline_pieces or stages
+    pieces, named = microbatches * pipelined // stages, f"train.microbatches={microbatches}"
+    named += f" of model.pipeline_pieces={pipelined}" * (pipelined > 1)
     for key in ("batch_size", "ramp_start") if config.data.ramp_steps else ("batch_size",):
         size = config.data[key]
         if size % (parts * pieces):
@@ -96,7 +97,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             nearest = f"nearest are {near} and" if near else "nearest is"
             raise ConfigError(
                 f"data.{key}={size}: must divide over {' x '.join('mesh.' + a for a in BATCH)} = "
-                f"{parts} in {_named_pieces(config, mesh)}; the {nearest} {near + parts * pieces}"
+                f"{parts} in {named}; the {nearest} {near + parts * pieces}"
             )
     for key, axis in (("max_length", "context"), ("num_experts", "expert")):
         if config.model[key] % mesh.shape[axis]:
@@ -130,18 +131,6 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
                 f"model.{named}={model[key]}: must be a multiple of mesh.pipeline={stages}"
                 + (f" times {group}, the period of its blocks" if group > 1 else "")
             )
-
-
-def _pieces(config, mesh):
-    """The number of pipeline microbatches."""
-    stages = mesh.shape["pipeline"]
-    return 1 if stages == 1 else config.model.pipeline_pieces or stages
-
-
-def _named_pieces(config, mesh):
-    named = f"train.microbatches={config.train.microbatches}"
-    pieces = _pieces(config, mesh)
-    return named if pieces == 1 else f"{named} of model.pipeline_pieces={pieces}"
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -1,8 +1,7 @@
 """The design of a sweep: every config checked and every model counted before any of it runs."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,12 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     variants, sizes = sweep.variants(), {}
     resolved = {}
     for label, keys in variants.items():
-        with _naming(label):
+        try:
             own = [f"{key}={value}" for key, value in keys.items()]
             read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
             resolved[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
+        except ValueError as error:  # ConfigError is one
+            raise ConfigError(f"variant {label!r}: {error}") from error
     for text in overrides:
         if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in resolved.values()]):
             raise ConfigError(reasons[0])
@@ -58,25 +59,16 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
         "baseline": baseline,
         "lengths": list(sweep.lengths),
         "reaches": list(sweep.reaches),
-        "variants": {k: _variant(variants[k], config) for k, config in resolved.items()},
+        "variants": {
+            label: {
+                "keys": variants[label],
+                "config": config.to_dict(),
+                "parameters": count_params(config.model),
+                "flops_per_token": flops_per_token(config),
+            }
+            for label, config in resolved.items()
+        },
     }
-
-
-def _variant(keys: dict, config: ConfigDict) -> dict[str, Any]:
-    return {
-        "keys": keys,
-        "config": config.to_dict(),
-        "parameters": count_params(config.model),
-        "flops_per_token": flops_per_token(config),
-    }
-
-
-@contextmanager
-def _naming(label: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:  # ConfigError is one
-        raise ConfigError(f"variant {label!r}: {error}") from error
 
 
 def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
@@ -156,13 +148,9 @@ def commit(design: dict, workdir: Path) -> dict:
 
 
 def _differences(old: dict, new: dict) -> list[str]:
-    lines = [
-        f"{key}: {old[key]!r} there, {new[key]!r} here"
-        for key in ("match", "baseline")
-        if old[key] != new[key]
-    ]
-    if new["seeds"] < old["seeds"]:
-        lines += [f"seeds: {old['seeds']} there, {new['seeds']} here"]
+    told = lambda key: f"{key}: {old[key]!r} there, {new[key]!r} here"
+    lines = [told(key) for key in ("match", "baseline") if old[key] != new[key]]
+    lines += [told("seeds")] * (new["seeds"] < old["seeds"])
     for label, variant in old["variants"].items():
         if label not in new["variants"]:
             lines += [f"variant {label!r}: not here"]

@@ -130,9 +130,10 @@ class Trainer:
         rows = read(workdir) if config.eval.patience else []
         rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
         self.costs = [self.cost(row) for row in rows]  # of every evaluation
+        self.unchecked: tuple[int, jax.Array] | None = None  # a step and its skipped_in_a_row
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
-            StopIfDiverged(self), self.keep,
+            self.stop_if_diverged, self.keep,
         ]  # fmt: skip
 
     def _open_data(self, examples: Examples, splits: dict[str, Sequence[Record]]) -> None:
@@ -342,6 +343,25 @@ class Trainer:
         self.reporter.progress(info.step, info.values)
         self.meter.restart()
 
+    def stop_if_diverged(self, info: StepInfo) -> None:
+        """Ends a run after train.max_nonfinite steps in a row that were not finite.
+
+        A step is looked at when the next has been handed to the device, so that neither waits for
+        the other; one that is logged, at once.
+        """
+        this = info.step, info.metrics["skipped_in_a_row"]
+        look_at, self.unchecked = (this if info.values else self.unchecked), this
+        if look_at is None:
+            return
+        step, count, limit = look_at[0], int(look_at[1]), self.config.train.max_nonfinite
+        if count >= limit:
+            raise Diverged(
+                f"step {step}: loss or gradient not finite for {count} steps in a row "
+                f"(train.max_nonfinite={limit}). The checkpoints, steps "
+                f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
+                "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
+            )
+
     def keep(self, info: StepInfo) -> None:
         """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
         cost = self.cost(info.values) if self._evaluated(info) else None
@@ -432,32 +452,6 @@ class Trainer:
         last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
         return (f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free "
                 "some space, and the same command goes on from there")
-
-
-class StopIfDiverged:
-    """A hook that ends a run after train.max_nonfinite steps in a row that were not finite.
-
-    A step is looked at when the next has been handed to the device, so that neither waits for the
-    other; one that is logged, at once.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.limit, self.checkpoints = trainer.config.train.max_nonfinite, trainer.checkpoints
-        self.previous: tuple[int, jax.Array] | None = None
-
-    def __call__(self, info: StepInfo) -> None:
-        this = info.step, info.metrics["skipped_in_a_row"]
-        look_at, self.previous = (this if info.values else self.previous), this
-        if look_at is None:
-            return
-        step, count = look_at[0], int(look_at[1])
-        if count >= self.limit:
-            raise Diverged(
-                f"step {step}: loss or gradient not finite for {count} steps in a row "
-                f"(train.max_nonfinite={self.limit}). The checkpoints, steps "
-                f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
-                "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
-            )
 
 
 def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -> None:
