@@ -34,7 +34,6 @@ from llm_jax.train.folder import Folder, Start, describe, same_run
 from llm_jax.train.metrics import Meter, Metrics, plot, read
 from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
-from llm_jax.train.profile import Profile
 from llm_jax.train.run import Setup, flops_per_token
 from llm_jax.train.state import TrainState, about
 
@@ -125,7 +124,7 @@ class Trainer:
         before = self.metrics.last.get("step_seconds") or 0
         peak = chip and chip.flops * self.mesh.size
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
-        self.profile = Profile(self.workdir, config.train.profile_steps)
+        self.profiling = False
         # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
         rows = read(workdir) if config.eval.patience else []
         rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
@@ -289,7 +288,7 @@ class Trainer:
 
     def _train(self) -> None:
         steps = self.config.train.steps
-        self.profile.begin(self.step)
+        self.profile(StepInfo(self.step, False, {}, self))
         with sharding.activate(self.mesh):
             while self.step < steps and not self.out_of_patience and not self._told_to_stop():
                 self._step()
@@ -321,6 +320,21 @@ class Trainer:
         self.meter.restart()
 
     # Hooks, in their order.
+
+    def profile(self, info: StepInfo) -> None:
+        """Traces the steps of train.profile_steps, for XProf, TensorBoard or Perfetto."""
+        start, stop = self.config.train.profile_steps or (None, None)
+        if self.profiling and info.step == stop:
+            jax.block_until_ready(info.metrics)
+            self._end_profile()
+        if info.step == start and jax.process_index() == 0:
+            jax.profiler.start_trace(self.workdir / "profile")
+            self.profiling = True
+
+    def _end_profile(self) -> None:
+        if self.profiling:
+            jax.profiler.stop_trace()
+            self.profiling = False
 
     def measure(self, info: StepInfo) -> None:
         """Fetches the metrics of a step that is logged."""
@@ -442,7 +456,7 @@ class Trainer:
 
     def _close(self) -> None:
         """Finishes writing profile, metrics and checkpoints, and lets go of the folder."""
-        self.profile.close()
+        self._end_profile()
         self.metrics.close()
         self.checkpoints.close()
         self.folder.close()

@@ -107,7 +107,7 @@ def test_label_smoothing_and_z_loss_reach_every_objective(name):
     cfg.label_smoothing, cfg.z_loss = 0.1, 0.01
     terms, with_both = objectives.get(name).losses(outputs, batch, cfg)
     if name == "classification":
-        term, logits, targets = "examples", outputs.heads["sequence"], batch["label"]
+        term, logits, targets = "rows", outputs.heads["sequence"], batch["label"]
         weights = batch["segment_ids"][:, 0] > 0
         cfg.z_loss = 0.0  # of few classes, which has none
     else:
