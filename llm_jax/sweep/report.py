@@ -1,15 +1,11 @@
-"""A sweep's report: Markdown with figures, and the same as one HTML file. No JAX."""
+"""A sweep's report: Markdown with figures. No JAX."""
 
-import base64
-import html
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown_it import MarkdownIt
 
 from llm_jax.files import read_json
 from llm_jax.record import table
@@ -18,11 +14,6 @@ from llm_jax.sweep.results import Summary
 from llm_jax.sweep.spec import slug
 
 FIT_FROM = 2048  # tokens: below, what does not grow with the length still shows
-STYLE = """body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
-table { border-collapse: collapse; font-size: 14px } img { max-width: 100% }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ccc }
-th:first-child, td:first-child { text-align: left }
-pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }"""
 
 
 def write(workdir: Path) -> Path:
@@ -31,32 +22,16 @@ def write(workdir: Path) -> Path:
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     summaries = results.summaries(design, workdir)
-    title = f"Sweep: {workdir.resolve().name}"
     blocks = [
-        f"# {title}",
+        f"# Sweep: {workdir.resolve().name}",
         *_top(design, workdir),
         *_quality(design, summaries, folder),
         *_curves(design, summaries, folder),
         *_cost(design, workdir, folder),
         *_context(design, workdir, folder),
     ]
-    text = "\n\n".join(blocks) + "\n"
-    (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(_page(title, text, folder))
+    (folder / "report.md").write_text("\n\n".join(blocks) + "\n")
     return folder / "report.md"
-
-
-def _page(title: str, text: str, folder: Path) -> str:
-    """Returns Markdown as one HTML file: pictures inside, nothing from elsewhere."""
-
-    def inside(match: re.Match) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    body = MarkdownIt("js-default").disable(["link", "autolink"]).render(text)
-    body = re.sub(r'src="(\w+\.png)"', inside, body)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 
 def _top(design: dict, workdir: Path) -> list[str]:
