@@ -32,6 +32,7 @@ class Examples:
     Attributes:
       columns: fields of a record that are read; data.FIELD_column names the column of a file.
       fields: fields of an example that are padded to a row, `scalars` excepted.
+      around: special tokens of a row, which a window leaves room for.
       cut: a document's text is tokenised (s = [bos] + tokens + [eos], if `framed`) and cut in
         windows of `stride` tokens and `overlap` more that the next window has too; `examples` is
         given a window. Else it is given the record.
@@ -46,6 +47,7 @@ class Examples:
 
     columns: tuple[str, ...] = ("text",)
     fields: tuple[str, ...] = ("tokens",)
+    around = 0
     cut = True
     parts = False
     framed = False
@@ -84,7 +86,7 @@ class Examples:
     @property
     def stride(self) -> int:
         """New tokens in a window."""
-        return self.config.model.max_length
+        return self.config.model.max_length - self.around
 
     def examples(
         self, piece: np.ndarray | Record, rng: np.random.Generator, elsewhere: Elsewhere | None

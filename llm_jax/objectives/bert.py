@@ -20,16 +20,13 @@ class Bert(masked_lm.MaskedLM):
     """
 
     fields = ("tokens", "types")
+    around = 3
     scalars = ("next_sentence",)
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         ends = [bool(piece) and piece.endswith(ENDS) for piece in tokenizer.pieces()]
         self.ends = np.array(ends) & ~self.row.special
-
-    @property
-    def stride(self):
-        return self.config.model.max_length - 3
 
     def example(self, piece, rng, elsewhere):
         window, places = self.sentences(piece)

@@ -103,11 +103,6 @@ def losses(outputs, batch, cfg):
     return {"rows": total}, sums(each, rows(batch))
 
 
-def predict(outputs, batch):
-    """Of each row its logits."""
-    return {"logits": outputs.heads["sequence"]}
-
-
 OBJECTIVE = Objective(
     name="classification",
     examples=Classification,
@@ -118,6 +113,6 @@ OBJECTIVE = Objective(
     needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
     resolve=resolve,
     held_out=held_out,
-    predict=predict,
+    predict=lambda outputs, batch: {"logits": outputs.heads["sequence"]},
     classes=True,
 )

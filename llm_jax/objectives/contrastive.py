@@ -78,11 +78,6 @@ def losses(outputs, batch, cfg):
     return {"rows": metrics["loss"][0]}, metrics
 
 
-def predict(outputs, batch):
-    """The vectors of each row's texts."""
-    return {"vectors": vectors(outputs, batch)}
-
-
 OBJECTIVE = Objective(
     name="contrastive",
     examples=Contrastive,
@@ -92,5 +87,5 @@ OBJECTIVE = Objective(
     heads=("none",),
     needs={"data.packing": ("none",)},
     refuse=refuse,
-    predict=predict,
+    predict=lambda outputs, batch: {"vectors": vectors(outputs, batch)},
 )

@@ -41,17 +41,12 @@ def losses(outputs, batch, cfg):
     return {"rows": metrics["loss"][0]}, metrics
 
 
-def predict(outputs, batch):
-    """Of each row its number."""
-    return {"value": outputs.heads["sequence"][:, 0]}
-
-
 OBJECTIVE = dataclasses.replace(
     classification.OBJECTIVE,
     name="regression",
     examples=Regression,
     losses=losses,
     resolve=resolve,
-    predict=predict,
+    predict=lambda outputs, batch: {"value": outputs.heads["sequence"][:, 0]},
     classes=False,
 )

@@ -50,15 +50,10 @@ def losses(outputs, batch, cfg):
     return {"rows": total}, {"loss": (total, "rows")}
 
 
-def predict(outputs, batch):
-    """The cosine of each row's texts."""
-    return {"cosine": cosines(outputs, batch)}
-
-
 OBJECTIVE = dataclasses.replace(
     contrastive.OBJECTIVE,
     name="similarity",
     examples=Similarity,
     losses=losses,
-    predict=predict,
+    predict=lambda outputs, batch: {"cosine": cosines(outputs, batch)},
 )

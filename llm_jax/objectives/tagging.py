@@ -143,11 +143,6 @@ def named(text, words, tags, odds):
     return entities
 
 
-def resolve(config, documents):
-    """Fills in data.labels and model.num_labels."""
-    labels.resolve(config, (tag for doc in documents for tag in doc["tags"]), "tags")
-
-
 def held_out(config, split, documents):
     """Warns of tags that cannot be predicted, and count as missed."""
     missed = labels.unknown(config, (tag for doc in documents for tag in doc["tags"]))
@@ -186,7 +181,9 @@ OBJECTIVE = Objective(
     kinds=("encoder", "decoder"),
     heads=("token",),
     needs={"data.packing": ("none",)},
-    resolve=resolve,
+    resolve=lambda config, documents: labels.resolve(
+        config, (tag for doc in documents for tag in doc["tags"]), "tags"
+    ),
     held_out=held_out,
     predict=predict,
 )
