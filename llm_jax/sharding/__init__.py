@@ -169,24 +169,22 @@ def like_params(tree, params, shardings, mesh: Mesh):
     A leaf mirrors the parameter whose path is a part of its own and whose shape it has;
     everything else (counts, factored statistics) is whole on every device.
     """
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    where = dict(zip((str_path(p) for p, _ in paths), jax.tree.leaves(shardings), strict=True))
-    shapes = {str_path(p): x.shape for p, x in paths}
+    shapes = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    where = dict(zip(shapes, jax.tree.leaves(shardings), strict=True))
 
     def one(path, leaf):
         ends = range(len(path), 0, -1)
         for part in (path[start:end] for end in ends for start in range(end)):
-            name = str_path(part)
-            if name in where and shapes[name] == leaf.shape:
-                return where[name]
+            if shapes.get(name(part)) == leaf.shape:
+                return where[name(part)]
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def str_path(path) -> str:
-    """A pytree path as 'decoder/stack/layers/…'."""
-    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+def name(path: tuple) -> str:
+    """A pytree path as "decoder/stack/layers/block/mlp/up/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def rows(mesh: Mesh) -> Callable[[int], np.ndarray]:

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.sharding import name
 
 STACKED = ("layers", "experts")  # axes along which separate parameters lie
 HEADS = ("heads", "kv_heads")
@@ -41,11 +42,6 @@ class Group(NamedTuple):
     rate: float
     decay: float
     distance: int | tuple[int, ...]
-
-
-def name(path: tuple) -> str:
-    """A parameter's path as "decoder/stack/layers/block/mlp/up/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def of(config: ConfigDict, params: Any) -> dict[str, Group]:
