@@ -99,15 +99,12 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
                 f"data.{key}={size}: must divide over {' x '.join('mesh.' + a for a in BATCH)} = "
                 f"{parts} in {named}; the {nearest} {near + parts * pieces}"
             )
-    for key, axis in (("max_length", "context"), ("num_experts", "expert")):
+    split = {"max_length": "context", "num_experts": "expert", "num_heads": "tensor",
+             "num_kv_heads": "tensor"}  # fmt: skip
+    for key, axis in split.items():
         if config.model[key] % mesh.shape[axis]:
             raise ConfigError(f"model.{key}={config.model[key]}: must be a multiple of "
                               f"mesh.{axis}={mesh.shape[axis]}")
-    model, tensor = config.model, mesh.shape["tensor"]
-    for key in ("num_heads", "num_kv_heads"):
-        heads = model[key] or model.num_heads
-        if heads % tensor:
-            raise ConfigError(f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}")
 
 
 def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
