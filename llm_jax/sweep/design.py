@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from llm_jax import config as configs
 from llm_jax import objectives, record, sharding
 from llm_jax.config import ConfigError
+from llm_jax.data import pipeline
 from llm_jax.files import read_json, write_json
 from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep, read_by
@@ -74,7 +75,7 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
 def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     """The config with its sizes filled in, checked as training checks it.
 
-    sizes: vocabulary and labels of data that are known, since most variants have the same.
+    sizes: tokenizer and labels of data that are known, since most variants have the same.
     """
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
@@ -86,13 +87,11 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
                               "variants are compared by their validation loss; hold out a share, "
                               "or set data.validation")
         tokenizer = objective.build_tokenizer(config, splits["train"])
-        sizes[key] = tokenizer.vocab_size, config.data.labels
-    vocab_size, config.data.labels = sizes[key]
+        sizes[key] = tokenizer, config.data.labels
+    tokenizer, config.data.labels = sizes[key]
     objective.resolve(config, [])
-    if 0 < config.model.vocab_size < vocab_size:
-        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: is smaller than the "
-                          f"tokenizer's {vocab_size}")
-    config.model = configs.resolve(config.model, vocab_size)
+    pipeline.check_vocab(config, tokenizer)
+    config.model = configs.resolve(config.model, tokenizer.vocab_size)
     Setup(config, sharding.make_mesh(configs.base().mesh, jax.devices()[:1])).abstract_state()
     return config
 
