@@ -86,7 +86,8 @@ def start() -> Hosts | None:
         named = ", ".join(f"{key}={value}" for key, value in job.items())
         raise ConfigError(f"no job found within {patience} s (LLM_JAX_START_SECONDS; {named}): "
                           f"{reason}") from error
-    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # under Slurm JAX takes one GPU for a process
+    slurm = job["cluster_detection_method"] == "slurm"
+    if slurm and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # there JAX takes one GPU a process
         jax.config.update("jax_cuda_visible_devices", "all")
         jax.config.update("jax_rocm_visible_devices", "all")
     return Hosts(jax.process_count(), jax.process_index()) if jax.process_count() > 1 else None
