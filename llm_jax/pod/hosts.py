@@ -47,9 +47,11 @@ def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
             return None
         return {"coordinator_address": address, "num_processes": int(count),
                 "process_id": int(index), "cluster_detection_method": "deactivate"}  # fmt: skip
-    if "SLURM_STEP_NODELIST" in environ:
-        several = environ.get("SLURM_NTASKS", "1") != "1"
-        return {"cluster_detection_method": "slurm"} if several else None
+    if {"SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"} <= environ.keys():
+        count, index = int(environ["SLURM_NTASKS"]), int(environ["SLURM_PROCID"])
+        if count == 1:
+            return None
+        return {"num_processes": count, "process_id": index, "cluster_detection_method": "slurm"}
     tpu = _tpu(environ)
     return tpu and {"cluster_detection_method": tpu}
 
@@ -90,6 +92,8 @@ def start() -> Hosts | None:
     if slurm and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # there JAX takes one GPU a process
         jax.config.update("jax_cuda_visible_devices", "all")
         jax.config.update("jax_rocm_visible_devices", "all")
+    if "num_processes" in job:  # without asking JAX, which would have it make a backend
+        return Hosts(job["num_processes"], job["process_id"])
     return Hosts(jax.process_count(), jax.process_index()) if jax.process_count() > 1 else None
 
 

@@ -32,7 +32,8 @@ def test_a_job_is_found(monkeypatch):
     explicit = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}
     for environ in (JAX, JAX | SLURM):
         assert find(environ) == explicit | {"cluster_detection_method": "deactivate"}
-    assert find(SLURM) == {"cluster_detection_method": "slurm"}
+    of_it = {"num_processes": 4, "process_id": 3, "cluster_detection_method": "slurm"}
+    assert find(SLURM) == of_it
 
     from jax._src.clusters import SlurmCluster  # which that names, and it finds the same
 
