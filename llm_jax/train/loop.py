@@ -125,11 +125,11 @@ class Trainer:
         peak = chip and chip.flops * self.mesh.size
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
         self.profiling = False
-        # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
         rows = read(workdir) if config.eval.patience else []
         rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
         self.costs = [self.cost(row) for row in rows]  # of every evaluation
         self.unchecked: tuple[int, jax.Array] | None = None  # a step and its skipped_in_a_row
+        # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
             self.stop_if_diverged, self.keep,
