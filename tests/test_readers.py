@@ -186,7 +186,7 @@ def field(key):
 
 def columns(c):
     """The fields of documents that a run's objective reads."""
-    return objectives.get(c.objective.name).examples.read(c)
+    return objectives.get(c.objective.name).examples.columns(c)
 
 
 def flat(changes):

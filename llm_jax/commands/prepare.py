@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     examples = objectives.get(config.objective.name).examples
     clean = [step.strip() for step in args.clean.split(",") if step.strip()]
-    folder, sizes = prepare(args.name, config, examples.read(config), args.tfds_dir, clean,
+    folder, sizes = prepare(args.name, config, examples.columns(config), args.tfds_dir, clean,
                             args.tokens, examples.specials(config))  # fmt: skip
     for split, (read, stored) in sizes.items():
         print(f"{split}: {stored.documents:,} of {read.documents:,} documents")

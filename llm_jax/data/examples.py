@@ -30,7 +30,7 @@ class Examples:
     """The examples that an objective makes of documents, for one tokenizer. NumPy only.
 
     Attributes:
-      columns: fields of a record that are read; data.FIELD_column names the column of a file.
+      reads: fields of a record that are read; data.FIELD_column names the column of a file.
       fields: fields of an example that are padded to a row, `scalars` excepted.
       around: special tokens of a row, which a window leaves room for.
       cut: a document's text is tokenised (s = [bos] + tokens + [eos], if `framed`) and cut in
@@ -45,7 +45,7 @@ class Examples:
       row: finishes a packed row, with draws of its own.
     """
 
-    columns: tuple[str, ...] = ("text",)
+    reads: tuple[str, ...] = ("text",)
     fields: tuple[str, ...] = ("tokens",)
     around = 0
     cut = True
@@ -63,9 +63,9 @@ class Examples:
         self.tokenizer, self.config = tokenizer, config
 
     @classmethod
-    def read(cls, config: ConfigDict) -> tuple[str, ...]:
-        """Returns `columns` without those that data.FIELD_column leaves empty."""
-        return tuple(name for name in cls.columns if config.data[f"{name}_column"])
+    def columns(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns `reads` without those that data.FIELD_column leaves empty."""
+        return tuple(name for name in cls.reads if config.data[f"{name}_column"])
 
     @classmethod
     def specials(cls, config: ConfigDict) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def row_shapes(
     config.model.vocab_size, config.data.batch_size = 0, 1
     tokenizer = tokenizers.Bytes(examples.specials(config))
     config.data.labels = ("0",)  # the sample's; a plan has none
-    record = {name: fields.field(name).sample for name in examples.read(config)}
+    record = {name: fields.field(name).sample for name in examples.columns(config)}
     if examples.cut:
         record["text"] = "a word. " * (config.model.max_length // 4 + 4)
     row = _chunks(examples(tokenizer, config), [record], "data.train", 0).rows(0)[0]

@@ -14,7 +14,7 @@ class Chat(completion.Completion):
     learned, and not counted by accuracy.
     """
 
-    columns = ("messages",)
+    reads = ("messages",)
     parts, gold = False, ()
     chat_template = chat.DEFAULT
 

@@ -17,7 +17,7 @@ class Classification(Examples):
     the longer text loses its end.
     """
 
-    columns = ("text", "pair", "label")
+    reads = ("text", "pair", "label")
     fields = ("tokens", "types")
     cut = False
     scalars = gold = ("label",)

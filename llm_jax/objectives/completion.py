@@ -20,7 +20,7 @@ class Completion(causal_lm.CausalLM):
     dropped.
     """
 
-    columns = ("source", "target")
+    reads = ("source", "target")
     fields = (*causal_lm.CausalLM.fields, "answer_weights")
     cut, parts, gold = False, True, ("target",)
 

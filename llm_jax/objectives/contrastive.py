@@ -21,7 +21,7 @@ class Contrastive(Examples):
     too long loses its end.
     """
 
-    columns = TEXTS
+    reads = TEXTS
     fields = ("tokens", "side", "pooled")
     cut = False
     gold = TEXTS[1:]

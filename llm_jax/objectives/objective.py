@@ -78,7 +78,7 @@ class Objective:
           ConfigError: see `check` and data.sources.splits.
         """
         self.check(config)
-        documents = sources.splits(config, self.examples.read(config), self.examples.parts)
+        documents = sources.splits(config, self.examples.columns(config), self.examples.parts)
         self.resolve(config, documents["train"])
         for split in ("validation", "test"):
             self.held_out(config, split, documents[split])

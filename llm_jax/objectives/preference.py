@@ -22,7 +22,7 @@ class Preference(completion.Completion):
     a field of the record. A record of which the row cannot hold both whole is dropped.
     """
 
-    columns = ("prompt", *SIDES)
+    reads = ("prompt", *SIDES)
     fields = (*completion.Completion.fields, "side")
     parts, gold = False, ()
     row = staticmethod(apart)

@@ -64,7 +64,7 @@ class QuestionAnswering(Examples):
     data.doc_stride tokens (Devlin 2019). A question has at most half of a row.
     """
 
-    columns = ("context", "question", "answers")
+    reads = ("context", "question", "answers")
     fields = ("tokens", "types")
     cut = False
     gold = ("answers",)

@@ -13,7 +13,7 @@ class Roles(tagging.Tagging):
     A sentence is read once for each of its predicates.
     """
 
-    columns = ("tokens", "predicate", "tags")
+    reads = ("tokens", "predicate", "tags")
     fields = (*tagging.Tagging.fields, "types")
     stands_in = {}  # noqa: RUF012
 

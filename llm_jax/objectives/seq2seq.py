@@ -18,7 +18,7 @@ class Seq2Seq(Examples):
     by answer_weights [T], which leave eos out.
     """
 
-    columns = ("source", "target")
+    reads = ("source", "target")
     cut, gold = False, ("target",)
 
     @classmethod

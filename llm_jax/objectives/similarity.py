@@ -14,7 +14,7 @@ from llm_jax.objectives.regression import Regression
 class Similarity(contrastive.Contrastive):
     """Texts as of Contrastive, and a number, label; only the order of the numbers matters."""
 
-    columns = ("text", "pair", "label")
+    reads = ("text", "pair", "label")
     scalars = gold = ("label",)
     target = Regression.target
 

@@ -23,7 +23,7 @@ class Tagging(Examples):
     row goes on in another. A record may have a text, to be cut in words, in place of tokens.
     """
 
-    columns = ("tokens", "tags")
+    reads = ("tokens", "tags")
     fields = ("tokens", "tags", "weights")
     cut = False
     gold = ("tags",)

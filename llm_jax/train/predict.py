@@ -39,7 +39,7 @@ def document(examples: Examples, record: Record, where: str) -> Record | ConfigE
     A field is read from the column that data.FIELD_column names, or else from that of its own name.
     """
     data, columns = examples.config.data, {}
-    for name in examples.read(examples.config):
+    for name in examples.columns(examples.config):
         choice = (name, examples.stands_in.get(name, name))
         pairs = ((x, column) for x in choice for column in (data[f"{x}_column"], x))
         present = (pair for pair in pairs if pair[1] in record)

@@ -245,7 +245,7 @@ def test_records_of_every_objective_come_back_as_they_went(name, clean, tmp_path
     assert done["documents"] == {"train": 1}
     config = load(f"configs/finetune/{name}.py", overrides)
     config.data.tfds_dir = str(tmp_path)
-    wanted = objectives.get(config.objective.name).examples.read(config)
+    wanted = objectives.get(config.objective.name).examples.columns(config)
     docs = sources.documents("tfds:it", config.data, wanted)
     assert docs == sources.documents(f"{tmp_path}/a.jsonl", config.data, wanted)
     assert [*docs[0].values()] == [RECORDS[name].get(config.data[f"{x}_column"]) for x in wanted]

@@ -127,7 +127,7 @@ def test_columns_are_read_by_name_or_number(tmp_path):
     for file, columns in cases:
         c = settings(**columns)
         docs = sources.documents(
-            str(tmp_path / file), c.data, classification.Classification.read(c)
+            str(tmp_path / file), c.data, classification.Classification.columns(c)
         )
         expected = [{"text": a, "pair": b, "label": label} for a, b, label in rows]
         assert docs == [

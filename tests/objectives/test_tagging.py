@@ -202,7 +202,7 @@ def test_propbank_is_read_for_roles(shared_data):
     objective = objectives.get("roles")
     objective.check(c)
     docs = sources.documents(
-        str(shared_data / "propbank_ewt" / "test.conllu"), c.data, objective.examples.read(c)
+        str(shared_data / "propbank_ewt" / "test.conllu"), c.data, objective.examples.columns(c)
     )
     objective.resolve(c, docs)
     assert {"O", "B-ARG0", "B-ARG1", "B-ARGM-TMP"} <= {*c.data.labels}
