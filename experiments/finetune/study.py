@@ -70,7 +70,7 @@ def recorded(name: str, label: str, make: Callable[[], dict]) -> dict:
         before, began = cpu(), time.time()
         found = make()
         took = {"cpu_seconds": round(cpu() - before, 1), "seconds": round(time.time() - began, 1)}
-        record.write(path, **found, **took)
+        record.write(path, **took | found)
     return read_json(path)
 
 
@@ -116,6 +116,13 @@ def train(name: str, label: str, recipe: str, keys: dict) -> dict:
 def percent(values: list[float]) -> str:
     """Returns shares as per cent, one after the other."""
     return ", ".join(f"{100 * x:.1f}" for x in values)
+
+
+def sampling_error(share: float, count: int) -> str:
+    """Says how far a share of so many examples is from that of all there could be."""
+    error = 100 * (share * (1 - share) / count) ** 0.5
+    return (f"{count:,} examples has a standard error of {error:.1f} points itself, which seeds "
+            "that are scored on the same ones do not show.")  # fmt: skip
 
 
 def beside(
