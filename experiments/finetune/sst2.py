@@ -17,7 +17,7 @@ import study
 
 NAME = Path(__file__).stem
 SEEDS = (0, 1, 2)
-STEPS, WARMUP, RATE, BATCH, LENGTH = 217, 22, 2e-4, 32, 128
+STEPS, WARMUP, RATE, BATCH, LENGTH = 434, 43, 2e-4, 32, 64
 SIDES = {"ours": "llm_jax", "trainer": "transformers' Trainer"}
 
 
