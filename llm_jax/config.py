@@ -129,49 +129,37 @@ def text(default: str, empty: bool = True, when: When | None = None) -> Key:
     return Key(default, allows, "must be text" + " that is not empty" * (not empty), when)
 
 
+def several(allows: Callable[[Any], bool], what: str, when: When | None = None) -> Key:
+    """A tuple, empty by default, of values that are allowed one by one."""
+    return Key((), lambda v: all(map(allows, v)), f"must be {what}", when)
+
+
 def numbers(least: int = 1, when: When | None = None) -> Key:
-    """A tuple of integers, empty by default."""
-    allows = lambda v: all(type(x) is int and least <= x <= 2**31 - 1 for x in v)
-    return Key((), allows, f"must be integers of at least {least}", when)
+    """A tuple of integers."""
+    allows = lambda x: type(x) is int and least <= x <= 2**31 - 1
+    return several(allows, f"integers of at least {least}", when)
 
 
 def texts(empty: bool = True, when: When | None = None) -> Key:
-    """A tuple of texts, empty by default."""
-    allows = lambda v: all(isinstance(x, str) and _is_text(x) and (empty or x) for x in v)
-    return Key((), allows, "must be texts" + " that are not empty" * (not empty), when)
+    """A tuple of texts."""
+    allows = lambda x: isinstance(x, str) and _is_text(x) and bool(empty or x)
+    return several(allows, "texts" + " that are not empty" * (not empty), when)
 
 
 def factors(when: When | None = None) -> Key:
-    """A tuple of (regular expression, factor), empty by default."""
+    """A tuple of (regular expression, factor)."""
     pair = lambda x: isinstance(x, tuple) and len(x) == 2 and _is_pattern(x[0])
-    allows = lambda v: all(pair(x) and type(x[1]) in (int, float) and 0 <= x[1] < 1e6 for x in v)
-    return Key((), allows, 'must be pairs like ("encoder/.*", 0.1), factors of at least 0', when)
-
-
-def weights(when: When | None = None) -> Key:
-    """A tuple of numbers, empty by default, or ("balanced",)."""
-    some = lambda v: all(type(x) in (int, float) and 0 <= x < 1e6 for x in v)
-    return Key((), lambda v: v == ("balanced",) or some(v),
-               'must be numbers of at least 0, or "balanced"', when)
-
-
-def augmentations(when: When | None = None) -> Key:
-    """A tuple of steps of data.augment, empty by default."""
-    pattern = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
-    allows = lambda v: all(isinstance(x, str) and re.fullmatch(pattern, x) for x in v)
-    must = 'must be like "delete:0.1", "swap:0.1" or "synonyms:FILE:0.1"'
-    return Key((), lambda v: bool(allows(v)), must, when)
-
-
-def shares(when: When | None = None) -> Key:
-    """A tuple of numbers above 0, empty by default."""
-    allows = lambda v: all(type(x) in (int, float) and 1e-9 < x < 1e9 for x in v)
-    return Key((), allows, "must be numbers above 0", when)
+    allows = lambda x: pair(x) and _is_factor(x[1])
+    return several(allows, 'pairs like ("encoder/.*", 0.1), factors of at least 0', when)
 
 
 def devices(default: int) -> Key:
     """A size of the mesh: at least 1, or -1 for the devices that are left."""
     return Key(default, lambda v: v == -1 or 1 <= v <= 2**24, "must be positive, or -1")
+
+
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e6
 
 
 def _is_pattern(value: Any) -> bool:
@@ -207,6 +195,7 @@ LABELLED = given("objective.name", "classification", "tagging", "roles")
 QUESTIONS = given("objective.name", "question_answering")
 PROMPTED = given("objective.name", "seq2seq", "completion", "preference")
 WRITES = given("objective.name", "seq2seq", "completion", "chat")
+AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
 ADAM = given("optimizer.name", "adamw", "muon")
 
 
@@ -332,7 +321,10 @@ class Objective:
     z_loss = number(0.0)
     no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
     # Weight of each label in the loss; "balanced": inverse frequencies; (): all are 1.
-    class_weights = weights(when=given("objective.name", "classification"))
+    class_weights = Key(
+        (), lambda v: v == ("balanced",) or all(map(_is_factor, v)),
+        'must be numbers of at least 0, or "balanced"', given("objective.name", "classification"),
+    )  # fmt: skip
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
     # Masked LM: whole-word masking (albert: always).
     whole_word = flag(
@@ -366,7 +358,9 @@ class Data:
     # A file or glob | tfds:name/config | task:name?option=value&… ; columns are COLUMNS below.
     train = text("builtin:python", empty=False)
     # Of several sources in train, the share of each among the documents, whatever its size.
-    weights = shares(when=SEVERAL)
+    weights = several(
+        lambda x: type(x) in (int, float) and 1e-9 < x < 1e9, "numbers above 0", SEVERAL
+    )
     # Without weights: examples-proportional, a source counting for at most so many (0: all), to the
     # power of 1 / temperature. 1 and 0: documents of all as they are.
     mixture_temperature = number(1.0, 0.1, when=SEVERAL & absent("data.weights"))
@@ -379,7 +373,10 @@ class Data:
     test = text("")  # likewise; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
     # In training each time anew: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" of the words.
-    augment = augmentations(when=CLASSES)
+    augment = several(
+        lambda x: isinstance(x, str) and re.fullmatch(AUGMENTATION, x) is not None,
+        'like "delete:0.1", "swap:0.1" or "synonyms:FILE:0.1"', CLASSES,
+    )  # fmt: skip
     labels = texts(empty=False, when=LABELLED)  # in order; (): those of the training set
     # Tokens between the beginnings of two windows of a context that is longer than a row.
     doc_stride = whole(128, 1, when=QUESTIONS)

@@ -28,8 +28,7 @@ def watch(argv: list[str]) -> None:
         if not once.acquire(blocking=False):  # the other thread is at it
             return
         # The main thread may hold the streams: only what needs no lock.
-        shown = b"\r\033[K\033[?25h" if os.isatty(2) else b""  # a progress bar hid the cursor
-        os.write(2, shown + f"error: {ENDING[number]}\n".encode())
+        os.write(2, f"error: {ENDING[number]}\n".encode())
         if as_json:
             os.write(1, json.dumps({"error": ENDING[number]}).encode() + b"\n")
         os._exit(128 + number)

@@ -165,9 +165,6 @@ class Silent:
     def progress(self, step, values):
         self.values[step] = values
 
-    def stop(self):
-        pass
-
 
 @pytest.fixture
 def silent():

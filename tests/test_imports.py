@@ -15,7 +15,8 @@ MAY_USE = {
     "models": {"attention"},
     "objectives": {"config", "data", "models"},
     "train": {
-        "config", "files", "attention", "data", "decode", "models", "objectives", "sharding",
+        "config", "files", "attention", "data", "decode", "models", "objectives", "record",
+        "sharding",
     },
     "decode": {"config", "attention", "data", "models", "objectives"},
     "hub": {"config", "files", "data", "models", "objectives", "sharding", "train"},

@@ -70,7 +70,7 @@ def recorded(name: str, label: str, make: Callable[[], dict]) -> dict:
         before, began = cpu(), time.time()
         found = make()
         took = {"cpu_seconds": round(cpu() - before, 1), "seconds": round(time.time() - began, 1)}
-        record.write(path, **took | found)
+        record.write(path, **(found | took))
     return read_json(path)
 
 
@@ -85,20 +85,21 @@ def workdir(name: str, label: str) -> Path:
     return (WORK / name / label).relative_to(ROOT)
 
 
-def launch(verb: str, *options: str) -> dict:
+def launch(verb: str, *options: str, said: str = "") -> dict:
     """Runs `launch.py VERB`; returns its JSON with the command and the process's cpu_seconds."""
-    return python("launch.py", verb, *options, "--json")
+    return python("launch.py", verb, *options, "--json", said=said)
 
 
-def python(*args: str) -> dict:
+def python(*args: str, said: str = "") -> dict:
     """Runs a script in a process of its own, from the root; returns the JSON of its last line.
 
-    What JAX may have compiled before is not read: its time is a part of the run's.
+    What JAX may have compiled before is not read: its time is a part of the run's. said: its input.
     """
     before = cpu()
     command = [sys.executable, *map(str, args)]
     uncached = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(command, cwd=ROOT, env=uncached, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    done = subprocess.run(command, cwd=ROOT, env=uncached, input=said, stdout=pipe, text=True)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}: exit code {done.returncode}")
     shown = shlex.join(["python", *map(str, args)]).replace(str(DATA), "DATA")
@@ -116,13 +117,6 @@ def train(name: str, label: str, recipe: str, keys: dict) -> dict:
 def percent(values: list[float]) -> str:
     """Returns shares as per cent, one after the other."""
     return ", ".join(f"{100 * x:.1f}" for x in values)
-
-
-def sampling_error(share: float, count: int) -> str:
-    """Says how far a share of so many examples is from that of all there could be."""
-    error = 100 * (share * (1 - share) / count) ** 0.5
-    return (f"{count:,} examples has a standard error of {error:.1f} points itself, which seeds "
-            "that are scored on the same ones do not show.")  # fmt: skip
 
 
 def beside(

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from llm_jax import record  # noqa: E402
 from llm_jax.config import load  # noqa: E402
-from llm_jax.sharding.hardware import PEAK_FLOPS  # noqa: E402
+from llm_jax.sharding.hardware import chip  # noqa: E402
 
 REPEATS, TOKENS, CORE, BATCH = 5, 6_000_000, 1, 64
 # Case: config, and what a document is of Python's standard library and language reference.
@@ -231,7 +232,7 @@ def needs(results: dict) -> list[dict]:
         config.model = configs.resolve(config.model, config.tokenizer.vocab_size)
         kind, shape = topology.split(":")
         chips = math.prod(map(int, shape.split("x")))
-        peak = dict(PEAK_FLOPS)[kind]
+        peak = chip(SimpleNamespace(device_kind=kind)).flops
         work = flops_per_token(config) + recomputed_flops_per_token(config)
         rate = statistics.median(r["tokens"] / r["cpu_seconds"] for r in measured["runs"])
         found.append({

@@ -87,8 +87,9 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
 
     data, file = examples.config.data, "/dev/stdin" if path == "-" else path
     # All that training reads: by them it is told whether a table has a header.
-    columns = [data[f"{name}_column"] for name in examples.columns(examples.config)]
-    for where, record in files.rows(file, columns, lines=True):
+    fields = examples.columns(examples.config)
+    columns = [data[f"{name}_column"] for name in fields]
+    for where, record in files.rows(file, columns, "tokens" in fields, lines=True):
         refused = isinstance(record, ConfigError)
         yield ({}, record) if refused else (record, document(examples, record, where))
 

@@ -7,8 +7,8 @@ from llm_jax.commands.verb import Verb, python, tell
 from llm_jax.files import read_json
 
 ABOUT = """Trains every variant with the same seeds, each run a process of its own in
-WORKDIR/runs/VARIANT/seedK, and writes WORKDIR/report/ (report.md, report.html). The same command
-goes on where it was stopped and tries again what failed; exit code 1 if anything failed."""
+WORKDIR/runs/VARIANT/seedK, and writes WORKDIR/report/report.md. The same command goes on where it
+was stopped and tries again what failed; exit code 1 if anything failed."""
 
 EXAMPLES = """examples:
   {program} sweep --config=configs/ablations/attention.py --workdir=runs/attention

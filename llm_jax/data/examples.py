@@ -15,6 +15,7 @@ from llm_jax.data.fields import Record
 from llm_jax.data.tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray]
+DECODER = ("tokens", "targets", "weights")  # what `decoder_fields` returns
 Elsewhere = Callable[[int], np.ndarray]
 
 
@@ -29,6 +30,9 @@ class Examples:
     """The examples that an objective makes of documents, for one tokenizer. NumPy only.
 
     Attributes:
+      reads: fields of a record that are read; data.FIELD_column names the column of a file.
+      fields: fields of an example that are padded to a row, `scalars` excepted.
+      around: special tokens of a row, which a window leaves room for.
       cut: a document's text is tokenised (s = [bos] + tokens + [eos], if `framed`) and cut in
         windows of `stride` tokens and `overlap` more that the next window has too; `examples` is
         given a window. Else it is given the record.
@@ -41,6 +45,9 @@ class Examples:
       row: finishes a packed row, with draws of its own.
     """
 
+    reads: tuple[str, ...] = ("text",)
+    fields: tuple[str, ...] = ("tokens",)
+    around = 0
     cut = True
     parts = False
     framed = False
@@ -57,8 +64,8 @@ class Examples:
 
     @classmethod
     def columns(cls, config: ConfigDict) -> tuple[str, ...]:
-        """Fields of a record that are read; data.FIELD_column names the column of a file."""
-        return ("text",)
+        """Returns `reads` without those that data.FIELD_column leaves empty."""
+        return tuple(name for name in cls.reads if config.data[f"{name}_column"])
 
     @classmethod
     def specials(cls, config: ConfigDict) -> tuple[str, ...]:
@@ -67,8 +74,9 @@ class Examples:
 
     @classmethod
     def lengths(cls, config: ConfigDict) -> dict[str, int]:
-        """Length in a row of each field of an example, scalars excepted."""
-        return {"tokens": config.model.max_length}
+        """Returns the length in a row of each of `fields`; types are for a model that has some."""
+        without = () if config.model.type_vocab_size > 1 else ("types",)
+        return {name: config.model.max_length for name in cls.fields if name not in without}
 
     @classmethod
     def predicted(cls, config: ConfigDict) -> int:
@@ -78,7 +86,7 @@ class Examples:
     @property
     def stride(self) -> int:
         """New tokens in a window."""
-        return self.config.model.max_length
+        return self.config.model.max_length - self.around
 
     def examples(
         self, piece: np.ndarray | Record, rng: np.random.Generator, elsewhere: Elsewhere | None
@@ -121,8 +129,3 @@ def apart(row: Arrays, rng: np.random.Generator) -> Arrays:
 def decoder_fields(s: np.ndarray) -> Arrays:
     """Each token predicts the next: tokens = s[:-1], targets = s[1:], weights 1."""
     return {"tokens": s[:-1], "targets": s[1:], "weights": np.ones(len(s) - 1, np.float32)}
-
-
-def decoder_lengths(length: int) -> dict[str, int]:
-    """Rows of what `decoder_fields` returns."""
-    return dict.fromkeys(("tokens", "targets", "weights"), length)

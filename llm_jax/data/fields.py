@@ -5,6 +5,8 @@ an objective reads, from the columns that data.FIELD_column names.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,9 @@ Record = dict[str, Any]
 Columns = dict[str, str]  # field of a document: its column
 Names = dict[str, list[str]]  # column: the names of its labels, where a set stores numbers
 
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}  # as ShareGPT has them
+# As ShareGPT has them; other roles are a chat template's, as "role" names them.
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "system": "system",
+         "user": "user", "assistant": "assistant", "tool": "tool"}  # fmt: skip
 
 
 class Field(NamedTuple):
@@ -48,7 +52,11 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return str(int(value)) if isinstance(value, (bool, int)) else str(_expect(value, str, float))
+    if isinstance(value, float) and not math.isfinite(value):  # as tables write what is missing
+        raise ValueError("it is missing")
+    if isinstance(value, (bool, int)):
+        return str(int(value))
+    return str(_expect(value, str, float))
 
 
 def _names(value: Any) -> list[str]:
@@ -79,14 +87,25 @@ def _messages(value: Any) -> list[dict]:
         if isinstance(part, str):
             part = {"role": ("user", "assistant")[i % 2], "content": part}
         role, text = part.get("role", part.get("from")), part.get("content", part.get("value"))
+        if "role" not in part and role not in ROLES:
+            raise ValueError(f"from is {role!r}; known are {', '.join(ROLES)}")
         role = ROLES.get(_expect(role, str), role)
         messages.append(part | {"role": role, "content": _expect(text, str)})
     return messages
 
 
+def _placed(answer: dict, context: str) -> dict:
+    """The answer with the place in the context that has it, nearest to where it is said to be."""
+    start, text = answer["answer_start"], answer["text"]
+    if start >= 0 and context.startswith(text, start):
+        return answer
+    places = (found.start() for found in re.finditer(re.escape(text), context))
+    return answer | {"answer_start": min(places, key=lambda i: abs(i - start), default=-1)}
+
+
 TEXT = Field("text", _text, lambda text: [text], "a")
 FIELDS: dict[str, Field] = {
-    "label": Field("text or a number", _name, lambda label: [], "0"),
+    "label": Field("text or a number", lambda value: _name(value).strip(), lambda label: [], "0"),
     "tokens": Field("a list of texts, or text with blanks between them", _names,
                     lambda tokens: [" ".join(tokens)], ["a"]),
     "tags": Field("a list of texts, or text with blanks between them", _names,
@@ -127,11 +146,15 @@ def document(
             value = _plain(value, (names or {}).get(column))
         try:
             doc[name] = wanted.read(value)
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             shown = repr(value)
             shown = shown if len(shown) < 80 else f"{shown[:80]}…"
+            why = f" ({error})" if type(error) is ValueError else ""
             raise ConfigError(f"{key}: {column!r} of {where} must be {wanted.must}, not "
-                              f"{type(value).__name__}: {shown}") from None
+                              f"{type(value).__name__}: {shown}{why}") from None
+    if {"context", "answers"} <= doc.keys():
+        placed = [_placed(answer, doc["context"]) for answer in doc["answers"]]
+        doc["answers"] = sorted(placed, key=lambda answer: answer["answer_start"] < 0)
     if {"tokens", "tags"} <= doc.keys() and len(doc["tokens"]) != len(doc["tags"]):
         raise ConfigError(f"data.tags_column: {columns['tags']!r} of {where} has "
                           f"{len(doc['tags'])} for {len(doc['tokens'])} tokens")

@@ -90,6 +90,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # what text does not have
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # may stand alone, and is then no character
 _NOT_A_WORD = re.compile(rb"#|\d+[-.]\d+\t")  # of CoNLL-U: a comment, a range, an empty node
 _LANGUAGE = re.compile(rb"[a-z][a-z-]+:(?=\S)")
+DOCUMENT = b"-DOCSTART-"  # a line of CoNLL-2003 that is no token
 _CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 
 
@@ -192,7 +193,7 @@ def _numbered(columns: Iterable[str]) -> bool:
     return bool(columns) and all(column.isdecimal() for column in columns)
 
 
-def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
+def records(path: str, columns: Iterable[str] = (), words: bool = False) -> Iterator[Located]:
     """Yields where each record of a file is, and the record: {"text": …} for plain text.
 
     Args:
@@ -200,19 +201,20 @@ def records(path: str, columns: Iterable[str] = ()) -> Iterator[Located]:
         a .csv or .tsv have no header; their fields are then numbers, from 0. Numbers alone say
         that a file of any other name is such a table, too, or a token a line (CoNLL's .txt).
         "predicate" asks for a record for each predicate of a .conllu, see `_conllu`.
+      words: lists of words are asked for, so that a .tsv may have a token a line.
 
     Raises:
       ConfigError: the file is not of a kind that is read, is damaged, or not UTF-8; or a text of it
         is longer than IN_MEMORY_BYTES.
     """
-    for where, record in rows(path, columns):
+    for where, record in rows(path, columns, words):
         if isinstance(record, ConfigError):
             raise record
         yield where, record
 
 
 def rows(
-    path: str, columns: Iterable[str] = (), lines: bool = False
+    path: str, columns: Iterable[str] = (), words: bool = False, lines: bool = False
 ) -> Iterator[tuple[str, Record | ConfigError]]:
     """As `records`, but what is wrong with one row of several stands in its place.
 
@@ -229,6 +231,7 @@ def rows(
             blocks = _text_of(path, packing, first, file)
             plain = _json_lines if lines else _text
             read = KINDS.get(kind) or (_tsv if _numbered(columns) else plain)
+            read = _words if words and read is _tsv else read
             yield from read(path, blocks, columns)
 
 
@@ -465,16 +468,24 @@ def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loca
 
 
 def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """Tab-separated, quotes as they stand (as in GLUE); or a token a line, as CoNLL."""
+    """Tab-separated, quotes as they stand (as in GLUE)."""
+    return _rows(_lines(path, blocks), columns)
+
+
+def _rows(lines: Iterable[tuple[str, bytes]], columns: set[str]) -> Iterator[Located]:
+    return _table(((w, _decoded(line, w).split("\t")) for w, line in lines if line), columns)
+
+
+def _words(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
+    """A .tsv with a token a line, as CoNLL, if a blank line is between others; else a table."""
     ahead, lines = _ahead(_lines(path, blocks))
-    between = "\t" if any(b"\t" in line for _, line in ahead) else None
-    full = [full for full, _ in itertools.groupby(bool(line) for _, line in ahead)]
-    if full.count(True) < 2:  # no blank line between others
-        return _table(((w, _decoded(line, w).split("\t")) for w, line in lines if line), columns)
-    header = _decoded(ahead[0][1], ahead[0][0]).split(between)
-    if not columns & set(header):
-        return _sentences(lines, between)
-    sentences = _sentences(itertools.islice(lines, 1, None), between)
+    full = [full for full, _ in itertools.groupby(bool(line.strip()) for _, line in ahead)]
+    if full.count(True) < 2:
+        return _rows(lines, columns)
+    header = _decoded(ahead[0][1], ahead[0][0]).split("\t")
+    if not columns <= set(header):
+        return _sentences(lines)
+    sentences = _sentences(itertools.islice(lines, 1, None))
     return ((w, dict(zip(header, r.values(), strict=False))) for w, r in sentences)
 
 
@@ -490,15 +501,18 @@ def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator
     if any(column.isdecimal() and column not in header for column in columns):
         rows = itertools.chain([(where, header)], rows)
         header = [str(i) for i in range(len(header))]
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise ConfigError(f"data: {where} names the column {twice!r} twice")
+    _check_names(where, header)
     for where, row in rows:
         if len(row) != len(header):
             yield where, ConfigError(f"data: {where} has {len(row)} columns, where the first line "
                                      f"has {len(header)}")
             continue
         yield where, dict(zip(header, row, strict=True))
+
+
+def _check_names(where: str, header: list[str]) -> None:
+    if twice := next((name for name in header if header.count(name) > 1), ""):
+        raise ConfigError(f"data: {where} names the column {twice!r} twice")
 
 
 def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
@@ -514,7 +528,7 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
     each token's argument as B-ARG0, or O. Labels are of the head of an argument alone.
     """
     words = ((w, line) for w, line in _lines(path, blocks) if not _NOT_A_WORD.match(line))
-    for where, record in _sentences(words, "\t"):
+    for where, record in _sentences(words, tabs=True):
         record = dict(zip(_CONLLU, record.values(), strict=False)) | record
         if "predicate" not in columns:
             yield where, record
@@ -530,20 +544,24 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
             }  # fmt: skip
 
 
-def _sentences(lines: Iterable[tuple[str, bytes]], between: str | None = None) -> Iterator[Located]:
+def _sentences(lines: Iterable[tuple[str, bytes]], tabs: bool = False) -> Iterator[Located]:
     """Records of sentences, a token a line and a blank line behind: a list of each column.
 
-    A language that is put before each token of a file ("en:", as in WikiANN) is left out.
+    Between columns are tabs, where every line has some, or blanks; no other space is one, as it may
+    be a token. A language that is put before each token of a file ("en:", as in WikiANN) is left
+    out.
     """
     ahead, lines = _ahead(lines)
     begin = [_LANGUAGE.match(line) for _, line in ahead if line.strip()]
+    tabs = tabs or all(b"\t" in line.strip() for _, line in ahead
+                       if line.strip() and not line.startswith(DOCUMENT))  # fmt: skip
     language = {m and m[0] for m in begin} if len(begin) > 1 else set()
     language = b"" if len(language) != 1 else language.pop() or b""
     rows, start = [], ""
     for where, line in itertools.chain(lines, [("", b"")]):
         text = _decoded(line.removeprefix(language), where)
-        if text.strip() and not text.startswith("-DOCSTART-"):
-            rows.append(text.split(between))
+        if text.strip(" \t") and not text.startswith(DOCUMENT.decode()):
+            rows.append(text.split("\t") if tabs else re.split("[ \t]+", text.strip(" \t")))
             start = start or where
             if len(rows[-1]) != len(rows[0]):
                 raise ConfigError(f"data: {where} has {len(rows[-1])} columns, where its sentence "
@@ -563,9 +581,12 @@ def _parquet(path: str) -> Iterator[Located]:
     try:
         count = 0
         with parquet.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names)
             for batch in file.iter_batches(1024):
                 for record in batch.to_pylist():
-                    yield f"{path}[{count}]", record
+                    where = f"{path}[{count}]"
+                    raw = {name: value for name, value in record.items() if type(value) is bytes}
+                    yield where, record | {k: _decoded(v, where) for k, v in raw.items()}
                     count += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data: {path} is not a whole Parquet file ({error})") from error

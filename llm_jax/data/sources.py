@@ -309,7 +309,7 @@ def stream(spec: str, columns: Columns) -> Iterator[Record]:
     """Yields the documents of local files, with one record in memory at a time."""
     for file in files.named(spec):
         blank = []
-        for where, record in files.records(file, columns.values()):
+        for where, record in files.records(file, columns.values(), "tokens" in columns):
             if fields.full(doc := fields.document(record, columns, where)):
                 yield doc
             else:

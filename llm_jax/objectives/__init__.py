@@ -10,44 +10,25 @@ weights; because the weights need no model, a batch taken in parts can be normal
 gradient accumulation equals the large batch.
 """
 
+from importlib import import_module
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.objectives import (
-    albert,
-    bert,
-    causal_lm,
-    chat,
-    classification,
-    completion,
-    contrastive,
-    masked_lm,
-    preference,
-    prefix_lm,
-    question_answering,
-    regression,
-    replaced_token_detection,
-    roles,
-    seq2seq,
-    similarity,
-    span_corruption,
-    tagging,
-)
 from llm_jax.objectives.objective import Objective
 
 __all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 
 # The first of a kind of model is what an imported one learns if nothing else is said.
+NAMES = (
+    "causal_lm", "prefix_lm", "completion", "chat", "preference", "masked_lm", "bert", "albert",
+    "replaced_token_detection", "classification", "regression", "tagging", "roles",
+    "question_answering", "contrastive", "similarity", "seq2seq", "span_corruption",
+)  # fmt: skip
 OBJECTIVES: dict[str, Objective] = {
-    module.OBJECTIVE.name: module.OBJECTIVE
-    for module in (
-        causal_lm, prefix_lm, completion, chat, preference, masked_lm, bert, albert,
-        replaced_token_detection, classification, regression, tagging, roles, question_answering,
-        contrastive, similarity, seq2seq, span_corruption,
-    )
-}  # fmt: skip
+    name: import_module(f"llm_jax.objectives.{name}").OBJECTIVE for name in NAMES
+}
 
 
 def get(name: str) -> Objective:

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm_jax import models
 from llm_jax.objectives import masked_lm
+from llm_jax.objectives.objective import count_rows, rows, sums
 
 ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: a newline in GPT-2's
 
@@ -20,20 +19,14 @@ class Bert(masked_lm.MaskedLM):
     at a random end of a sentence, or anywhere if it has none.
     """
 
+    fields = ("tokens", "types")
+    around = 3
     scalars = ("next_sentence",)
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         ends = [bool(piece) and piece.endswith(ENDS) for piece in tokenizer.pieces()]
         self.ends = np.array(ends) & ~self.row.special
-
-    @classmethod
-    def lengths(cls, config):
-        return dict.fromkeys(("tokens", "types"), config.model.max_length)
-
-    @property
-    def stride(self):
-        return self.config.model.max_length - 3
 
     def example(self, piece, rng, elsewhere):
         window, places = self.sentences(piece)
@@ -64,22 +57,17 @@ class Bert(masked_lm.MaskedLM):
 
 def weights(batch):
     """The numbers of masked positions and of sentence pairs."""
-    return masked_lm.weights(batch) | {"pairs": _pairs(batch).sum()}
+    return masked_lm.weights(batch) | count_rows(batch)
 
 
 def losses(outputs, batch, cfg):
     """Masked cross-entropy plus that of heads.sequence [B, 2] against next_sentence [B]."""
     terms, metrics = masked_lm.losses(outputs, batch, cfg)
-    labels, pairs, logits = batch["next_sentence"], _pairs(batch), outputs.heads["sequence"]
-    nll = (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * pairs).sum()
-    hits = ((logits.argmax(-1) == labels) * pairs).sum()
-    metrics |= {"sentence_loss": (nll, "pairs"), "sentence_accuracy": (hits, "pairs")}
-    return terms | {"pairs": nll}, metrics
-
-
-def _pairs(batch):
-    """[B]: 1 for a row, 0 for one that only fills up a batch."""
-    return models.real(batch).any(1).astype(jnp.float32)
+    labels, logits = batch["next_sentence"], outputs.heads["sequence"]
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    each = {"sentence_loss": nll, "sentence_accuracy": logits.argmax(-1) == labels}
+    metrics |= sums(each, rows(batch))
+    return terms | {"rows": metrics["sentence_loss"][0]}, metrics
 
 
 OBJECTIVE = dataclasses.replace(

@@ -1,6 +1,6 @@
 """Causal language modelling: predict the next token."""
 
-from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
+from llm_jax.data.examples import DECODER, Examples, decoder_fields
 from llm_jax.objectives.cross_entropy import of_outputs
 from llm_jax.objectives.objective import Objective
 
@@ -8,11 +8,8 @@ from llm_jax.objectives.objective import Objective
 class CausalLM(Examples):
     """Each token predicts the next: tokens, targets, weights [T]."""
 
+    fields = DECODER
     framed, overlap = True, 1
-
-    @classmethod
-    def lengths(cls, config):
-        return decoder_lengths(config.model.max_length)
 
     def example(self, piece, rng, elsewhere):
         return decoder_fields(piece)

@@ -14,12 +14,9 @@ class Chat(completion.Completion):
     learned, and not counted by accuracy.
     """
 
+    reads = ("messages",)
     parts, gold = False, ()
     chat_template = chat.DEFAULT
-
-    @classmethod
-    def columns(cls, config):
-        return ("messages",)
 
     @classmethod
     def specials(cls, config):

@@ -4,11 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import labels, scores
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
 
 class Classification(Examples):
@@ -18,6 +17,8 @@ class Classification(Examples):
     the longer text loses its end.
     """
 
+    reads = ("text", "pair", "label")
+    fields = ("tokens", "types")
     cut = False
     scalars = gold = ("label",)
     augments = ("text", "pair")
@@ -25,15 +26,6 @@ class Classification(Examples):
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         self.ids = labels.numbered(config.data.labels)
-
-    @classmethod
-    def columns(cls, config):
-        return ("text", *["pair"] * bool(config.data.pair_column), "label")
-
-    @classmethod
-    def lengths(cls, config):
-        fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
-        return dict.fromkeys(fields, config.model.max_length)
 
     def target(self, record):
         """The target of the head for a record."""
@@ -99,39 +91,28 @@ def held_out(config, split, documents):
                           f"data.labels={config.data.labels}, those of the training set")
 
 
-def weights(batch):
-    """The number of examples."""
-    return {"examples": models.real(batch).any(1).sum().astype(jnp.float32)}
-
-
 def losses(outputs, batch, cfg):
     """Cross-entropy, focal or not, of heads.sequence [B, C] against label [B], by class weights."""
     logits, label = outputs.heads["sequence"], batch["label"]
-    real = models.real(batch).any(1).astype(jnp.float32)
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
         "accuracy": logits.argmax(-1) == label,
     }
     weight = jnp.array(cfg.class_weights or (1.0,) * logits.shape[-1])[label]
-    terms = {"examples": (labels.cross_entropy(logits, label, cfg) * weight * real).sum()}
-    return terms, {name: ((x * real).sum(), "examples") for name, x in each.items()}
-
-
-def predict(outputs, batch):
-    """Of each row its logits."""
-    return {"logits": outputs.heads["sequence"]}
+    total = (labels.cross_entropy(logits, label, cfg) * weight * rows(batch)).sum()
+    return {"rows": total}, sums(each, rows(batch))
 
 
 OBJECTIVE = Objective(
     name="classification",
     examples=Classification,
-    weights=weights,
+    weights=count_rows,
     losses=losses,
     kinds=("encoder", "decoder"),
     heads=("sequence",),
     needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
     resolve=resolve,
     held_out=held_out,
-    predict=predict,
+    predict=lambda outputs, batch: {"logits": outputs.heads["sequence"]},
     classes=True,
 )

@@ -20,15 +20,9 @@ class Completion(causal_lm.CausalLM):
     dropped.
     """
 
+    reads = ("source", "target")
+    fields = (*causal_lm.CausalLM.fields, "answer_weights")
     cut, parts, gold = False, True, ("target",)
-
-    @classmethod
-    def columns(cls, config):
-        return ("source", "target")
-
-    @classmethod
-    def lengths(cls, config):
-        return super().lengths(config) | {"answer_weights": config.model.max_length}
 
     def pieces(self, record):
         """Returns a record's ids in pieces, and whether each is scored."""

@@ -5,11 +5,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples, apart
 from llm_jax.objectives import scores
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
 TEXTS = ("text", "pair", "negative")
 
@@ -22,17 +21,11 @@ class Contrastive(Examples):
     too long loses its end.
     """
 
+    reads = TEXTS
+    fields = ("tokens", "side", "pooled")
     cut = False
     gold = TEXTS[1:]
     row = staticmethod(apart)
-
-    @classmethod
-    def columns(cls, config):
-        return ("text", "pair", *["negative"] * bool(config.data.negative_column))
-
-    @classmethod
-    def lengths(cls, config):
-        return dict.fromkeys(("tokens", "side", "pooled"), config.model.max_length)
 
     def example(self, piece, rng, elsewhere):
         before, behind = self.tokenizer.around("encoder")
@@ -69,11 +62,6 @@ def vectors(outputs, batch):
     return mean * lax.rsqrt(jnp.square(mean).sum(-1, keepdims=True) + 1e-24)
 
 
-def weights(batch):
-    """The number of pairs."""
-    return {"pairs": models.real(batch).any(1).sum().astype(jnp.float32)}
-
-
 def losses(outputs, batch, cfg):
     """Cross-entropy of each text's pair among all pairs and negatives of the batch (InfoNCE).
 
@@ -83,27 +71,21 @@ def losses(outputs, batch, cfg):
     found = vectors(outputs, batch)
     among = found[:, 1:].swapaxes(0, 1).reshape(-1, found.shape[-1])  # pairs, then negatives
     logits = jnp.where(among.any(-1), found[:, 0] @ among.T / cfg.temperature, -jnp.inf)
-    real, own = models.real(batch).any(1), jnp.arange(len(found))
-    logits = jnp.where(real[:, None], logits, 0)
+    real, own = rows(batch), jnp.arange(len(found))
+    logits = jnp.where(real[:, None] > 0, logits, 0)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, own)
-    each = {"loss": nll, "accuracy": logits.argmax(-1) == own}
-    sums = {name: (x * real).sum() for name, x in each.items()}
-    return {"pairs": sums["loss"]}, {name: (x, "pairs") for name, x in sums.items()}
-
-
-def predict(outputs, batch):
-    """The vectors of each row's texts."""
-    return {"vectors": vectors(outputs, batch)}
+    metrics = sums({"loss": nll, "accuracy": logits.argmax(-1) == own}, real)
+    return {"rows": metrics["loss"][0]}, metrics
 
 
 OBJECTIVE = Objective(
     name="contrastive",
     examples=Contrastive,
-    weights=weights,
+    weights=count_rows,
     losses=losses,
     kinds=("encoder",),
     heads=("none",),
     needs={"data.packing": ("none",)},
     refuse=refuse,
-    predict=predict,
+    predict=lambda outputs, batch: {"vectors": vectors(outputs, batch)},
 )

@@ -96,6 +96,8 @@ class MaskedLM(Examples):
     tokens [T], masked_positions, masked_targets, masked_weights [P]; see Masking.
     """
 
+    around = 2
+
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         self.row = self.masking()
@@ -111,10 +113,6 @@ class MaskedLM(Examples):
     @classmethod
     def predicted(cls, config):
         return math.ceil(config.objective.mask_rate * config.model.max_length)
-
-    @property
-    def stride(self):
-        return self.config.model.max_length - 2
 
     def example(self, piece, rng, elsewhere):
         ids = [[self.tokenizer.bos_id], piece, [self.tokenizer.eos_id]]

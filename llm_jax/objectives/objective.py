@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
 from ml_collections import ConfigDict
 
+from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline, sources
 from llm_jax.data.examples import Examples, Record
@@ -84,3 +87,18 @@ class Objective:
     def build_tokenizer(self, config: ConfigDict, documents: Sequence[Record]) -> Tokenizer:
         """Trains or opens the config's tokenizer, with the special tokens that are needed."""
         return pipeline.build_tokenizer(config, documents, self.examples.specials(config))
+
+
+def rows(batch: dict) -> Array:
+    """[B] float32: 1 for a row, 0 for one that only fills up a batch."""
+    return models.real(batch).any(1).astype(jnp.float32)
+
+
+def count_rows(batch: dict) -> dict[str, Array]:
+    """`weights` of an objective whose terms and metrics are means over rows."""
+    return {"rows": rows(batch).sum()}
+
+
+def sums(each: Mapping[str, Array], weight: Array, term: str = "rows") -> dict:
+    """Metrics of `losses`, from each one's values of rows or tokens and their weights."""
+    return {name: ((x * weight).sum(), term) for name, x in each.items()}

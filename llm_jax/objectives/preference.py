@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import models
 from llm_jax.data.examples import apart
 from llm_jax.objectives import completion
 from llm_jax.objectives.cross_entropy import token_losses
+from llm_jax.objectives.objective import count_rows, rows, sums
 
 SIDES = ("chosen", "rejected")
 
@@ -22,16 +22,14 @@ class Preference(completion.Completion):
     a field of the record. A record of which the row cannot hold both whole is dropped.
     """
 
+    reads = ("prompt", *SIDES)
+    fields = (*completion.Completion.fields, "side")
     parts, gold = False, ()
     row = staticmethod(apart)
 
     @classmethod
-    def columns(cls, config):
-        return ("prompt", *SIDES)
-
-    @classmethod
     def lengths(cls, config):
-        return super().lengths(config) | {"side": config.model.max_length, "reference": 2}
+        return super().lengths(config) | {"reference": 2}
 
     def sides(self, record):
         """Returns the example of each answer."""
@@ -59,11 +57,6 @@ def log_probabilities(outputs, batch):
     return jnp.stack([of(1), of(2)], axis=-1)
 
 
-def weights(batch):
-    """The number of pairs."""
-    return {"pairs": models.real(batch).any(1).sum().astype(jnp.float32)}
-
-
 def losses(outputs, batch, cfg):
     """-log sigmoid(beta m), m = log p(chosen) - log p(rejected), each less the reference's (eq. 7).
 
@@ -71,17 +64,16 @@ def losses(outputs, batch, cfg):
     """
     gain = log_probabilities(outputs, batch) - batch["reference"]
     margin = cfg.beta * (gain[:, 0] - gain[:, 1])
-    real = models.real(batch).any(1).astype(jnp.float32)
     each = {"loss": jax.nn.softplus(-margin), "margin": margin, "accuracy": margin > 0}
-    sums = {name: (x * real).sum() for name, x in each.items()}
-    return {"pairs": sums["loss"]}, {name: (x, "pairs") for name, x in sums.items()}
+    metrics = sums(each, rows(batch))
+    return {"rows": metrics["loss"][0]}, metrics
 
 
 OBJECTIVE = dataclasses.replace(
     completion.OBJECTIVE,
     name="preference",
     examples=Preference,
-    weights=weights,
+    weights=count_rows,
     losses=losses,
     needs={"data.packing": ("none",)},
     refuse=lambda config: None,

@@ -12,7 +12,7 @@ from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import scores
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Objective, count_rows
 
 LONGEST = 30  # tokens of an answer
 N_BEST = 5
@@ -26,10 +26,9 @@ class Window(NamedTuple):
     spans: np.ndarray
 
 
-def located(window, context, answer):
+def located(window, answer):
     """Returns the places of an answer's first and last token in a row, or (0, 0)."""
     start, text = answer["answer_start"], answer["text"]
-    start = context.find(text) if start < 0 else start
     spans, end = window.spans, start + len(text)
     if start < 0 or not text or not len(spans) or start < spans[0, 0] or end > spans[-1, 1]:
         return 0, 0
@@ -65,18 +64,11 @@ class QuestionAnswering(Examples):
     data.doc_stride tokens (Devlin 2019). A question has at most half of a row.
     """
 
+    reads = ("context", "question", "answers")
+    fields = ("tokens", "types")
     cut = False
     gold = ("answers",)
     scalars = ("first", "last")
-
-    @classmethod
-    def columns(cls, config):
-        return ("context", "question", "answers")
-
-    @classmethod
-    def lengths(cls, config):
-        fields = ("tokens", "types") if config.model.type_vocab_size > 1 else ("tokens",)
-        return dict.fromkeys(fields, config.model.max_length)
 
     def windows(self, record):
         """Returns the rows of a record: at least one."""
@@ -99,7 +91,7 @@ class QuestionAnswering(Examples):
         fields, names = [], self.lengths(self.config)
         for window in self.windows(piece):
             types = (np.arange(len(window.tokens)) >= window.start).astype(np.int32)
-            place = located(window, piece["context"], answer) if answer else (0, 0)
+            place = located(window, answer) if answer else (0, 0)
             row = {"tokens": window.tokens, "types": types}
             row = {name: row[name] for name in names}
             fields.append(row | {"first": np.array(place[:1]), "last": np.array(place[1:])})
@@ -143,11 +135,6 @@ def resolve(config, documents):
                           "need nltk: pip install -r requirements-tasks.txt")
 
 
-def weights(batch):
-    """The number of rows."""
-    return {"rows": models.real(batch).any(1).sum().astype(jnp.float32)}
-
-
 def losses(outputs, batch, cfg):
     """Mean cross-entropy of heads.span [B, T, 2], over a row's tokens, against first and last."""
     rows = models.real(batch)
@@ -167,7 +154,7 @@ def predict(outputs, batch):
 OBJECTIVE = Objective(
     name="question_answering",
     examples=QuestionAnswering,
-    weights=weights,
+    weights=count_rows,
     losses=losses,
     kinds=("encoder",),
     heads=("span",),

@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.objectives import classification, scores
+from llm_jax.objectives.objective import rows, sums
 
 
 class Regression(classification.Classification):
@@ -36,14 +36,9 @@ def resolve(config, documents):
 
 def losses(outputs, batch, cfg):
     """Squared error of heads.sequence [B, 1] against label [B]."""
-    real = models.real(batch).any(1).astype(jnp.float32)
-    total = (jnp.square(outputs.heads["sequence"][:, 0] - batch["label"]) * real).sum()
-    return {"examples": total}, {"loss": (total, "examples")}
-
-
-def predict(outputs, batch):
-    """Of each row its number."""
-    return {"value": outputs.heads["sequence"][:, 0]}
+    squares = jnp.square(outputs.heads["sequence"][:, 0] - batch["label"])
+    metrics = sums({"loss": squares}, rows(batch))
+    return {"rows": metrics["loss"][0]}, metrics
 
 
 OBJECTIVE = dataclasses.replace(
@@ -52,6 +47,6 @@ OBJECTIVE = dataclasses.replace(
     examples=Regression,
     losses=losses,
     resolve=resolve,
-    predict=predict,
+    predict=lambda outputs, batch: {"value": outputs.heads["sequence"][:, 0]},
     classes=False,
 )

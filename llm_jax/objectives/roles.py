@@ -13,15 +13,9 @@ class Roles(tagging.Tagging):
     A sentence is read once for each of its predicates.
     """
 
+    reads = ("tokens", "predicate", "tags")
+    fields = (*tagging.Tagging.fields, "types")
     stands_in = {}  # noqa: RUF012
-
-    @classmethod
-    def columns(cls, config):
-        return ("tokens", "predicate", "tags")
-
-    @classmethod
-    def lengths(cls, config):
-        return super().lengths(config) | {"types": config.model.max_length}
 
     def parts(self, record, ids, spans, words):
         start, end = words[record["predicate"]]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from llm_jax.config import ConfigError
-from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
+from llm_jax.data.examples import DECODER, Examples, decoder_fields
 from llm_jax.objectives import causal_lm, scores
 from llm_jax.objectives.completion import Completion, prompt
 
@@ -18,17 +18,14 @@ class Seq2Seq(Examples):
     by answer_weights [T], which leave eos out.
     """
 
+    reads = ("source", "target")
     cut, gold = False, ("target",)
-
-    @classmethod
-    def columns(cls, config):
-        return ("source", "target")
 
     @classmethod
     def lengths(cls, config):
         longest = config.model.max_length
         target = config.data.target_length or longest
-        return {"encoder_tokens": longest, "answer_weights": target} | decoder_lengths(target)
+        return {"encoder_tokens": longest} | dict.fromkeys((*DECODER, "answer_weights"), target)
 
     def example(self, piece, rng, elsewhere):
         tokenizer, lengths = self.tokenizer, self.lengths(self.config)

@@ -14,12 +14,9 @@ from llm_jax.objectives.regression import Regression
 class Similarity(contrastive.Contrastive):
     """Texts as of Contrastive, and a number, label; only the order of the numbers matters."""
 
+    reads = ("text", "pair", "label")
     scalars = gold = ("label",)
     target = Regression.target
-
-    @classmethod
-    def columns(cls, config):
-        return ("text", "pair", "label")
 
     def example(self, piece, rng, elsewhere):
         label = self.target(piece) if "label" in piece else 0
@@ -50,12 +47,7 @@ def losses(outputs, batch, cfg):
     ordered = (label[:, None] > label) & real[:, None] & real
     differences = jnp.where(ordered, cosine - cosine[:, None], -jnp.inf).ravel()
     total = nn.logsumexp(jnp.append(differences, 0.0)) * real.sum()
-    return {"pairs": total}, {"loss": (total, "pairs")}
-
-
-def predict(outputs, batch):
-    """The cosine of each row's texts."""
-    return {"cosine": cosines(outputs, batch)}
+    return {"rows": total}, {"loss": (total, "rows")}
 
 
 OBJECTIVE = dataclasses.replace(
@@ -63,5 +55,5 @@ OBJECTIVE = dataclasses.replace(
     name="similarity",
     examples=Similarity,
     losses=losses,
-    predict=predict,
+    predict=lambda outputs, batch: {"cosine": cosines(outputs, batch)},
 )

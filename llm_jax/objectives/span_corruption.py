@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from llm_jax.config import ConfigError
-from llm_jax.data.examples import Examples, decoder_fields, decoder_lengths
+from llm_jax.data.examples import DECODER, Examples, decoder_fields
 from llm_jax.objectives import causal_lm
 
 
@@ -40,7 +40,7 @@ class SpanCorruption(Examples):
     def lengths(cls, config):
         noise, spans = _counts(_window(config), config.objective)
         targets = noise + spans + 2  # the last sentinel and eos
-        return {"encoder_tokens": config.model.max_length} | decoder_lengths(targets)
+        return {"encoder_tokens": config.model.max_length} | dict.fromkeys(DECODER, targets)
 
     @property
     def stride(self):

@@ -9,7 +9,7 @@ from jax import nn
 
 from llm_jax.data.examples import Examples
 from llm_jax.objectives import labels, scores
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Objective, sums
 
 log = logging.getLogger(__name__)
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+?(?=[\u3040-\u30ff\u3400-\u9fff])"
@@ -23,6 +23,8 @@ class Tagging(Examples):
     row goes on in another. A record may have a text, to be cut in words, in place of tokens.
     """
 
+    reads = ("tokens", "tags")
+    fields = ("tokens", "tags", "weights")
     cut = False
     gold = ("tags",)
     stands_in = {"tokens": "text"}  # noqa: RUF012
@@ -31,14 +33,6 @@ class Tagging(Examples):
         super().__init__(tokenizer, config)
         self.ids = labels.numbered(config.data.labels)
         self.frame = tokenizer.around("encoder")
-
-    @classmethod
-    def columns(cls, config):
-        return ("tokens", "tags")
-
-    @classmethod
-    def lengths(cls, config):
-        return dict.fromkeys(("tokens", "tags", "weights"), config.model.max_length)
 
     def examples(self, piece, rng, elsewhere):
         text, words = spelled(piece)
@@ -149,11 +143,6 @@ def named(text, words, tags, odds):
     return entities
 
 
-def resolve(config, documents):
-    """Fills in data.labels and model.num_labels."""
-    labels.resolve(config, (tag for doc in documents for tag in doc["tags"]), "tags")
-
-
 def held_out(config, split, documents):
     """Warns of tags that cannot be predicted, and count as missed."""
     missed = labels.unknown(config, (tag for doc in documents for tag in doc["tags"]))
@@ -175,7 +164,7 @@ def losses(outputs, batch, cfg):
         "accuracy": logits.argmax(-1) == tags,
     }
     terms = {"words": (labels.cross_entropy(logits, tags, cfg) * weight).sum()}
-    return terms, {name: ((x * weight).sum(), "words") for name, x in each.items()}
+    return terms, sums(each, weight, "words")
 
 
 def predict(outputs, batch):
@@ -192,7 +181,9 @@ OBJECTIVE = Objective(
     kinds=("encoder", "decoder"),
     heads=("token",),
     needs={"data.packing": ("none",)},
-    resolve=resolve,
+    resolve=lambda config, documents: labels.resolve(
+        config, (tag for doc in documents for tag in doc["tags"]), "tags"
+    ),
     held_out=held_out,
     predict=predict,
 )

@@ -1,52 +1,19 @@
-"""Accelerators that `plan` knows: their rates, and devices to compile for without having them."""
+"""Devices to compile for without having them."""
 
 import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from llm_jax.config import ConfigError
-from llm_jax.sharding.hardware import kind
-
-
-class Chip(NamedTuple):
-    """HBM capacity of a device (as JAX counts them) in bytes, and bandwidths in bytes a second."""
-
-    hbm: float
-    hbm_rate: float
-    ici_rate: float  # sent over all links together, one way
-    dcn_rate: float
-
-
-# By part of the device's kind, first match counts: Google Cloud's pages of each TPU
-# (docs.cloud.google.com/tpu/docs/v5e …), "System architecture": HBM capacity (GiB) and bandwidth;
-# half the bidirectional ICI bandwidth; DCN bandwidth (where the page has none, the host's network
-# card shared by its chips). Unverified, as no page at hand has them: v4's ICI and DCN, v6e's DCN,
-# tpu7x's rates, the GPUs' rows.
-GiB = 2**30
-CHIPS = (
-    ("v6e", Chip(32 * GiB, 1638e9, 400e9, 12.5e9)),
-    ("v5e", Chip(16 * GiB, 819e9, 200e9, 3.125e9)),
-    ("tpu7x", Chip(96 * GiB, 3690e9, 300e9, 6.25e9)),
-    ("v5", Chip(95 * GiB, 2765e9, 600e9, 6.25e9)),
-    ("v4", Chip(32 * GiB, 1200e9, 300e9, 6.25e9)),
-    ("h200", Chip(141e9, 4800e9, 450e9, 50e9)),  # NVIDIA's data sheets; ICI: NVLink 4
-    ("h100", Chip(80e9, 3350e9, 450e9, 50e9)),
-)
 
 # Name of a topology's kind: a shape that has all axes and an accelerator type for libtpu.
 TPUS = {"v4": "2x2x4", "v5e": "4x4", "v5p": "4x4x4", "v6e": "4x4", "tpu7x": "2x2x2"}
 GPUS = ("gpu", "cuda", "a100", "h100", "h200", "b200")
 KNOWN = ", ".join(f"{kind}:{shape}" for kind, shape in TPUS.items())
-
-
-def chip(device: jax.Device) -> Chip | None:
-    """Rates of a device; None where they are not known (a CPU)."""
-    return next((chip for name, chip in CHIPS if name in kind(device)), None)
 
 
 def devices(topology: str, slices: int = 1) -> list:

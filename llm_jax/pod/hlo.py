@@ -117,7 +117,8 @@ class Program:
             unknown += line.op == "while" and self.turns(line) is None
             kind = line.op.removesuffix("-start")
             if kind in COLLECTIVES:
-                near, far = _sent(kind, _operand_bytes(inside, line), line.attributes, slice_of)
+                given = sum(size(inside[name].shape) for name in line.operands if name in inside)
+                near, far = _sent(kind, given, line.attributes, slice_of)
                 ici[kind] += times * near
                 dcn[kind] += times * far
             between = re.search(r'megascale_transfer_type="(\w+)"', line.attributes)
@@ -190,10 +191,6 @@ def _branches(line: Instruction) -> list[str]:
     if branches:
         return _NAME.findall(branches.group(1))
     return [line.called("true_computation"), line.called("false_computation")]
-
-
-def _operand_bytes(inside, line) -> int:
-    return sum(size(inside[name].shape) for name in line.operands if name in inside)
 
 
 def _sent(kind: str, given: int, attributes: str, slice_of: Sequence[int]) -> tuple[float, float]:

@@ -16,8 +16,8 @@ from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.pod import chips, hlo
-from llm_jax.pod.chips import Chip
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding import hardware
+from llm_jax.sharding.hardware import Chip
 from llm_jax.train.run import Setup, flops_per_token, recomputed_flops_per_token
 
 LARGEST = 6  # buffers named
@@ -59,7 +59,8 @@ def figures(setup: Setup) -> dict[str, Any]:
     """Bytes, FLOPs and seconds of a step; those of memory and traffic are of one device."""
     mesh, config = setup.mesh, setup.config
     device = mesh.devices.flat[0]
-    chip = chips.chip(device)
+    chip = hardware.chip(device)
+    chip = chip if chip and chip.hbm else None
     state, batch = setup.abstract_state(), batch_like(setup)
     held = {
         "parameter_bytes": _bytes(state.params),
@@ -102,7 +103,7 @@ def figures(setup: Setup) -> dict[str, Any]:
             return result | _does_not_fit(config, result)
     slice_of = [getattr(d, "slice_index", 0) or 0 for d in mesh.devices.flat]
     moved = program.moved(slice_of)
-    return result | {"fits": True} | roofline(work(config), moved, mesh.size, device)
+    return result | {"fits": True} | roofline(work(config), moved, mesh.size, chip)
 
 
 def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
@@ -154,20 +155,18 @@ def work(config: ConfigDict) -> dict[str, float]:
 
 
 def roofline(
-    todo: dict[str, float], moved: hlo.Moved, count: int, device: jax.Device,
-    chip: Chip | None = None, peak: float | None = None,
+    todo: dict[str, float], moved: hlo.Moved, count: int, chip: Chip | None
 ) -> dict[str, Any]:
     """Roofline: a step's lower bounds in seconds by compute, HBM and network, and the rates there.
 
     Each is work over the data sheet's rate; the step takes at least the longest of them.
-    """  # fmt: skip
-    chip, peak = chip or chips.chip(device), peak or peak_flops(device)
+    """
     result = todo | {"hbm_traffic_bytes": moved.hbm, "unknown_loops": moved.unknown_loops}
     result |= {"ici_bytes": moved.ici, "dcn_bytes": moved.dcn}
     if chip is None:
         return result
     seconds = {
-        "compute": (todo["flops"] + todo["recomputed_flops"]) / (count * peak),
+        "compute": (todo["flops"] + todo["recomputed_flops"]) / (count * chip.flops),
         "HBM": moved.hbm / chip.hbm_rate,
         "network": sum(moved.ici.values()) / chip.ici_rate
         + sum(moved.dcn.values()) / chip.dcn_rate,
@@ -178,7 +177,7 @@ def roofline(
         "bound_by": max(seconds, key=seconds.get),
         "predicted_step_seconds": step,
         "predicted_tokens_per_second": todo["tokens"] / step,
-        "predicted_mfu": todo["flops"] / (step * count * peak),
+        "predicted_mfu": todo["flops"] / (step * count * chip.flops),
     }
 
 

@@ -12,8 +12,8 @@ from llm_jax import objectives
 from llm_jax.config import ConfigError
 from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, plan
-from llm_jax.pod.chips import Chip
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding import hardware
+from llm_jax.sharding.hardware import Chip
 
 KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "train.microbatches", "model.remat")
 TENSOR, MICROBATCHES, REMAT = (1, 2, 4, 8), (1, 2, 4, 8), ("none", "dots", "full")
@@ -22,14 +22,10 @@ TENSOR, MICROBATCHES, REMAT = (1, 2, 4, 8), (1, 2, 4, 8), ("none", "dots", "full
 def search(
     config: ConfigDict, topology: str, slices: int, compiles: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compiles the `compiles` likeliest settings; returns plans that fit, the fastest first.
-
-    Raises:
-      ConfigError: as `plan.make`, or the device's rates are not known, so nothing can be ranked.
-    """
+    """Compiles the `compiles` likeliest settings; returns plans that fit, the fastest first."""
     devices = chips.devices(topology, slices)
-    chip, peak = chips.chip(devices[0]), peak_flops(devices[0])
-    if chip is None:
+    chip = hardware.chip(devices[0])
+    if chip is None or not chip.hbm:
         raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU")
     if compiles < 1:
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
@@ -38,7 +34,7 @@ def search(
         raise ConfigError(f"--search: data.batch_size={config.data.batch_size} and model.num_heads="
                           f"{config.model.num_heads} divide over no mesh of {len(devices)} devices")
     weights = count_params(plan.prepare(_changed(config, settings[0]), devices).config.model)
-    estimates = [estimate(config, setting, weights, chip, peak) for setting in settings]
+    estimates = [estimate(config, setting, weights, chip) for setting in settings]
     likely = sorted((e for e in estimates if e["bytes"] <= chip.hbm), key=lambda e: e["seconds"])
     if not likely:
         least = min(estimates, key=lambda e: e["bytes"])
@@ -90,9 +86,7 @@ def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
             yield dict(zip(KEYS, (split // fsdp, fsdp, tensor, parts, remat), strict=True))
 
 
-def estimate(
-    config: ConfigDict, setting: dict, weights: int, chip: Chip, peak: float
-) -> dict[str, Any]:
+def estimate(config: ConfigDict, setting: dict, weights: int, chip: Chip) -> dict[str, Any]:
     """Lower bounds of a setting's bytes and seconds by arithmetic, to choose what to compile.
 
     Bytes: parameters, two moments and a gradient in float32, and what remat keeps. Seconds: the
@@ -117,7 +111,7 @@ def estimate(
     gathered = 3 * width * weights / tensor * spread(fsdp) * parts
     gathered += 2 * 4 * weights / (fsdp * tensor) * spread(data)
     summed = 2 * 4 * passes * m.embed_dim * width * spread(tensor)
-    compute = (todo["flops"] + todo["recomputed_flops"]) / (data * fsdp * tensor * peak)
+    compute = (todo["flops"] + todo["recomputed_flops"]) / (data * fsdp * tensor * chip.flops)
     return {
         "setting": setting,
         "bytes": state + passes / parts * kept * width,

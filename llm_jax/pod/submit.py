@@ -85,28 +85,21 @@ def make(on: str, name: str, train: list[str], options: dict, here: Path | None)
       train: what follows `python launch.py`.
       options: those of OPTIONS that were given.
       here: the folder of launch.py, which Slurm's machines share; None: llm-jax is installed.
-
-    Raises:
-      ConfigError: an option that is missing, does not belong here or cannot be.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise ConfigError(f"--name={name}: must be lower-case letters, digits and dashes")
     o = _checked(on, options)
-    launch = ["python", str(here / "launch.py") if on == "slurm" and here else "launch.py"]
-    launch = ["llm-jax"] if on == "slurm" and not here else launch
+    launch = ["python", "launch.py"]
+    if on == "slurm":
+        launch = ["python", str(here / "launch.py")] if here else ["llm-jax"]
     command = [*launch, *train, f"--stopped_code={STOPPED}"]
     file = name + Path(FILES[on]).suffix
-    gaps = {key: o[key] for key in ("nodes", "gpus", "time", "partition", "account") if key in o}
-    gaps |= {"name": name, "grace": GRACE, "stopped": STOPPED, "retries": o["retries"]}
-    gaps |= {"folder": shlex.quote(str(Path.cwd())), "command": shlex.join(command)}
-    gaps |= {key: shlex.quote(o[key]) for key in ("bucket", "repository") if key in o}
-    gaps |= {f"{key}_json": json.dumps(o[key]) for key in ("image", "claim") if key in o}
-    gaps |= {"command_json": json.dumps(command), "setup": o.get("setup", "")}
+    gaps = o | {"name": name, "grace": GRACE, "stopped": STOPPED, "folder": str(Path.cwd())}
+    gaps |= {"command": command, "chips_a_host": CHIPS_A_HOST}
     if on == "slurm":
         return Job(file, _filled(on, gaps), ["sbatch", file], o["nodes"] * o["gpus"] or None)
     chip, shape, count = _topology(o["topology"])
-    gaps |= {"slices": o["slices"], "hosts": count // CHIPS_A_HOST, "chips_a_host": CHIPS_A_HOST}
-    gaps |= {"label": chip.label, "shape": shape}
+    gaps |= {"hosts": count // CHIPS_A_HOST, "label": chip.label, "shape": shape}
     hand_in = ["kubectl", "apply", "-f", file]
     if on == "tpu-vm":
         several = [f"--node-prefix={name}", f"--node-count={o['slices']}"]
@@ -136,12 +129,18 @@ def _checked(on: str, given: dict) -> dict[str, Any]:
 
 
 def _filled(on: str, gaps: dict[str, Any]) -> str:
-    """The file of jobs/ with its gaps filled; Slurm's settings without a value are left out."""
+    """The file of jobs/ with its gaps filled; Slurm's settings without a value are left out.
+
+    A gap is {{name}}, {{name|sh}} (quoted for a shell) or {{name|json}}.
+    """
+    shell = lambda x: shlex.quote(x) if isinstance(x, str) else shlex.join(x)
+    forms = {None: str, "sh": shell, "json": json.dumps}
+    fill = lambda match: forms[match[2]](gaps[match[1]])
     lines = []
     for line in (Path(__file__).parent / "jobs" / FILES[on]).read_text("utf-8").splitlines():
-        names = re.findall(r"\{\{(\w+)\}\}", line)
+        names = re.findall(r"\{\{(\w+)", line)
         if not line.startswith("#SBATCH") or all(gaps[name] for name in names):
-            lines.append(re.sub(r"\{\{(\w+)\}\}", lambda match: str(gaps[match[1]]), line))
+            lines.append(re.sub(r"\{\{(\w+)(?:\|(\w+))?\}\}", fill, line))
     return "\n".join(lines) + "\n"
 
 

@@ -58,14 +58,12 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
     resolved = configs.mesh_sizes(sizes, len(devices))
     shape = [resolved[axis] for axis in AXES]
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    laid_out = _hybrid(shape, devices, slices) if slices > 1 else _torus(shape, devices)
+    if slices > 1:
+        laid_out = _hybrid(shape, devices, slices)
+    else:  # unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU
+        laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # Explicit axis types, JAX's default, would have Linen code annotate every operation.
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _torus(shape: list[int], devices: list) -> np.ndarray:
-    # Unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU.
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
@@ -87,8 +85,11 @@ def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a batch, heads or layers that do not divide over the mesh, before compiling."""
     _check_pipeline(config, mesh)
-    parts = batch_shards(mesh)
-    pieces = config.train.microbatches * _pieces(config, mesh) // mesh.shape["pipeline"]
+    parts, stages = batch_shards(mesh), mesh.shape["pipeline"]
+    microbatches = config.train.microbatches
+    pipelined = 1 if stages == 1 else config.model.pipeline_pieces or stages
+    pieces, named = microbatches * pipelined // stages, f"train.microbatches={microbatches}"
+    named += f" of model.pipeline_pieces={pipelined}" * (pipelined > 1)
     for key in ("batch_size", "ramp_start") if config.data.ramp_steps else ("batch_size",):
         size = config.data[key]
         if size % (parts * pieces):
@@ -96,17 +97,14 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             nearest = f"nearest are {near} and" if near else "nearest is"
             raise ConfigError(
                 f"data.{key}={size}: must divide over {' x '.join('mesh.' + a for a in BATCH)} = "
-                f"{parts} in {_named_pieces(config, mesh)}; the {nearest} {near + parts * pieces}"
+                f"{parts} in {named}; the {nearest} {near + parts * pieces}"
             )
-    for key, axis in (("max_length", "context"), ("num_experts", "expert")):
+    split = {"max_length": "context", "num_experts": "expert", "num_heads": "tensor",
+             "num_kv_heads": "tensor"}  # fmt: skip
+    for key, axis in split.items():
         if config.model[key] % mesh.shape[axis]:
             raise ConfigError(f"model.{key}={config.model[key]}: must be a multiple of "
                               f"mesh.{axis}={mesh.shape[axis]}")
-    model, tensor = config.model, mesh.shape["tensor"]
-    for key in ("num_heads", "num_kv_heads"):
-        heads = model[key] or model.num_heads
-        if heads % tensor:
-            raise ConfigError(f"model.{key}={heads}: must be a multiple of mesh.tensor={tensor}")
 
 
 def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
@@ -130,18 +128,6 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
                 f"model.{named}={model[key]}: must be a multiple of mesh.pipeline={stages}"
                 + (f" times {group}, the period of its blocks" if group > 1 else "")
             )
-
-
-def _pieces(config, mesh):
-    """The number of pipeline microbatches."""
-    stages = mesh.shape["pipeline"]
-    return 1 if stages == 1 else config.model.pipeline_pieces or stages
-
-
-def _named_pieces(config, mesh):
-    named = f"train.microbatches={config.train.microbatches}"
-    pieces = _pieces(config, mesh)
-    return named if pieces == 1 else f"{named} of model.pipeline_pieces={pieces}"
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -180,24 +166,22 @@ def like_params(tree, params, shardings, mesh: Mesh):
     A leaf mirrors the parameter whose path is a part of its own and whose shape it has;
     everything else (counts, factored statistics) is whole on every device.
     """
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    where = dict(zip((str_path(p) for p, _ in paths), jax.tree.leaves(shardings), strict=True))
-    shapes = {str_path(p): x.shape for p, x in paths}
+    shapes = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    where = dict(zip(shapes, jax.tree.leaves(shardings), strict=True))
 
     def one(path, leaf):
         ends = range(len(path), 0, -1)
         for part in (path[start:end] for end in ends for start in range(end)):
-            name = str_path(part)
-            if name in where and shapes[name] == leaf.shape:
-                return where[name]
+            if shapes.get(name(part)) == leaf.shape:
+                return where[name(part)]
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def str_path(path) -> str:
-    """A pytree path as 'decoder/stack/layers/…'."""
-    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+def name(path: tuple) -> str:
+    """A pytree path as "decoder/stack/layers/block/mlp/up/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def rows(mesh: Mesh) -> Callable[[int], np.ndarray]:

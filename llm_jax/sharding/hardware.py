@@ -1,25 +1,47 @@
 """Peak rates of accelerators, from their makers' data sheets."""
 
+from typing import NamedTuple
+
 import jax
 
-# Dense bfloat16 FLOP/s a device, by a part of `device_kind` in lower case; first match counts.
-PEAK_FLOPS = (
-    ("h200", 989e12),
-    ("h100", 989e12),
-    ("a100", 312e12),
-    ("v6e", 918e12),
-    ("v5e", 197e12),
-    ("v5", 459e12),  # v5p
-    ("v4", 275e12),
-    ("tpu7x", 1153.5e12),  # a device is half a chip
-)
+
+class Chip(NamedTuple):
+    """Rates of a device, as JAX counts them.
+
+    Attributes:
+      flops: a second, dense bfloat16.
+      hbm: bytes of HBM; 0: not known here, and no rate below it.
+      hbm_rate: bytes a second.
+      ici_rate: bytes a second, sent over all links together, one way (GPU: NVLink).
+      dcn_rate: bytes a second.
+    """
+
+    flops: float
+    hbm: float = 0
+    hbm_rate: float = 0
+    ici_rate: float = 0
+    dcn_rate: float = 0
 
 
-def kind(device: jax.Device) -> str:
-    """Returns the device's kind in lower case, as in the tables: 'tpu v5e' for 'TPU v5 lite'."""
-    return device.device_kind.lower().replace(" lite", "e")
+# By part of the device's kind, first match counts: Google Cloud's pages of each TPU
+# (docs.cloud.google.com/tpu/docs/v5e …), "System architecture": HBM capacity (GiB) and bandwidth;
+# half the bidirectional ICI bandwidth; DCN bandwidth (where the page has none, the host's network
+# card shared by its chips); NVIDIA's data sheets. Unverified, as no page at hand has them: v4's ICI
+# and DCN, v6e's DCN, tpu7x's rates, the GPUs' rows. A device of tpu7x is half a chip.
+GiB = 2**30
+CHIPS = {
+    "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9),
+    "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9),
+    "tpu7x": Chip(1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9),
+    "v5": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9),
+    "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9),
+    "a100": Chip(312e12),
+}
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of a device; None where not known (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS if name in kind(device)), None)
+def chip(device: jax.Device) -> Chip | None:
+    """Rates of a device; None where they are not known (a CPU)."""
+    kind = device.device_kind.lower().replace(" lite", "e")  # 'tpu v5e' for 'TPU v5 lite'
+    return next((chip for name, chip in CHIPS.items() if name in kind), None)

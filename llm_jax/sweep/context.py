@@ -59,11 +59,7 @@ def some(documents: Sequence[Record], tokenizer: Tokenizer) -> list[Record]:
 
 
 def stretched(setup: Setup, params: Any, reach: int) -> Setup:
-    """The same run with rows `reach` times as long.
-
-    Raises:
-      ConfigError: the objective has no next token, or parameters depend on the length.
-    """
+    """The same run with rows `reach` times as long."""
     config = ConfigDict(setup.config.to_dict())
     if config.model.kind != "decoder":
         raise ConfigError(f"model.kind={config.model.kind!r}: only a decoder has a loss a position")
@@ -81,11 +77,7 @@ def stretched(setup: Setup, params: Any, reach: int) -> Setup:
 def at_reach(
     setup: Setup, params: Any, tokenizer: Tokenizer, documents: list[Record], width: int
 ) -> dict[str, Any]:
-    """Mean loss and number of tokens, over all and in bins of `width` positions in a document.
-
-    Raises:
-      ConfigError: the loss is not finite.
-    """
+    """Mean loss and number of tokens, over all and in bins of `width` positions in a document."""
     config = setup.config
     count = -(-config.model.max_length // width)
 

@@ -1,8 +1,7 @@
 """The design of a sweep: every config checked and every model counted before any of it runs."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from llm_jax import config as configs
 from llm_jax import objectives, record, sharding
 from llm_jax.config import ConfigError
+from llm_jax.data import pipeline
 from llm_jax.files import read_json, write_json
 from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep, read_by
@@ -30,19 +30,18 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     Args:
       spec: of the base config, as --config takes it.
       overrides: 'key=value' that all variants share.
-
-    Raises:
-      ConfigError: naming the variant and the key of whatever could not run.
     """
     if any(text.startswith("seed=") for text in overrides):
         raise ConfigError("--config.seed: --seeds=N trains every variant with seeds 0 to N - 1")
     variants, sizes = sweep.variants(), {}
     resolved = {}
     for label, keys in variants.items():
-        with _naming(label):
+        try:
             own = [f"{key}={value}" for key, value in keys.items()]
             read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
             resolved[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
+        except ValueError as error:  # ConfigError is one
+            raise ConfigError(f"variant {label!r}: {error}") from error
     for text in overrides:
         if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in resolved.values()]):
             raise ConfigError(reasons[0])
@@ -61,31 +60,22 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
         "baseline": baseline,
         "lengths": list(sweep.lengths),
         "reaches": list(sweep.reaches),
-        "variants": {k: _variant(variants[k], config) for k, config in resolved.items()},
+        "variants": {
+            label: {
+                "keys": variants[label],
+                "config": config.to_dict(),
+                "parameters": count_params(config.model),
+                "flops_per_token": flops_per_token(config),
+            }
+            for label, config in resolved.items()
+        },
     }
-
-
-def _variant(keys: dict, config: ConfigDict) -> dict[str, Any]:
-    return {
-        "keys": keys,
-        "config": config.to_dict(),
-        "parameters": count_params(config.model),
-        "flops_per_token": flops_per_token(config),
-    }
-
-
-@contextmanager
-def _naming(label: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:  # ConfigError is one
-        raise ConfigError(f"variant {label!r}: {error}") from error
 
 
 def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     """The config with its sizes filled in, checked as training checks it.
 
-    sizes: vocabulary and labels of data that are known, since most variants have the same.
+    sizes: tokenizer and labels of data that are known, since most variants have the same.
     """
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
@@ -97,13 +87,11 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
                               "variants are compared by their validation loss; hold out a share, "
                               "or set data.validation")
         tokenizer = objective.build_tokenizer(config, splits["train"])
-        sizes[key] = tokenizer.vocab_size, config.data.labels
-    vocab_size, config.data.labels = sizes[key]
+        sizes[key] = tokenizer, config.data.labels
+    tokenizer, config.data.labels = sizes[key]
     objective.resolve(config, [])
-    if 0 < config.model.vocab_size < vocab_size:
-        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: is smaller than the "
-                          f"tokenizer's {vocab_size}")
-    config.model = configs.resolve(config.model, vocab_size)
+    pipeline.check_vocab(config, tokenizer)
+    config.model = configs.resolve(config.model, tokenizer.vocab_size)
     Setup(config, sharding.make_mesh(configs.base().mesh, jax.devices()[:1])).abstract_state()
     return config
 
@@ -112,9 +100,6 @@ def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[
     """Returns {label: model.mlp_dim} of the variants that need another to match the baseline.
 
     Parameters and FLOPs are linear in mlp_dim, so two evaluations by shapes give the line.
-
-    Raises:
-      ConfigError: a variant that cannot come within 1 %, whatever its mlp_dim.
     """
     if measure == "none":
         return {}
@@ -148,9 +133,6 @@ def commit(design: dict, workdir: Path) -> dict:
     """Writes sweep.json, with the provenance of its first start; returns its content.
 
     More seeds or variants may be added to a sweep; what it has stays as it was begun.
-
-    Raises:
-      ConfigError: the folder holds a sweep of other settings, naming the keys that differ.
     """
     file = workdir / "sweep.json"
     design = json.loads(json.dumps(design))
@@ -165,13 +147,9 @@ def commit(design: dict, workdir: Path) -> dict:
 
 
 def _differences(old: dict, new: dict) -> list[str]:
-    lines = [
-        f"{key}: {old[key]!r} there, {new[key]!r} here"
-        for key in ("match", "baseline")
-        if old[key] != new[key]
-    ]
-    if new["seeds"] < old["seeds"]:
-        lines += [f"seeds: {old['seeds']} there, {new['seeds']} here"]
+    told = lambda key: f"{key}: {old[key]!r} there, {new[key]!r} here"
+    lines = [told(key) for key in ("match", "baseline") if old[key] != new[key]]
+    lines += [told("seeds")] * (new["seeds"] < old["seeds"])
     for label, variant in old["variants"].items():
         if label not in new["variants"]:
             lines += [f"variant {label!r}: not here"]

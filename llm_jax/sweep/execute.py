@@ -44,33 +44,31 @@ def execute(
     """
     mine = share(results.runs(design, workdir), index, of)
     labels = share(list(design["variants"]), index, of)
-    with _Children(tell) as children:
-        for run in mine:
-            if run.state() != "finished":
-                _train(run, design, [*train, *arguments(design, run)], children)
-                tell(_progress(run, design, workdir, of))
-            if run.state() == "finished" and design["reaches"]:
-                asked = {"reaches": design["reaches"]}
-                _measure("context", run.folder / "context.json", asked, children)
-        for label in labels if design["lengths"] else []:
-            file = workdir / "cost" / f"{slug(label)}.json"
-            model = design["variants"][label]["config"]["model"]
-            asked = {"model": model, "lengths": design["lengths"]}
-            _measure("cost", file, asked, children)
+    for run in mine:
+        if run.state() != "finished":
+            _train(run, design, [*train, *arguments(design, run)], tell)
+            tell(_progress(run, design, workdir, of))
+        if run.state() == "finished" and design["reaches"]:
+            asked = {"reaches": design["reaches"]}
+            _measure("context", run.folder / "context.json", asked, tell)
+    for label in labels if design["lengths"] else []:
+        file = workdir / "cost" / f"{slug(label)}.json"
+        model = design["variants"][label]["config"]["model"]
+        _measure("cost", file, {"model": model, "lengths": design["lengths"]}, tell)
 
 
-def _measure(module: str, file: Path, asked: dict, children: "_Children") -> None:
+def _measure(module: str, file: Path, asked: dict, tell: Callable) -> None:
     """Runs a module that writes a measurement, unless the file holds it; reports a failure."""
     if file.exists() and read_json(file).get("asked") == asked:
         return
-    children.tell(f"measuring {file}")
+    tell(f"measuring {file}")
     file.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", f"llm_jax.sweep.{module}", str(file), json.dumps(asked)]
     log_file = file.with_suffix(".txt")
     with log_file.open("w") as log:
-        code = children.run(command, log)
+        code = _run(command, log, tell)
     if code:
-        children.tell(f"measuring failed with exit code {code}, see {log_file}")
+        tell(f"measuring failed with exit code {code}, see {log_file}")
 
 
 def arguments(design: dict, run: Run) -> list[str]:
@@ -83,7 +81,7 @@ def arguments(design: dict, run: Run) -> list[str]:
     return [*config, *(f"--config.{c}" for c in changes), f"--workdir={run.folder}"]
 
 
-def _train(run: Run, design: dict, command: list[str], children: "_Children") -> None:
+def _train(run: Run, design: dict, command: list[str], tell: Callable) -> None:
     """Trains one run; run.json gets its command, exit code and last lines."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run.folder) as first:
@@ -92,7 +90,7 @@ def _train(run: Run, design: dict, command: list[str], children: "_Children") ->
         note, began = {"command": shlex.join(command), "commit": record.commit()}, time.time()
         write_json(run.folder / "run.json", note, indent=1)
         with (run.folder / "log.txt").open("a") as log:
-            code = children.run(command, log)
+            code = _run(command, log, tell)
         lines = (run.folder / "log.txt").read_text(errors="replace").splitlines()
         note |= {"exit": code, "seconds": round(time.time() - began, 1)}
         if code:
@@ -111,53 +109,36 @@ def _alone(folder: Path) -> Iterator[bool]:
             yield False
 
 
-class _Children:
-    """Runs subprocesses one after the other; SIGTERM and SIGINT are passed on to the one running.
+def _run(command: list[str], log: IO, tell: Callable[[str], None]) -> int:
+    """Runs a process to its end, its output going to the log; returns its exit code.
 
-    A run that is asked to stop saves and ends; then this process is interrupted too.
+    SIGTERM and Ctrl-C are passed on: a run saves and ends, and then this process is interrupted.
     """
+    child, asked = None, []
 
-    def __init__(self, tell: Callable[[str], None]):
-        self.tell = tell
+    def stop(number, _frame) -> None:
+        asked.append(number)
+        if child is not None:
+            child.terminate()
 
-    def __enter__(self) -> "_Children":
-        self.stopping, self.starting, self.early, self.child = False, False, False, None
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self.handlers = {n: signal.signal(n, self._stop) for n in numbers}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def _stop(self, _number, _frame) -> None:
-        self.stopping = True
-        if self.child is not None:
-            self.child.terminate()
-        elif self.starting:
-            self.early = True
-        else:
-            raise KeyboardInterrupt
-
-    def run(self, command: list[str], log: IO) -> int:
-        """Returns the exit code; output goes to the log."""
-        paths = [str(record.ROOT), os.environ.get("PYTHONPATH", "")]
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        # A session of its own: Ctrl-C reaches us alone, and the child once, from us. A signal that
-        # comes while it starts waits for it: a child that nobody knows would train on.
-        self.starting = True
-        self.child = subprocess.Popen(
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    paths = [str(record.ROOT), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    try:
+        # A session of its own: Ctrl-C reaches us alone, and the child once, from us.
+        child = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
-        self.starting = False
-        if self.early:
-            self.child.terminate()
-        code = self.child.wait()
-        self.child = None
-        if self.stopping:
-            self.tell("stopped; the same command goes on from here")
-            raise KeyboardInterrupt
-        return code
+        if asked:  # while it started
+            child.terminate()
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        tell("stopped; the same command goes on from here")
+        raise KeyboardInterrupt
+    return code
 
 
 def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:

@@ -102,34 +102,24 @@ def cost(path: Path, costs: dict[str, dict], labels: list[str]) -> None:
         _legend(picture, axes[0], [label for label in labels if label in costs])
 
 
-def context(path: Path, means: dict[str, dict], labels: list[str]) -> None:
-    """Loss by position, one panel a length; means: {label: what `report.mean_context` gives}."""
-    look = styles(labels)
-    measured = [f["reaches"].items() for f in means.values()]
-    reaches = sorted({int(reach) for items in measured for reach, at in items if "bins" in at})
+def context(path: Path, means: dict[tuple[str, int], dict], labels: list[str]) -> None:
+    """Loss by position, one panel a length; means: those of `report.mean_context` with bins."""
+    look, reaches = styles(labels), sorted({reach for _, reach in means})
     if not reaches:
         return
-    rows = [at["bins"] for items in measured for _, at in items if "bins" in at]
     # Losses that explode beyond the trained length are clipped, so that the others can be read.
-    within = [
-        max(at["bins"][: -(-f["length"] // f["bin"])])
-        for f in means.values() for at in f["reaches"].values() if "bins" in at
-    ]  # fmt: skip
-    low = min(np.nanmin(row) for row in rows)
-    room = 0.1 * (np.nanmax(within) - low) or 0.1
-    low, top = low - room, np.nanmax(within) + room
+    within = [at["bins"][: -(-at["length"] // at["bin"])] for at in means.values()]
+    low, top = min(np.nanmin(at["bins"]) for at in means.values()), max(map(np.nanmax, within))
+    room = 0.1 * (top - low) or 0.1
     with figure(path, 4.2 * len(reaches) + 2, 4.6, len(reaches)) as (picture, axes):
         for ax, reach in zip(axes, reaches, strict=True):
             for label in labels:
-                at = means.get(label, {}).get("reaches", {}).get(str(reach), {})
-                if "bins" not in at:
-                    ax.plot([], [], label=label, **look[label])
-                    continue
-                width, length = means[label]["bin"], means[label]["length"]
-                middle = (np.arange(len(at["bins"])) + 0.5) * width
+                at = means.get((label, reach), {"bins": [], "bin": 0})
+                middle = (np.arange(len(at["bins"])) + 0.5) * at["bin"]
                 ax.plot(middle, at["bins"], label=label, linewidth=1.4, **look[label])
+            length = next(at["length"] for key, at in means.items() if key[1] == reach)
             ax.axvline(length, color="#999999", linewidth=1, linestyle=":")
-            ax.set(xlabel="position in the context", ylim=(low, top))
+            ax.set(xlabel="position in the context", ylim=(low - room, top + room))
             ax.set_title(f"rows of {reach * length:,} tokens", fontsize=10)
         axes[0].set_ylabel("validation loss (nats per token)")
-        _legend(picture, axes[0], [label for label in labels if label in means])
+        _legend(picture, axes[0], [x for x in labels if any(x == label for label, _ in means)])

@@ -1,14 +1,11 @@
-"""A sweep's report: Markdown with figures, and the same as one HTML file. No JAX."""
+"""A sweep's report: Markdown with figures. No JAX."""
 
-import base64
-import html
 import math
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown_it import MarkdownIt
 
 from llm_jax.files import read_json
 from llm_jax.record import table
@@ -17,49 +14,24 @@ from llm_jax.sweep.results import Summary
 from llm_jax.sweep.spec import slug
 
 FIT_FROM = 2048  # tokens: below, what does not grow with the length still shows
-STYLE = """body { max-width: 75rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
-table { border-collapse: collapse; font-size: 14px } img { max-width: 100% }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ccc }
-th:first-child, td:first-child { text-align: left }
-pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap }"""
 
 
 def write(workdir: Path) -> Path:
-    """Writes report/ from what is finished; returns report.md's path.
-
-    Raises:
-      ConfigError: the folder holds no sweep.
-    """
+    """Writes report/ from what is finished; returns report.md's path."""
     design = read_json(workdir / "sweep.json")
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     summaries = results.summaries(design, workdir)
-    title = f"Sweep: {workdir.resolve().name}"
     blocks = [
-        f"# {title}",
+        f"# Sweep: {workdir.resolve().name}",
         *_top(design, workdir),
         *_quality(design, summaries, folder),
         *_curves(design, summaries, folder),
         *_cost(design, workdir, folder),
         *_context(design, workdir, folder),
     ]
-    text = "\n\n".join(blocks) + "\n"
-    (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(_page(title, text, folder))
+    (folder / "report.md").write_text("\n\n".join(blocks) + "\n")
     return folder / "report.md"
-
-
-def _page(title: str, text: str, folder: Path) -> str:
-    """Returns Markdown as one HTML file: pictures inside, nothing from elsewhere."""
-
-    def inside(match: re.Match) -> str:
-        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    body = MarkdownIt("js-default").disable(["link", "autolink"]).render(text)
-    body = re.sub(r'src="(\w+\.png)"', inside, body)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n{body}</body></html>\n'
 
 
 def _top(design: dict, workdir: Path) -> list[str]:
@@ -198,43 +170,44 @@ def _cost(design: dict, workdir: Path, folder: Path) -> list[str]:
     ]
 
 
-def mean_context(seeds: list[dict]) -> dict[str, Any]:
-    """Returns the mean over seeds of what `context.measure` wrote, of the same form."""
-    first, reaches = seeds[0], {}
-    for reach in first["reaches"]:
-        parts = [f["reaches"].get(reach, {"reason": "not measured"}) for f in seeds]
-        bad = [part for part in parts if "reason" in part]
-        if bad:
-            reaches[reach] = bad[0]
-            continue
-        bins = np.array([part["bins"] for part in parts], float)  # None: not a number
-        losses = [part["loss"] for part in parts]
-        reaches[reach] = {"loss": float(np.mean(losses)), "losses": losses, "bins": bins.mean(0)}
-    return {"length": first["length"], "bin": first["bin"], "reaches": reaches}
+def mean_context(measured: Iterable[tuple[str, dict]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Returns {(label, multiple of length): means over seeds of what `context.measure` wrote}.
+
+    Each has length, bin, losses of the seeds and bins; or a reason why it is not there.
+    """
+    seeds: dict[tuple[str, int], list[dict]] = {}
+    for label, found in measured:
+        for reach, at in found["reaches"].items():
+            at = {"length": found["length"], "bin": found["bin"]} | at
+            seeds.setdefault((label, int(reach)), []).append(at)
+    means = {}
+    for key, parts in seeds.items():
+        means[key] = next((part for part in parts if "reason" in part), None) or parts[0] | {
+            "losses": [part["loss"] for part in parts],
+            "bins": np.array([part["bins"] for part in parts], float).mean(0),  # None: not a number
+        }
+    return means
 
 
 def _context(design: dict, workdir: Path, folder: Path) -> list[str]:
-    by_label: dict[str, list] = {}
-    for label, measured in results.stored(design, workdir, "context.json"):
-        by_label.setdefault(label, []).append(measured)
-    means = {label: mean_context(measured) for label, measured in by_label.items()}
+    means = mean_context(results.stored(design, workdir, "context.json"))
     if not means:
         return []
-    labels = list(design["variants"])
-    figures.context(folder / "context.png", means, labels)
-    reaches = sorted({int(r) for measured in means.values() for r in measured["reaches"]})
+    labels, reaches = list(design["variants"]), sorted({reach for _, reach in means})
+    found = {key: at for key, at in means.items() if "bins" in at}
+    figures.context(folder / "context.png", found, labels)
     rows, reasons = [], {}
     for label in labels:
-        cells = []
-        for reach in map(str, reaches):
-            here = means[label]["reaches"] if label in means else {}
-            at = here.get(reach, {"reason": "not measured"})
-            if "reason" in at:
-                reasons.setdefault(at["reason"], []).append(f"{label} at {reach}x")
-                cells.append("–")
+        row = [label]
+        for key in ((label, reach) for reach in reaches):
+            if key in found:
+                losses = found[key]["losses"]
+                row.append(_with_error(np.mean(losses), results.standard_error(losses)))
             else:
-                cells.append(_with_error(at["loss"], results.standard_error(at["losses"])))
-        rows.append([label, *cells])
+                reason = means.get(key, {"reason": "not measured"})["reason"]
+                reasons.setdefault(reason, []).append(f"{label} at {key[1]}x")
+                row.append("–")
+        rows.append(row)
     why = "; ".join(f"{', '.join(who)}: {reason}" for reason, who in reasons.items())
     return [
         "## By position, and beyond the length of training",

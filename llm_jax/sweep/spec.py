@@ -41,11 +41,7 @@ class Sweep:
         return dataclasses.replace(self, axes=(*self.axes, *axes), baseline=baseline)
 
     def variants(self) -> dict[str, dict[str, str]]:
-        """Returns {label: {config key: value as text}}, the baseline first.
-
-        Raises:
-          ConfigError: axes, labels, seeds, match or a baseline that make no sense.
-        """
+        """Returns {label: {config key: value as text}}, the baseline first."""
         self._check()
         variants = {}
         for parts in itertools.product(*(axis.items() for axis in self.axes)):
@@ -92,11 +88,7 @@ def as_text(value: Any) -> str:
 
 
 def axis(text: str) -> dict[str, dict[str, str]]:
-    """Reads 'KEY=V1,V2': commas within quotes or brackets belong to a value.
-
-    Raises:
-      ConfigError: no key, or no values.
-    """
+    """Reads 'KEY=V1,V2': commas within quotes or brackets belong to a value."""
     key, _, values = text.partition("=")
     parts = re.findall(r"\([^)]*\)|\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,]+", values)
     if not key or not parts:
@@ -108,11 +100,7 @@ def axis(text: str) -> dict[str, dict[str, str]]:
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """Reads '512,1024', or 'none'.
-
-    Raises:
-      ConfigError: something else.
-    """
+    """Reads '512,1024', or 'none'."""
     parts = [] if text == "none" else text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--lengths={text}: expected numbers of tokens as in 512,1024, or none")
@@ -120,11 +108,7 @@ def lengths(text: str) -> tuple[int, ...]:
 
 
 def load(spec: str, axes: Sequence[str] = (), **changes: Any) -> Sweep:
-    """Returns the sweep of `path.py[:variant]`, crossed with --axis texts; changes: fields to set.
-
-    Raises:
-      ConfigError: the file fails, or get_sweep returns something else.
-    """
+    """Returns the sweep of `path.py[:variant]`, crossed with --axis texts, some fields changed."""
     sweep = configs.from_file(spec, "get_sweep") if spec else None
     if not isinstance(sweep, Sweep | None):
         raise ConfigError(f"--config={spec}: get_sweep must return a llm_jax.sweep.Sweep")

@@ -46,12 +46,8 @@ def join(items: dict[str, Any]) -> TrainState:
     return items["rest"].replace(params=items["params"], ema=items.get("ema"))
 
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
 # What Orbax finds wrong reaches the user as our own message, or as an exception.
-logging.getLogger("absl").addFilter(_not_orbax)
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:

@@ -48,22 +48,22 @@ def evaluate(
     total = lambda *xs: float(np.sum(xs, dtype=np.float64))
     sums, weights = jax.tree.map(total, *jax.device_get([result[:2] for result in results]))
     means = {name: sums[name] / max(weights[name], 1e-9) for name in sums}
-    if write:
-        examples = batches.examples
-        most = max_batches * examples.config.data.batch_size or len(batches.documents)
-        records = [batches.documents[i] for i in range(min(most, len(batches.documents)))]
-        answers = write(params, records)
-        values = means | {"tokens": int(weights["loss"]), "examples": len(records)}
-        return Evaluation(values | examples.score(records, answers), records, answers)
+    values = means | {"tokens": int(weights["loss"])}
     predictions = [predictions for *_, predictions in results]
-    if not predictions[0]:
-        return Evaluation(means | {"tokens": int(weights["loss"])}, [], [])
-    rows, examples = by_document(predictions), batches.examples
-    tokens = sum(int(row["tokens"]) for of_one in rows.values() for row in of_one)
-    records = [batches.documents[i] for i in rows]
-    answers = [examples.answer(*both) for both in zip(records, rows.values(), strict=True)]
-    counts = {"tokens": tokens, "examples": len(records)}
-    return Evaluation(means | counts | examples.score(records, answers), records, answers)
+    if write:
+        documents, examples = batches.documents, batches.examples
+        most = max_batches * examples.config.data.batch_size or len(documents)
+        records = [documents[i] for i in range(min(most, len(documents)))]
+        answers = write(params, records)
+    elif predictions[0]:
+        rows, examples = by_document(predictions), batches.examples
+        values["tokens"] = sum(int(row["tokens"]) for of_one in rows.values() for row in of_one)
+        records = [batches.documents[i] for i in rows]
+        answers = [examples.answer(*both) for both in zip(records, rows.values(), strict=True)]
+    else:
+        return Evaluation(values, [], [])
+    values |= {"examples": len(records)} | examples.score(records, answers)
+    return Evaluation(values, records, answers)
 
 
 def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Arrays]]:

@@ -130,9 +130,6 @@ class Folder:
         """Opens the run's tokenizer or builds one, and fills in config.model's sizes with it.
 
         start: what a new run begins with, whose tokenizer is taken.
-
-        Raises:
-          ConfigError: the folder holds another run, naming the keys that differ.
         """
         self._check_text(config)
         objective = objectives.get(config.objective.name)

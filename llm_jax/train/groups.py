@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.sharding import name
 
 STACKED = ("layers", "experts")  # axes along which separate parameters lie
 HEADS = ("heads", "kv_heads")
@@ -43,17 +44,8 @@ class Group(NamedTuple):
     distance: int | tuple[int, ...]
 
 
-def name(path: tuple) -> str:
-    """A parameter's path as "decoder/stack/layers/block/mlp/up/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def of(config: ConfigDict, params: Any) -> dict[str, Group]:
-    """Returns {path: Group} of a tree of models.Param, which name their logical axes.
-
-    Raises:
-      ConfigError: a pattern of config.optimizer that no parameter matches.
-    """
+    """Returns {path: Group} of a tree of models.Param, which name their logical axes."""
     o = config.optimizer
     shapes = {name(path): p for path, p in jax.tree_util.tree_leaves_with_path(params)}
     leaves = {path: p.axes for path, p in shapes.items()}
@@ -99,11 +91,7 @@ def _spaces(axes: tuple[str | None, ...], stacked: int) -> tuple[tuple[int, ...]
 
 
 def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) -> dict[str, float]:
-    """Returns {path: the value of the first pattern of config.optimizer[key] that matches it}.
-
-    Raises:
-      ConfigError: a pattern that matches none of the paths.
-    """
+    """Returns {path: the value of the first pattern of config.optimizer[key] that matches it}."""
     pairs = config.optimizer[key]
     for pattern, _ in pairs:
         if not any(re.fullmatch(pattern, path) for path in paths):

@@ -26,7 +26,7 @@ from llm_jax.data.fields import Record
 from llm_jax.data.mixture import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding import hardware
 from llm_jax.train import Diverged, Restart, groups, reference
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
 from llm_jax.train.evaluate import Evaluation, evaluate
@@ -34,7 +34,6 @@ from llm_jax.train.folder import Folder, Start, describe, same_run
 from llm_jax.train.metrics import Meter, Metrics, plot, read
 from llm_jax.train.optimizer import schedule
 from llm_jax.train.processes import agree, gathered
-from llm_jax.train.profile import Profile
 from llm_jax.train.run import Setup, flops_per_token
 from llm_jax.train.state import TrainState, about
 
@@ -48,7 +47,6 @@ class Reporter:
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None: ...
     def note(self, text: str) -> None: ...
     def progress(self, step: int, values: dict[str, float]) -> None: ...
-    def stop(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -122,16 +120,19 @@ class Trainer:
         first_params = self.state.params if self.step == 0 else None
         reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
-        peak = peak_flops(self.mesh.devices.flat[0])
+        chip = hardware.chip(self.mesh.devices.flat[0])
         before = self.metrics.last.get("step_seconds") or 0
-        peak = peak and peak * self.mesh.size
+        peak = chip and chip.flops * self.mesh.size
         self.meter = Meter(flops_per_token(config), peak, llm_jax.BEGAN, before)
-        self.profile = Profile(self.workdir, config.train.profile_steps)
+        self.profiling = False
+        rows = read(workdir) if config.eval.patience else []
+        rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
+        self.costs = [self.cost(row) for row in rows]  # of every evaluation
+        self.unchecked: tuple[int, jax.Array] | None = None  # a step and its skipped_in_a_row
         # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
-        self.early = StopEarly(self)
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
-            StopIfDiverged(self), self.keep, self.early,
+            self.stop_if_diverged, self.keep,
         ]  # fmt: skip
 
     def _open_data(self, examples: Examples, splits: dict[str, Sequence[Record]]) -> None:
@@ -272,25 +273,24 @@ class Trainer:
                 raise Restart(self._full()) from error
             raise
         finally:
-            self.reporter.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
         losses = self.checkpoints.losses
         if losses and (best := self.checkpoints.best()) != self.step:
-            why = f"eval.patience={self.early.patience}: " * self.early.done
+            why = f"eval.patience={self.config.eval.patience}: " * self.out_of_patience
             self.reporter.note(f"{why}the best {self.config.eval.metric} is that of step {best}, "
                                "which --step=best reads")
         if self.mixture:
             last = {name: value for name, value in self.metrics.last.items() if "/" in name}
             self.reporter.note("drawn: " + ", ".join(f"{k} {v:.2%}" for k, v in last.items()))
-        finished = self.early.done or self.step >= self.config.train.steps
+        finished = self.out_of_patience or self.step >= self.config.train.steps
         return self.metrics.last | {"step": self.step, "finished": finished}
 
     def _train(self) -> None:
         steps = self.config.train.steps
-        self.profile.begin(self.step)
+        self.profile(StepInfo(self.step, False, {}, self))
         with sharding.activate(self.mesh):
-            while self.step < steps and not self.early.done and not self._told_to_stop():
+            while self.step < steps and not self.out_of_patience and not self._told_to_stop():
                 self._step()
             if self.step not in self.checkpoints.steps():
                 self.save()
@@ -321,6 +321,21 @@ class Trainer:
 
     # Hooks, in their order.
 
+    def profile(self, info: StepInfo) -> None:
+        """Traces the steps of train.profile_steps, for XProf, TensorBoard or Perfetto."""
+        start, stop = self.config.train.profile_steps or (None, None)
+        if self.profiling and info.step == stop:
+            jax.block_until_ready(info.metrics)
+            self._end_profile()
+        if info.step == start and jax.process_index() == 0:
+            jax.profiler.start_trace(self.workdir / "profile")
+            self.profiling = True
+
+    def _end_profile(self) -> None:
+        if self.profiling:
+            jax.profiler.stop_trace()
+            self.profiling = False
+
     def measure(self, info: StepInfo) -> None:
         """Fetches the metrics of a step that is logged."""
         every, evaluated = self.config.train.log_every, self._evaluated(info)
@@ -342,27 +357,49 @@ class Trainer:
         self.reporter.progress(info.step, info.values)
         self.meter.restart()
 
+    def stop_if_diverged(self, info: StepInfo) -> None:
+        """Ends a run after train.max_nonfinite steps in a row that were not finite.
+
+        A step is looked at when the next has been handed to the device, so that neither waits for
+        the other; one that is logged, at once.
+        """
+        this = info.step, info.metrics["skipped_in_a_row"]
+        look_at, self.unchecked = (this if info.values else self.unchecked), this
+        if look_at is None:
+            return
+        step, count, limit = look_at[0], int(look_at[1]), self.config.train.max_nonfinite
+        if count >= limit:
+            raise Diverged(
+                f"step {step}: loss or gradient not finite for {count} steps in a row "
+                f"(train.max_nonfinite={limit}). The checkpoints, steps "
+                f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
+                "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
+            )
+
     def keep(self, info: StepInfo) -> None:
         """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
         cost = self.cost(info.values) if self._evaluated(info) else None
+        self.costs += [] if cost is None else [cost]
         best = cost is not None and self.checkpoints.is_best(cost)
         if best or info.due(self.config.checkpoint.every):
             self.save(cost)
 
     def cost(self, values: dict[str, float]) -> float:
-        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative.
-
-        Raises:
-          ConfigError: the evaluation has no such number.
-        """
+        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative."""
         name = self.config.eval.metric
         if f"eval_{name}" not in values:
             names = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
             raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(names)}")
         value = values[f"eval_{name}"]
-        if value is None:  # as a number that was not finite is logged
+        if value is None or not math.isfinite(value):  # None: so it is logged
             return math.inf
         return value if name in COSTS or name.endswith("loss") else -value
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether eval.patience evaluations in a row have not been better than one before them."""
+        worse = len(self.costs) - self.costs.index(min(self.costs)) - 1 if self.costs else 0
+        return 0 < self.config.eval.patience <= worse
 
     def _evaluated(self, info: StepInfo) -> bool:
         return self.held_out is not None and info.due(self.config.eval.every)
@@ -419,7 +456,7 @@ class Trainer:
 
     def _close(self) -> None:
         """Finishes writing profile, metrics and checkpoints, and lets go of the folder."""
-        self.profile.close()
+        self._end_profile()
         self.metrics.close()
         self.checkpoints.close()
         self.folder.close()
@@ -429,66 +466,6 @@ class Trainer:
         last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
         return (f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free "
                 "some space, and the same command goes on from there")
-
-
-class StopEarly:
-    """A hook: `done` after eval.patience evaluations in a row none of which is the best so far.
-
-    Attributes:
-      seen: the cost and step of each evaluation, of a resumed run all of them.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.cost, self.patience = trainer.cost, trainer.config.eval.patience
-        self.seen: list[tuple[float, int]] = []
-        for row in read(trainer.workdir) if self.patience else ():
-            if row["step"] <= trainer.step:
-                self._see(row["step"], row)
-
-    def __call__(self, info: StepInfo) -> None:
-        if self.patience:
-            self._see(info.step, info.values)
-
-    def _see(self, step: int, values: dict[str, float | None]) -> None:
-        if any(name.startswith("eval_") for name in values):
-            cost = self.cost(values)
-            self.seen.append((cost if math.isfinite(cost) else math.inf, step))
-
-    @property
-    def done(self) -> bool:
-        """Whether the run is to end."""
-        return bool(self.seen) and 0 < self.patience < len(self.seen) - self.seen.index(self.best)
-
-    @property
-    def best(self) -> tuple[float, int]:
-        """The least cost, and its step."""
-        return min(self.seen)
-
-
-class StopIfDiverged:
-    """A hook that ends a run after train.max_nonfinite steps in a row that were not finite.
-
-    A step is looked at when the next has been handed to the device, so that neither waits for the
-    other; one that is logged, at once.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.limit, self.checkpoints = trainer.config.train.max_nonfinite, trainer.checkpoints
-        self.previous: tuple[int, jax.Array] | None = None
-
-    def __call__(self, info: StepInfo) -> None:
-        this = info.step, info.metrics["skipped_in_a_row"]
-        look_at, self.previous = (this if info.values else self.previous), this
-        if look_at is None:
-            return
-        step, count = look_at[0], int(look_at[1])
-        if count >= self.limit:
-            raise Diverged(
-                f"step {step}: loss or gradient not finite for {count} steps in a row "
-                f"(train.max_nonfinite={self.limit}). The checkpoints, steps "
-                f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
-                "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
-            )
 
 
 def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -> None:

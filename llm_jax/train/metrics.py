@@ -54,11 +54,7 @@ class Metrics:
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl; a last line cut short by a crash is dropped.
-
-    Raises:
-      ConfigError: any other line that is no row, naming it.
-    """
+    """Returns the rows of metrics.jsonl; a last line cut short by a crash is dropped."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []

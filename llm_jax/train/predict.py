@@ -24,11 +24,7 @@ WINDOW = 32  # batches whose rows are sorted together
 
 
 def make_predict_step(model: Model, objective: Objective, config: ConfigDict) -> Callable:
-    """Returns (params, batch) -> {name: [B, …]}, compiled; loss and gold are not used.
-
-    Raises:
-      ConfigError: an objective without answers.
-    """
+    """Returns (params, batch) -> {name: [B, …]}, compiled; loss and gold are not used."""
     if objective.predict is None:
         able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
         raise ConfigError(f"objective.name={objective.name!r}: predicts nothing of a record; "

@@ -9,6 +9,7 @@ import numpy as np
 from llm_jax.data import fields
 from llm_jax.data.examples import Examples, Record
 from llm_jax.files import write_text
+from llm_jax.record import table as markdown_table
 from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.metrics import figure
 
@@ -36,10 +37,9 @@ def write(workdir: str | Path, evaluation: Evaluation, examples: Examples, title
     return path
 
 
-def _table(header: Sequence[str], rows) -> str:
-    shown = lambda x: f"{x:.4g}" if isinstance(x, float) else str(x)
-    lines = [header, ["---"] * len(header), *([shown(x) for x in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(header: list[str], rows) -> str:
+    shown = lambda x: f"{x:.4g}" if isinstance(x, float) else x
+    return markdown_table(header, [[shown(x) for x in row] for row in rows])
 
 
 def _confusion(

@@ -191,12 +191,8 @@ def _check_attention(config: ConfigDict) -> None:
             raise ConfigError(f"model.attention={cfg.attention!r}: {error}") from error
 
 
-def flops_per_token(config: ConfigDict, model: ConfigDict | None = None) -> float:
-    """FLOPs of training on a token of either side, of what is not frozen; see `train_flops`.
-
-    model: instead of config.model, resolved.
-    """
-    config = config if model is None else _with_model(config, model)
+def flops_per_token(config: ConfigDict) -> float:
+    """FLOPs of training on a token of either side, of what is not frozen; see `train_flops`."""
     rates = groups.of(config, models.abstract_params(config.model))
     return _flops_per_token(config, lambda path: rates[path].rate > 0)
 
@@ -205,12 +201,9 @@ def recomputed_flops_per_token(config: ConfigDict) -> float:
     """FLOPs a token that remat adds to them: the forward pass of all layers once more."""
     if config.model.remat not in ("full", "offload") and not config.model.reversible:
         return 0.0  # "dots" keeps all products but attention's own
-    model = ConfigDict(config.model.to_dict() | {"head": "none"})
-    return _flops_per_token(_with_model(config, model), lambda path: False)
-
-
-def _with_model(config: ConfigDict, model: ConfigDict) -> ConfigDict:
-    return ConfigDict(config.to_dict() | {"model": model.to_dict()})
+    config = ConfigDict(config.to_dict())
+    config.model.head = "none"
+    return _flops_per_token(config, lambda path: False)
 
 
 def _flops_per_token(config: ConfigDict, trained: Callable[[str], bool]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ MESSAGES = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content":
         ("label", 3, "3"),
         ("label", True, "1"),
         ("label", 2.5, "2.5"),
+        ("label", " good ", "good"),
         ("label", np.int64(3), "3"),
         ("tokens", ["a", "b c"], ["a", "b c"]),
         ("tokens", "a  b c", ["a", "b", "c"]),
+        ("tokens", ["\u3000", " a"], ["\u3000", " a"]),
         ("tags", [0, 2], ["0", "2"]),
         ("tags", np.array([0, 2]), ["0", "2"]),
         ("tags", [b"B-PER"], ["B-PER"]),
@@ -55,7 +58,9 @@ def test_values_are_read(name, value, wanted):
     ("name", "value"),
     [
         ("text", 3), ("text", None), ("text", ["a", 3]), ("text", {"a": 1}),
-        ("label", None), ("label", ["a"]), ("tokens", 3), ("tokens", [["a"]]), ("tags", [None]),
+        ("label", None), ("label", ["a"]), ("label", float("nan")), ("label", float("inf")),
+        ("messages", [{"from": "function_call", "value": "f()"}]),
+        ("tokens", 3), ("tokens", [["a"]]), ("tags", [None]),
         ("predicate", "verb"), ("predicate", 1.5), ("answers", 3), ("answers", [{"text": "b"}]),
         ("answers", [{"text": 3, "answer_start": 0}]), ("answers", "[1"), ("messages", "Hi."),
         ("messages", [{"role": "user"}]), ("messages", [{"content": "Hi."}]), ("messages", [3]),
@@ -76,6 +81,32 @@ def test_every_column_has_a_key_and_a_value_that_can_be_read():
         assert f"data.{name}_column" in KEYS
         assert document({"x": field(name).sample}, {name: "x"}) == {name: field(name).sample}
     assert fields.FIELDS.keys() <= COLUMNS.keys()
+
+
+def test_instructions_become_messages_by_the_lines_of_the_docs(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": "Add.", "input": "1 2", "output": "3"},
+            {"instruction": "Greet.", "input": "", "output": "Hi.\u2028"}]  # fmt: skip
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    exec(lines.partition("```python\n")[2].partition("```")[0], {})
+    docs = sources.documents("chats.jsonl", config.data, ("messages",))
+    said = [[(turn["role"], turn["content"]) for turn in doc["messages"]] for doc in docs]
+    assert said == [[("user", "Add.\n\n1 2"), ("assistant", "3")],
+                    [("user", "Greet."), ("assistant", "Hi.\u2028")]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said", "start"), [
+    ("b a", 4, 6), ("b", 0, 2), ("b", 9, 6), ("b", -1, 2), ("B", 2, -1), ("b.*", 0, -1),
+    ("a", 99, 8),
+])  # fmt: skip
+def test_an_answer_is_where_the_context_has_it(text, said, start):
+    """SQuAD 2.0 and CMRC 2018 say a wrong place of some; of an answer that is not there, none."""
+    other = {"text": "a b", "answer_start": 0}
+    record = {"context": "a b b b a", "answers": [{"text": text, "answer_start": said}, other]}
+    read = document(record, {"context": "context", "answers": "answers"})["answers"]
+    placed = {"text": text, "answer_start": start}
+    assert read == ([placed, other] if start >= 0 else [other, placed])
 
 
 def test_tokens_and_tags_are_as_many(tmp_path, config):

@@ -70,8 +70,8 @@ def _zstd(raw):
 PACKINGS = {"": lambda raw: raw, ".gz": functools.partial(gzip.compress, mtime=0), ".zst": _zstd}
 
 
-def _read(path, columns=()):
-    return [record for _, record in files.records(str(path), columns)]
+def _read(path, columns=(), words=False):
+    return [record for _, record in files.records(str(path), columns, words)]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -359,11 +359,11 @@ def test_tokens_a_line(tmp_path):
         {"0": ["EU", "says"], "1": ["NNP", "VBZ"], "2": ["B-ORG", "O"]},
         {"0": ["No"], "1": ["DT"], "2": ["O"]},
     ]
-    assert _read(tmp_path / "a.tsv") == [
+    assert _read(tmp_path / "a.tsv", ["0", "1"], words=True) == [
         {"0": ["EU", "says"], "1": ["B-ORG", "O"]}, {"0": ["No"], "1": ["O"]}
     ]  # fmt: skip
     (tmp_path / "b.tsv").write_text("token\ttag\nEU\tB-ORG\n\nNo\tO\n")
-    assert _read(tmp_path / "b.tsv", ["token", "tag"]) == [
+    assert _read(tmp_path / "b.tsv", ["token", "tag"], words=True) == [
         {"token": ["EU"], "tag": ["B-ORG"]}, {"token": ["No"], "tag": ["O"]}
     ]  # fmt: skip
     first, second = _read(tmp_path / "a.conllu")
@@ -384,10 +384,87 @@ def test_sentences_under_any_name(tmp_path, name, packing, language):
     path = tmp_path / f"{name}{packing}"
     path.write_bytes(PACKINGS[packing](text.encode()))
     assert files.holds_records(str(path), ["0", "2"])
-    assert _read(path, ["0", "2"]) == [
+    assert _read(path, ["0", "2"], words=True) == [
         {"0": ["EU", "says"], "1": ["NNP", "VBZ"], "2": ["B-ORG", "O"]},
         {"0": ["No"], "1": ["DT"], "2": ["O"]},
     ]
+
+
+@pytest.mark.parametrize(("name", "text", "tokens"), [
+    ("a.tsv", "EU\tB\nx\tO\n\t\nNo\tO\n", [["EU", "x"], ["No"]]),  # WNUT 2017's blank lines
+    ("a.tsv", "1\tB\nx\tO\n\n0\tO\n", [["1", "x"], ["0"]]),  # no header
+    ("a.conll", "New York\tB\nx\tO\n\nNo\tO\n", [["New York", "x"], ["No"]]),
+    ("a.conll", "-DOCSTART- O\n\na b\tB\n", [["a b"]]),
+    ("a.conll", "\u3000 O\na\u00a0b   O \n\nNo O\t\n", [["\u3000", "a\u00a0b"], ["No"]]),
+    ("a.tsv", "a b\tX Y\nc\tZ\n", ["a b", "c"]),  # a table
+])  # fmt: skip
+def test_what_is_between_words_and_sentences(tmp_path, name, text, tokens):
+    (tmp_path / name).write_text(text)
+    assert [record["0"] for record in _read(tmp_path / name, ["0", "1"], words=True)] == tokens
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_table_of_texts_may_have_blank_lines(tmp_path, header):
+    """It is not a token a line: a text keeps all of its words."""
+    columns = ["text", "label"] if header else ["0", "1"]
+    rows = [["a b", "1"], ["c d e", "0"], ["f", "1"]]
+    lines = ["\t".join(row) for row in [columns] * header + rows]
+    (tmp_path / "a.tsv").write_text("\n\n".join(lines) + "\n")
+    expected = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert _read(tmp_path / "a.tsv", columns) == expected
+
+
+def test_parquet_is_as_strict_as_other_tables(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    def told(columns, names):
+        table = pyarrow.Table.from_arrays([pyarrow.array(x) for x in columns], names=names)
+        parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(ConfigError) as raised:
+            _read(tmp_path / "a.parquet")
+        return str(raised.value)
+
+    assert "a.parquet names the column 'text' twice" in told([["a"], ["b"]], ["text", "text"])
+    latin = told([[b"ok", "café".encode("latin-1")]], ["text"])
+    assert "a.parquet[1] is not UTF-8: byte 0xe9" in latin
+
+
+MANGLED = [
+    b"\0", b"\xef\xbb\xbf", b"\r", b"\n", b"\n\n", b'"', b"\xe9", b"\\ud83d", b"NaN", b"null", b"[",
+    b"{", b"]", b"}", b",", b"\t", b"1e999", b"9" * 400, b"\xe2\x80\xa8", b"\xe3\x80\x80", b"-1",
+    b"1.5", b"{}", b"[]", b'""', b"\x1f\x8b", b"PAR1\x15", b" ",
+]  # fmt: skip
+MANGLE = {kind: (write, {"text": "text", "label": "label"}) for kind, write in WRITERS.items()} | {
+    "conll": (lambda _: b"EU NNP B\nsays VBZ O\n\nNo DT O\n", {"tokens": "0", "tags": "2"}),
+    "conllu": (lambda _: b"1\tShe" + b"\t_" * 9 + b"\tA0\n2\tis" + b"\t_" * 8 + b"\tbe.01\tV\n",
+               {"tokens": "form", "tags": "roles", "predicate": "predicate"}),
+    "chat.jsonl": (lambda _: b'{"m": [{"from": "human", "value": "a"}]}\n', {"messages": "m"}),
+    "qa.json": (lambda _: _squad([{"paragraphs": [{"context": "a b", "qas": QUESTIONS}]}]),
+                {name: name for name in ("context", "question", "answers")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MANGLE)
+def test_whatever_is_in_a_file_an_error_names_it(tmp_path, config, kind):
+    """Bytes that are deleted, replaced and put in: read, or refused by name, never a traceback."""
+    write, columns = MANGLE[kind]
+    whole, draw, path = write(RECORDS), random.Random(kind), tmp_path / f"a.{kind}"
+    config.data.update({f"{field}_column": column for field, column in columns.items()})
+    refused = 0
+    for _ in range(60):
+        raw = bytearray(whole)
+        for _ in range(draw.choice([1, 2, 4])):
+            start = draw.randrange(len(raw) + 1)
+            end = start + draw.choice([0, 0, 1, 2, 5, 20])
+            raw[start:end] = draw.choice([draw.choice(MANGLED), bytes([draw.randrange(256)])])
+        path.write_bytes(raw)
+        try:
+            sources.documents(str(path), config.data, tuple(columns))
+        except ConfigError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused
 
 
 def test_a_token_may_have_a_colon(tmp_path):
@@ -613,7 +690,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
 )
 def test_research_sets(shared_data, name, columns, count, first):
     path = shared_data / name
-    records = _read(path, columns)
+    records = _read(path, columns, words=name.startswith("wikiann"))
     if count is None:  # as many as sentences say their number
         count = path.read_text().count("\n# sent_id")
         form, text = records[0]["form"], "From the AP comes this story :"

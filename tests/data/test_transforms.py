@@ -523,7 +523,6 @@ def test_large_sets_are_read_as_needed(name):
         ("seq2seq", {"model.kind": "decoder"}, "model.kind='decoder'"),
         ("seq2seq", {"data.target_length": 99}, "data.target_length=99: .*max_length=32"),
         ("causal_lm", {"model.kind": "encoder"}, "model.kind='encoder'"),
-        ("span_corruption", {"objective.span_length": 0.5}, "objective.span_length=0.5"),
         ("span_corruption", {"model.max_length": 3}, "model.max_length=3"),
         ("replaced_token_detection", {"model.generator_fraction": 0.0},
          "model.generator_fraction=0"),

@@ -169,7 +169,6 @@ class _Silent:
 
     def note(self, text): ...
     def progress(self, step, values): ...
-    def stop(self): ...
 
 
 @pytest.fixture(scope="module")
@@ -305,9 +304,9 @@ def test_a_class_weight_is_of_its_classs_loss():
         cfg = settings(objective__class_weights=weights).objective
         terms[weights], metrics = classification.losses(outputs, batch, cfg)
     nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), label]
-    assert terms[()]["examples"] == pytest.approx(nll.sum(), rel=1e-5)
+    assert terms[()]["rows"] == pytest.approx(nll.sum(), rel=1e-5)
     expected = (nll * np.array([1, 0, 5])[label]).sum()
-    assert terms[1.0, 0.0, 5.0]["examples"] == pytest.approx(expected, rel=1e-5)
+    assert terms[1.0, 0.0, 5.0]["rows"] == pytest.approx(expected, rel=1e-5)
     assert metrics["loss"][0] == pytest.approx(nll.sum(), rel=1e-5)  # comparable between the two
 
 
@@ -322,8 +321,8 @@ def test_regression_is_a_squared_error_and_its_scores_are_scipys():
     batch["segment_ids"] = np.ones((6, 4), int) * (np.arange(6) < 5)[:, None]  # the last: padding
     outputs = models.Outputs(None, None, heads={"sequence": np.append(guess, 1)[:, None]})
     terms, metrics = objective.losses(outputs, batch, c.objective)
-    assert terms["examples"] == metrics["loss"][0]
-    assert terms["examples"] == pytest.approx(((gold - guess) ** 2).sum(), rel=1e-5)
+    assert terms["rows"] == metrics["loss"][0]
+    assert terms["rows"] == pytest.approx(((gold - guess) ** 2).sum(), rel=1e-5)
     values = objective.predict(outputs, batch)["value"]
     found = what.score(records, [what.answer({}, [{"value": x}]) for x in values[:5]])
     assert found["pearson"] == pytest.approx(stats.pearsonr(gold, guess)[0])

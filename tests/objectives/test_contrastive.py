@@ -46,7 +46,7 @@ def read(c, records, mesh=None):
         outputs = model.apply({"params": params}, batch)
         terms, metrics = objective.losses(outputs, batch, c.objective)
         sums = {name: total for name, (total, _) in metrics.items()}
-        return terms["pairs"], sums, objective.weights(batch)["pairs"]
+        return terms["rows"], sums, objective.weights(batch)["rows"]
 
     return run(params, batch)
 

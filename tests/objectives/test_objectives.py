@@ -107,7 +107,7 @@ def test_label_smoothing_and_z_loss_reach_every_objective(name):
     cfg.label_smoothing, cfg.z_loss = 0.1, 0.01
     terms, with_both = objectives.get(name).losses(outputs, batch, cfg)
     if name == "classification":
-        term, logits, targets = "examples", outputs.heads["sequence"], batch["label"]
+        term, logits, targets = "rows", outputs.heads["sequence"], batch["label"]
         weights = batch["segment_ids"][:, 0] > 0
         cfg.z_loss = 0.0  # of few classes, which has none
     else:
@@ -157,10 +157,10 @@ def test_masked_losses(name):
     scores = np.asarray(outputs.heads["sequence"], np.float64)
     logp = log_softmax(scores, axis=-1)[:-1]  # the last: padding
     label = batch["next_sentence"][:-1]
-    assert weights["pairs"] == 7
-    np.testing.assert_allclose(terms["pairs"], -logp[np.arange(7), label].sum(), rtol=1e-5)
-    assert metrics["sentence_loss"] == (terms["pairs"], "pairs")
-    assert metrics["sentence_accuracy"] == ((logp.argmax(-1) == label).sum(), "pairs")
+    assert weights["rows"] == 7
+    np.testing.assert_allclose(terms["rows"], -logp[np.arange(7), label].sum(), rtol=1e-5)
+    assert metrics["sentence_loss"] == (terms["rows"], "rows")
+    assert metrics["sentence_accuracy"] == ((logp.argmax(-1) == label).sum(), "rows")
     step = make_eval_step(model, objectives.get(name), _setup(name)[0])
     sums, counts, _ = step(params, batch)
     mean = {key: float(sums[key] / counts[key]) for key in sums}
@@ -325,5 +325,5 @@ def test_all_padding_is_no_loss():
     fields = "segment_ids masked_positions masked_targets masked_weights".split()
     batch = dict.fromkeys(fields, zero) | {"next_sentence": zero[:, 0]}
     terms, _ = objectives.get("bert").losses(outputs, batch, base().objective)
-    assert terms == {"masked": 0, "pairs": 0}
-    assert objectives.get("bert").weights(batch) == {"masked": 0, "pairs": 0}
+    assert terms == {"masked": 0, "rows": 0}
+    assert objectives.get("bert").weights(batch) == {"masked": 0, "rows": 0}

@@ -49,10 +49,10 @@ def test_the_loss_is_equation_7_of_each_answer_by_itself():
         chosen, rejected = (by_itself(model, params, prompt, a) for a in answers)
         margins.append(0.3 * ((chosen - pair[0]) - (rejected - pair[1])))
     right = np.log1p(np.exp(-np.array(margins))).sum()
-    assert float(terms["pairs"]) == pytest.approx(right, rel=1e-4)
+    assert float(terms["rows"]) == pytest.approx(right, rel=1e-4)
     assert float(metrics["margin"][0]) == pytest.approx(sum(margins), rel=1e-4)
     assert float(metrics["accuracy"][0]) == sum(m > 0 for m in margins)
-    assert float(objective.weights(batch)["pairs"]) == 3
+    assert float(objective.weights(batch)["rows"]) == 3
 
 
 def test_pairs_that_a_row_cannot_hold_are_dropped_and_long_prompts_cut():

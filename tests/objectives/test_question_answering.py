@@ -113,7 +113,7 @@ def test_the_loss_is_of_both_ends_and_knows_no_padding():
         for x, end in ((logits[row, :n, 0], first), (logits[row, :n, 1], last)):
             expected += (np.log(np.exp(x).sum()) - x[end[row]]) / 2
     assert terms["rows"] == pytest.approx(expected, rel=1e-5)
-    assert question_answering.weights(batch)["rows"] == 2
+    assert question_answering.OBJECTIVE.weights(batch)["rows"] == 2
 
 
 def squad_says(gold, guess):

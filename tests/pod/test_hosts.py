@@ -14,44 +14,41 @@ import pytest
 from llm_jax.config import ConfigError
 from llm_jax.data.prepare import prepare
 from llm_jax.pod import hosts
-from llm_jax.pod.hosts import Hosts, find
+from llm_jax.pod.hosts import find
 from llm_jax.train.metrics import read
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMING = {"tokens_per_second", "mfu", "input_seconds", "step_seconds", "goodput"}
 HEARTBEAT = 30  # a busy machine may hold a process up for some seconds
 
-OURS = {
-    "LLM_JAX_COORDINATOR": "a:1", "LLM_JAX_NUM_PROCESSES": "4", "LLM_JAX_PROCESS_ID": "3",
-}  # fmt: skip
 JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 SLURM = {
     "SLURM_JOB_ID": "10007", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "4",
-    "SLURM_STEP_NODELIST": "node[007-009,12],other",
+    "SLURM_STEP_NODELIST": "node[007-009,12],other", "SLURM_LOCALID": "0",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("environ", "address"),
-    [
-        (OURS, "a:1"),
-        (JAX, "a:1"),
-        (OURS | JAX | SLURM | {"JAX_PROCESS_ID": "0"}, "a:1"),
-        (SLURM, "node007:20007"),
-        (SLURM | {"SLURM_STEP_NODELIST": "node1"}, "node1:20007"),
-        (SLURM | {"SLURM_STEP_NODELIST": "n-1,n-2"}, "n-1:20007"),
-        (SLURM | {"SLURM_NTASKS": "9", "SLURM_STEP_NUM_TASKS": "4"}, "node007:20007"),
-    ],
-)
-def test_a_job_is_found(environ, address):
-    assert find(environ) == Hosts(address, 4, 3)
+def test_a_job_is_found(monkeypatch):
+    explicit = {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}
+    for environ in (JAX, JAX | SLURM):
+        assert find(environ) == explicit | {"cluster_detection_method": "deactivate"}
+    of_it = {"num_processes": 4, "process_id": 3, "cluster_detection_method": "slurm"}
+    assert find(SLURM) == of_it
+
+    from jax._src.clusters import SlurmCluster  # which that names, and it finds the same
+
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert SlurmCluster.name == "slurm" and SlurmCluster.is_env_present()
+    assert SlurmCluster.get_coordinator_address(1, "1") == "node007:1"
+    assert (SlurmCluster.get_process_count(), SlurmCluster.get_process_id()) == (4, 3)
 
 
 @pytest.mark.parametrize(
     "environ",
     [
         {},
-        OURS | {"LLM_JAX_NUM_PROCESSES": "1", "LLM_JAX_PROCESS_ID": "0"},
+        JAX | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # no step: no srun
         SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
     ],
@@ -69,40 +66,35 @@ def test_one_process_is_a_run_like_any_other(environ):
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
         ({"TPU_WORKER_HOSTNAMES": "w0,w1", "JAX_PLATFORMS": "cpu"}, None),
-        (OURS | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, None),
-        (SLURM | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, None),
+        (JAX | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, "deactivate"),
+        (SLURM | {"TPU_WORKER_HOSTNAMES": "w0,w1"}, "slurm"),
     ],
 )
 def test_tpus_are_left_to_jax(environ, detected, monkeypatch):
     from jax._src.clusters import ClusterEnv
 
-    assert hosts._tpu(environ) is None  # no chips here
+    method = lambda: (find(environ) or {}).get("cluster_detection_method")
+    assert method() in (None, "deactivate", "slurm")  # no chips here
     monkeypatch.setattr(hosts.Path, "glob", lambda path, pattern: ["accel0"])
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name == "libtpu")
-    assert hosts._tpu(environ) == detected
-    assert detected in {None, *(kind.name for kind in ClusterEnv._cluster_types)}
-
-
-def without(environ: dict, name: str) -> dict:
-    return {k: v for k, v in environ.items() if k != name}
+    assert method() == detected
+    assert detected in {None, "deactivate", *(kind.name for kind in ClusterEnv._cluster_types)}
 
 
 @pytest.mark.parametrize(
-    ("environ", "message"),
+    ("changes", "shown"),
     [
-        *[(without(OURS, name), f"{name}: is not set") for name in OURS],
-        *[(without(JAX, name), f"{name}: is not set") for name in JAX],
-        *[(without(SLURM, name), f"{name}: is not set") for name in ("SLURM_PROCID",)],
-        (without(SLURM, "SLURM_STEP_NODELIST"), "SLURM_JOB_NODELIST: is not set"),
-        (OURS | {"LLM_JAX_PROCESS_ID": "4"}, "LLM_JAX_PROCESS_ID=4: must be 0 to 3"),
-        (OURS | {"LLM_JAX_PROCESS_ID": "-1"}, "LLM_JAX_PROCESS_ID=-1: must be a whole number"),
-        (OURS | {"LLM_JAX_NUM_PROCESSES": "0"}, "LLM_JAX_NUM_PROCESSES=0: must be at least 1"),
-        (OURS | {"LLM_JAX_COORDINATOR": "host"}, "LLM_JAX_COORDINATOR=host: must be host:port"),
+        *[({name: ""}, f"{name}=, ") for name in list(JAX)[:2]],
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID=: must be"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: must be host:port of process 0"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1: must be"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0, "),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS=host, "),
     ],
 )
-def test_a_wrong_environment_is_refused_by_name(environ, message):
-    with pytest.raises(ConfigError, match=message):
-        find(environ)
+def test_a_wrong_environment_is_refused_by_name(changes, shown):
+    with pytest.raises(ConfigError, match=shown):
+        find(JAX | changes)
 
 
 class Job:
@@ -120,8 +112,8 @@ class Job:
         command = [sys.executable, "launch.py", "train", f"--workdir={folder}", "--json"]
         self.processes = []
         for i in range(processes):
-            where = {"LLM_JAX_COORDINATOR": f"localhost:{port}", "LLM_JAX_PROCESS_ID": str(i)}
-            where |= {"LLM_JAX_NUM_PROCESSES": str(processes)}
+            where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PROCESS_ID": str(i)}
+            where |= {"JAX_NUM_PROCESSES": str(processes)}
             self.processes.append(
                 subprocess.Popen(
                     [*command, *arguments, "--stopped_code=75", *(each[i] if each else ())],

@@ -9,6 +9,8 @@ from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, hlo, plan, report, search
+from llm_jax.sharding import hardware
+from llm_jax.sharding.hardware import Chip
 from tests import making
 
 TINY = {"model.vocab_size": 512, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -61,10 +63,10 @@ def test_batches_have_the_shapes_of_the_pipeline(tiny, name):
 
 
 def test_roofline_arithmetic():
-    chip = chips.Chip(hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
+    chip = Chip(flops=1e9, hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
     todo = {"tokens": 100.0, "flops": 4e9, "recomputed_flops": 2e9}
     moved = hlo.Moved({"all-gather": 1e8, "all-reduce": 1e8}, {"all-reduce": 5e6}, 2e9, 0)
-    found = plan.roofline(todo, moved, 2, jax.devices()[0], chip, peak=1e9)
+    found = plan.roofline(todo, moved, 2, chip)
     assert found["roofline_seconds"] == pytest.approx({"compute": 3, "HBM": 2, "network": 2.5})
     assert found["bound_by"] == "compute" and found["predicted_step_seconds"] == 3
     assert found["predicted_tokens_per_second"] == pytest.approx(100 / 3)
@@ -118,14 +120,14 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 def test_what_does_not_fit_says_what_would_help(tiny, monkeypatch):
-    small = chips.Chip(hbm=1e5, hbm_rate=1, ici_rate=1, dcn_rate=1)
-    monkeypatch.setattr(chips, "chip", lambda device: small)
+    small = Chip(flops=1, hbm=1e5, hbm_rate=1, ici_rate=1, dcn_rate=1)
+    monkeypatch.setattr(hardware, "chip", lambda device: small)
     found = plan.make(tiny(TINY), "cpu:8")
     assert not found["fits"] and found["failed"]
     assert any("model.remat=full" in text for text in found["advice"])
     assert "does not fit" in report.lines(found)
     # Bytes that are held are known, and here too many, before anything is compiled.
-    monkeypatch.setattr(chips, "chip", lambda device: small._replace(hbm=1))
+    monkeypatch.setattr(hardware, "chip", lambda device: small._replace(hbm=1))
     averaged = plan.make(tiny(TINY | {"train.ema_decay": 0.5}), "cpu:8")
     more = averaged["other_argument_bytes"] - found["other_argument_bytes"]
     assert more == found["parameter_bytes"]
@@ -152,10 +154,8 @@ def test_the_command_prints_json(capsys, overrides):
 
 
 def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
-    chip = chips.Chip(hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
-    monkeypatch.setattr(chips, "chip", lambda device: chip)
-    monkeypatch.setattr(search, "peak_flops", lambda device: 1e9)
-    monkeypatch.setattr(plan, "peak_flops", lambda device: 1e9)
+    chip = Chip(flops=1e9, hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
+    monkeypatch.setattr(hardware, "chip", lambda device: chip)
     told = []
     found = search.search(tiny(TINY), "cpu:8", 1, 2, told.append)
     times = [p["predicted_step_seconds"] for p in found["ranked"]]
@@ -166,7 +166,7 @@ def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
     small = tiny(TINY | {"data.batch_size": 4, "mesh.data": -1, "mesh.tensor": 1})
     with pytest.raises(ConfigError, match="data.batch_size=3 .* over no mesh of 8 devices"):
         search.search(tiny(TINY | {"data.batch_size": 3}), "cpu:8", 1, 1, told.append)
-    monkeypatch.setattr(chips, "chip", lambda device: chip._replace(hbm=1e3))
+    monkeypatch.setattr(hardware, "chip", lambda device: chip._replace(hbm=1e3))
     assert search.search(small, "cpu:8", 1, 1, told.append)["failed"]
     assert "none fits: mesh.data=" in told[-1]
 
@@ -175,11 +175,11 @@ def test_an_estimate_holds_what_a_device_does(tiny):
     """Parameters, moments and a gradient as they lie; with remat a vector for each token and layer
     of its own side.
     """
-    chip = chips.Chip(hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
+    chip = Chip(flops=1e9, hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
 
     def held(setup, *sizes):
         setting, config = dict(zip(search.KEYS, sizes, strict=True)), setup.config
-        return search.estimate(config, setting, count_params(config.model), chip, 1e9)["bytes"]
+        return search.estimate(config, setting, count_params(config.model), chip)["bytes"]
 
     whole = {"model.embed_dim": 256, "mesh.data": 1, "mesh.fsdp": 8, "mesh.tensor": 1}
     setup = plan.prepare(tiny(TINY | whole), jax.devices()[:8])

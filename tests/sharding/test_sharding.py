@@ -16,7 +16,7 @@ from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.models import layers
 from llm_jax.models.embeddings import TokenEmbed
-from llm_jax.sharding.hardware import peak_flops
+from llm_jax.sharding.hardware import chip
 from llm_jax.train.checkpoint import Checkpoints, join, split
 from llm_jax.train.run import Setup
 from llm_jax.train.state import make_eval_step, make_train_step
@@ -329,8 +329,8 @@ def test_peak_flops_is_known_by_part_of_the_name():
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-    assert peak_flops(Device()) == 989e12
-    assert peak_flops(jax.devices()[0]) is None
+    assert chip(Device()).flops == 989e12
+    assert chip(jax.devices()[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,6 @@ def test_mean_context_is_over_seeds():
     one = lambda x: {"loss": x, "bins": [x, None]}
     bad = {"reason": "too long"}
     found = [{"length": 8, "bin": 4, "reaches": {"1": one(x), "2": bad}} for x in (1.0, 3.0)]
-    mean = report.mean_context(found)["reaches"]
-    assert mean["1"]["loss"] == 2 and mean["2"] == bad
-    np.testing.assert_equal(mean["1"]["bins"], [2, np.nan])
+    mean = report.mean_context([("a", seed) for seed in found])
+    assert mean["a", 1]["losses"] == [1, 3] and mean["a", 2]["reason"] == "too long"
+    np.testing.assert_equal(mean["a", 1]["bins"], [2, np.nan])

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
+from llm_jax.sharding.hardware import Chip
 from llm_jax.train import Diverged, Restart, loop
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
 from llm_jax.train.metrics import Meter, Metrics, plot, read, running_mean
-from llm_jax.train.profile import Profile
 from llm_jax.train.run import flops_per_token, load_params
 
 
@@ -150,7 +150,7 @@ def test_rates_are_of_all_devices_and_processes(tiny, silent, tmp_path, monkeypa
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(loop.hardware, "chip", lambda device: Chip(flops=1e9))
     monkeypatch.setattr(loop.Setup, "draw_state", lambda *_: SimpleNamespace(params={}))
     monkeypatch.setattr(loop.sharding, "rows", lambda mesh: lambda n: np.arange(n // 2))
     monkeypatch.setattr(loop.sharding, "put", lambda batch, mesh: batch)
@@ -196,17 +196,18 @@ def test_the_meter_counts_since_its_last_reading(monkeypatch):
     assert values["step_seconds"] == 4.75 and values["goodput"] == 1.75 / 21
 
 
-def test_a_profile_is_of_the_steps_from_start_to_stop(tmp_path, monkeypatch):
+def test_a_profile_is_of_the_steps_from_start_to_stop(tiny, tmp_path, monkeypatch):
     """Counted from 0, the last not among them, also where a run is resumed between."""
     calls, step = [], 0
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(step))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(step))
     for first, expected in ((0, [2, 4]), (2, [2, 4]), (3, []), (5, [])):
         calls.clear()
-        profile, step = Profile(tmp_path, (2, 4)), first
-        profile.begin(step)
-        for step in range(first + 1, 8):  # steps taken
-            profile(SimpleNamespace(step=step, metrics=()))
+        config = tiny({"train.profile_steps": (2, 4)})
+        trainer = SimpleNamespace(config=config, workdir=tmp_path, profiling=False)
+        trainer._end_profile = lambda trainer=trainer: Trainer._end_profile(trainer)
+        for step in range(first, 8):  # steps taken
+            Trainer.profile(trainer, SimpleNamespace(step=step, metrics=()))
         assert calls == expected
 
 

@@ -1,0 +1,168 @@
+"""XQuAD and CMRC 2018: answers in a text
+
+configs/finetune/answer.py from JSON to exact match and F1: a context is longer than a row, so that
+it is read in windows of 256 tokens that begin every 128. XQuAD's 1,190 English questions (Artetxe
+2020) begin with MiniLM; every sixth article is held out, with all of its questions. CMRC 2018 (Cui
+2019), in Chinese, begins with nothing: its dev set is trained on, without the articles of the trial
+set, which is held out. Beside each is the same model without a step of training.
+
+`scores` compares our scores with those of the official scripts, which are not part of this project
+(SQuAD's evaluate-v2.0.py; baseline/cmrc2018_evaluate.py of github.com/ymcui/cmrc2018), on
+predictions that are right, near, drawn at random and made to be awkward. The latter's sentence
+splitter needs data of NLTK's own; here NLTK takes each stretch between Chinese characters as one.
+
+    python experiments/finetune/answers.py [FOLDER_OF_BOTH_SCRIPTS]
+"""
+
+import importlib.util
+import json
+import random
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import study
+
+from llm_jax.objectives import scores
+from llm_jax.record import table
+
+NAME = Path(__file__).stem
+SETS = {"xquad": "XQuAD, English, from MiniLM", "cmrc": "CMRC 2018, Chinese, from nothing"}
+AWKWARD = ("", "the", "A.", "don't U.S. 3.5% $5 ...", "……", "。MP", "30km度", "the Oslo, an")
+
+
+def articles(file: str) -> list[dict]:
+    """Returns the articles of a JSON file of SQuAD's form."""
+    return json.loads((study.DATA / file).read_text())["data"]
+
+
+def sets(name: str) -> dict[str, list[dict]]:
+    """Returns the articles to train on, and those held out."""
+    if name == "xquad":
+        every = articles("xquad/xquad.en.json")
+        held_out = every[::6]
+        return {"train": [x for x in every if x not in held_out], "held_out": held_out}
+    held_out = articles("cmrc2018/trial.json")
+    known = {article["title"] for article in held_out}
+    every = articles("cmrc2018/dev.json")
+    return {"train": [x for x in every if x["title"] not in known], "held_out": held_out}
+
+
+def questions(some: list[dict]) -> list[tuple[str, dict]]:
+    """Returns (context, question) of articles."""
+    return [(p["context"], q) for article in some for p in article["paragraphs"] for q in p["qas"]]
+
+
+def ours(name: str, steps: int) -> dict:
+    """Trains, and scores what is held out; without steps scores the model that training begins."""
+    keys = {"model.max_length": 256}
+    for split, some in sets(name).items():
+        file = study.WORK / NAME / f"{name}-{split}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"version": "1.1", "data": some}))
+        keys[f"data.{'train' if split == 'train' else 'validation'}"] = file.relative_to(study.ROOT)
+    if name == "xquad":
+        keys |= {"init_from": study.minilm(), "data.batch_size": 16}
+    rate = 1e-4 if name == "xquad" else 5e-4
+    keys |= {
+        "optimizer.learning_rate": rate if steps else 0.0, "train.steps": max(steps, 1),
+        "optimizer.warmup_steps": steps // 10, "eval.every": max(steps, 1),
+    }  # fmt: skip
+    label = name if steps else f"{name}-untrained"
+    counts = {split: len(questions(some)) for split, some in sets(name).items()}
+    return study.train(NAME, label, "configs/finetune/answer.py", keys) | {"questions": counts}
+
+
+def guesses(name: str) -> dict[str, dict[str, str]]:
+    """Returns answers to what is held out, by their kind and the question's id."""
+    rng, out = random.Random(0), {"right": {}, "near": {}, "random": {}, "awkward": {}}
+    for context, question in questions(sets(name)["held_out"]):
+        right, at = question["answers"][0]["text"], rng.randrange(len(context))
+        near = right[rng.randrange(2) : len(right) - rng.randrange(2)] + context[at : at + 2]
+        out["right"][question["id"]] = right.upper()
+        out["near"][question["id"]] = near
+        out["random"][question["id"]] = context[at : at + rng.randrange(60)]
+        out["awkward"][question["id"]] = rng.choice(AWKWARD) + rng.choice(("", right))
+    return out
+
+
+def script(folder: str, file: str) -> ModuleType:
+    """Imports a script from a folder."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, Path(folder) / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def official(folder: str, name: str, guess: dict[str, str]) -> dict[str, float]:
+    """Returns an official script's scores of answers, in per cent."""
+    data = sets(name)["held_out"]
+    if name == "xquad":
+        exact, f1 = script(folder, "evaluate-v2.0.py").get_raw_scores(data, guess)
+        mean = lambda values: 100 * sum(values.values()) / len(values)
+        return {"exact_match": mean(exact), "f1": mean(f1)}
+    theirs = script(folder, "cmrc2018_evaluate.py")
+    theirs.nltk.word_tokenize = partial(theirs.nltk.tokenize.word_tokenize, preserve_line=True)
+    f1, exact, _, skipped = theirs.evaluate({"data": data}, guess)
+    assert not skipped
+    return {"exact_match": exact, "f1": f1}
+
+
+def compared(folder: str) -> dict:
+    """Scores each kind of answers by both."""
+    out = {}
+    for name in SETS:
+        asked = [question for _, question in questions(sets(name)["held_out"])]
+        gold = [[answer["text"] for answer in question["answers"]] for question in asked]
+        for kind, guess in guesses(name).items():
+            found = scores.answers(gold, [guess[question["id"]] for question in asked])
+            found = {key: 100 * value for key, value in found.items()}
+            out[f"{name}-{kind}"] = {"ours": found, "official": official(folder, name, guess)}
+    return {"scores": out}
+
+
+def main() -> None:
+    """Compares scores where the scripts are given; trains on both sets."""
+    if len(sys.argv) > 1:
+        study.recorded(NAME, "scores", partial(compared, sys.argv[1]))
+    for name, steps in {"xquad": 180, "cmrc": 800}.items():
+        study.recorded(NAME, f"{name}-untrained", partial(ours, name, 0))
+        study.recorded(NAME, name, partial(ours, name, steps))
+
+
+def report(runs: dict[str, dict]) -> study.Report:
+    """Scores before and after training, and beside the official scripts."""
+    targets, rows = [], []
+    for name, what in SETS.items():
+        if name not in runs:
+            continue
+        before, after = runs[f"{name}-untrained"], runs[name]
+        pair = [f"{100 * run[f'eval_{key}']:.1f}" for key in ("exact_match", "f1")
+                for run in (before, after)]  # fmt: skip
+        counts = after["questions"]
+        rows.append([what, f"{counts['train']:,}", f"{counts['held_out']:,}", *pair,
+                     f"{after['cpu_seconds'] / 60:.1f}"])  # fmt: skip
+        targets.append(study.Target(f"{what.split(',')[0]}: F1 rises in training",
+                                    f"{pair[2]} to {pair[3]}",
+                                    after["eval_f1"] > before["eval_f1"]))  # fmt: skip
+    header = ["", "questions to train on", "held out", "exact match before", "after", "F1 before",
+              "after", "CPU minutes"]  # fmt: skip
+    text = table(header, rows)
+    if "scores" in runs:
+        found = runs["scores"]["scores"]
+        sides = lambda both: [f"{both[side][key]:.4f}" for key in ("exact_match", "f1")
+                              for side in ("ours", "official")]  # fmt: skip
+        apart = max(abs(both["ours"][key] - both["official"][key]) for both in found.values()
+                    for key in ("exact_match", "f1"))  # fmt: skip
+        targets.append(study.Target("scores equal the official scripts'", "largest difference of "
+                                    f"{len(found)} sets of answers: {apart:.1g} points",
+                                    apart < 1e-9))  # fmt: skip
+        header = ["answers", "exact match, ours", "official", "F1, ours", "official"]
+        text += "\n\n" + table(header, [[key, *sides(both)] for key, both in found.items()])
+    commands = "\n".join(f"    {runs[name]['command']}" for name in SETS if name in runs)
+    return study.Report(targets, f"{text}\n\n{commands}")
+
+
+if __name__ == "__main__":
+    main()
