@@ -31,13 +31,11 @@ def add_step(sub: argparse.ArgumentParser) -> None:
         "a saved step, or best: of those that are kept, by eval.metric; the newest if not given"))
 
 
-def program(short: bool = False) -> str:
+def program() -> str:
     """Returns how this process was called, to be shown in commands: llm-jax or python launch.py."""
     script = Path(sys.argv[0])
-    if script.stem == "llm-jax":
-        return "llm-jax"
-    path = sys.argv[0] if script.name == "launch.py" and not short else "launch.py"
-    return path if short else f"python {shlex.quote(path)}"
+    path = sys.argv[0] if script.name == "launch.py" else "launch.py"
+    return "llm-jax" if script.stem == "llm-jax" else f"python {shlex.quote(path)}"
 
 
 def shown(verb: str, *options: str) -> str:
