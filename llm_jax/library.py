@@ -62,6 +62,7 @@ class Pretrained:
     model: Model
     params: Any
     tokenizer: Tokenizer | None
+    _memory: decode.Memory = dataclasses.field(default_factory=decode.Memory)
 
     def batch(self, texts: Sequence[str], targets: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Tokenises texts with the special tokens that the model expects, padded on the right.
@@ -174,8 +175,11 @@ class Pretrained:
         return decode.complete(self.model, self.params, self.tokenizer, prompts, **options)
 
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
-        """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …]."""
-        return self.generate([messages], **options)[0]["completion"]
+        """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …].
+
+        The KV cache is kept: what messages share with those of the last call is not computed again.
+        """
+        return self.generate([messages], **{"memory": self._memory} | options)[0]["completion"]
 
     def _side(self, side: str) -> str:
         kind = self.model.cfg.kind

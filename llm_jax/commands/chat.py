@@ -28,12 +28,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Answers each line of stdin until it ends; prints the replies as they are written."""
     from llm_jax import sharding
     from llm_jax.data import chat
-    from llm_jax.decode import stream
+    from llm_jax.decode import Memory, stream
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop seed".split()
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names} | {"memory": Memory()}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `commands.run` had it end all
     begin = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(begin)

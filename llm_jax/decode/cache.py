@@ -44,8 +44,14 @@ class Reader:
     prefix: bool = dataclasses.field(default=False, metadata={"static": True})
     allowed: Any = None  # ids that may be drawn, bool [V]
 
-    def start(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Any]:
-        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache."""
+    def start(
+        self, tokens: jax.Array, lengths: jax.Array, cache: Any = None, first: Any = 0
+    ) -> tuple[jax.Array, Any]:
+        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache.
+
+        Of prompts of lengths [B] whose first so many tokens a cache has already, tokens are those
+        behind these.
+        """
         B, T = tokens.shape
         if not self.cached:
             cache = {"tokens": jnp.pad(tokens, ((0, 0), (0, self.size - T)))[None]}
@@ -57,10 +63,10 @@ class Reader:
             variables = {"params": self.params}
             context["encoded"] = self.model.apply(variables, self.source, method="encode")
         # Padding has a position after the last slot, and so is not written into the cache.
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        positions = jnp.broadcast_to(first + jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
-        outputs, cache = self._step({}, tokens, positions, **context)
-        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - 1, axis=1)
+        outputs, cache = self._step(cache or {}, tokens, positions, **context)
+        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - first - 1, axis=1)
         return self._logits(outputs._replace(hidden=last)), cache
 
     def advance(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
@@ -99,6 +105,28 @@ class Reader:
         return logits if self.allowed is None else jnp.where(self.allowed, logits, -jnp.inf)
 
 
+@dataclasses.dataclass
+class Memory:
+    """The KV cache of one text, from which another that begins alike goes on (a chat's turns)."""
+
+    ids: Sequence[int] = ()  # the tokens whose keys and values are in it
+    cache: Any = None
+    size: int = 0
+
+    def take(self, ids: Sequence[int], size: int, most: int) -> tuple[int, Any, int]:
+        """Returns (size, cache, the number of its tokens that begin ids), and no longer holds it.
+
+        Where none has room for `size` tokens, it is of a larger size, None and 0.
+        """
+        cache, self.cache = self.cache, None
+        if cache is None or size > self.size:
+            self.size = min(2 * size, most)
+            return self.size, None, 0
+        both = zip(self.ids, ids[:-1], strict=False)  # of the last one the logits are asked for
+        same = [a == b for a, b in both]
+        return self.size, cache, [*same, False].index(False)
+
+
 def round_up(n: int, most: int) -> int:
     """The next power of two: sizes come in few, so that few programs are compiled."""
     return min(1 << (n - 1).bit_length(), most)
@@ -111,6 +139,13 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
     for to, row in zip(tokens, rows, strict=True):
         to[: len(row)] = row
     return tokens, lengths
+
+
+def resumable(reader: Reader) -> bool:
+    """Whether a cache serves any text that begins as its own: of keys and values, no state."""
+    kinds = reader.model.cfg.attention.split(",")
+    plain = reader.cached and not reader.prefix and reader.source is None
+    return plain and not any(attention.get(kind).state for kind in kinds)
 
 
 def prepare(

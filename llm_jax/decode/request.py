@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_jax.config import ConfigError
+from llm_jax.decode.cache import Memory
 
 NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
 FILE = "generation_config.json"
@@ -45,6 +46,7 @@ class Request:
       suppressed: ids that are never drawn.
       max_length, min_length: tokens of prompt and text together.
       imported: whether an imported generation_config.json is read.
+      memory: of a single text that is sampled: where its KV cache is kept for the next.
     """
 
     max_new_tokens: int | None = None
@@ -66,6 +68,7 @@ class Request:
     max_length: int | None = None
     min_length: int = 0
     imported: bool = True
+    memory: Memory | None = None
 
     def check(self, kind: str) -> None:
         """Raises ConfigError where the settings do not go together for a model.kind."""

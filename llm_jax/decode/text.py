@@ -188,7 +188,7 @@ def _inputs(model, tokenizer, job: _Job, request) -> dict[str, Any]:
                         count, longest, length, room)
     inputs = {name: getattr(request, name) for name in names}
     if request.beams == 1:
-        inputs["stop"] = _stop(request.stop, job.spoken)
+        inputs |= {"stop": _stop(request.stop, job.spoken), "memory": request.memory}
     least = [max(request.min_new_tokens, request.min_length - len(row)) for row in job.rows]
     return inputs | {
         "max_new_tokens": count, "allowed": _allowed(model, tokenizer, request),

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax import models
 from llm_jax.decode import generate, sample
-from llm_jax.decode.cache import pad
+from llm_jax.decode.cache import Memory, pad
 from tests.tiny_models import tiny_model
 
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
@@ -283,3 +283,42 @@ def test_minimum_length_is_of_each_row():
     for row, least in zip(run(eos_id=ends, min_new_tokens=leasts), leasts, strict=True):
         assert len(row) > least and not set(row[:least]) & set(ends)
         assert least or len(row) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"positions": "relative", "attention": "dense,local", "window": 3}, True),
+        pytest.param({"attention": "latent", "latent_kv": 6, "latent_rotary": 2}, True,
+                     marks=pytest.mark.slow),
+        ({"attention": "linear"}, False),  # a state, which cannot be cut
+    ],
+)
+def test_a_text_goes_on_from_the_memory_of_another(changes, kept, monkeypatch):
+    """Of texts that go on, differ early, late or not at all, are shorter, or outgrow the model."""
+    model, params = tiny_model(max_length=LENGTH, **changes)
+    memory, known, take = Memory(), [], Memory.take
+    monkeypatch.setattr(Memory, "take", lambda *args: known.append(take(*args)) or known[-1])
+    settings, text = {"max_new_tokens": 4, "temperature": 1}, []
+    for prompt in ([1, 2, 3], [1, 2], [1, 2, 9, 9, 4], None, None, [5], None):
+        prompt = prompt or [*text, 7]  # None: a conversation's next turn
+        (reply,) = generate(model, params, [prompt], memory=memory, **settings)
+        assert [reply] == generate(model, params, [prompt], **settings)
+        text = prompt + reply
+    shared = [first for _, _, first in known]
+    # The fifth begins with all 13 that are there, and outgrows the model at its third token.
+    assert shared == ([0, 1, 2, 8, 13, 0, 0, 4] if kept else [])
+
+
+def test_a_memory_is_sound_after_an_interruption():
+    model, params = tiny_model(max_length=LENGTH)
+    memory, settings = Memory(), {"max_new_tokens": 6, "temperature": 0}
+    for tokens in (1, 4):
+        pieces = sample.stream(model, params, [[1, 2, 3]], memory=memory, every=1, **settings)
+        for _ in range(tokens):
+            (row,) = next(pieces)
+        pieces.close()
+        prompt = [1, 2, 3, *row, 4]
+        assert memory.cache is not None
+        found = generate(model, params, [prompt], memory=memory, **settings)
+        assert found == generate(model, params, [prompt], **settings)
