@@ -20,6 +20,7 @@ from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub import families, files, sentence, text
 from llm_jax.hub.families import FAMILIES
 from llm_jax.hub.family import (
+    DROPPED,
     Family,
     Plan,
     differences,
@@ -132,7 +133,7 @@ def _check(
             source = stand_ins.get(original, original)
             if not np.array_equal(tensors.get(name), tensors.get(source)):
                 problems.append(f"not tied: {own(name)} differs from {own(source)}")
-        elif not any(re.fullmatch(p, name) for p in (*family.dropped, *family.aliases)):
+        elif not any(re.fullmatch(p, name) for p in (*DROPPED, *family.dropped, *family.aliases)):
             problems.append(f"unexpected: {own(name)}")
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
