@@ -4,7 +4,7 @@ A new family is one table here: the config keys that make it, how config.json ca
 others, and the name of each module.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
