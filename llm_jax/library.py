@@ -18,7 +18,7 @@ from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import read_json
 from llm_jax.models import Model, Outputs
-from llm_jax.train.predict import document, make_predict_step, predict
+from llm_jax.train.predict import answerer, document, predict
 from llm_jax.train.run import load_params
 
 
@@ -161,11 +161,11 @@ class Pretrained:
 
     def _answers(self, name: str, records: Sequence[str | Record]) -> list[Record]:
         objective = objectives.get(name)
-        step = make_predict_step(self.model, objective, self.config)
         examples = objective.examples(self.tokenizer, self.config)
+        answer = answerer(self.model, objective, examples)
         records = [{"text": x} if isinstance(x, str) else x for x in records]
         documents = (document(examples, x, f"record {i}") for i, x in enumerate(records))
-        return list(predict(step, self.params, examples, documents))
+        return list(predict(answer, self.params, documents, self.config.data.batch_size))
 
     def generate(self, prompts: Sequence[decode.Prompt], **options: Any) -> list[dict]:
         """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""

@@ -37,17 +37,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
     from llm_jax.train import ensemble
-    from llm_jax.train.predict import make_predict_step, predict, written
+    from llm_jax.train.predict import answerer, predict
 
     setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
     if args.batch_size is not None:
         if args.batch_size < 1:
             raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")
         setup.config.data.batch_size = args.batch_size
-    write = setup.writer(tokenizer)
-    if write is None:
-        predict_step = make_predict_step(setup.model, setup.objective, setup.config)
-    examples = setup.objective.examples(tokenizer, setup.config)
+    examples, size = setup.objective.examples(tokenizer, setup.config), setup.config.data.batch_size
+    answer = setup.writer(tokenizer)
+    answer = answer or answerer(setup.model, setup.objective, examples, setup.mesh)
     rows, output = _rows(args.input, examples), Path(args.output)
     done = _continued(output, rows)
     read = []  # rows whose answers are yet to come
@@ -59,17 +58,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
     count, errors, began, told = 0, 0, time.time(), time.time()
     with output.open("a", encoding="utf-8") as file, sharding.activate(setup.mesh):
-        answers = (
-            written(write, params, documents(), setup.config.data.batch_size)
-            if write
-            else predict(predict_step, params, examples, documents(), setup.mesh)
-        )
-        for answer in answers:
-            record = read.pop(0)
-            if "error" in answer:
-                tell(f"row {done + count + 1}: {answer['error']}")
+        for found in predict(answer, params, documents(), size):
+            row = read.pop(0) | found
+            if "error" in found:
+                tell(f"row {done + count + 1}: {found['error']}")
                 errors += 1
-            file.write(json.dumps(record | answer, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             count += 1
             if time.time() - told > EVERY:
                 file.flush()
