@@ -153,7 +153,7 @@ def prepare(
     *, sources: Sequence[Sequence[int]] | None = None, eos_id: int | Sequence[int] = (),
     prefix: bool = False, cached: bool | None = None, allowed: np.ndarray | None = None,
 ) -> tuple[Reader, Prompts, int]:
-    """Checks prompts; returns the reader, the prompts as arrays, and the room for new ids.
+    """Returns the reader, the prompts as arrays, and the room for new ids.
 
     Args:
       sources: what an encoder-decoder's encoder reads, one for each prompt.
@@ -162,16 +162,8 @@ def prepare(
       cached: keep keys and values; None: where the attention can. False reads everything again
         at each step: slow, and the same tokens.
       allowed: bool [V], the ids that may be drawn; None: all.
-
-    Raises:
-      ValueError: a model that writes no text, an empty or too long prompt or source, or an
-        argument out of range.
     """
-    _check(model, prompts, sources, max_new_tokens)
-    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
-    if allowed is not None and (np.shape(allowed) != (vocabulary,) or not any(allowed)):
-        raise ValueError(f"allowed: must be bool [{vocabulary}] and allow some id")
-    encoder_batch = None
+    length, encoder_batch = model.cfg.max_length, None
     if sources is not None:
         tokens, lengths = pad(sources, length)
         real = np.arange(tokens.shape[1]) < lengths[:, None]  # segment 0 is padding
@@ -193,24 +185,3 @@ def replicated(tree: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.sharding.PartitionSpec())
-
-
-def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
-    """Raises ValueError where the model cannot continue these prompts."""
-    cfg = model.cfg
-    if cfg.kind == "encoder" or not models.heads.speaks(cfg):
-        raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a "
-                         "decoder with an output matrix does")
-    if (sources is not None) != (cfg.kind == "encoder_decoder"):
-        problem = "takes none" if sources is not None else "needs one for each prompt"
-        raise ValueError(f"sources: model.kind={cfg.kind!r} {problem}")
-    if sources is not None and len(sources) != len(prompts):
-        raise ValueError(f"sources: {len(sources)} of them for {len(prompts)} prompts")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    for kind, rows in (("prompt", prompts), ("source", sources or ())):
-        for row in rows:
-            if not 0 < len(row) <= cfg.max_length:
-                raise ValueError(f"a {kind} of {len(row)} tokens; there must be at least 1 (such "
-                                 "as the tokenizer's bos_id) and at most model.max_length="
-                                 f"{cfg.max_length}")

@@ -13,9 +13,7 @@ from llm_jax.decode.cache import Memory, pad, prepare, replicated, resumable
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
-# Smaller numbers are 0 to XLA, larger ones infinite.
-TINY, LARGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-SEEDS = 2**32
+TINY = float(np.finfo(np.float32).tiny)  # smaller numbers are 0 to XLA
 
 
 def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> list[list[int]]:
@@ -46,13 +44,8 @@ def stream(
       every: None: once, at the end; 8 where there is a `stop`.
       memory: of a single prompt: what it has of it is not computed again; it then has this text's.
       inputs: sources, eos_id and the others of `cache.prepare`.
-
-    Raises:
-      ValueError: as `cache.prepare`, or a setting out of range.
     """
     choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed={seed}: must be in 0 … 2^32 - 1")
     reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
     length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
@@ -81,7 +74,8 @@ def stream(
         while True:
             for i, fresh in enumerate(np.asarray(state.ids)[:, :until].tolist()):
                 if not ended[i]:
-                    new[i][before[i] :] = _until(ends, fresh)
+                    end = next((n for n, token in enumerate(fresh) if token in ends), until)
+                    new[i][before[i] :] = fresh[: end + 1]
                     ended[i] = not ends.isdisjoint(new[i])
                     kept = stop(prompts[i], new[i]) if stop else None
                     if kept is not None:
@@ -102,21 +96,12 @@ def stream(
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
     """Settings of `choose`; None leaves a step out of the program, else it is an argument of it."""
-    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1 and 0 <= min_p <= 1):
-        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}: "
-                         "need temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1, "
-                         "0 <= min_p <= 1")
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
         top_p if top_p < 1 else None,
         max(min_p, TINY) if min_p else None,
     )
-
-
-def _until(ends: set[int], ids: list[int]) -> list[int]:
-    """The ids up to and with the first that is an end."""
-    return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _forgotten(n: int, length: int) -> int:

@@ -120,38 +120,6 @@ def test_bfloat16():
     assert all(len(row) == 20 and all(0 <= t < 11 for t in row) for row in found)
 
 
-def test_what_is_refused():
-    model, params = tiny_model(max_length=LENGTH)
-    run = functools.partial(generate, model, params)
-    for prompts, settings, message in [
-        ([[1], []], {}, "a prompt of 0 tokens"),
-        ([[1] * 17], {}, "max_length=16"),
-        ([[1]], {"sources": [[1]]}, "takes none"),
-        ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
-        *[([[1]], {"temperature": t}, "temperature=") for t in (NAN, INF, -INF, 1e39, -1e-45)],
-        *[([[1]], {"top_p": p}, "top_p=") for p in (NAN, INF, 0.0, -0.1, 1.01)],
-        *[([[1]], {"min_p": p}, "min_p=") for p in (NAN, -0.1, 1.01)],
-        *[([[1]], {"repetition_penalty": p}, "repetition_penalty=") for p in (NAN, INF, 0.0, -1)],
-        ([[1]], {"min_new_tokens": -1}, "min_new_tokens=-1"),
-        ([[1]], {"top_k": -1}, "top_k=-1"),
-        ([[1]], {"seed": 2**32}, "seed=4294967296"),
-        ([[1]], {"seed": -1}, "seed=-1"),
-        ([[1]], {"allowed": np.zeros(11, bool)}, "allow some id"),
-        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            run(prompts, **{"max_new_tokens": 4} | settings)
-    for changes, message in [
-        ({"kind": "encoder_decoder"}, "needs one for each"),
-        ({"kind": "encoder"}, "writes no text"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            generate(*tiny_model(**changes), [[1]], max_new_tokens=4)
-    with pytest.raises(ValueError, match="1 of them for 2 prompts"):
-        both = tiny_model(kind="encoder_decoder")
-        generate(*both, [[1], [1]], sources=[[1]], max_new_tokens=4)
-
-
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """[V] -> [V]: by sorting, as the papers describe it."""
     p = np.exp(logits / temperature - np.max(logits / temperature))
