@@ -41,6 +41,16 @@ def test_what_is_learned_is_replies_and_their_ends():
     assert examples.examples({"messages": messages(*TALK)[:1]}, None, None) == []
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "wordpiece"])
+def test_the_vocabulary_is_not_listed_for_a_conversation(kind, monkeypatch):
+    about = configs.ConfigDict({"name": kind, "vocab_size": 300, "specials": chat.MARKS})
+    tokenizer = tokenizers.build(about, ["Hello, how are you? Fine!"])
+    text = chat.render(tokenizer, messages(*TALK))
+    assert text.count(tokenizer.pieces()[tokenizer.eos_id]) == 2 * len(TALK)
+    monkeypatch.setattr(type(tokenizer), "pieces", lambda self: pytest.fail("listed"))
+    assert chat.render(tokenizer, messages(*TALK)) == text
+
+
 def test_transformers_renders_the_default_template_of_an_export(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = Bytes(chat.MARKS)
