@@ -46,7 +46,8 @@ def test_the_vocabulary_is_not_listed_for_a_conversation(kind, monkeypatch):
     about = configs.ConfigDict({"name": kind, "vocab_size": 300, "specials": chat.MARKS})
     tokenizer = tokenizers.build(about, ["Hello, how are you? Fine!"])
     text = chat.render(tokenizer, messages(*TALK))
-    assert text.count(tokenizer.pieces()[tokenizer.eos_id]) == 2 * len(TALK)
+    bos, eos = (tokenizer.pieces()[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
+    assert text.startswith(bos) and text[len(bos) :].count(eos) == 2 * len(TALK)
     monkeypatch.setattr(type(tokenizer), "pieces", lambda self: pytest.fail("listed"))
     assert chat.render(tokenizer, messages(*TALK)) == text
 
