@@ -117,6 +117,12 @@ def number(
     return Key(default, allows, f"must be {bound} and at most {most:g}", when)
 
 
+def steps_or_share(default: float) -> Key:
+    """Whole steps, or, below 1, a share of train.steps."""
+    allows = lambda v: 0 <= v < 1 or (v <= COUNT and v == int(v))
+    return Key(default, allows, f"must be whole steps, at most {COUNT}, or a share below 1")
+
+
 def share(default: float, over: bool = False, when: When | None = None) -> Key:
     """A number in [0, 1); over: in (0, 1). Below 1 in float32 too."""
     allows = lambda v: (v == 0 and not over) or 2**-126 <= v <= 1 - 2**-24
@@ -399,7 +405,7 @@ class Optimizer:
     name = one_of("adamw", "adafactor", "lion", "muon")
     learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
-    warmup_steps = whole(100, 0, COUNT)
+    warmup_steps = steps_or_share(100.0)  # below 1: that share of train.steps
     # Steps at the peak rate after the warm-up (T5: 10,000).
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a

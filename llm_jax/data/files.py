@@ -175,7 +175,9 @@ def rows(
         else:
             blocks = _text_of(path, packing, first, file)
             plain = _json_lines if lines else _text
-            read = KINDS.get(kind) or (_tsv if _numbered(columns) else plain)
+            # By lines, a table of another name shows its tabs: else columns are of training's file.
+            table = _numbered(columns) and (not lines or b"\t" in first.partition(b"\n")[0])
+            read = KINDS.get(kind) or (_tsv if table else plain)
             read = _words if words and read is _tsv else read
             yield from read(path, blocks, columns)
 

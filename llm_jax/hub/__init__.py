@@ -46,7 +46,9 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name, but read "
+                          "from a folder, as `hf download NAME --local-dir=FOLDER` (of "
+                          "huggingface_hub) makes it")
     hf = files.read_json(folder / files.CONFIG)
     family = families.get(hf.get("model_type"))
     tensors = files.Tensors(folder)
