@@ -119,7 +119,7 @@ def number(
 
 def steps_or_share(default: float) -> Key:
     """Whole steps, or, below 1, a share of train.steps."""
-    allows = lambda v: 0 <= v < 1 or (v <= COUNT and v == int(v))
+    allows = lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v))
     return Key(default, allows, f"must be whole steps, at most {COUNT}, or a share below 1")
 
 
@@ -599,8 +599,8 @@ def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
     steps, flat = config.train.steps, flatten(config)
     keys = [f"optimizer.{part}_steps" for part in ("warmup", "hold", "decay")]
     parts = {key: flat[key] for key in keys if flat[key] and not unread(config, key)}
-    if sum(parts.values()) > steps:
-        named = " + ".join(f"{key}={length}" for key, length in parts.items())
+    if sum(x * (steps if x < 1 else 1) for x in parts.values()) > steps:
+        named = " + ".join(f"{key}={length:g}" for key, length in parts.items())
         if not parts.keys().isdisjoint(by_hand):
             raise ConfigError(f"{named}: longer than train.steps={steps}")
         log.warning(
