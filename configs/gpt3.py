@@ -55,8 +55,8 @@ def get_config(variant="125m"):
     c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.95, 1e-8
     c.optimizer.weight_decay = 0.1
     c.train.steps = steps_of(c.data, 300e9)
-    c.optimizer.warmup_steps = steps_of(c.data, 375e6)
-    c.optimizer.decay_steps = steps_of(c.data, 260e9) - c.optimizer.warmup_steps
+    c.optimizer.warmup_steps = warmup = steps_of(c.data, 375e6)
+    c.optimizer.decay_steps = steps_of(c.data, 260e9) - warmup
     c.eval.every = c.checkpoint.every = 1000
     return c
 

@@ -117,6 +117,12 @@ def number(
     return Key(default, allows, f"must be {bound} and at most {most:g}", when)
 
 
+def steps_or_share(default: float) -> Key:
+    """Whole steps, or, below 1, a share of train.steps."""
+    allows = lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v))
+    return Key(default, allows, f"must be whole steps, at most {COUNT}, or a share below 1")
+
+
 def share(default: float, over: bool = False, when: When | None = None) -> Key:
     """A number in [0, 1); over: in (0, 1). Below 1 in float32 too."""
     allows = lambda v: (v == 0 and not over) or 2**-126 <= v <= 1 - 2**-24
@@ -399,7 +405,7 @@ class Optimizer:
     name = one_of("adamw", "adafactor", "lion", "muon")
     learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
-    warmup_steps = whole(100, 0, COUNT)
+    warmup_steps = steps_or_share(100.0)  # below 1: that share of train.steps
     # Steps at the peak rate after the warm-up (T5: 10,000).
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
@@ -593,8 +599,8 @@ def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
     steps, flat = config.train.steps, flatten(config)
     keys = [f"optimizer.{part}_steps" for part in ("warmup", "hold", "decay")]
     parts = {key: flat[key] for key in keys if flat[key] and not unread(config, key)}
-    if sum(parts.values()) > steps:
-        named = " + ".join(f"{key}={length}" for key, length in parts.items())
+    if sum(x * (steps if x < 1 else 1) for x in parts.values()) > steps:
+        named = " + ".join(f"{key}={length:g}" for key, length in parts.items())
         if not parts.keys().isdisjoint(by_hand):
             raise ConfigError(f"{named}: longer than train.steps={steps}")
         log.warning(

@@ -112,6 +112,10 @@ def read_config(workdir: str | Path) -> ConfigDict:
     if not file.exists():
         raise ConfigError(f"--workdir={workdir}: no config.json there; it is not a run folder")
     content = read_json(file)
+    if "model_type" in content:
+        raise ConfigError(f"--workdir={workdir}: is a Hugging Face folder, not a run's; make a run "
+                          f"of it first: import --from={workdir} --workdir=RUN, or train a new one "
+                          f"that begins with it: --config.init_from={workdir}")
     if not {"model", "data", "train"} <= content.keys():
         raise ConfigError(f"{file}: is not a run's, it has no model, data and train; name another "
                           "folder")

@@ -18,7 +18,7 @@ from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import read_json
 from llm_jax.models import Model, Outputs
-from llm_jax.train.predict import document, make_predict_step, predict
+from llm_jax.train.predict import answerer, document, predict
 from llm_jax.train.run import load_params
 
 
@@ -62,6 +62,7 @@ class Pretrained:
     model: Model
     params: Any
     tokenizer: Tokenizer | None
+    _memory: decode.Memory = dataclasses.field(default_factory=decode.Memory)
 
     def batch(self, texts: Sequence[str], targets: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Tokenises texts with the special tokens that the model expects, padded on the right.
@@ -160,11 +161,11 @@ class Pretrained:
 
     def _answers(self, name: str, records: Sequence[str | Record]) -> list[Record]:
         objective = objectives.get(name)
-        step = make_predict_step(self.model, objective, self.config)
         examples = objective.examples(self.tokenizer, self.config)
+        answer = answerer(self.model, objective, examples)
         records = [{"text": x} if isinstance(x, str) else x for x in records]
         documents = (document(examples, x, f"record {i}") for i, x in enumerate(records))
-        return list(predict(step, self.params, examples, documents))
+        return list(predict(answer, self.params, documents, self.config.data.batch_size))
 
     def generate(self, prompts: Sequence[decode.Prompt], **options: Any) -> list[dict]:
         """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""
@@ -174,8 +175,11 @@ class Pretrained:
         return decode.complete(self.model, self.params, self.tokenizer, prompts, **options)
 
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
-        """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …]."""
-        return self.generate([messages], **options)[0]["completion"]
+        """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …].
+
+        The KV cache is kept: what messages share with those of the last call is not computed again.
+        """
+        return self.generate([messages], **{"memory": self._memory} | options)[0]["completion"]
 
     def _side(self, side: str) -> str:
         kind = self.model.cfg.kind

@@ -1,5 +1,6 @@
 """Eight simulated devices for every test, compiled programs cached between runs, a tiny run."""
 
+import gc
 import logging
 import os
 import random
@@ -26,6 +27,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llm_ja
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# A tracer makes many objects and few cycles; to look at all for them was a tenth of the time.
+gc.set_threshold(50_000, 10, 5)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -68,6 +68,8 @@ REFUSED = {
     "optimizer.learning_rate=1e999": "learning_rate=inf: must be at least 0 and at most 1000",
     "optimizer.learning_rate=nan": "learning_rate='nan': expected float",
     "optimizer.eps=1e-50": "optimizer.eps=1e-50: must be at least 1e-20",
+    "optimizer.warmup_steps=1.5": "warmup_steps=1.5: must be whole steps, .* or a share below 1",
+    "optimizer.warmup_steps=-0.1": "warmup_steps=-0.1: must be whole steps",
     "optimizer.warmup_steps=1001": "warmup_steps=1001: longer than train.steps=1000",
     "model.window=8": "nothing reads it with model.attention='dense'; it is read with "
     "model.attention=local | longformer | dilated | chunked",

@@ -247,8 +247,10 @@ BAD_READ = {
     "generate without a run": (["generate", "--workdir={tmp}"], "{tmp}: no config.json there"),
     "eval of a file": (["eval", "--workdir={tmp}/a file"], "a file: no config.json there"),
     "no such step": (["eval", "--workdir={run}", "--step=3"], "--step=3: .*holds steps"),
-    "no test set": (["eval", "--workdir={run}", "--split=test"], r"data\.test_fraction"),
-    "config keys": (["eval", "--workdir={run}", "--config.seed=1"], "--config.seed=1: only train"),
+    "no test set": (["eval", "--workdir={run}", "--split=test"], r"config\.data\.test=FILE"),
+    "config keys": (["eval", "--workdir={run}", "--config.seed=1"], "seed: is the run's own"),
+    "keys of generate": (["generate", "--workdir={run}", "--config.seed=1"], "seed=1: only train"),
+    "a key's typo": (["eval", "--workdir={run}", "--config.data.tset=x"], "did you mean data.test"),
     "prompt": (["generate", "--workdir={run}", "--prompt=a\udcff"], "udcff': is not UTF-8 text"),
     "temperature nan": (["generate", "--workdir={run}", "--temperature=nan"], "temperature"),
     "temperature": (["generate", "--workdir={run}", "--temperature=-1"], "temperature"),
@@ -264,6 +266,38 @@ def test_bad_input_to_eval_and_generate(name, run, tmp_path, capsys):
     places = files(tmp_path) | {"run": run}
     code = launch.main([a.format(**places) for a in argv])
     refused(code, message.format(**places), capsys)
+
+
+PROMPTS = {
+    "no JSON": ('"a"\n\n{{"prompt": 1', "line 3: not readable as JSON"),
+    "another key": ('{{"text": "a"}}', r"line 1: has no \"prompt\" or \"messages\", .*'text'"),
+    "a number": ('"a"\n5', "line 2: holds a int"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_line_that_is_no_prompt_is_named(name, tmp_path, capsys):
+    content, message = PROMPTS[name]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content.format())
+    code = launch.main(["generate", f"--workdir={tmp_path}", f"--prompts={file}"])
+    refused(code, f"{file}, {message}", capsys)
+
+
+@pytest.mark.parametrize("verb", ["eval", "train", "generate"])
+def test_a_hugging_face_folder_is_no_run(verb, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    code = launch.main([verb, f"--workdir={tmp_path}"])
+    refused(code, f"Hugging Face folder.*import --from={tmp_path} --workdir=", capsys)
+
+
+def test_a_new_run_without_a_config_says_what_it_is_made_of(tmp_path, capsys):
+    source = tmp_path / "hub" / "bert-base"
+    code = launch.main(["train", f"--workdir={tmp_path / 'r'}", f"--config.init_from={source}"])
+    err = capsys.readouterr().err
+    assert code == 2 and "its own architecture" in err.partition("error")[0]
+    assert f"{source}: no such folder; models are not downloaded by name" in err
+    assert "hf download NAME --local-dir=FOLDER" in err
 
 
 def test_without_a_command_it_shows_help_or_runs_the_quickstart(capsys, monkeypatch):
@@ -363,8 +397,9 @@ def test_printed_commands_are_quoted_for_the_shell(run, tmp_path, capsys, argume
         ["python", "launch.py", "generate", f"--workdir={copy}", "--prompt=ab"],
         ["python", "launch.py", "eval", f"--workdir={copy}"],
     ]
-    assert words[2] == ["open", f"{copy}/loss.png"]
-    assert words[3] == ["tensorboard", f"--logdir={copy}/tensorboard"]
+    assert words[2] == ["python", "launch.py", "export", f"--workdir={copy}", "--to=FOLDER"]
+    assert words[3] == ["open", f"{copy}/loss.png"]
+    assert words[4] == ["tensorboard", f"--logdir={copy}/tensorboard"]
 
 
 def test_a_wrong_config_is_refused_before_anything_slow_is_imported():

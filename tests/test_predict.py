@@ -155,6 +155,74 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
     assert (tmp_path / "out").read_bytes() == before
 
 
+def test_columns_of_other_names_are_named_and_a_file_without_any_is_refused(run, tmp_path, capsys):
+    some = texts(30)
+    (tmp_path / "in.csv").write_text("\n".join(["review", *some]))
+    output = tmp_path / "out"
+    options = [f"--input={tmp_path / 'in.csv'}", f"--output={output}"]
+    assert commands.main(["predict", f"--workdir={run[0]}", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("data.text_column") == 1 and "29 more rows like row 1" in err
+    assert not output.exists()  # which the next would go on with
+    rows = predict(run[0], tmp_path / "in.csv", output, "--config.data.text_column=review")
+    assert [row["review"] for row in rows] == some and all("label" in row for row in rows)
+    options = ["--config.data.labels=a,b", *options]
+    assert commands.main(["predict", f"--workdir={run[0]}", *options]) == 2
+    assert "data.labels: is the run's own" in capsys.readouterr().err
+
+
+def test_answers_go_to_the_standard_output(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("a+\n\nb-\n")
+    options = [f"--workdir={run[0]}", "--input=in.txt", "--output=-", "--json"]
+    assert commands.main(["predict", *options]) == 0
+    *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row.get("text") for row in rows] == ["a+", None, "b-"] and last["errors"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_another_file_is_scored_and_training_s_is_not_read(run, tmp_path, capsys):
+    lines = [f"{text}\t{text[-1] == '+'}" for text in texts(40)]
+    (tmp_path / "other.tsv").write_text("\n".join(["review\ttrue", *lines]))
+    train = run[0].parent / "train.tsv"
+    columns = ["--config.data.text_column=review", "--config.data.label_column=true"]
+    asked = [f"--workdir={run[0]}", f"--config.data.test={tmp_path / 'other.tsv'}", "--json"]
+    train.rename(train.with_suffix(".away"))
+    try:
+        assert commands.main(["eval", *asked, *columns]) == 0
+    finally:
+        train.with_suffix(".away").rename(train)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = predict(run[0], tmp_path / "other.tsv", tmp_path / "o", columns[0])
+    right = np.mean([row["label"] == row["true"] for row in rows])
+    assert found["split"] == "test" and found["examples"] == 40
+    assert found["accuracy"] == pytest.approx(right)
+
+
+def test_lines_of_text_are_no_table_of_the_columns_of_training(run, tmp_path):
+    from llm_jax.commands.predict import _rows
+    from llm_jax.objectives import tagging
+
+    examples = copy.copy(run[1].held_out.examples)
+    config = copy.deepcopy(examples.config)
+    config.data.update({"tokens_column": "0", "tags_column": "1", "labels": ("O", "B-LOC")})
+    examples = tagging.Tagging(examples.tokenizer, config)
+    (tmp_path / "in.txt").write_text("Paris, France.\nDon't\n")
+    (tmp_path / "in.conll").write_text("Paris B-LOC\n, O\n\nLyon B-LOC\n")
+    read = lambda name: [*_rows(str(tmp_path / name), examples)]
+    texts = [tagging.spelled(document) for _, document in read("in.txt")]
+    words = [[text[a:b] for a, b in spans] for text, spans in texts]
+    assert words == [["Paris", ",", "France", "."], ["Don", "'", "t"]]
+    assert [record for record, _ in read("in.conll")][0] == {
+        "tokens": ["Paris", ","], "tags": ["B-LOC", "O"]
+    }  # fmt: skip
+
+
+def test_a_classifier_does_not_converse(run, capsys):
+    assert commands.main(["chat", f"--workdir={run[0]}"]) == 2
+    assert "objective.name='classification' does not converse; `predict`" in capsys.readouterr().err
+
+
 def test_items_come_in_lists():
     assert list(chunked(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(chunked([], 3)) == []

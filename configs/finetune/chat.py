@@ -27,6 +27,7 @@ def get_config():
     c.model.num_heads = 4
     c.model.dropout = 0.1
     c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 0.1
     c.train.steps = 1000
     c.eval.scores = ("distinct",)
     c.eval.max_new_tokens = 64

@@ -34,6 +34,7 @@ def get_config():
     c.model.dropout = c.model.attention_dropout = c.model.head_dropout = 0.1
     c.optimizer.learning_rate = 5e-5
     c.optimizer.schedule = "linear"
+    c.optimizer.warmup_steps = 0.1
     c.optimizer.final_fraction = 0.0
     c.optimizer.b2 = 0.999
     c.optimizer.weight_decay = 0.01

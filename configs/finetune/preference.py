@@ -18,7 +18,7 @@ def get_config():
     c.data.batch_size = 16
     c.optimizer.learning_rate = 1e-5
     c.optimizer.schedule = "linear"
-    c.optimizer.warmup_steps = 20
+    c.optimizer.warmup_steps = 0.1
     c.optimizer.weight_decay = 0.0
     c.train.steps = 300
     c.eval.every = 50

@@ -1,7 +1,7 @@
 """The arguments of a predicate, with their roles (Shi and Lin 2019).
 
 python launch.py train --config=configs/finetune/roles.py --workdir=runs/roles \\
-    --config.data.train=en_ewt.conllu
+    --config.init_from=HF_FOLDER_OR_WORKDIR --config.data.train=en_ewt.conllu
 
 Universal PropBank's .conllu, of which a sentence is read once for each predicate; or any table with
 columns tokens, predicate (its place among them, from 0) and roles (B-ARG0, I-ARG0, O …). The model

@@ -27,8 +27,7 @@ SEEDS = (0, 1, 2)
 COUNTS = {"counts-1": 1, "counts-2": 2}
 KEYS = {
     "tokenizer.name": "bpe", "tokenizer.vocab_size": 8000, "model.max_length": 192,
-    "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 100, "train.steps": 970,
-    "eval.every": 970,
+    "model.dropout": 0.2, "optimizer.learning_rate": 1e-3, "train.steps": 780, "eval.every": 780,
 }  # fmt: skip
 
 

@@ -119,6 +119,13 @@ def percent(values: list[float]) -> str:
     return ", ".join(f"{100 * x:.1f}" for x in values)
 
 
+def sampling_error(share: float, count: int) -> str:
+    """Says how far a share of so many examples is from that of all there could be."""
+    error = 100 * (share * (1 - share) / count) ** 0.5
+    return (f"{count:,} examples has a standard error of {error:.1f} points itself, which seeds "
+            "that are scored on the same ones do not show.")  # fmt: skip
+
+
 def beside(
     runs: dict[str, dict], sides: dict[str, str], score: str, wanted: float, what: str,
     limit: float = 20,

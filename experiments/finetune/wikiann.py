@@ -16,7 +16,7 @@ import study
 
 NAME = Path(__file__).stem
 SEEDS = (0, 1)
-STEPS, WARMUP, RATE, BATCH, LENGTH = 625, 62, 2e-4, 32, 128
+STEPS, WARMUP, RATE, BATCH, LENGTH = 625, 62, 2e-4, 32, 64
 SIDES = {"ours": "llm_jax", "trainer": "transformers' Trainer"}
 
 

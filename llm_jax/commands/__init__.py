@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of all verbs; wrong usage is a ConfigError."""
     plain = argparse.RawDescriptionHelpFormatter
     top = _Parser(
-        prog=program(short=True),
+        prog=program().removeprefix("python "),
         description="Pretrain, evaluate and sample Transformer language models in JAX.",
         epilog=EXAMPLES.format(program=program()),
         formatter_class=plain,

@@ -6,6 +6,7 @@ import signal
 import sys
 
 from llm_jax.commands.verb import Verb, add_step, tell
+from llm_jax.config import ConfigError
 
 HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
 
@@ -28,12 +29,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Answers each line of stdin until it ends; prints the replies as they are written."""
     from llm_jax import sharding
     from llm_jax.data import chat
-    from llm_jax.decode import stream
+    from llm_jax.decode import Memory, stream
+    from llm_jax.models import heads
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
+    if not heads.speaks(setup.config.model) or setup.config.model.kind == "encoder":
+        verb = "predict" if setup.objective.predict else "generate"
+        raise ConfigError(f"--workdir={args.workdir}: objective.name={setup.objective.name!r} does "
+                          f"not converse; `{verb}` has its answers")
     names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop seed".split()
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names} | {"memory": Memory()}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `commands.run` had it end all
     begin = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(begin)

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from llm_jax.commands.verb import Verb, add_step
+from llm_jax.commands.verb import Verb, add_step, read_otherwise
 from llm_jax.config import ConfigError
 
 
@@ -13,7 +13,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
                      help="a further run; its probabilities are averaged with the others'")
     sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
-    sub.add_argument("--split", choices=("train", "validation", "test"), default="validation")
+    sub.add_argument("--split", choices=("train", "validation", "test"), help=(
+        "validation, or test where --config.data.test names a file, if not given"))
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -26,10 +27,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.train.evaluate import evaluate
 
     setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
-    documents = setup.objective.splits(setup.config)[args.split]
+    read_otherwise(setup.config, overrides)
+    named = any(text.startswith("data.test=") for text in overrides)
+    args.split = args.split or ("test" if named else "validation")
+    documents = setup.objective.split(setup.config, args.split)
     if not len(documents):
-        raise ConfigError(f"--split={args.split}: the run has none; data.{args.split} or "
-                          f"data.{args.split}_fraction of its config would make one")
+        raise ConfigError(f"--split={args.split}: the run has none; --config.data.{args.split}="
+                          "FILE names one")
     reference.attach(setup, tokenizer, {args.split: documents}, args.workdir)
     examples = setup.objective.examples(tokenizer, setup.config)
     # As many as in training, so that eval_loss there and loss here are the same number.
@@ -63,4 +67,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"step": step, "split": args.split} | result
 
 
-VERB = Verb(run, add, "mean loss of a run's checkpoint on held-out text")
+VERB = Verb(run, add, "loss and scores of a run's checkpoint, on held-out data or another file",
+            keys=True, about="""\
+Loss and scores of a checkpoint on the run's validation set, or another split. Of another file:
+--config.data.test=FILE, with --config.data.text_column=NAME … where its columns differ.""")

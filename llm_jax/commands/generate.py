@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, add_step
 from llm_jax.config import ConfigError
-from llm_jax.files import read_text
+from llm_jax.files import parse_json, read_text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -54,14 +53,15 @@ def _prompts(file: Path) -> list:
     lines = read_text(file).splitlines()
     if file.suffix != ".jsonl":
         return lines
-    try:
-        rows = [json.loads(line) for line in lines if line.strip()]
-        one = lambda row: row["messages"] if "messages" in row else row["prompt"]
-        prompts = [one(row) if isinstance(row, dict) else row for row in rows]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"--prompts={file}: a row has no prompt ({error!r})") from error
-    if invalid := [prompt for prompt in prompts if not isinstance(prompt, (str, list))]:
-        raise ConfigError(f"--prompts={file}: {invalid[0]!r} is neither text nor messages")
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"--prompts={file}, line {number}"
+            row = parse_json(line, where, (dict, list, str))
+            prompt = row.get("messages", row.get("prompt")) if isinstance(row, dict) else row
+            if not isinstance(prompt, (str, list)):
+                raise ConfigError(f'{where}: has no "prompt" or "messages", but {sorted(row)}')
+            prompts.append(prompt)
     return prompts
 
 

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         print("  it says no words; it gives vectors (llm_jax.load in Python), and can be exported:")
         if imported["objective"] == "contrastive":
             print(shown("predict", workdir, "--input=FILE", "--output=vectors.jsonl"))
-            print("  pairs, labels …: train a recipe of configs/finetune with --config.init_from")
+        task = "--config=configs/finetune/classify.py", f"--config.init_from={args.workdir}"
+        print(shown("train", "--workdir=OTHER", *task, "--config.data.train=FILE"))
         print(shown("export", workdir, "--to=FOLDER"))
         return imported
     if not imported["new"] and heads.speaks(configs.ConfigDict(imported)):

@@ -2,23 +2,26 @@
 
 import argparse
 import json
+import re
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_jax.commands.verb import Verb, add_step, tell
+from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json
 
 ABOUT = """Predicts each row of a file: labels, entities, answers, …
 
-The input is read as training data is: .jsonl, .tsv, .csv, .conll …, by the columns that the run
-names (data.text_column …) or by the names of the fields (text …); of other files, and of "-", the
-standard input, each line is a text, or a JSON object. Rows of the output have what was read and
-what is predicted, in the order of the input; a row that cannot be read has an "error". An output
-that is there already is continued behind its last whole line."""
+The input is read as training data is: .jsonl, .tsv, .csv, .conll …, by the columns that training
+named or by the names of the fields (text …); --config.data.text_column=NAME and its like name
+others. Of other files, and of "-", the standard input, each line is a text, or a JSON object. Rows
+of the output have what was read and what is predicted, in the order of the input; a row that cannot
+be read has an "error". An output that is there is continued behind its last whole line."""
 
 EVERY = 5.0  # seconds between two lines of progress
 
@@ -26,7 +29,8 @@ EVERY = 5.0  # seconds between two lines of progress
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     sub.add_argument("--input", required=True, help="a file, or - for the standard input")
-    sub.add_argument("--output", required=True, help="the JSONL file to write, or to continue")
+    sub.add_argument("--output", required=True, help=(
+        "the JSONL file to write, or to continue; - for the standard output"))
     sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
     add_step(sub)
     sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
@@ -37,19 +41,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
     from llm_jax.train import ensemble
-    from llm_jax.train.predict import make_predict_step, predict, written
+    from llm_jax.train.predict import answerer, predict
 
     setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
+    read_otherwise(setup.config, overrides)
     if args.batch_size is not None:
         if args.batch_size < 1:
             raise ConfigError(f"--batch_size={args.batch_size}: must be at least 1")
         setup.config.data.batch_size = args.batch_size
-    write = setup.writer(tokenizer)
-    if write is None:
-        predict_step = make_predict_step(setup.model, setup.objective, setup.config)
-    examples = setup.objective.examples(tokenizer, setup.config)
-    rows, output = _rows(args.input, examples), Path(args.output)
-    done = _continued(output, rows)
+    examples, size = setup.objective.examples(tokenizer, setup.config), setup.config.data.batch_size
+    answer = setup.writer(tokenizer)
+    answer = answer or answerer(setup.model, setup.objective, examples, setup.mesh)
+    rows, output = _rows(args.input, examples), None if args.output == "-" else Path(args.output)
+    done = 0 if output is None else _continued(output, rows)
     read = []  # rows whose answers are yet to come
 
     def documents() -> Iterator[Any]:
@@ -57,27 +61,52 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             read.append(record)
             yield document
 
-    count, errors, began, told = 0, 0, time.time(), time.time()
-    with output.open("a", encoding="utf-8") as file, sharding.activate(setup.mesh):
-        answers = (
-            written(write, params, documents(), setup.config.data.batch_size)
-            if write
-            else predict(predict_step, params, examples, documents(), setup.mesh)
-        )
-        for answer in answers:
-            record = read.pop(0)
-            if "error" in answer:
-                tell(f"row {done + count + 1}: {answer['error']}")
-                errors += 1
-            file.write(json.dumps(record | answer, ensure_ascii=False, default=str) + "\n")
-            count += 1
+    count, told, refused = 0, time.time(), Refused(done)
+    file = nullcontext(sys.stdout) if output is None else output.open("a", encoding="utf-8")
+    with file as lines, sharding.activate(setup.mesh):
+        for count, found in enumerate(predict(answer, params, documents(), size), start=1):
+            row = read.pop(0) | found
+            if "error" in found:
+                refused.tell(done + count, found["error"])
+            lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             if time.time() - told > EVERY:
-                file.flush()
+                lines.flush()
+                tell(f"{done + count:,} rows")
                 told = time.time()
-                tell(f"{done + count:,} rows, {count / (told - began):,.0f} a second")
+    if refused.end(count):
+        if output:
+            output.unlink()
+        raise ConfigError(f"--input={args.input}: no row of it can be read")
     progress = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
-    print(f"step {step}: {progress}, {errors:,} of them could not be read; they are in {output}")
-    return {"step": step, "rows": done + count, "errors": errors, "output": str(output)}
+    where = f"; they are in {output}" * bool(output)
+    tell(f"step {step}: {progress}, {refused.count:,} of them could not be read{where}")
+    return {"step": step, "rows": done + count, "errors": refused.count, "output": args.output}
+
+
+class Refused:
+    """Rows that cannot be read: the first of each kind is told, the others are counted."""
+
+    def __init__(self, done: int):
+        self.done, self.kinds = done, {}  # rows that were there; {kind: [first row, how many]}
+
+    def tell(self, row: int, error: str) -> None:
+        """Takes one, by its place; kinds of errors differ in more than numbers."""
+        first = self.kinds.setdefault(re.sub(r"\d+", "", error), [row, 0])
+        first[1] += 1
+        if first[1] == 1:
+            tell(f"row {row}: {error}")
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return sum(count for _, count in self.kinds.values())
+
+    def end(self, rows: int) -> bool:
+        """Tells how many there were of each kind; whether that is all of so many rows."""
+        for row, count in self.kinds.values():
+            if count > 1:
+                tell(f"{count - 1:,} more rows like row {row}")
+        return 0 < rows == self.count and not self.done
 
 
 def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
@@ -87,11 +116,15 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
 
     data, file = examples.config.data, "/dev/stdin" if path == "-" else path
     # All that training reads: by them it is told whether a table has a header.
-    fields = examples.columns(examples.config)
-    columns = [data[f"{name}_column"] for name in fields]
-    for where, record in files.rows(file, columns, "tokens" in fields, lines=True):
-        refused = isinstance(record, ConfigError)
-        yield ({}, record) if refused else (record, document(examples, record, where))
+    wanted = examples.columns(examples.config)
+    columns = {data[f"{name}_column"]: name for name in wanted}
+    fields = {column: name for column, name in columns.items() if column.isdecimal()}
+    for where, record in files.rows(file, columns, "tokens" in wanted, lines=True):
+        if isinstance(record, ConfigError):
+            yield {}, record
+        else:  # in the output, a column without a name has that of its field
+            shown = {fields.get(name, name): value for name, value in record.items()}
+            yield shown, document(examples, record, where)
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
@@ -121,4 +154,4 @@ def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
     return done
 
 
-VERB = Verb(run, add, "labels, entities, answers … for each row of a file", about=ABOUT)
+VERB = Verb(run, add, "labels, entities, answers … for each row of a file", keys=True, about=ABOUT)

@@ -87,14 +87,17 @@ def _tell_next(config: ConfigDict, workdir: str) -> None:
     from llm_jax import objectives
     from llm_jax.models import heads
 
+    objective = objectives.get(config.objective.name)
     print("\nnext:")
-    if heads.speaks(config.model):
+    if config.objective.name == "chat":
+        print(shown("chat", f"--workdir={workdir}"))
+    elif heads.speaks(config.model):
         prompt = (*config.sample.prompts, samples.usual_prompt(config.model.kind))[0]
         print(shown("generate", f"--workdir={workdir}", f"--prompt={prompt}"))
-    print(shown("eval", f"--workdir={workdir}"))
-    objective = objectives.get(config.objective.name)
     if objective.predict or objective.writes:
         print(shown("predict", f"--workdir={workdir}", "--input=FILE", "--output=FILE"))
+    print(shown("eval", f"--workdir={workdir}"))
+    print(shown("export", f"--workdir={workdir}", "--to=FOLDER"))
     print(f"  open {shlex.quote(f'{workdir}/loss.png')}, or, with tensorboard installed:")
     print(f"  tensorboard --logdir={shlex.quote(f'{workdir}/tensorboard')}")
 

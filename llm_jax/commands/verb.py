@@ -1,6 +1,7 @@
 """The record of a subcommand, and helpers that several of them share."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_jax import config as configs
+from llm_jax.config import ConfigError
 from llm_jax.files import read_config
 
 ROOT = Path(__file__).parents[2]  # of a checkout, or of what is installed
@@ -31,13 +33,11 @@ def add_step(sub: argparse.ArgumentParser) -> None:
         "a saved step, or best: of those that are kept, by eval.metric; the newest if not given"))
 
 
-def program(short: bool = False) -> str:
+def program() -> str:
     """Returns how this process was called, to be shown in commands: llm-jax or python launch.py."""
     script = Path(sys.argv[0])
-    if script.stem == "llm-jax":
-        return "llm-jax"
-    path = sys.argv[0] if script.name == "launch.py" and not short else "launch.py"
-    return path if short else f"python {shlex.quote(path)}"
+    path = sys.argv[0] if script.name == "launch.py" else "launch.py"
+    return "llm-jax" if script.stem == "llm-jax" else f"python {shlex.quote(path)}"
 
 
 def shown(verb: str, *options: str) -> str:
@@ -61,8 +61,24 @@ def config_of(args: argparse.Namespace, overrides: list[str]) -> configs.ConfigD
     file = Path(args.workdir) / "config.json"
     if args.config or not file.is_file():
         if not args.config:
-            tell("no --config: a new run of llm_jax/config.py's defaults")
+            begins = any(text.startswith("init_from=") for text in overrides)
+            rest = "its own architecture and head, and " * begins
+            tell(f"no --config: a new run of {rest}llm_jax/config.py's defaults")
         return configs.load(args.config, overrides)
     config = read_config(args.workdir)
     configs.change(config, overrides)
     return config
+
+
+# Keys of a run that change nothing but what is read, and how it is scored.
+READ = r"data\.(validation|test|tfds_dir|batch_size|\w+_column)|eval\.\w+"
+
+
+def read_otherwise(config: configs.ConfigDict, overrides: list[str]) -> None:
+    """Applies overrides to the config of a trained run; ConfigError for keys that are the run's."""
+    for key in (text.partition("=")[0] for text in overrides):
+        if key in configs.KEYS and not re.fullmatch(READ, key):
+            raise ConfigError(f"--config.{key}: is the run's own; data.validation, data.test, "
+                              "data.FIELD_column, data.batch_size, data.tfds_dir and eval.… may "
+                              "be others here")
+    configs.change(config, overrides)

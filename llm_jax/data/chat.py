@@ -87,6 +87,15 @@ def _replies(tokenizer: Tokenizer, messages: Messages) -> tuple[str, list[tuple[
     return text, spans
 
 
+def _names(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens that a template may name; the vocabulary is not listed for them."""
+    if tokenizer.roles is not None:
+        return tokenizer.roles
+    special = {number: name for name, number in tokenizer.specials.items()}
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    return {role: special.get(i) or tokenizer.pieces()[i] for role, i in ids.items()}
+
+
 def _template(tokenizer: Tokenizer) -> str:
     template = tokenizer.chat_template or DEFAULT
     if isinstance(template, str):
@@ -97,10 +106,7 @@ def _template(tokenizer: Tokenizer) -> str:
 def _rendered(tokenizer: Tokenizer, messages: Messages, **options: Any) -> tuple[str, list]:
     from transformers.utils.chat_template_utils import render_jinja_template  # takes a second
 
-    pieces = tokenizer.pieces()
-    names = {f"{role}_token": pieces[getattr(tokenizer, f"{role}_id")] for role in ("bos", "eos")}
-    names = names if tokenizer.roles is None else tokenizer.roles
-    options |= {"chat_template": _template(tokenizer)} | names
+    options |= {"chat_template": _template(tokenizer)} | _names(tokenizer)
     try:
         messages = field("messages").read(messages)
         texts, spans = render_jinja_template([messages], **options)

@@ -118,6 +118,11 @@ class Examples:
         raise NotImplementedError
 
 
+def joined(*parts: Sequence[int]) -> np.ndarray:
+    """Returns the ids of several sequences, any of which may be empty, as one: int32 [n]."""
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
 def apart(row: Arrays, rng: np.random.Generator) -> Arrays:
     """Finishes a row of several texts, by their numbers, side [T]: segments and positions."""
     side, places = row["side"], np.arange(len(row["side"]))

@@ -1,7 +1,7 @@
 """Readers of local files: which files a name means, what kind each is, and its records.
 
 A record is a dict of named fields. A file's kind comes from its name, in any case, and from its
-first bytes; KINDS are read, also compressed with gzip or Zstandard, OTHERS are refused by name.
+first bytes; KINDS are read, also compressed with gzip or Zstandard, OTHERS are refused.
 """
 
 import codecs
@@ -18,7 +18,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json
@@ -30,57 +30,19 @@ IN_MEMORY_BYTES = 2**31  # of text: what is read whole has at most this much
 BLOCK = 2**18  # bytes read at a time
 WHOLE, SAMPLES, SAMPLE = 2**20, 16, 2**16  # files up to WHOLE bytes are hashed whole, others by
 #   SAMPLES blocks of SAMPLE bytes
-HEAD = 512  # bytes that show what a file is
+HEAD = 512  # bytes that show what a packed file holds
 AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
 
 
-class Other(NamedTuple):
-    """A kind of file that is not read: its names, how it begins, and what to do with it."""
-
-    what: str
-    suffixes: str
-    begins: bytes  # a regular expression
-    advice: str
-
-
-TEXT = "save its text as .txt, or its table as .csv"
-UNPACK = "unpack it and name the files that it holds"
-NONE = b"(?!)"
-OTHERS = [
-    Other("a tar archive", "tar tgz tbz tbz2 txz", rb".{257}ustar", UNPACK),
-    Other("a bzip2 file", "bz2 bz", rb"BZh[1-9]1AY&SY", "unpack it (bunzip2), or use gzip"),
-    Other("an xz file", "xz lzma", rb"\xfd7zXZ\0", "unpack it (unxz), or use gzip"),
-    Other("a file of lz4, lzip, compress, brotli or snappy", "lz4 lz z br sz",
-          rb"\x04\x22M\x18|LZIP\x01|\x1f\x9d", "unpack it, or use gzip"),
-    Other("a 7z or rar archive", "7z rar", rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", UNPACK),
-    Other("a Word document", "docx doc odt rtf", rb"\{\\rtf", "save it as plain text (.txt)"),
-    Other("a spreadsheet", "xlsx xls ods", NONE, "save the sheet as .csv"),
-    Other("a presentation", "pptx ppt odp", NONE, TEXT),
-    Other("an e-book", "epub mobi azw3", NONE, TEXT),
-    Other("a NumPy file", "npy npz", rb"\x93NUMPY", TEXT),
-    Other("a file of PyTorch or Python objects", "pt pth pkl pickle joblib", rb"\x80[\x02-\x05]",
-          "text is read, not objects: write .jsonl"),
-    Other("a zip archive", "zip", rb"PK(\x03\x04|\x05\x06)", UNPACK),
-    Other("an Office document of before 2007", "", rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", TEXT),
-    Other("a PDF document", "pdf", rb"%PDF-", "extract its text (pdftotext) to .txt"),
-    Other("an Arrow file, as Hugging Face datasets keeps them", "arrow feather", rb"ARROW1\0",
-          "write it with Dataset.to_json(\"NAME.jsonl\")"),
-    Other("an ORC or Avro file", "orc avro", rb"Obj\x01", "write it as .parquet or .jsonl"),
-    Other("weights of a model", "safetensors gguf msgpack", rb".{4}\0{4}\{|GGUF.\0{3}",
-          "data.* name text; a pretrained model is init_from"),
-    Other("a TFDS or ArrayRecord file", "tfrecord tfrecords array_record arrayrecord riegeli", NONE,
-          "name its set instead: tfds:NAME, with data.tfds_dir"),
-    Other("an HDF5 file", "h5 hdf5", rb"\x89HDF", TEXT),
-    Other("a database", "db sqlite sqlite3", rb"SQLite format 3\0", "export its table as .csv"),
-    Other("an image", "png jpg jpeg gif webp bmp tif tiff ico heic",
-          rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*", "only text is read"),
-    Other("a sound or a film", "mp3 wav flac ogg m4a mp4 mkv avi mov webm",
-          rb"RIFF.{4}(WAVE|AVI )|fLaC\0|OggS\0|\0{3}.ftyp|\x1aE\xdf\xa3", "only text is read"),
-    Other("a program", "exe dll pyc", rb"\x7fELF|MZ.{2}\0", "only text is read"),
-]  # fmt: skip
-_BY_SUFFIX = {suffix: other for other in OTHERS for suffix in other.suffixes.split()}
-_BEGINNINGS = re.compile(b"|".join(b"(%s)" % re.sub(rb"(?<!\\)\((?!\?)", b"(?:", other.begins)
-                                   for other in OTHERS), re.DOTALL)  # fmt: skip
+# Suffixes of what is no text, whatever it holds.
+OTHERS = set("""
+    tar tgz tbz tbz2 txz bz2 bz xz lzma lz4 lz z br sz 7z rar zip docx doc odt rtf pdf xlsx xls ods
+    pptx ppt odp epub mobi azw3 npy npz pt pth pkl pickle joblib arrow feather orc avro safetensors
+    gguf msgpack tfrecord tfrecords array_record arrayrecord riegeli h5 hdf5 db sqlite sqlite3 png
+    jpg jpeg gif webp bmp tif tiff ico heic mp3 wav flac ogg m4a mp4 mkv avi mov webm exe dll pyc
+""".split())
+ADVICE = ("unpack it, save its text as .txt or its table as .csv; of a TFDS set name tfds:NAME, of "
+          "weights init_from")
 _PARQUET, _GZIP, _ZSTD = b"PAR1\x15", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PACKED = {"gz": "gzip", "gzip": "gzip", "zst": "Zstandard", "zstd": "Zstandard"}
 _SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
@@ -109,13 +71,11 @@ def named(spec: str) -> list[str]:
     spec = os.path.expanduser(spec)
     if os.path.isfile(spec):
         return [spec]
-    real = {}
-    if not os.path.isdir(spec) and glob.has_magic(spec):
-        folder, parts = ("/", spec[1:]) if spec.startswith("/") else ("", spec)
-        parts = [part for part in parts.split("/") if part]
-        parts += ["*"] * (parts[-1] == "**")
-        for path, where in _matches(folder, os.path.realpath(folder), parts, set()):
-            real.setdefault(where, path)
+    paths = [] if os.path.isdir(spec) else _found(spec)
+    linked = lambda path: os.path.realpath(path) != os.path.abspath(path)
+    real = {}  # a file that is there itself goes by its own name
+    for path in sorted(paths, key=lambda path: (linked(path), path)):
+        real.setdefault(os.path.realpath(path), path)
     if not real:
         problem = "is a folder" if os.path.isdir(spec) else f"matches no file in {os.getcwd()}"
         raise ConfigError(f"data: {spec!r} {problem}; name a file, or a glob such as "
@@ -123,41 +83,26 @@ def named(spec: str) -> list[str]:
     return sorted(real.values())
 
 
-def _matches(folder: str, real: str, parts: list[str], seen: set) -> Iterator[tuple[str, str]]:
-    """Yields (path, resolved path) of files under `folder` that the parts of a glob match."""
-    if (real, len(parts)) in seen:
-        return
-    seen.add((real, len(parts)))
-    part, *below = parts
-    within = os.path.join(folder, "")
-    if part == "**":
-        yield from _matches(folder, real, below, seen)
-    elif not glob.has_magic(part):
-        path = within + part
-        if below and os.path.isdir(path):
-            yield from _matches(path, os.path.realpath(path), below, seen)
-        elif not below and os.path.isfile(path):
-            yield path, os.path.realpath(path)
-        return
-    fits = re.compile(glob.fnmatch.translate("*" if part == "**" else part)).match
-    hidden, inside = part.startswith("."), os.path.join(real, "")
-    try:
-        with os.scandir(folder or ".") as entries:
-            # Links come last: a file that is here itself goes by its own name.
-            entries = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
-    except OSError as error:
-        raise ConfigError(f"data: the folder {folder} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        name = entry.name
-        if (name[0] == "." and not hidden) or not fits(name):
-            continue
-        path, link = within + name, entry.is_symlink()
-        where = os.path.realpath(path) if link else inside + name
-        if part == "**" or below:
-            if os.path.isdir(path) if link else entry.is_dir():
-                yield from _matches(path, where, parts if part == "**" else below, seen)
-        elif os.path.isfile(path) if link else entry.is_file():
-            yield path, where
+def _found(spec: str) -> list[str]:
+    """The files of a glob. Python's own follows loops of links, of several without an end."""
+    stars = re.fullmatch(r"((?:.*?/)??)\*\*(?:/(.*))?", spec)
+    if not stars:
+        return [path for path in glob.glob(spec) if os.path.isfile(path)]
+    above, below, folders, seen = stars[1], stars[2] or "*", [], set()
+    for top in sorted(glob.glob(above)) if above else [""]:
+        for folder, names, _ in os.walk(top or ".", followlinks=True, onerror=_refuse):
+            if (real := os.path.realpath(folder)) in seen:
+                names.clear()
+                continue
+            seen.add(real)
+            link = lambda name, folder=folder: os.path.islink(os.path.join(folder, name))
+            names[:] = sorted((n for n in names if n[0] != "."), key=lambda n: (link(n), n))
+            folders.append(folder if top else folder.removeprefix(".").removeprefix("/"))
+    return [path for folder in folders for path in _found(os.path.join(glob.escape(folder), below))]
+
+
+def _refuse(error: OSError) -> None:
+    raise ConfigError(f"data: the folder {error.filename} cannot be read: {error.strerror}")
 
 
 def fingerprint(path: str) -> str:
@@ -221,8 +166,8 @@ def rows(
     lines: each line of a plain text is a row, or, if it begins with a brace, a JSON object.
     """
     (kind, packing), columns = _suffix(path), {*columns}
-    if other := _BY_SUFFIX.get(kind):
-        raise ConfigError(f"data: {path} is {other.what} by its name; {other.advice}")
+    if kind in OTHERS:
+        raise ConfigError(f"data: {path} is no text or table by its name; {ADVICE}")
     with _opened(path) as file:
         first = file.read(BLOCK)
         if not packing and (kind == "parquet" or first.startswith(_PARQUET)):
@@ -230,7 +175,9 @@ def rows(
         else:
             blocks = _text_of(path, packing, first, file)
             plain = _json_lines if lines else _text
-            read = KINDS.get(kind) or (_tsv if _numbered(columns) else plain)
+            # By lines, a table of another name shows its tabs: else columns are of training's file.
+            table = _numbered(columns) and (not lines or b"\t" in first.partition(b"\n")[0])
+            read = KINDS.get(kind) or (_tsv if table else plain)
             read = _words if words and read is _tsv else read
             yield from read(path, blocks, columns)
 
@@ -276,9 +223,6 @@ def _text_of(path: str, packing: str, first: bytes, file: io.FileIO) -> Iterator
     elif packing:
         raise ConfigError(f"data: {path} is not a whole {_PACKED[packing]} file: it does not begin "
                           "like one")
-    if begins := _BEGINNINGS.match(first):
-        other = OTHERS[begins.lastindex - 1]
-        raise ConfigError(f"data: {path} is {other.what} by its first bytes; {other.advice}")
     encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), "")
     if encoding in ("utf-16", "utf-32"):
         raw = b"".join(_limited(path, itertools.chain([first], blocks)))
@@ -350,7 +294,7 @@ def _decoded(raw: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         if _CONTROL.search(raw):
             raise ConfigError(f"data: {where} is not text of any kind that is read: .txt, "
-                              f"{', '.join(f'.{kind}' for kind in KINDS)}") from error
+                              f"{', '.join(f'.{kind}' for kind in KINDS)}; {ADVICE}") from error
         raise ConfigError(f"data: {where} is not UTF-8: byte {error.object[error.start]:#04x} at "
                           f"offset {error.start}; convert it, e.g. with iconv -t UTF-8") from error
 

@@ -21,7 +21,7 @@ AHEAD = 4  # batches made ahead of the step that wants them
 def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
     """Raises ConfigError when the tokenizer has more ids than the model has embeddings."""
     if 0 < config.model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(f"model.vocab_size: {config.model.vocab_size} is smaller than the "
+        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: is smaller than the "
                           f"tokenizer's {tokenizer.vocab_size}; use 0 (the tokenizer's own) or at "
                           "least that")
 

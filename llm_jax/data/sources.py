@@ -142,6 +142,18 @@ def splits(
     return {"train": train, "validation": validation, "test": test}
 
 
+def split(
+    config: ConfigDict, name: str, wanted: Sequence[str], parts: bool = False
+) -> Sequence[Record]:
+    """Returns one of `splits`; where it has a file of its own, without reading the others."""
+    data = config.data
+    spec = "" if name == "train" else data[name]
+    among_others = name == "validation" and (_spec_of("test", data) or data.test_fraction)
+    if not spec or spec.startswith(tasks.PREFIX) or among_others:
+        return splits(config, wanted, parts)[name]
+    return documents(spec, data, wanted)
+
+
 def _spec_of(name: str, data: ConfigDict) -> str:
     """The split's own spec; a task, or a TFDS set that comes with it, names it by itself."""
     spec = data.get(name, "")
@@ -254,7 +266,9 @@ def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
             raise files.too_large(spec)
         docs.append(doc)
     if not docs:
-        raise ConfigError(f"data: {spec!r} is empty; it must hold text")
+        table = re.search(r"\.[ct]sv\b", spec) and any(map(os.path.getsize, files.named(spec)))
+        what = f"has a header, and no row with {' and '.join(columns)}" if table else "is empty"
+        raise ConfigError(f"data: {spec!r} {what}; it must hold text")
     return docs
 
 

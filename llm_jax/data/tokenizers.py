@@ -144,8 +144,9 @@ class Tokenizer(ABC):
     def special(self, name: str) -> int:
         """Returns the id of a special token such as '[MASK]'; raises ConfigError if it has none."""
         if name not in self.specials:
+            fix = "add it to tokenizer.specials" if self.roles is None else "nor had its folder"
             raise ConfigError(f"tokenizer.specials: this {self.kind} tokenizer has no {name!r}, "
-                              f"only {sorted(self.specials)}; add it to tokenizer.specials")
+                              f"only {sorted(self.specials)}; {fix}")
         return self.specials[name]
 
     def save(self, folder: str | Path) -> None:

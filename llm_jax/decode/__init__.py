@@ -1,6 +1,7 @@
 """Text from a model: sampling and beam search with a KV cache, and filling of masks."""
 
 from llm_jax.decode.beam import Hypothesis, beam_search
+from llm_jax.decode.cache import Memory
 from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
@@ -8,6 +9,6 @@ from llm_jax.decode.score import log_likelihoods
 from llm_jax.decode.text import Prompt, complete, read, stream
 
 __all__ = [
-    "Hypothesis", "Prompt", "Request", "beam_search", "complete", "fill", "generate",
+    "Hypothesis", "Memory", "Prompt", "Request", "beam_search", "complete", "fill", "generate",
     "log_likelihoods", "read", "stream",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.config import ConfigError
 from llm_jax.decode.cache import prepare, replicated
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
@@ -34,16 +35,13 @@ def beam_search(
     and the others of `cache.prepare`.
 
     Raises:
-      ValueError: as `cache.prepare`, or more tokens than model.max_length holds.
+      ConfigError: more tokens than model.max_length holds.
     """
     reader, rows, room = prepare(model, params, prompts, max_new_tokens, **inputs)
-    if beams < 1 or not 0 <= length_penalty < np.inf:
-        raise ValueError(f"beams={beams}, length_penalty={length_penalty}: need beams >= 1, "
-                         "length_penalty >= 0")
     length, longest = model.cfg.max_length, max(map(len, prompts))
     if longest + max_new_tokens - 1 > length:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
-                         f"model.max_length={length} leaves room for {length - longest + 1}")
+        raise ConfigError(f"max_new_tokens={max_new_tokens}: after a prompt of {longest} tokens, "
+                          f"model.max_length={length} leaves room for {length - longest + 1}")
     rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
     seen = replicated(rules.seen(prompts, model.cfg.vocab_size))
     best = _search(reader, rows, beams, room, max_new_tokens, length_penalty, rules, seen)

@@ -44,8 +44,14 @@ class Reader:
     prefix: bool = dataclasses.field(default=False, metadata={"static": True})
     allowed: Any = None  # ids that may be drawn, bool [V]
 
-    def start(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Any]:
-        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache."""
+    def start(
+        self, tokens: jax.Array, lengths: jax.Array, cache: Any = None, first: Any = 0
+    ) -> tuple[jax.Array, Any]:
+        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache.
+
+        Of prompts of lengths [B] whose first so many tokens a cache has already, tokens are those
+        behind these.
+        """
         B, T = tokens.shape
         if not self.cached:
             cache = {"tokens": jnp.pad(tokens, ((0, 0), (0, self.size - T)))[None]}
@@ -57,10 +63,10 @@ class Reader:
             variables = {"params": self.params}
             context["encoded"] = self.model.apply(variables, self.source, method="encode")
         # Padding has a position after the last slot, and so is not written into the cache.
-        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        positions = jnp.broadcast_to(first + jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
-        outputs, cache = self._step({}, tokens, positions, **context)
-        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - 1, axis=1)
+        outputs, cache = self._step(cache or {}, tokens, positions, **context)
+        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - first - 1, axis=1)
         return self._logits(outputs._replace(hidden=last)), cache
 
     def advance(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
@@ -99,6 +105,28 @@ class Reader:
         return logits if self.allowed is None else jnp.where(self.allowed, logits, -jnp.inf)
 
 
+@dataclasses.dataclass
+class Memory:
+    """The KV cache of one text, from which another that begins alike goes on (a chat's turns)."""
+
+    ids: Sequence[int] = ()  # the tokens whose keys and values are in it
+    cache: Any = None
+    size: int = 0
+
+    def take(self, ids: Sequence[int], size: int, most: int) -> tuple[int, Any, int]:
+        """Returns (size, cache, the number of its tokens that begin ids), and no longer holds it.
+
+        Where none has room for `size` tokens, it is of a larger size, None and 0.
+        """
+        cache, self.cache = self.cache, None
+        if cache is None or size > self.size:
+            self.size = min(2 * size, most)
+            return self.size, None, 0
+        both = zip(self.ids, ids[:-1], strict=False)  # of the last one the logits are asked for
+        same = [a == b for a, b in both]
+        return self.size, cache, [*same, False].index(False)
+
+
 def round_up(n: int, most: int) -> int:
     """The next power of two: sizes come in few, so that few programs are compiled."""
     return min(1 << (n - 1).bit_length(), most)
@@ -113,12 +141,19 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
     return tokens, lengths
 
 
+def resumable(reader: Reader) -> bool:
+    """Whether a cache serves any text that begins as its own: of keys and values, no state."""
+    kinds = reader.model.cfg.attention.split(",")
+    plain = reader.cached and not reader.prefix and reader.source is None
+    return plain and not any(attention.get(kind).state for kind in kinds)
+
+
 def prepare(
     model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
     *, sources: Sequence[Sequence[int]] | None = None, eos_id: int | Sequence[int] = (),
     prefix: bool = False, cached: bool | None = None, allowed: np.ndarray | None = None,
 ) -> tuple[Reader, Prompts, int]:
-    """Checks prompts; returns the reader, the prompts as arrays, and the room for new ids.
+    """Returns the reader, the prompts as arrays, and the room for new ids.
 
     Args:
       sources: what an encoder-decoder's encoder reads, one for each prompt.
@@ -127,16 +162,8 @@ def prepare(
       cached: keep keys and values; None: where the attention can. False reads everything again
         at each step: slow, and the same tokens.
       allowed: bool [V], the ids that may be drawn; None: all.
-
-    Raises:
-      ValueError: a model that writes no text, an empty or too long prompt or source, or an
-        argument out of range.
     """
-    _check(model, prompts, sources, max_new_tokens)
-    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
-    if allowed is not None and (np.shape(allowed) != (vocabulary,) or not any(allowed)):
-        raise ValueError(f"allowed: must be bool [{vocabulary}] and allow some id")
-    encoder_batch = None
+    length, encoder_batch = model.cfg.max_length, None
     if sources is not None:
         tokens, lengths = pad(sources, length)
         real = np.arange(tokens.shape[1]) < lengths[:, None]  # segment 0 is padding
@@ -158,24 +185,3 @@ def replicated(tree: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.sharding.PartitionSpec())
-
-
-def _check(model: Model, prompts: Sequence, sources: Sequence | None, max_new_tokens: int) -> None:
-    """Raises ValueError where the model cannot continue these prompts."""
-    cfg = model.cfg
-    if cfg.kind == "encoder" or not models.heads.speaks(cfg):
-        raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} writes no text; a "
-                         "decoder with an output matrix does")
-    if (sources is not None) != (cfg.kind == "encoder_decoder"):
-        problem = "takes none" if sources is not None else "needs one for each prompt"
-        raise ValueError(f"sources: model.kind={cfg.kind!r} {problem}")
-    if sources is not None and len(sources) != len(prompts):
-        raise ValueError(f"sources: {len(sources)} of them for {len(prompts)} prompts")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    for kind, rows in (("prompt", prompts), ("source", sources or ())):
-        for row in rows:
-            if not 0 < len(row) <= cfg.max_length:
-                raise ValueError(f"a {kind} of {len(row)} tokens; there must be at least 1 (such "
-                                 "as the tokenizer's bos_id) and at most model.max_length="
-                                 f"{cfg.max_length}")

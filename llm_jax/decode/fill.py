@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
+from llm_jax.config import ConfigError
 from llm_jax.decode.cache import pad, replicated, round_up
 from llm_jax.models import Model
 
@@ -23,21 +24,13 @@ def fill(
     Probabilities are among the `allowed` ids, bool [V]; None: all.
 
     Raises:
-      ValueError: a prompt without mask_id or too long, top_k out of range, or another model.
+      ConfigError: top_k is more than there are ids.
     """
     cfg = model.cfg
-    if cfg.kind != "encoder" or not models.heads.speaks(cfg):
-        raise ValueError(f"model.kind={cfg.kind!r} with model.head={cfg.head!r} fills no gaps")
     allowed = np.ones(cfg.vocab_size, bool) if allowed is None else allowed
-    if not 1 <= top_k <= allowed.sum():
-        raise ValueError(f"top_k={top_k}: must be in 1 … {allowed.sum()}, the ids there are")
+    if top_k > allowed.sum():
+        raise ConfigError(f"top_k={top_k}: must be at most {allowed.sum()}, the ids there are")
     gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
-    for prompt, places in zip(prompts, gaps, strict=True):
-        if not places:
-            raise ValueError("a prompt has no mask token: there is nothing to fill in")
-        if len(prompt) > cfg.max_length:
-            raise ValueError(f"a prompt of {len(prompt)} tokens; "
-                             f"model.max_length={cfg.max_length} is the most")
     tokens, lengths = pad(prompts, cfg.max_length)
     places, counts = pad(gaps, cfg.max_length)
     arrays = replicated((tokens, lengths, places, allowed))

@@ -1,10 +1,13 @@
 """Decoding settings; an imported generation_config.json fills in those left open."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from llm_jax.config import ConfigError
+from llm_jax.decode.cache import Memory
 
 NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
 FILE = "generation_config.json"
@@ -18,6 +21,29 @@ NEUTRAL = {
     "exponential_decay_length_penalty": (), "max_time": (),
     "watermarking_config": (), "dola_layers": (), "remove_invalid_values": (False,),
     "renormalize_logits": (False,), "prompt_lookup_num_tokens": (0,),
+}  # fmt: skip
+LISTS = {
+    "eos_token_id": (int,), "suppress_tokens": (int,), "stop_strings": (str,),
+    "bad_words_ids": (list,),
+}  # fmt: skip
+TYPES = LISTS | {"do_sample": (bool,)} | dict.fromkeys(
+    ("temperature", "top_p", "min_p", "repetition_penalty"), (int, float)
+) | dict.fromkeys(
+    ("top_k", "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens",
+     "max_length", "min_length"), (int,)
+)  # fmt: skip
+LARGE = float(np.finfo(np.float32).max)  # more is infinite to XLA
+COUNT = (lambda x: x >= 1, "at least 1")
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": COUNT, "samples": COUNT, "beams": COUNT, "batch_size": COUNT,
+    "min_new_tokens": (lambda x: x >= 0, "at least 0"),
+    "top_k": (lambda x: x >= 0, "at least 0"),
+    "temperature": (lambda x: 0 <= x <= LARGE, "at least 0, and finite in float32"),
+    "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "min_p": (lambda x: 0 <= x <= 1, "at least 0 and at most 1"),
+    "repetition_penalty": (lambda x: 0 < x <= LARGE, "above 0, and finite"),
+    "length_penalty": (lambda x: 0 <= x <= LARGE, "at least 0, and finite"),
+    "seed": (lambda x: 0 <= x < 2**32, "in 0 … 2^32 - 1"),
 }  # fmt: skip
 
 
@@ -45,6 +71,7 @@ class Request:
       suppressed: ids that are never drawn.
       max_length, min_length: tokens of prompt and text together.
       imported: whether an imported generation_config.json is read.
+      memory: of a single text that is sampled: where its KV cache is kept for the next.
     """
 
     max_new_tokens: int | None = None
@@ -66,6 +93,13 @@ class Request:
     max_length: int | None = None
     min_length: int = 0
     imported: bool = True
+    memory: Memory | None = None
+
+    def __post_init__(self):
+        for name, (allows, allowed) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not allows(value):
+                raise ConfigError(f"{name}={value}: must be {allowed}")
 
     def check(self, kind: str) -> None:
         """Raises ConfigError where the settings do not go together for a model.kind."""
@@ -82,20 +116,16 @@ class Request:
                      "top_k, top_p and min_p, or use beams=1")
         elif self.length_penalty is not None and not searches:
             problem = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
-        if self.batch_size < 1:
-            problem = f"batch_size={self.batch_size}: must be 1 or more"
         if problem:
             raise ConfigError(problem)
 
     def _check_resolved(self) -> None:
         beams, samples = self.beams, self.samples
-        if beams < 1:
-            raise ConfigError(f"beams={beams}: must be 1 or more")
         if beams > 1 and self.stop:
             raise ConfigError(f"beams={beams}: beam search does not stop at {self.stop}; use "
                               "beams=1, or stop=()")
-        if not 1 <= samples <= (beams if beams > 1 else samples):
-            raise ConfigError(f"samples={samples}: must be 1 or more, at most beams={beams}")
+        if 1 < beams < samples:
+            raise ConfigError(f"samples={samples}: must be at most beams={beams}")
         if samples > 1 and beams == 1 and self.temperature == 0:
             raise ConfigError(f"samples={samples}: greedy search has one; set temperature=1, or "
                               f"beams={samples}")
@@ -110,7 +140,7 @@ class Request:
         """
         asked = self
         if stated is not None and self.imported:
-            asked = replace(self, **self._stated(_Stated(stated)))
+            asked = replace(self, **self._stated(_read(stated)))
         draws = kind == "decoder" or (asked.top_k or asked.top_p not in (None, 1))
         defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
                     "beams": 1, "length_penalty": 0.6, "repetition_penalty": 1.0, "samples": 1,
@@ -119,10 +149,11 @@ class Request:
         asked._check_resolved()
         return asked
 
-    def _stated(self, stated: "_Stated") -> dict[str, Any]:
+    def _stated(self, stated: dict[str, Any]) -> dict[str, Any]:
         """What a generation_config.json decides of the settings that are left open."""
-        settings = {"eos_ids": stated.ids("eos_token_id"), "suppressed": stated.suppressed()}
-        stated.check()
+        words = [word[0] for word in stated.get("bad_words_ids", ())]
+        settings = {"eos_ids": stated.get("eos_token_id", []),
+                    "suppressed": [*stated.get("suppress_tokens", ()), *words]}  # fmt: skip
         beams = stated.get("num_beams", 1)
         if self.beams is None and beams != 1:
             raise ConfigError(f"{FILE}: num_beams={beams}, whose scores llm_jax normalises "
@@ -137,7 +168,7 @@ class Request:
         if self.samples is None:
             settings["samples"] = stated.get("num_return_sequences", 1)
         if self.stop is None:
-            settings["stop"] = stated.texts("stop_strings")
+            settings["stop"] = stated.get("stop_strings", ())
         cuts = self.temperature, self.top_k, self.top_p, self.min_p
         if self.beams in (None, 1) and cuts == (None,) * 4:
             drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
@@ -154,49 +185,21 @@ class Request:
         return min(NEW_TOKENS, room)
 
 
-class _Stated:
-    """The entries of a generation_config.json, with their types checked."""
-
-    def __init__(self, entries: Mapping[str, Any]):
-        self.entries = {k: v for k, v in entries.items() if v is not None}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.entries.get(name, default)
-        numbers = "temperature", "top_p", "min_p", "repetition_penalty"
-        kinds = {"do_sample": bool} | dict.fromkeys(numbers, (int, float))
-        if value is not default and (
-            not isinstance(value, kinds.get(name, int))
-            or (isinstance(value, bool) and name != "do_sample")
-        ):
-            raise ConfigError(f"{FILE}: {name}={value!r} is not a number that it can have")
-        return value
-
-    def ids(self, name: str) -> list[int]:
-        value = self.entries.get(name, [])
-        value = value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
-            raise ConfigError(f"{FILE}: {name}={value!r} must be an id or a list of ids")
-        return value
-
-    def texts(self, name: str) -> list[str]:
-        value = self.entries.get(name, [])
-        value = value if isinstance(value, list) else [value]
-        if not all(isinstance(text, str) for text in value):
-            raise ConfigError(f"{FILE}: {name}={value!r} must be a text or a list of texts")
-        return value
-
-    def suppressed(self) -> list[int]:
-        """Ids that are never drawn: suppress_tokens, and bad_words_ids of one token."""
-        words = self.entries.get("bad_words_ids", [])
-        if not isinstance(words, list) or not all(isinstance(w, list) for w in words):
-            raise ConfigError(f"{FILE}: bad_words_ids={words!r} must be a list of lists of ids")
-        if any(len(word) != 1 for word in words):
-            raise ConfigError(f"{FILE}: bad_words_ids={words!r} of several tokens are not in "
-                              "llm_jax; take them out of the file to decode without them")
-        return [*self.ids("suppress_tokens"), *(word[0] for word in words)]
-
-    def check(self) -> None:
-        for name, value in self.entries.items():
-            if name in NEUTRAL and value not in NEUTRAL[name]:
-                raise ConfigError(f"{FILE}: {name}={value!r} is not in llm_jax; take it out of "
-                                  f"tokenizer/{FILE} of the run to decode without it")
+def _read(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a generation_config.json that are set, of the types that they can have."""
+    stated = {name: value for name, value in entries.items() if value is not None}
+    for name, value in stated.items():
+        if name in NEUTRAL and value not in NEUTRAL[name]:
+            raise ConfigError(f"{FILE}: {name}={value!r} is not in llm_jax; take it out of "
+                              f"tokenizer/{FILE} of the run to decode without it")
+        kinds = TYPES.get(name, (type(value),))
+        values = value if name in LISTS and isinstance(value, list) else [value]
+        if not all(type(x) in kinds for x in values):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ConfigError(f"{FILE}: {name}={value!r} must be {names}"
+                              + ", or a list of it" * (name in LISTS))
+        stated[name] = values if name in LISTS else value
+    if any(len(word) != 1 for word in stated.get("bad_words_ids", ())):
+        raise ConfigError(f"{FILE}: bad_words_ids={stated['bad_words_ids']} of several tokens are "
+                          "not in llm_jax; take them out of the file to decode without them")
+    return stated

@@ -23,10 +23,7 @@ class Rules(NamedTuple):
 
     @classmethod
     def of(cls, penalty: float, least: int | Sequence[int], rows: int) -> "Rules":
-        """Checks the settings; raises ValueError for one out of range."""
-        if not 0 < penalty < np.inf or np.min(least, initial=0) < 0:
-            raise ValueError(f"repetition_penalty={penalty}, min_new_tokens={least}: need "
-                             "repetition_penalty > 0 and finite, min_new_tokens >= 0")
+        """Returns the rules of settings, for so many rows."""
         least = np.broadcast_to(np.array(least, np.int32), rows) if np.any(least) else None
         return cls(None if penalty == 1 else np.float32(penalty), least)
 

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import pad, prepare, replicated
+from llm_jax.decode.cache import Memory, pad, prepare, replicated, resumable
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
-# Smaller numbers are 0 to XLA, larger ones infinite.
-TINY, LARGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-SEEDS = 2**32
+TINY = float(np.finfo(np.float32).tiny)  # smaller numbers are 0 to XLA
 
 
 def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> list[list[int]]:
@@ -30,7 +28,7 @@ def stream(
     min_p: float = 0.0, repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0,
     seed: int = 0, draws: Sequence[int] | None = None,
     stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
-    **inputs: Any,
+    memory: Memory | None = None, **inputs: Any,
 ) -> Iterator[list[list[int]]]:
     """Yields, each `every` tokens and at the end, the ids sampled behind each prompt so far.
 
@@ -44,14 +42,10 @@ def stream(
         index) alone.
       stop: (prompt, ids so far) -> how many of the ids to keep, where they end there; or None.
       every: None: once, at the end; 8 where there is a `stop`.
+      memory: of a single prompt: what it has of it is not computed again; it then has this text's.
       inputs: sources, eos_id and the others of `cache.prepare`.
-
-    Raises:
-      ValueError: as `cache.prepare`, or a setting out of range.
     """
     choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed={seed}: must be in 0 … 2^32 - 1")
     reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
     length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
@@ -60,29 +54,40 @@ def stream(
     ends = set(read.eos.tolist())
     rows, new = [list(p) for p in prompts], [[] for _ in prompts]
     ended = np.zeros(len(prompts), bool)
+    memory = memory if len(prompts) == 1 and resumable(reader) else None
     done = 0
     while done < max_new_tokens and not ended.all():
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         tokens, lengths = pad(contexts, length)
         steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
-        reader = dataclasses.replace(reader, size=min(tokens.shape[1] + room, length))
+        size, cache, first = min(tokens.shape[1] + room, length), None, 0
+        if memory:
+            size, cache, first = memory.take(contexts[0], size, length)
+            tokens, _ = pad([contexts[0][first:]], length)
+        reader = dataclasses.replace(reader, size=size)
         read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
         draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
         seen = replicated(rules.seen(rows, vocabulary))
-        state, cache = _begin(reader, read, room, replicated(ended.copy()), seen, draw)
+        kept = cache, first
+        state, cache = _begin(reader, read, room, replicated(ended.copy()), seen, draw, *kept)
         before, until = [len(row) for row in new], 1
         while True:
             for i, fresh in enumerate(np.asarray(state.ids)[:, :until].tolist()):
                 if not ended[i]:
-                    new[i][before[i] :] = _until(ends, fresh)
+                    end = next((n for n, token in enumerate(fresh) if token in ends), until)
+                    new[i][before[i] :] = fresh[: end + 1]
                     ended[i] = not ends.isdisjoint(new[i])
                     kept = stop(prompts[i], new[i]) if stop else None
                     if kept is not None:
                         new[i][kept:], ended[i] = [], True
+            if memory:
+                memory.ids, memory.cache = [*contexts[0], *new[0][before[0] :]][:-1], cache
             yield new
             if until == steps or ended.all():
                 break
             until = min(until + every, steps)
+            if memory:
+                memory.cache = None  # which is given away
             state = state._replace(ended=replicated(ended.copy()))
             state, cache = _go_on(reader, read, cache, state, until, draw)
         rows = [[*prompt, *written] for prompt, written in zip(prompts, new, strict=True)]
@@ -91,21 +96,12 @@ def stream(
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
     """Settings of `choose`; None leaves a step out of the program, else it is an argument of it."""
-    if not (0 <= temperature <= LARGE and 0 <= top_k and 0 < top_p <= 1 and 0 <= min_p <= 1):
-        raise ValueError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}: "
-                         "need temperature >= 0 and finite (float32), top_k >= 0, 0 < top_p <= 1, "
-                         "0 <= min_p <= 1")
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
         top_p if top_p < 1 else None,
         max(min_p, TINY) if min_p else None,
     )
-
-
-def _until(ends: set[int], ids: list[int]) -> list[int]:
-    """The ids up to and with the first that is an end."""
-    return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _forgotten(n: int, length: int) -> int:
@@ -146,10 +142,10 @@ def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
     return _State(index + 1, token, ids.at[:, index].set(token), ended, seen)
 
 
-@partial(jax.jit, static_argnums=2)
-def _begin(reader, read, room, ended, seen, draw):
+@partial(jax.jit, static_argnums=2, donate_argnums=6)
+def _begin(reader, read, room, ended, seen, draw, cache, first):
     """Reads prompts [B, T] and writes the first token behind each."""
-    logits, cache = reader.start(read.tokens, read.lengths)
+    logits, cache = reader.start(read.tokens, read.lengths, cache, first)
     ids = jnp.full((len(read.tokens), room), read.eos[0], jnp.int32)
     state = _pick(read, logits, jnp.int32(0), ids, ended, seen, draw)
     return state._replace(ids=replicated(state.ids)), cache

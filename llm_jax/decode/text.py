@@ -4,7 +4,6 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -57,8 +56,7 @@ def complete(
     rows = read(model.cfg, tokenizer, prompts, objective)
     request = _request(model, tokenizer, settings)
     write = _fill_gaps if model.cfg.kind == "encoder" else _write
-    with _refusals():
-        samples = write(model, params, tokenizer, rows, request, objective)
+    samples = write(model, params, tokenizer, rows, request, objective)
     first = ("prompt", "completion", "tokens")
     named = [{"prompt": p} | one for p, some in zip(prompts, samples, strict=True) for one in some]
     return [{name: sample[name] for name in first} | sample for sample in named]
@@ -76,30 +74,19 @@ def stream(
     request = replace(_request(model, tokenizer, settings), samples=1)
     if request.beams > 1:
         raise ConfigError(f"beams={request.beams}: beam search has no text before its end")
-    with _refusals():
-        job = _job(model, tokenizer, rows, objective)
-        inputs, shown = _inputs(model, tokenizer, job, request) | {"every": 1}, 0
-        for (ids,) in sample.stream(model, params, job.rows, **inputs):
-            text = _before(request.stop, job.spoken(job.rows[0], ids))
-            sure = text.rstrip("\ufffd")
-            stop_begins = (i for stop in request.stop for i in range(1, len(stop))
-                     if sure.endswith(stop[:i]))  # fmt: skip
-            sure = sure[: len(sure) - max(stop_begins, default=0)]
-            if len(sure) > shown:
-                yield sure[shown:]
-                shown = len(sure)
-        if len(text) > shown:
-            yield text[shown:]
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    job = _job(model, tokenizer, rows, objective)
+    inputs, shown = _inputs(model, tokenizer, job, request) | {"every": 1}, 0
+    for (ids,) in sample.stream(model, params, job.rows, **inputs):
+        text = _before(request.stop, job.spoken(job.rows[0], ids))
+        sure = text.rstrip("\ufffd")
+        stop_begins = (i for stop in request.stop for i in range(1, len(stop))
+                 if sure.endswith(stop[:i]))  # fmt: skip
+        sure = sure[: len(sure) - max(stop_begins, default=0)]
+        if len(sure) > shown:
+            yield sure[shown:]
+            shown = len(sure)
+    if len(text) > shown:
+        yield text[shown:]
 
 
 def _request(model: Model, tokenizer: Tokenizer, settings: dict[str, Any]) -> Request:
@@ -188,7 +175,7 @@ def _inputs(model, tokenizer, job: _Job, request) -> dict[str, Any]:
                         count, longest, length, room)
     inputs = {name: getattr(request, name) for name in names}
     if request.beams == 1:
-        inputs["stop"] = _stop(request.stop, job.spoken)
+        inputs |= {"stop": _stop(request.stop, job.spoken), "memory": request.memory}
     least = [max(request.min_new_tokens, request.min_length - len(row)) for row in job.rows]
     return inputs | {
         "max_new_tokens": count, "allowed": _allowed(model, tokenizer, request),
@@ -255,6 +242,8 @@ def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray
     named = np.array([bool(piece) for piece in tokenizer.pieces()])[: model.cfg.vocab_size]
     allowed = np.pad(named, (0, model.cfg.vocab_size - len(named)))
     allowed[[i for i in request.suppressed if 0 <= i < len(allowed)]] = False
+    if not allowed.any():
+        raise ConfigError("suppressed: leaves no id that could be drawn")
     return allowed
 
 

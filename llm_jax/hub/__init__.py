@@ -20,6 +20,7 @@ from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub import families, files, sentence, text
 from llm_jax.hub.families import FAMILIES
 from llm_jax.hub.family import (
+    DROPPED,
     Family,
     Plan,
     differences,
@@ -45,7 +46,9 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name, but read "
+                          "from a folder, as `hf download NAME --local-dir=FOLDER` (of "
+                          "huggingface_hub) makes it")
     hf = files.read_json(folder / files.CONFIG)
     family = families.get(hf.get("model_type"))
     tensors = files.Tensors(folder)
@@ -132,7 +135,7 @@ def _check(
             source = stand_ins.get(original, original)
             if not np.array_equal(tensors.get(name), tensors.get(source)):
                 problems.append(f"not tied: {own(name)} differs from {own(source)}")
-        elif not any(re.fullmatch(p, name) for p in (*family.dropped, *family.aliases)):
+        elif not any(re.fullmatch(p, name) for p in (*DROPPED, *family.dropped, *family.aliases)):
             problems.append(f"unexpected: {own(name)}")
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []

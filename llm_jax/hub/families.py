@@ -4,7 +4,7 @@ A new family is one table here: the config keys that make it, how config.json ca
 others, and the name of each module.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,25 @@ GATED = {
 }
 
 
-def block(stack: str, theirs: str, modules: Mapping[str, str]) -> dict[str, str]:
-    """Entries of one repeated block: a name in our block -> a name in theirs."""
-    return {f"{stack}/stack/layers/block/{k}": f"{theirs}.{v}" for k, v in modules.items()}
+def block(
+    stack: str, theirs: str, attention: str, mlp: str, norms: str, cross: str = ""
+) -> dict[str, str]:
+    """Entries of one repeated block: a module of ours -> theirs, '{}' in it for the layer.
 
-
-def count_labels(hf: dict) -> int:
-    """How many labels config.json has; transformers leaves them out where there are two."""
-    labels = hf.get("id2label")
-    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
+    Args:
+      stack: encoder or decoder.
+      theirs: what all names of a layer begin with.
+      attention, cross: names of query, key, value and output.
+      mlp: names of a gate, if there is one, and of the projections up and down.
+      norms: of each sublayer, in their order.
+    """
+    ours = [f"{part}/{name}" for part in ("attention", *["cross_attention"] * bool(cross))
+            for name in ("query", "key", "value", "out")]  # fmt: skip
+    ours += ["mlp/gate", "mlp/up", "mlp/down"][-len(mlp.split()) :]
+    ours += ["attention_norm", *["cross_norm"] * bool(cross), "mlp_norm"]
+    names = " ".join((attention, cross, mlp, norms)).split()
+    pairs = zip(ours, names, strict=True)
+    return {f"{stack}/stack/layers/block/{k}": f"{theirs}.{v}" for k, v in pairs}
 
 
 def classifies(hf: dict) -> str:
@@ -92,20 +102,11 @@ GPT2 = Family(
         "decoder/embeddings/positions": "transformer.wpe",
         "decoder/final_norm": "transformer.ln_f",
         "output": "lm_head.weight",
-    } | block("decoder", "transformer.h.{}", {
-        "attention_norm": "ln_1",
-        "attention/query": "attn.c_attn",
-        "attention/key": "attn.c_attn",
-        "attention/value": "attn.c_attn",
-        "attention/out": "attn.c_proj",
-        "mlp_norm": "ln_2",
-        "mlp/up": "mlp.c_fc",
-        "mlp/down": "mlp.c_proj",
-    }),
-    heads={
-        "head": {"score.": "sequence", "classifier.": "token", "qa_outputs.": "span"},
-        "num_labels": {"score.": count_labels, "classifier.": count_labels},
-    },
+    } | block(
+        "decoder", "transformer.h.{}", "attn.c_attn attn.c_attn attn.c_attn attn.c_proj",
+        "mlp.c_fc mlp.c_proj", "ln_1 ln_2",
+    ),
+    heads={"head": {"score.": "sequence", "classifier.": "token", "qa_outputs.": "span"}},
     by_head=_ONE_CLASSIFIER | {"sequence": {"sequence": "score"}},
     classes={"lm": "GPT2LMHeadModel", "sequence": "GPT2ForSequenceClassification",
              "token": "GPT2ForTokenClassification", "span": "GPT2ForQuestionAnswering"},
@@ -200,18 +201,12 @@ LLAMA = Family(
         "embed": "model.embed_tokens",
         "decoder/final_norm": "model.norm",
         "output": "lm_head.weight",
-    } | block("decoder", "model.layers.{}", {
-        "attention_norm": "input_layernorm",
-        "attention/query": "self_attn.q_proj",
-        "attention/key": "self_attn.k_proj",
-        "attention/value": "self_attn.v_proj",
-        "attention/out": "self_attn.o_proj",
-        "mlp_norm": "post_attention_layernorm",
-        "mlp/gate": "mlp.gate_proj",
-        "mlp/up": "mlp.up_proj",
-        "mlp/down": "mlp.down_proj",
-    }),
-    heads={"head": {"score.": classifies}, "num_labels": {"score.": count_labels}},
+    } | block(
+        "decoder", "model.layers.{}",
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj",
+        "mlp.gate_proj mlp.up_proj mlp.down_proj", "input_layernorm post_attention_layernorm",
+    ),
+    heads={"head": {"score.": classifies}},
     by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
     classes={"lm": "LlamaForCausalLM", "sequence": "LlamaForSequenceClassification",
              "token": "LlamaForTokenClassification"},
@@ -273,22 +268,21 @@ def _write_types(hf: dict) -> dict:
     return hf
 
 
-def _bert_modules(name: str) -> dict[str, str]:
+def _embeddings(name: str) -> dict[str, str]:
     return {
         "embed": f"{name}.embeddings.word_embeddings",
         "encoder/embeddings/positions": f"{name}.embeddings.position_embeddings",
         "encoder/embeddings/types": f"{name}.embeddings.token_type_embeddings",
         "encoder/embeddings/norm": f"{name}.embeddings.LayerNorm",
-    } | block("encoder", name + ".encoder.layer.{}", {
-        "attention/query": "attention.self.query",
-        "attention/key": "attention.self.key",
-        "attention/value": "attention.self.value",
-        "attention/out": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "mlp/up": "intermediate.dense",
-        "mlp/down": "output.dense",
-        "mlp_norm": "output.LayerNorm",
-    })  # fmt: skip
+    }
+
+
+def _bert_modules(name: str) -> dict[str, str]:
+    return _embeddings(name) | block(
+        "encoder", name + ".encoder.layer.{}",
+        "attention.self.query attention.self.key attention.self.value attention.output.dense",
+        "intermediate.dense output.dense", "attention.output.LayerNorm output.LayerNorm",
+    )  # fmt: skip
 
 
 def _classes(name: str) -> dict[str, str]:
@@ -326,7 +320,7 @@ BERT = Family(
             "cls.seq_relationship.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
             "bert.pooler.": True,
         },
-        "num_labels": {"cls.seq_relationship.": 2, "classifier.": count_labels},
+        "num_labels": {"cls.seq_relationship.": 2},
     },
     by_head=_ONE_CLASSIFIER,
     classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
@@ -337,7 +331,6 @@ BERT = Family(
         "cls.seq_relationship.weight": "classifier.weight",
         "cls.seq_relationship.bias": "classifier.bias",
     },
-    dropped=(r"bert\.embeddings\.position_ids",),
     write=_write_types,
 )  # fmt: skip
 
@@ -399,7 +392,6 @@ ROBERTA = Family(
             "qa_outputs.": "span",
         },
         "pooler": {"roberta.pooler.": True, "classifier.dense.": True},
-        "num_labels": {"classifier.": count_labels},
     },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
@@ -408,7 +400,6 @@ ROBERTA = Family(
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     },
-    dropped=(r"roberta\.embeddings\.position_ids",),
     read=_read_offset,
     write=_write_offset,
     place=_behind_padding,
@@ -435,35 +426,25 @@ DISTILBERT = Family(
         "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"
     },
     prefix="distilbert.",
-    modules={
-        "embed": "distilbert.embeddings.word_embeddings",
-        "encoder/embeddings/positions": "distilbert.embeddings.position_embeddings",
-        "encoder/embeddings/norm": "distilbert.embeddings.LayerNorm",
+    modules=_embeddings("distilbert") | {
         "transform/dense": "vocab_transform",
         "transform/norm": "vocab_layer_norm",
         "output_bias": "vocab_projector.bias",
-    } | block("encoder", "distilbert.transformer.layer.{}", {
-        "attention/query": "attention.q_lin",
-        "attention/key": "attention.k_lin",
-        "attention/value": "attention.v_lin",
-        "attention/out": "attention.out_lin",
-        "attention_norm": "sa_layer_norm",
-        "mlp/up": "ffn.lin1",
-        "mlp/down": "ffn.lin2",
-        "mlp_norm": "output_layer_norm",
-    }),
+    } | block(
+        "encoder", "distilbert.transformer.layer.{}",
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
+        "ffn.lin1 ffn.lin2", "sa_layer_norm output_layer_norm",
+    ),
     heads={
         "head": {
             "vocab_": "mlm", "pre_classifier.": "sequence", "classifier.": classifies,
             "qa_outputs.": "span",
         },
         "pooler": {"pre_classifier.": True},
-        "num_labels": {"classifier.": count_labels},
     },
     by_head=_with_dense("pre_classifier", "classifier"),
     classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-    dropped=(r"distilbert\.embeddings\.position_ids",),
 )  # fmt: skip
 
 ELECTRA = Family(
@@ -490,14 +471,12 @@ ELECTRA = Family(
             "classifier.dense.": "sequence", "classifier.weight": "token", "qa_outputs.": "span",
         },
         "pooler": {"classifier.dense.": True},
-        "num_labels": {"classifier.": count_labels},
     },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
     classes=_classes("Electra")
     | {"mlm": "ElectraForMaskedLM", "detection": "ElectraForPreTraining"},
     copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-    dropped=(r"electra\.embeddings\.position_ids",),
     write=_write_types,
 )  # fmt: skip
 
@@ -522,27 +501,18 @@ ALBERT = Family(
     ),
     fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
     prefix="albert.",
-    modules={
-        "embed": "albert.embeddings.word_embeddings",
-        "encoder/embeddings/positions": "albert.embeddings.position_embeddings",
-        "encoder/embeddings/types": "albert.embeddings.token_type_embeddings",
-        "encoder/embeddings/norm": "albert.embeddings.LayerNorm",
+    modules=_embeddings("albert") | {
         "encoder/embeddings/projection": "albert.encoder.embedding_hidden_mapping_in",
         "pooler/dense": "albert.pooler",
         "transform/dense": "predictions.dense",
         "transform/norm": "predictions.LayerNorm",
         "output_bias": "predictions.bias",
         "sequence": "sop_classifier.classifier",
-    } | block("encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0", {
-        "attention/query": "attention.query",
-        "attention/key": "attention.key",
-        "attention/value": "attention.value",
-        "attention/out": "attention.dense",
-        "attention_norm": "attention.LayerNorm",
-        "mlp/up": "ffn",
-        "mlp/down": "ffn_output",
-        "mlp_norm": "full_layer_layer_norm",
-    }),
+    } | block(
+        "encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0",
+        "attention.query attention.key attention.value attention.dense", "ffn ffn_output",
+        "attention.LayerNorm full_layer_layer_norm",
+    ),
     heads={
         "head": {
             "predictions.": "mlm", "sop_classifier.": "sequence", "classifier.": classifies,
@@ -552,7 +522,7 @@ ALBERT = Family(
             "sop_classifier.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
             "albert.pooler.": True,
         },
-        "num_labels": {"sop_classifier.": 2, "classifier.": count_labels},
+        "num_labels": {"sop_classifier.": 2},
     },
     by_head=_ONE_CLASSIFIER,
     classes=_classes("Albert")
@@ -561,7 +531,6 @@ ALBERT = Family(
         "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
         "predictions.decoder.bias": "predictions.bias",
     },
-    dropped=(r"albert\.embeddings\.position_ids",),
     read=_read_albert,
     write=_write_types,
 )  # fmt: skip
@@ -593,7 +562,16 @@ def _write_t5(hf: dict) -> dict:
     return hf | {"tie_word_embeddings": hf["scale_decoder_outputs"]}
 
 
-_T5_GATED = {"mlp/gate": "wi_0", "mlp/up": "wi_1"}
+def _t5_blocks(mlp: str) -> dict[str, str]:
+    under = lambda module, names: " ".join(f"layer.{module}.{name}" for name in names.split())
+    own, cross = under("0.SelfAttention", "q k v o"), under("1.EncDecAttention", "q k v o")
+    wide = lambda layer: under(f"{layer}.DenseReluDense", mlp)
+    norms = "layer.0.layer_norm layer.1.layer_norm"
+    return block("encoder", "encoder.block.{}", own, wide(1), norms) | block(
+        "decoder", "decoder.block.{}", own, wide(2), f"{norms} layer.2.layer_norm", cross
+    )
+
+
 T5 = Family(
     name="t5",
     model={
@@ -648,32 +626,8 @@ T5 = Family(
         "encoder/final_norm": "encoder.final_layer_norm",
         "decoder/final_norm": "decoder.final_layer_norm",
         "output": "lm_head.weight",
-    } | block("encoder", "encoder.block.{}", {
-        "attention_norm": "layer.0.layer_norm",
-        "attention/query": "layer.0.SelfAttention.q",
-        "attention/key": "layer.0.SelfAttention.k",
-        "attention/value": "layer.0.SelfAttention.v",
-        "attention/out": "layer.0.SelfAttention.o",
-        "mlp_norm": "layer.1.layer_norm",
-        "mlp/up": "layer.1.DenseReluDense.wi",
-        "mlp/down": "layer.1.DenseReluDense.wo",
-    }) | block("decoder", "decoder.block.{}", {
-        "attention_norm": "layer.0.layer_norm",
-        "attention/query": "layer.0.SelfAttention.q",
-        "attention/key": "layer.0.SelfAttention.k",
-        "attention/value": "layer.0.SelfAttention.v",
-        "attention/out": "layer.0.SelfAttention.o",
-        "cross_norm": "layer.1.layer_norm",
-        "cross_attention/query": "layer.1.EncDecAttention.q",
-        "cross_attention/key": "layer.1.EncDecAttention.k",
-        "cross_attention/value": "layer.1.EncDecAttention.v",
-        "cross_attention/out": "layer.1.EncDecAttention.o",
-        "mlp_norm": "layer.2.layer_norm",
-        "mlp/up": "layer.2.DenseReluDense.wi",
-        "mlp/down": "layer.2.DenseReluDense.wo",
-    }),
-    gated_modules=block("encoder", "encoder.block.{}.layer.1.DenseReluDense", _T5_GATED)
-    | block("decoder", "decoder.block.{}.layer.2.DenseReluDense", _T5_GATED),
+    } | _t5_blocks("wi wo"),
+    gated_modules=_t5_blocks("wi_0 wi_1 wo"),
     classes={"lm": "T5ForConditionalGeneration"},
     copies={
         "encoder.embed_tokens.weight": "shared.weight",
@@ -687,16 +641,6 @@ T5 = Family(
     write=_write_t5,
 )  # fmt: skip
 
-_MARIAN_LAYER = {
-    "attention/query": "self_attn.q_proj",
-    "attention/key": "self_attn.k_proj",
-    "attention/value": "self_attn.v_proj",
-    "attention/out": "self_attn.out_proj",
-    "attention_norm": "self_attn_layer_norm",
-    "mlp/up": "fc1",
-    "mlp/down": "fc2",
-    "mlp_norm": "final_layer_norm",
-}
 MARIAN = Family(
     name="marian",
     model={"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal"},
@@ -734,14 +678,17 @@ MARIAN = Family(
     },
     prefix="model.",
     modules={"embed": "model.shared", "output_bias": "final_logits_bias"}
-    | block("encoder", "model.encoder.layers.{}", _MARIAN_LAYER)
-    | block("decoder", "model.decoder.layers.{}", _MARIAN_LAYER | {
-        "cross_attention/query": "encoder_attn.q_proj",
-        "cross_attention/key": "encoder_attn.k_proj",
-        "cross_attention/value": "encoder_attn.v_proj",
-        "cross_attention/out": "encoder_attn.out_proj",
-        "cross_norm": "encoder_attn_layer_norm",
-    }),
+    | block(
+        "encoder", "model.encoder.layers.{}",
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj", "fc1 fc2",
+        "self_attn_layer_norm final_layer_norm",
+    )
+    | block(
+        "decoder", "model.decoder.layers.{}",
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj", "fc1 fc2",
+        "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm",
+        "encoder_attn.q_proj encoder_attn.k_proj encoder_attn.v_proj encoder_attn.out_proj",
+    ),
     classes={"lm": "MarianMTModel"},
     copies={
         "lm_head.weight": "model.shared.weight",
@@ -795,16 +742,6 @@ def _write_reformer(hf: dict) -> dict:
     return {k: v for k, v in hf.items() if axial or k not in axes}
 
 
-_REFORMER_BLOCK = {
-    "attention_norm": "attention.layer_norm",
-    "attention/query": "attention.self_attention.query",
-    "attention/key": "attention.self_attention.key",
-    "attention/value": "attention.self_attention.value",
-    "attention/out": "attention.output.dense",
-    "mlp_norm": "feed_forward.layer_norm",
-    "mlp/up": "feed_forward.dense.dense",
-    "mlp/down": "feed_forward.output.dense",
-}
 REFORMER = Family(
     name="reformer",
     model={
@@ -855,12 +792,17 @@ REFORMER = Family(
         "decoder/final_norm": "reformer.encoder.layer_norm",
         "output": "lm_head.decoder.weight",
         "output_bias": "lm_head.decoder.bias",
-    } | block("decoder", "reformer.encoder.layers.{}", _REFORMER_BLOCK),
-    by_kind={
-        "lsh": block("decoder", "reformer.encoder.layers.{}", {
-            "attention/query": "attention.self_attention.query_key",
-        }),
-    },
+    } | block(
+        "decoder", "reformer.encoder.layers.{}",
+        "attention.self_attention.query attention.self_attention.key "
+        "attention.self_attention.value attention.output.dense",
+        "feed_forward.dense.dense feed_forward.output.dense",
+        "attention.layer_norm feed_forward.layer_norm",
+    ),
+    by_kind={"lsh": {
+        "decoder/stack/layers/block/attention/query":
+            "reformer.encoder.layers.{}.attention.self_attention.query_key",
+    }},
     units={
         "reformer.embeddings.position_embeddings.weights.0": 1,
         "reformer.embeddings.position_embeddings.weights.1": 0,

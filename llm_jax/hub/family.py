@@ -56,7 +56,7 @@ class Family:
       copies: their tensor -> the one that it must equal; read where the other is left out.
       aliases: their tensor -> the one that newer readers take instead; written beside it, read
         where that one is left out.
-      dropped: patterns of tensors that carry nothing.
+      dropped: patterns of tensors that carry nothing, beside DROPPED.
       if_zero: tensors that are left out where they are zero.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
       by_kind: kind of attention -> entries that its layers have instead.
@@ -106,6 +106,7 @@ FIXED = {
     "quantization_config": (None,),
     "per_layer_config": (None, {}),
 }
+DROPPED = (r".*\.embeddings\.position_ids",)  # of every family
 # Entries of config.json that do not change the function computed.
 SILENT = re.compile(
     r"model_type|architectures|_.*|transformers_version|torch_dtype|dtype|use_cache|torchscript"
@@ -153,6 +154,8 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         heads = [value(hf) if callable(value) else value for value in heads]
         if heads:
             model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
+    if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
+        model.num_labels = count_labels(hf)
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
@@ -160,6 +163,12 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
                               f"{family.name} always has {family.head_activation!r}; llm_jax has "
                               "one activation for both")
     return _checked(model, came_from)
+
+
+def count_labels(hf: Mapping[str, Any]) -> int:
+    """How many labels config.json has; transformers leaves them out where there are two."""
+    labels = hf.get("id2label")
+    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
 
 
 def _check_entries(family: Family, hf: dict) -> None:

@@ -58,14 +58,21 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     roles = {role: str(token) for role, token in roles.items() if token is not None}
     named = {role: backend.token_to_id(text) for role, text in roles.items()}
     generation = _generation(folder, hf)
-    first = lambda *ids: next((i for i in ids if i is not None), None)
+    known = _known(folder, backend, roles)
+    first = lambda *ids: next((i for i in ids if i in known), None)
     kind = family.model.get("kind", "decoder")
     begins, ends = (named.get(f"{role}_token") for role in ("bos", "eos"))
     if kind == "encoder":
         begins, ends = first(named.get("cls_token"), begins), first(named.get("sep_token"), ends)
     eos = first(ends, named.get("sep_token"), _id(generation.get("eos_token_id")),
                 *map(backend.token_to_id, tokenizers.ENDS))  # fmt: skip
-    if eos is None or eos < 0:
+    if kind == "encoder" and None in (begins, ends):
+        lacks = " and ".join(role for role, i in (("cls_token", begins), ("sep_token", ends))
+                             if i is None)  # fmt: skip
+        raise ConfigError(f"{folder}: its tokenizer has no {lacks}, which an encoder reads around "
+                          f"each text ([CLS] and [SEP] of BERT); bring the {WHOLE} that belongs to "
+                          f"the weights, or name the tokens it has for these in {CONFIG}")
+    if eos is None:
         raise ConfigError(f'{folder}: no file names an end-of-text token; put "eos_token": "</s>", '
                           f"or what it is called, into {CONFIG}")
     bos = first(begins, named.get("cls_token"))
@@ -81,6 +88,18 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
         merges = type(backend.model).__name__ == "BPE"
         tokenizer.clean_up = not merges or bool(getattr(made, CLEAN_BPE)) or None
     return tokenizer
+
+
+def _known(folder: Path, backend, roles: dict[str, str]) -> set[int]:
+    """The ids of a vocabulary without special tokens that no file has: transformers adds those of a
+    class to any vocabulary, with ids of which the weights have learned nothing."""
+    own = backend.get_vocab(with_added_tokens=False)
+    added = {text for text in roles.values() if text not in own}
+    for path in filter(Path.is_file, folder.iterdir()) if added else ():
+        if TOKENIZERS.search(path.name):
+            content = path.read_bytes()
+            added = {text for text in added if text.encode() not in content}
+    return {i for text, i in backend.get_vocab().items() if text not in added}
 
 
 def _auto(folder: Path):

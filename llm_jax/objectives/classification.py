@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from llm_jax.config import ConfigError
-from llm_jax.data.examples import Examples
+from llm_jax.data.examples import Examples, joined
 from llm_jax.objectives import labels, scores
 from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
@@ -38,7 +38,7 @@ class Classification(Examples):
         between = tokenizer.between() if len(texts) == 2 else []
         room = cfg.max_length - len(before) - len(between) - len(behind)
         first, *second = shortened(texts, room)
-        parts = [[*before, *first, *between], np.concatenate([*second, behind])]
+        parts = [joined(before, first, between), joined(*second, behind)]
         types = np.arange(2).repeat([*map(len, parts)]) if second else np.zeros(cfg.max_length)
         tokens = np.concatenate(parts).astype(np.int32)
         fields = {"tokens": tokens, "types": types[: len(tokens)].astype(int)}

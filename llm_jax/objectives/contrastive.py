@@ -6,7 +6,7 @@ import optax
 from jax import lax
 
 from llm_jax.config import ConfigError
-from llm_jax.data.examples import Examples, apart
+from llm_jax.data.examples import Examples, apart, joined
 from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
@@ -31,7 +31,7 @@ class Contrastive(Examples):
         before, behind = self.tokenizer.around("encoder")
         texts = [self.tokenizer.encode(piece[name]) for name in TEXTS if name in piece]
         room = self.config.model.max_length // len(texts) - len(before) - len(behind)
-        rows = [np.concatenate([before, ids[: max(room, 0)], behind]) for ids in texts]
+        rows = [joined(before, ids[: max(room, 0)], behind) for ids in texts]
         side = np.repeat(np.arange(1, len(rows) + 1), [*map(len, rows)])
         first = np.diff(side, prepend=0) > 0
         pooled = side * first if self.config.objective.pooling == "cls" else side

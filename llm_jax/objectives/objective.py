@@ -84,6 +84,14 @@ class Objective:
             self.held_out(config, split, documents[split])
         return documents
 
+    def split(self, config: ConfigDict, name: str) -> Sequence[Record]:
+        """Returns the documents of one of the splits of a run, whose config is filled in."""
+        self.check(config)
+        documents = sources.split(config, name, self.examples.columns(config), self.examples.parts)
+        if name != "train":
+            self.held_out(config, name, documents)
+        return documents
+
     def build_tokenizer(self, config: ConfigDict, documents: Sequence[Record]) -> Tokenizer:
         """Trains or opens the config's tokenizer, with the special tokens that are needed."""
         return pipeline.build_tokenizer(config, documents, self.examples.specials(config))

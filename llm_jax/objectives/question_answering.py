@@ -10,7 +10,7 @@ import optax
 
 from llm_jax import models
 from llm_jax.config import ConfigError
-from llm_jax.data.examples import Examples
+from llm_jax.data.examples import Examples, joined
 from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective, count_rows
 
@@ -82,7 +82,7 @@ class QuestionAnswering(Examples):
         starts = range(0, max(len(ids) - room, 0) + step, step)
         parts = [slice(i, i + room) for i in starts]
         return [
-            Window(np.concatenate([question, ids[part], behind]), len(question), spans[part])
+            Window(joined(question, ids[part], behind), len(question), spans[part])
             for part in parts
         ]
 

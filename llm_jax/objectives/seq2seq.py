@@ -50,7 +50,7 @@ def refuse(config):
     """A target must fit the model, and scores be known."""
     scores.check(config.eval.scores)
     target, longest = config.data.target_length, config.model.max_length
-    if not 0 <= target <= longest:
+    if target > longest:
         raise ConfigError(f"data.target_length={target}: must be in 1 to "
                           f"model.max_length={longest}, or 0 for that")
 

@@ -94,10 +94,8 @@ def _window(config) -> int:
 
 
 def refuse(config):
-    """Spans and rows must have room for a token."""
-    o, longest = config.objective, config.model.max_length
-    if o.span_length < 1:
-        raise ConfigError(f"objective.span_length={o.span_length}: must be at least 1")
+    """Rows must have room for a token."""
+    longest = config.model.max_length
     if longest < 4:
         raise ConfigError(f"model.max_length={longest}: span_corruption needs at least 4")
 

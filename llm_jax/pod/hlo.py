@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,23 +36,6 @@ class Instruction(NamedTuple):
         """The computation named by `calls=`, `body=`, …."""
         match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return match and match.group(1)
-
-
-class Moved(NamedTuple):
-    """Bytes that a device moves in one step; loops of unknown trip count count once."""
-
-    ici: dict[str, float]  # by kind of collective
-    dcn: dict[str, float]
-    hbm: float
-    unknown_loops: int
-
-
-class Buffer(NamedTuple):
-    """The largest result of a shape in HBM, and the operation that makes it."""
-
-    bytes: int
-    shape: str
-    made_by: str
 
 
 def size(shape: str, hbm_only: bool = False) -> int:
@@ -110,8 +93,15 @@ class Program:
         limit = re.match(r"\d+", values[0]) if len(values) == 1 else None
         return int(limit.group()) if limit else None
 
-    def moved(self, slice_of: Sequence[int]) -> Moved:
-        """Traffic of one step; slice_of: the slice of each partition."""
+    def moved(self, slice_of: Sequence[int]) -> dict[str, Any]:
+        """Bytes that a device moves in one step; loops of unknown trip count count once.
+
+        Returns ici_bytes and dcn_bytes by kind of collective, hbm_traffic_bytes and the number of
+        unknown_loops.
+
+        Args:
+          slice_of: the slice of each partition.
+        """
         ici, dcn, hbm, unknown = Counter(), Counter(), 0.0, 0
         for inside, line, times, fused in self.walk():
             unknown += line.op == "while" and self.turns(line) is None
@@ -128,10 +118,12 @@ class Program:
                 dcn[kind] += times * _ring(kind, given, len(set(slice_of)))
             if not fused:
                 hbm += times * self._traffic(inside, line)
-        return Moved(dict(ici), {k: v for k, v in dcn.items() if v}, hbm, unknown)
+        dcn = {kind: sent for kind, sent in dcn.items() if sent}
+        return {"ici_bytes": dict(ici), "dcn_bytes": dcn, "hbm_traffic_bytes": hbm,
+                "unknown_loops": unknown}  # fmt: skip
 
-    def largest(self, count: int = 6) -> list[Buffer]:
-        """The largest results, one of each shape, largest first."""
+    def largest(self, count: int) -> list[dict[str, Any]]:
+        """The largest results in HBM, one of each shape: {bytes, shape, made_by}."""
         by_shape = {}
         for _, line, _, fused in self.walk():
             if fused or line.op in FREE or line.shape.startswith("("):
@@ -139,8 +131,9 @@ class Program:
             shape = re.sub(r"\{.*", "", line.shape)
             op_name = re.search(r'op_name="([^"]*)"', line.attributes)
             made_by = op_name.group(1) if op_name else line.op
-            by_shape.setdefault(shape, Buffer(size(line.shape, hbm_only=True), shape, made_by))
-        return sorted(by_shape.values(), reverse=True)[:count]
+            buffer = {"bytes": size(line.shape, hbm_only=True), "shape": shape, "made_by": made_by}
+            by_shape.setdefault(shape, buffer)
+        return sorted(by_shape.values(), key=lambda b: b["bytes"], reverse=True)[:count]
 
     def _traffic(self, inside, line) -> float:
         """Bytes read and written in HBM by an instruction that is not inside a fusion."""

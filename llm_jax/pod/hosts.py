@@ -24,6 +24,7 @@ from llm_jax.config import ConfigError
 from llm_jax.train import Diverged, Restart
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+HEARTBEAT = "LLM_JAX_HEARTBEAT_SECONDS", 60
 LOST = 1  # exit code where another process was lost
 
 
@@ -81,7 +82,7 @@ def start() -> Hosts | None:
     sys.excepthook = _end_at
     try:
         jax.distributed.initialize(
-            **job, initialization_timeout=patience, heartbeat_timeout_seconds=_heartbeat()
+            **job, initialization_timeout=patience, heartbeat_timeout_seconds=_seconds(*HEARTBEAT)
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -102,10 +103,6 @@ def _seconds(name: str, default: int) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{name}={text}: must be a whole number of seconds")
     return int(text)
-
-
-def _heartbeat() -> int:
-    return _seconds("LLM_JAX_HEARTBEAT_SECONDS", 60)
 
 
 def joined() -> bool:
@@ -132,7 +129,7 @@ def together(hosts: Hosts | None) -> Iterator[None]:
             raise
         if type(error).__name__ != "JaxRuntimeError":  # a collective's says all in a line
             traceback.print_exc()
-        seconds = _heartbeat()
+        seconds = _seconds(*HEARTBEAT)
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:300]
         print(
             f"error: process {hosts.index} of {hosts.count}: {reason}\n"

@@ -83,7 +83,7 @@ def figures(setup: Setup) -> dict[str, Any]:
     result["compile_cpu_seconds"] = round(time.process_time() - worked, 2)
     if compiled is None:
         result |= {"argument_bytes": sum(held.values()), "temp_bytes": _needed(refusal, held)}
-        result["largest"] = [b._asdict() for b in hlo.Program(text).largest(LARGEST)]
+        result["largest"] = hlo.Program(text).largest(LARGEST)
         return result | _does_not_fit(config, result)
     memory = compiled.memory_analysis()
     program = hlo.Program(text)
@@ -94,7 +94,7 @@ def figures(setup: Setup) -> dict[str, Any]:
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "host_bytes": memory.host_temp_size_in_bytes,
-        "largest": [b._asdict() for b in program.largest(LARGEST)],
+        "largest": program.largest(LARGEST),
     }
     names = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")
     if chip:
@@ -155,21 +155,20 @@ def work(config: ConfigDict) -> dict[str, float]:
 
 
 def roofline(
-    todo: dict[str, float], moved: hlo.Moved, count: int, chip: Chip | None
+    todo: dict[str, float], moved: dict[str, Any], count: int, chip: Chip | None
 ) -> dict[str, Any]:
     """Roofline: a step's lower bounds in seconds by compute, HBM and network, and the rates there.
 
     Each is work over the data sheet's rate; the step takes at least the longest of them.
     """
-    result = todo | {"hbm_traffic_bytes": moved.hbm, "unknown_loops": moved.unknown_loops}
-    result |= {"ici_bytes": moved.ici, "dcn_bytes": moved.dcn}
+    result = todo | moved
     if chip is None:
         return result
     seconds = {
         "compute": (todo["flops"] + todo["recomputed_flops"]) / (count * chip.flops),
-        "HBM": moved.hbm / chip.hbm_rate,
-        "network": sum(moved.ici.values()) / chip.ici_rate
-        + sum(moved.dcn.values()) / chip.dcn_rate,
+        "HBM": moved["hbm_traffic_bytes"] / chip.hbm_rate,
+        "network": sum(moved["ici_bytes"].values()) / chip.ici_rate
+        + sum(moved["dcn_bytes"].values()) / chip.dcn_rate,
     }
     step = max(seconds.values())
     return result | {

@@ -23,7 +23,8 @@ def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     the last decay_steps (Hu 2024, MiniCPM, section 4).
     """
     o, steps = config.optimizer, config.train.steps
-    peak, last, warmup = o.learning_rate, o.learning_rate * o.final_fraction, o.warmup_steps
+    peak, last = o.learning_rate, o.learning_rate * o.final_fraction
+    warmup = round(o.warmup_steps * (steps if o.warmup_steps < 1 else 1))
     after_warmup = max(steps - warmup, 1)
     if o.schedule == "constant":
         after = optax.constant_schedule(peak)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
@@ -23,14 +22,33 @@ from llm_jax.train.state import make_eval_step
 WINDOW = 32  # batches whose rows are sorted together
 
 
-def make_predict_step(model: Model, objective: Objective, config: ConfigDict) -> Callable:
-    """Returns (params, batch) -> {name: [B, …]}, compiled; loss and gold are not used."""
+def answerer(
+    model: Model, objective: Objective, examples: Examples, mesh: Mesh | None = None
+) -> Callable[[Any, list[Record]], list[Record]]:
+    """Returns (params, records) -> the answer to each, {"error": …} where there is none.
+
+    Batches have data.batch_size rows and as many positions as the longest needs, rounded up to a
+    power of two, so that few programs are compiled.
+
+    Args:
+      mesh: over which batches are spread; None: where the parameters are.
+    """
     if objective.predict is None:
         able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
         raise ConfigError(f"objective.name={objective.name!r}: predicts nothing of a record; "
                           f"these do: {able}")
-    step = make_eval_step(model, objective, config)
-    return jax.jit(lambda params, batch: step(params, batch)[2])
+    eval_step = make_eval_step(model, objective, examples.config)
+    step = jax.jit(lambda params, batch: eval_step(params, batch)[2])
+
+    def answer(params: Any, records: list[Record]) -> list[Record]:
+        rows, errors = _rows(examples, records)
+        predicted: list[list[Arrays]] = [[] for _ in records]
+        for row in _predicted(step, params, rows, examples.config.data.batch_size, mesh):
+            predicted[int(row[DOCUMENT])].append(row)
+        each = enumerate(zip(records, predicted, strict=True))
+        return [{"error": errors[i]} if i in errors else examples.answer(*x) for i, x in each]
+
+    return answer
 
 
 def document(examples: Examples, record: Record, where: str) -> Record | ConfigError:
@@ -52,36 +70,18 @@ def document(examples: Examples, record: Record, where: str) -> Record | ConfigE
 
 
 def predict(
-    step: Callable[[Any, dict], dict], params: Any, examples: Examples,
-    records: Iterable[Record | ConfigError], mesh: Mesh | None = None,
+    answer: Callable[[Any, list[Record]], list[Record]], params: Any,
+    records: Iterable[Record | ConfigError], size: int,
 ) -> Iterator[Record]:
     """Yields the answer to each record, in order; {"error": …} where there is none.
 
-    Batches have data.batch_size rows and as many positions as the longest needs, rounded up to a
-    power of two, so that few programs are compiled.
-
     Args:
-      step: see make_predict_step.
+      answer: see `answerer`, or Setup.writer, of an objective whose answers are texts.
       records: see `document`.
-      mesh: over which batches are spread; None: where the parameters are.
+      size: of a batch.
     """
-    size = examples.config.data.batch_size
     for window in chunked(records, WINDOW * size):
-        rows, errors = _rows(examples, window)
-        predicted: list[list[Arrays]] = [[] for _ in window]
-        for row in _predicted(step, params, rows, size, mesh):
-            predicted[int(row[DOCUMENT])].append(row)
-        for i, record in enumerate(window):
-            yield {"error": errors[i]} if i in errors else examples.answer(record, predicted[i])
-
-
-def written(
-    write: Callable[[Any, list[Record]], list[Record]], params: Any,
-    records: Iterable[Record | ConfigError], size: int,
-) -> Iterator[Record]:
-    """`predict` of an objective whose answers are texts; write: Setup.writer."""
-    for window in chunked(records, WINDOW * size):
-        answers = iter(write(params, [x for x in window if not isinstance(x, ConfigError)]))
+        answers = iter(answer(params, [x for x in window if not isinstance(x, ConfigError)]))
         for record in window:
             refused = isinstance(record, ConfigError)
             yield {"error": str(record)} if refused else next(answers)
@@ -99,8 +99,6 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
     rows, errors = [], {}
     for i, record in enumerate(records):
         try:
-            if isinstance(record, ConfigError):
-                raise record
             made = examples.examples(record, rng, None)
             rows += [maker.row([each | {DOCUMENT: np.array([i])}], rng) for each in made]
             if not made:

@@ -234,19 +234,14 @@ def test_damaged_packing_is_named(tmp_path, kind, packing):
 
 
 BINARIES = {
-    "a bzip2 file": ("bz2", lambda: __import__("bz2").compress(b"text")),
-    "an xz file": ("xz", lambda: __import__("lzma").compress(b"text")),
-    "a zip archive": ("zip", lambda: _archive("zip")),
-    "a tar archive": ("tar", lambda: _archive("tar")),
-    "a NumPy file": ("npy", lambda: _saved("numpy")),
-    "weights of a model": ("safetensors", lambda: _saved("safetensors")),
-    "an Arrow file": ("arrow", lambda: _saved("arrow")),
-    "a file of PyTorch or Python objects": ("pkl", lambda: __import__("pickle").dumps([1])),
-    "a database": ("sqlite", lambda: b"SQLite format 3\0" + bytes(84)),
-    "a PDF document": ("pdf", lambda: b"%PDF-1.7\n%\xe2\xe3\n"),
-    "an image": ("png", lambda: _saved("png")),
-    "a sound or a film": ("wav", lambda: _saved("wav")),
-}
+    "bz2": lambda: __import__("bz2").compress(b"text" * 99),
+    "xz": lambda: __import__("lzma").compress(b"text"),
+    "zip": lambda: _archive("zip"), "tar": lambda: _archive("tar"), "npy": lambda: _saved("numpy"),
+    "safetensors": lambda: _saved("safetensors"), "arrow": lambda: _saved("arrow"),
+    "pkl": lambda: __import__("pickle").dumps([1]), "png": lambda: _saved("png"),
+    "sqlite": lambda: b"SQLite format 3\0" + bytes(84), "wav": lambda: _saved("wav"),
+    "pdf": lambda: _saved("pdf"),
+}  # fmt: skip
 
 
 def _archive(kind):
@@ -280,6 +275,10 @@ def _saved(kind):
         table = pyarrow.Table.from_pylist(RECORDS)
         with pyarrow.ipc.new_file(out, table.schema) as writer:
             writer.write_table(table)
+    elif kind == "pdf":
+        from matplotlib.figure import Figure
+
+        Figure().savefig(out, format="pdf")
     elif kind == "png":
         from matplotlib import image
 
@@ -293,34 +292,24 @@ def _saved(kind):
     return out.getvalue()
 
 
-@pytest.mark.parametrize("what", BINARIES)
-def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, what):
-    """By its name in any case, by its first bytes under any name, and inside a gzip."""
-    suffix, make = BINARIES[what]
-    raw = make()
-    names = {f"a.{suffix}": raw, f"A.{suffix.upper()}": raw, f"b.{suffix}": b"some text"}
-    names |= {"a.txt": raw, "b.jsonl": raw, "a": raw, "a.csv.gz": gzip.compress(raw)}
-    names |= {f"b.{suffix}.gz": gzip.compress(raw)}
-    for name, content in names.items():
+@pytest.mark.parametrize("suffix", BINARIES)
+def test_what_is_no_text_is_refused(tmp_path, suffix):
+    """By its name in any case, by what it holds under any name, and inside a gzip."""
+    raw = BINARIES[suffix]()
+    named = {f"a.{suffix}": raw, f"A.{suffix.upper()}": raw, f"b.{suffix}": b"some text"}
+    named |= {f"b.{suffix}.gz": gzip.compress(raw), f"a.{suffix}-00000-of-00002": raw}
+    for name, content in named.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ConfigError, match=rf"{re.escape(name)} is {what}\b.*; ") as raised:
+        with pytest.raises(ConfigError, match=f"{name} is no text or table by its name; .*as .txt"):
             _read(tmp_path / name)
-        assert "iconv" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("a.docx", "a Word document"), ("a.xlsx", "a spreadsheet"), ("a.epub", "an e-book"),
-        ("a.npz", "a NumPy file"), ("a.pt", "a file of PyTorch"), ("a.tar.gz", "a tar archive"),
-        ("a.tgz", "a tar archive"), ("a.tfrecord-00000-of-00002", "a TFDS or ArrayRecord file"),
-        ("a.array_record", "a TFDS or ArrayRecord file"),
-    ],
-)  # fmt: skip
-def test_names_say_more_than_bytes(tmp_path, name, what):
-    (tmp_path / name).write_bytes(_archive("zip"))
-    with pytest.raises(ConfigError, match=f"{name} is {what}"):
-        _read(tmp_path / name)
+    for name, content in {"a.txt": raw, "a": raw, "a.txt.gz": gzip.compress(raw)}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=f"{name} (is not text of any kind|holds NUL bytes)"):
+            _read(tmp_path / name)
+    for name in ("b.jsonl", "b.csv", "b.tsv", "b.json"):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(ConfigError, match=name):
+            _read(tmp_path / name)
 
 
 def test_shards_are_what_they_are_shards_of(tmp_path):
@@ -537,7 +526,8 @@ def _write(folder, *names):
 
 
 @pytest.mark.parametrize("pattern", ["*.txt", "**/*.txt", "*/**/c*", "**", "a/**", "a/?.txt",
-                                     "[ab]/*", "**/b/**/*.txt", "a/*/c.txt", "**/.h*"])  # fmt: skip
+                                     "[ab]/*", "**/b/**/*.txt", "a**/*.txt", "a/*/c.txt",
+                                     "**/.h*"])  # fmt: skip
 def test_globs_without_links_are_pythons(tmp_path, monkeypatch, pattern):
     import glob
 

@@ -41,6 +41,8 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
     [
         ("none.txt", None, "none.txt' matches no file"),
         ("empty.txt", b"", "empty.txt' is empty"),
+        ("header.csv", b"text,label\n", "header.csv' has a header, and no row with text"),
+        ("blank.tsv", b"text\tlabel\n\t1\n", "blank.tsv' has a header, and no row with text"),
         ("latin.txt", b"caf\xe9 au lait", "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
         ("cut.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cut.txt.gz is not a whole gzip"),
         ("bad.jsonl", b'{"text": "a"}\n{"text"', "bad.jsonl:2: not readable as JSON"),

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax import models
 from llm_jax.decode import generate, sample
-from llm_jax.decode.cache import pad
+from llm_jax.decode.cache import Memory, pad
 from tests.tiny_models import tiny_model
 
 PROMPTS = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
@@ -118,38 +118,6 @@ def test_bfloat16():
     model, params = tiny_model(max_length=LENGTH, dtype="bfloat16", positions="learned")
     found = generate(model, params, PROMPTS, max_new_tokens=20, top_k=3, top_p=0.9)
     assert all(len(row) == 20 and all(0 <= t < 11 for t in row) for row in found)
-
-
-def test_what_is_refused():
-    model, params = tiny_model(max_length=LENGTH)
-    run = functools.partial(generate, model, params)
-    for prompts, settings, message in [
-        ([[1], []], {}, "a prompt of 0 tokens"),
-        ([[1] * 17], {}, "max_length=16"),
-        ([[1]], {"sources": [[1]]}, "takes none"),
-        ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
-        *[([[1]], {"temperature": t}, "temperature=") for t in (NAN, INF, -INF, 1e39, -1e-45)],
-        *[([[1]], {"top_p": p}, "top_p=") for p in (NAN, INF, 0.0, -0.1, 1.01)],
-        *[([[1]], {"min_p": p}, "min_p=") for p in (NAN, -0.1, 1.01)],
-        *[([[1]], {"repetition_penalty": p}, "repetition_penalty=") for p in (NAN, INF, 0.0, -1)],
-        ([[1]], {"min_new_tokens": -1}, "min_new_tokens=-1"),
-        ([[1]], {"top_k": -1}, "top_k=-1"),
-        ([[1]], {"seed": 2**32}, "seed=4294967296"),
-        ([[1]], {"seed": -1}, "seed=-1"),
-        ([[1]], {"allowed": np.zeros(11, bool)}, "allow some id"),
-        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            run(prompts, **{"max_new_tokens": 4} | settings)
-    for changes, message in [
-        ({"kind": "encoder_decoder"}, "needs one for each"),
-        ({"kind": "encoder"}, "writes no text"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            generate(*tiny_model(**changes), [[1]], max_new_tokens=4)
-    with pytest.raises(ValueError, match="1 of them for 2 prompts"):
-        both = tiny_model(kind="encoder_decoder")
-        generate(*both, [[1], [1]], sources=[[1]], max_new_tokens=4)
 
 
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -283,3 +251,42 @@ def test_minimum_length_is_of_each_row():
     for row, least in zip(run(eos_id=ends, min_new_tokens=leasts), leasts, strict=True):
         assert len(row) > least and not set(row[:least]) & set(ends)
         assert least or len(row) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"positions": "relative", "attention": "dense,local", "window": 3}, True),
+        pytest.param({"attention": "latent", "latent_kv": 6, "latent_rotary": 2}, True,
+                     marks=pytest.mark.slow),
+        ({"attention": "linear"}, False),  # a state, which cannot be cut
+    ],
+)
+def test_a_text_goes_on_from_the_memory_of_another(changes, kept, monkeypatch):
+    """Of texts that go on, differ early, late or not at all, are shorter, or outgrow the model."""
+    model, params = tiny_model(max_length=LENGTH, **changes)
+    memory, known, take = Memory(), [], Memory.take
+    monkeypatch.setattr(Memory, "take", lambda *args: known.append(take(*args)) or known[-1])
+    settings, text = {"max_new_tokens": 4, "temperature": 1}, []
+    for prompt in ([1, 2, 3], [1, 2], [1, 2, 9, 9, 4], None, None, [5], None):
+        prompt = prompt or [*text, 7]  # None: a conversation's next turn
+        (reply,) = generate(model, params, [prompt], memory=memory, **settings)
+        assert [reply] == generate(model, params, [prompt], **settings)
+        text = prompt + reply
+    shared = [first for _, _, first in known]
+    # The fifth begins with all 13 that are there, and outgrows the model at its third token.
+    assert shared == ([0, 1, 2, 8, 13, 0, 0, 4] if kept else [])
+
+
+def test_a_memory_is_sound_after_an_interruption():
+    model, params = tiny_model(max_length=LENGTH)
+    memory, settings = Memory(), {"max_new_tokens": 6, "temperature": 0}
+    for tokens in (1, 4):
+        pieces = sample.stream(model, params, [[1, 2, 3]], memory=memory, every=1, **settings)
+        for _ in range(tokens):
+            (row,) = next(pieces)
+        pieces.close()
+        prompt = [1, 2, 3, *row, 4]
+        assert memory.cache is not None
+        found = generate(model, params, [prompt], memory=memory, **settings)
+        assert found == generate(model, params, [prompt], **settings)

@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 import json
+import re
 import types
 
 import jax
@@ -12,7 +14,7 @@ from llm_jax import models, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.data.tokenizers import Bytes
-from llm_jax.decode import beam_search, complete, fill, generate, text
+from llm_jax.decode import Request, beam_search, complete, fill, generate, text
 from tests.tiny_models import tiny_model
 
 TOKENIZER = Bytes(["[MASK]"])
@@ -40,21 +42,6 @@ def test_gaps_get_the_likeliest_tokens_of_the_whole_model():
             assert [i for i, _ in gap] == np.argsort(-probability[at])[:3].tolist()
             best = np.sort(probability[at])[:-4:-1]
             np.testing.assert_allclose([p for _, p in gap], best, rtol=1e-4)
-
-
-def test_fill_refuses():
-    model, params = masked()
-    for prompt, top_k, message in [
-        ([BOS, 5, EOS], 5, "no mask token"),
-        ([MASK] * 17, 5, "max_length=16"),
-        ([MASK], 0, "top_k=0"),
-        ([MASK], V + 1, f"top_k={V + 1}: must be in 1 … {V}"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            fill(model, params, [prompt], MASK, top_k=top_k)
-    for changes in ({"kind": "decoder"}, {"head": "none"}, {"head": "detection"}):
-        with pytest.raises(ValueError, match="fills no gaps"):
-            fill(*masked(**changes), [[MASK]], MASK)
 
 
 def test_a_decoder_continues_behind_bos():
@@ -204,7 +191,7 @@ def test_a_masked_model_fills_in(name):
         ({}, {"beams": 0}, "beams=0"),
         ({}, {"length_penalty": 1.0}, "length_penalty=1.0: only beam search"),
         ({}, {"beams": 2, "stop": ["x"]}, "beam search does not stop at"),
-        ({}, {"beams": 2, "samples": 3}, "samples=3: must be 1 or more, at most beams=2"),
+        ({}, {"beams": 2, "samples": 3}, "samples=3: must be at most beams=2"),
         ({}, {"samples": 2, "temperature": 0.0}, "samples=2: greedy search has one"),
         ({}, {"samples": 0}, "samples=0"),
         ({}, {"batch_size": 0}, "batch_size=0"),
@@ -228,6 +215,28 @@ def test_what_is_refused(model, options, message):
     options = {"prompts": ["ab"]} | options
     with pytest.raises(ConfigError, match=message):
         complete(*tiny_model(V, **model), TOKENIZER, **options)
+
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = {
+    "temperature": (-1.0, NAN, INF, -INF, 1e39, -1e-45), "top_p": (NAN, INF, 0.0, -0.1, 1.01),
+    "min_p": (NAN, -0.1, 1.01), "repetition_penalty": (NAN, INF, 0.0, -1), "top_k": (-1,),
+    "min_new_tokens": (-1,), "max_new_tokens": (0,), "seed": (2**32, -1), "beams": (0,),
+    "length_penalty": (NAN, INF, -1.0), "samples": (0,), "batch_size": (0,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k in OUT_OF_RANGE for v in OUT_OF_RANGE[k]])
+def test_a_setting_out_of_range_is_refused_wherever_it_comes_from(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={re.escape(str(value))}: must be "):
+        Request(**{name: value})
+    with pytest.raises(ConfigError, match=f"{name}="):
+        dataclasses.replace(Request(), **{name: value})
+
+
+def test_some_id_must_be_left_to_draw():
+    with pytest.raises(ConfigError, match="suppressed"):
+        complete(*tiny_model(V), TOKENIZER, ["a"], suppressed=range(V))
 
 
 def test_a_masked_model_needs_a_mask():

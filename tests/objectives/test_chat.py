@@ -41,6 +41,17 @@ def test_what_is_learned_is_replies_and_their_ends():
     assert examples.examples({"messages": messages(*TALK)[:1]}, None, None) == []
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "wordpiece"])
+def test_the_vocabulary_is_not_listed_for_a_conversation(kind, monkeypatch):
+    about = configs.ConfigDict({"name": kind, "vocab_size": 300, "specials": chat.MARKS})
+    tokenizer = tokenizers.build(about, ["Hello, how are you? Fine!"])
+    text = chat.render(tokenizer, messages(*TALK))
+    bos, eos = (tokenizer.pieces()[i] for i in (tokenizer.bos_id, tokenizer.eos_id))
+    assert text.startswith(bos) and text[len(bos) :].count(eos) == 2 * len(TALK)
+    monkeypatch.setattr(type(tokenizer), "pieces", lambda self: pytest.fail("listed"))
+    assert chat.render(tokenizer, messages(*TALK)) == text
+
+
 def test_transformers_renders_the_default_template_of_an_export(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = Bytes(chat.MARKS)

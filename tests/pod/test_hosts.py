@@ -148,7 +148,7 @@ def arrays(folder) -> dict:
     return json.loads(text)["arrays"]
 
 
-STEPS = 600
+STEPS = 300
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import launch
 from llm_jax import sharding
 from llm_jax.config import ConfigError
 from llm_jax.models.flops import count_params
-from llm_jax.pod import chips, hlo, plan, report, search
+from llm_jax.pod import chips, plan, report, search
 from llm_jax.sharding import hardware
 from llm_jax.sharding.hardware import Chip
 from tests import making
@@ -65,7 +65,8 @@ def test_batches_have_the_shapes_of_the_pipeline(tiny, name):
 def test_roofline_arithmetic():
     chip = Chip(flops=1e9, hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
     todo = {"tokens": 100.0, "flops": 4e9, "recomputed_flops": 2e9}
-    moved = hlo.Moved({"all-gather": 1e8, "all-reduce": 1e8}, {"all-reduce": 5e6}, 2e9, 0)
+    moved = {"ici_bytes": {"all-gather": 1e8, "all-reduce": 1e8}, "dcn_bytes": {"all-reduce": 5e6},
+             "hbm_traffic_bytes": 2e9, "unknown_loops": 0}  # fmt: skip
     found = plan.roofline(todo, moved, 2, chip)
     assert found["roofline_seconds"] == pytest.approx({"compute": 3, "HBM": 2, "network": 2.5})
     assert found["bound_by"] == "compute" and found["predicted_step_seconds"] == 3

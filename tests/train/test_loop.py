@@ -81,7 +81,7 @@ def test_a_mixture_logs_what_was_drawn_of_each_source(tiny, silent, tmp_path):
     keys = {"data.train": ",".join(specs), "data.weights": "(3, 1)", "train.log_every": 2}
     keys |= {"eval.every": 100, "data.batch_size": 8}
     notes = []
-    reporter = SimpleNamespace(**{n: getattr(silent, n) for n in ("start", "progress", "stop")})
+    reporter = SimpleNamespace(**{n: getattr(silent, n) for n in ("start", "progress")})
     reporter.note = notes.append
     trainer = start(tiny(keys), tmp_path / "run", reporter)
     trainer.run()

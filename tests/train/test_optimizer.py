@@ -40,6 +40,7 @@ def rates(steps, **changes):
 )
 def test_schedule(schedule, steps, expected):
     assert rates(steps, schedule=schedule) == list(expected)
+    assert rates(steps, schedule=schedule, warmup_steps=0.1) == list(expected)  # of 100 steps
 
 
 def test_schedule_edges():
