@@ -64,8 +64,8 @@ PRINTED = {
 }
 
 FAMILIES = (
-    "albert", "bert", "distilbert", "gpt2", "gpt3", "llama", "mixtral", "reformer", "roberta",
-    "switch", "t5", "transformer",
+    "albert", "bert", "distilbert", "gemma3", "gpt2", "gpt3", "llama", "mistral", "mixtral",
+    "olmo2", "qwen2", "qwen3", "reformer", "roberta", "switch", "t5", "transformer",
 )  # fmt: skip
 
 

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import attention, models
+from llm_jax import config as configs
 from llm_jax.models import Model
 
 
 def cacheable(model: Model) -> bool:
     """Whether each of the model's kinds of attention can continue from stored keys and values."""
-    return all("cache" in attention.get(k).supports for k in model.cfg.attention.split(","))
+    depth = configs.depths(model.cfg).get("decoder", 0)
+    kinds = {layer.attention for layer in configs.layers(model.cfg, depth)}
+    return all("cache" in attention.get(kind).supports for kind in kinds)
 
 
 class Prompts(NamedTuple):

@@ -103,7 +103,7 @@ def test_round_trip(saved):
 def test_every_parameter_has_one_place(saved):
     name, model, params, _ = saved
     pieces = [piece for part in plan(FAMILIES[name], model).values() for piece in part]
-    assert len({(p.path, p.layer) for p in pieces}) == len(pieces)
+    assert len({(p.path, p.index) for p in pieces}) == len(pieces)
     size = sum(int(np.prod(p.ours)) for p in pieces)
     assert size == sum(x.size for x in jax.tree.leaves(params))
 
