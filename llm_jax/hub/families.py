@@ -200,6 +200,12 @@ def _llama_keys(**defaults: Any) -> tuple[Key, ...]:
             Key("rope_parameters.rope_type", "rotary_scaling", "default", _ROPE_TYPES))
 
 
+def _decoders(name: str) -> dict[str, str]:
+    """Their classes of a decoder's heads."""
+    return {"lm": f"{name}ForCausalLM", "sequence": f"{name}ForSequenceClassification",
+            "token": f"{name}ForTokenClassification"}  # fmt: skip
+
+
 ROPE_FIXED = {
     "rope_parameters.low_freq_factor": (1.0,),
     "rope_parameters.high_freq_factor": (4.0,),
@@ -226,8 +232,7 @@ LLAMA = Family(
     ),
     heads={"head": {"score.": classifies}},
     by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
-    classes={"lm": "LlamaForCausalLM", "sequence": "LlamaForSequenceClassification",
-             "token": "LlamaForTokenClassification"},
+    classes=_decoders("Llama"),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     dropped=(r".*\.rotary_emb\.inv_freq",),
     read=_read_rope,
@@ -235,6 +240,12 @@ LLAMA = Family(
 )  # fmt: skip
 
 # Those that follow from LLaMA.
+def _in_layers(modules: dict[str, str]) -> dict[str, str]:
+    """Further entries of its layers."""
+    ours = "decoder/stack/layers/block/"
+    return {f"{ours}{k}": f"model.layers.{{}}.{v}" for k, v in modules.items()}
+
+
 LIKE_LLAMA = LLAMA.model | {"use_bias": False}
 LAYERS = (Key("attention", "attention"), Key("layers", "layers"), Key("sliding_window", "window"))
 KINDS = {"full_attention": "dense", "sliding_attention": "local"}
@@ -295,7 +306,7 @@ MISTRAL = dataclasses.replace(
     keys=(*_llama_keys(num_key_value_heads=8, intermediate_size=14336,
                        max_position_embeddings=4096 * 32), *LAYERS),
     nulls=("sliding_window",),
-    classes={"lm": "MistralForCausalLM"},
+    classes=_decoders("Mistral"),
     read=_read_mistral,
     write=_write_mistral,
 )  # fmt: skip
@@ -320,13 +331,13 @@ MIXTRAL = dataclasses.replace(
     ),
     fixed=ROPE_FIXED | {"router_jitter_noise": (0.0,)},
     synonyms={"num_experts": "num_local_experts"},
-    experts=block("decoder", "model.layers.{}.block_sparse_moe", {
-        "mlp/router": "gate.weight",
-        "mlp/gate": "experts.{}.w1.weight",
-        "mlp/up": "experts.{}.w3.weight",
-        "mlp/down": "experts.{}.w2.weight",
+    experts=_in_layers({
+        "mlp/router": "block_sparse_moe.gate.weight",
+        "mlp/gate": "block_sparse_moe.experts.{}.w1.weight",
+        "mlp/up": "block_sparse_moe.experts.{}.w3.weight",
+        "mlp/down": "block_sparse_moe.experts.{}.w2.weight",
     }),
-    classes={"lm": "MixtralForCausalLM"},
+    classes=_decoders("Mixtral"),
     read=_read_mixtral,
 )  # fmt: skip
 
@@ -359,7 +370,7 @@ QWEN2 = dataclasses.replace(
     name="qwen2",
     model=LIKE_LLAMA | {"qkv_bias": True},
     keys=(*_llama_keys(**_QWEN, num_key_value_heads=32), *LAYERS),
-    classes={"lm": "Qwen2ForCausalLM"},
+    classes=_decoders("Qwen2"),
     read=_read_qwen,
     write=_write_qwen,
 )
@@ -370,8 +381,8 @@ QWEN3 = dataclasses.replace(
     model=LIKE_LLAMA | {"qk_norm": True},
     keys=(*_llama_keys(**_QWEN, num_key_value_heads=32, head_dim=128), *LAYERS),
     fixed=ROPE_FIXED | {"attention_bias": (False,)},
-    modules=LLAMA.modules | block("decoder", "model.layers.{}", QK_NORMS),
-    classes={"lm": "Qwen3ForCausalLM"},
+    modules=LLAMA.modules | _in_layers(QK_NORMS),
+    classes=_decoders("Qwen3"),
 )
 OLMO2 = dataclasses.replace(
     LLAMA,
@@ -379,7 +390,7 @@ OLMO2 = dataclasses.replace(
     model=LIKE_LLAMA | {"qk_norm": True, "qk_norm_joint": True, "norm_place": "reordered"},
     keys=_llama_keys(vocab_size=50304, rms_norm_eps=1e-5),
     fixed=ROPE_FIXED | {"attention_bias": (False,)},
-    modules=LLAMA.modules | block("decoder", "model.layers.{}", QK_NORMS | {
+    modules=LLAMA.modules | _in_layers(QK_NORMS | {
         "attention_norm": "post_attention_layernorm",
         "mlp_norm": "post_feedforward_layernorm",
     }),
@@ -458,7 +469,7 @@ GEMMA3 = dataclasses.replace(
         "attn_logit_softcapping": (None,),
         "use_bidirectional_attention": (None, False),
     },
-    modules=LLAMA.modules | block("decoder", "model.layers.{}", QK_NORMS | {
+    modules=LLAMA.modules | _in_layers(QK_NORMS | {
         "attention_norm_out": "post_attention_layernorm",
         "mlp_norm": "pre_feedforward_layernorm",
         "mlp_norm_out": "post_feedforward_layernorm",
