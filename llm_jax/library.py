@@ -1,6 +1,7 @@
 """Models in Python: `llm_jax.load(folder)` to logits, hidden states, attention weights and text."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -125,17 +126,17 @@ class Pretrained:
           ConfigError: a kind of attention whose output is no weighted sum of values.
         """
         cfg = ConfigDict(self.model.cfg.to_dict())
-        kinds = cfg.attention.split(",")
-        for kind in kinds:
+        stack = self._side(side)
+        for kind in {layer.attention for layer in configs.layers(cfg, configs.depths(cfg)[stack])}:
             if "weights" not in attention.get(kind).supports or cfg.reversible:
                 raise ConfigError(f"model.attention={kind!r}, model.reversible={cfg.reversible}: "
                                   f"weights need {attention.ABILITIES['weights']}")
         # Kernels that never hold the weights: dense attention is the same function.
-        kernels = "flash", "blockwise"
-        cfg.attention = ",".join("dense" if kind in kernels else kind for kind in kinds)
+        for key in ("attention", "layers"):
+            cfg[key] = re.sub(r"\b(flash|blockwise)\b", "dense", cfg[key])
         model = models.build(cfg)
         kept = _apply(model, ("weights",), self.params, batch)[1]
-        return _by_layer(kept["weights"][self._side(side)], "self")
+        return _by_layer(kept["weights"][stack], "self")
 
     def predict(self, records: Sequence[str | Record]) -> list[Record]:
         """Returns the answer to each text or record: its label, entities, answer …
@@ -204,10 +205,13 @@ def _apply(model: Model, collections: tuple[str, ...], params: Any, batch: dict)
     return model.apply({"params": params}, batch, mutable=list(collections))
 
 
-def _by_layer(stack: dict, name: str) -> jax.Array:
+def _by_layer(kept: dict, name: str) -> jax.Array:
     """[layers, …] of what each layer of a stack has kept; blocks of a pattern take turns."""
-    blocks = stack["stack"]["layers"]
     number = lambda key: int(key.partition("_")[2] or 0)  # block, or block_0, block_1, …
-    blocks = [blocks[key] for key in sorted(blocks, key=number)]
-    kept = [(block if name == "input" else block["attention"])[name][0] for block in blocks]
-    return jnp.stack(kept, axis=1).reshape(-1, *kept[0].shape[1:])
+    in_order = lambda tree: [tree[key] for key in sorted(tree, key=number)]
+    parts = []
+    for scan in in_order(kept["stack"]):
+        blocks = [x if name == "input" else x["attention"] for x in in_order(scan)]
+        turns = jnp.stack([block[name][0] for block in blocks], axis=1)
+        parts.append(turns.reshape(-1, *turns.shape[2:]))
+    return jnp.concatenate(parts)
