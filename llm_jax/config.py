@@ -6,6 +6,7 @@ imports JAX, so a wrong config is refused before the accelerator is even looked 
 
 import ast
 import difflib
+import functools
 import importlib.util
 import json
 import logging
@@ -19,7 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from llm_jax import pattern
+from llm_jax.pattern import Scan, expand, parse, place
 
 HERE = Path(__file__).parent
 RECIPES = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
@@ -205,39 +209,31 @@ AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
 ADAM = given("optimizer.name", "adamw", "muon")
 
 
-class Model:
-    """The architecture: config.model."""
+class Layer:
+    """Every layer, or as model.layers says some of them: config.model too."""
 
-    kind = one_of("decoder", "encoder", "encoder_decoder")
-    vocab_size = whole(0)  # 0: the tokenizer's
-    max_length = whole(256, 1)
-    num_layers = whole(4, 1, 10_000)
-    num_decoder_layers = whole(0, 0, 10_000, when=given("model.kind", "encoder_decoder"))  # 0: same
-    embed_dim = whole(256, 1, 2**20)
-    embedding_dim = whole(0)  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
     num_heads = whole(8, 1, 2**16)
     num_kv_heads = whole(0)  # 0: num_heads; fewer: grouped-query attention
     head_dim = whole(0, 0, 2**16)  # 0: embed_dim / num_heads
     mlp_dim = whole(0)  # 0: 4 * embed_dim
     norm = one_of("layernorm", "rmsnorm")
-    norm_place = one_of("pre", "post")
+    # Of a sublayer's input | the sum (2017) | input and output (Gemma 2) | output (OLMo 2).
+    norm_place = one_of("pre", "post", "sandwich", "reordered")
+    norm_zero_centered = flag(False)  # the scale is 1 + w, and w starts at 0 (Gemma)
     norm_epsilon = number(1e-5, over=0, most=1)
     activation = one_of(
         "gelu_tanh", "gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
     )  # fmt: skip
     use_bias = flag(True)  # in dense layers and LayerNorm
     attention_bias = flag(True, when=given("model.use_bias"))  # in attention's dense layers
+    # In those of queries, keys and values, whatever else has none (Qwen 2).
+    qkv_bias = flag(False, when=(absent("model.use_bias") | absent("model.attention_bias"))
+                    & absent("model.attention", "latent"))  # fmt: skip
     positions = one_of("learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none")
-    axial_shape = numbers(when=given("model.positions", "axial"))  # rows and columns, filled by row
-    axial_dims = numbers(when=given("model.positions", "axial"))  # of a row's, a column's vector
     rotary_base = number(10_000.0, over=1, most=1e15, when=ROTARY)
     rotary_scaling = one_of("none", "linear", "ntk", "yarn", "llama3", when=ROTARY)
     rotary_factor = number(8.0, 1, when=SCALED)
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
-    # The table's first rows that are never used (RoBERTa: 2).
-    position_offset = whole(0, when=given("model.positions", "learned"))
-    relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
-    relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
     # local, longformer: keys that a query sees, itself and those before it; dilated: as many, a
     # stride apart; chunked: length of a chunk.
@@ -261,13 +257,36 @@ class Model:
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
     # A norm over each head's queries and keys.
     qk_norm = flag(False, when=absent("model.attention", "latent"))
+    # One over all heads of a token instead (OLMo 2).
+    qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
     output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
-    expert_every = whole(1, 1, when=EXPERTS)  # every n-th layer has experts (Switch: 2)
     experts_per_token = whole(2, 1, when=EXPERTS)
     # Capacity factor: slots of an expert / (tokens x experts_per_token / num_experts); 0: dropless.
     expert_capacity = number(0.0, most=1024, when=EXPERTS)
+
+
+class Model:
+    """The architecture: config.model, with what Layer has."""
+
+    kind = one_of("decoder", "encoder", "encoder_decoder")
+    vocab_size = whole(0)  # 0: the tokenizer's
+    max_length = whole(256, 1)
+    num_layers = whole(4, 1, 10_000)
+    # Layers that differ: "5 local window=1024, 1 dense" is repeated, "3 num_experts=0, rest" is
+    # not (llm_jax/pattern.py has the words); "": all as model.* says.
+    layers = text("")
+    num_decoder_layers = whole(0, 0, 10_000, when=given("model.kind", "encoder_decoder"))  # 0: same
+    embed_dim = whole(256, 1, 2**20)
+    embedding_dim = whole(0)  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
+    axial_shape = numbers(when=given("model.positions", "axial"))  # rows and columns, filled by row
+    axial_dims = numbers(when=given("model.positions", "axial"))  # of a row's, a column's vector
+    # The table's first rows that are never used (RoBERTa: 2).
+    position_offset = whole(0, when=given("model.positions", "learned"))
+    relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
+    relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
+    expert_every = whole(1, 1, when=EXPERTS)  # every n-th layer has experts (Switch: 2)
     router_balance = number(0.01, when=EXPERTS)  # load balancing loss, a mean over layers (Switch)
     router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
     # Two residual streams, recomputed in the backward pass instead of stored (Reformer); an untied
@@ -519,13 +538,16 @@ KEYS: dict[str, Key] = {
     "init_from": text(""),
 } | {
     f"{group}.{name}": key
-    for group, keys in GROUPS.items()
+    for group, keys in (("model", Layer), *GROUPS.items())
     for name, key in vars(keys).items()
     if isinstance(key, Key)
 } | {
     f"data.{field}_column": text(column, empty=not column, when=when)
     for field, (column, when) in COLUMNS.items()
 }
+
+
+LAYER = tuple(name for name, key in vars(Layer).items() if isinstance(key, Key))
 
 
 def base() -> ConfigDict:
@@ -588,10 +610,95 @@ def change(config: ConfigDict, overrides: Sequence[str], by_hand: bool = True) -
 def unread(config: ConfigDict, key: str) -> str:
     """Returns why nothing reads a key of this config, in words; "" where something does."""
     when, flat = KEYS[key].when, flatten(config)
-    if when is None or when.holds(flat):
+    said, specs = f"model.layers={config.model.layers!r}", _specs(config.model)
+    readers = [spec for spec in specs if when is None or when.holds(flat | spec)]
+    if any(key not in spec for spec in readers):
         return ""
+    if readers:
+        return f"{key}: each layer that reads it has its own in {said}"
     present = ", ".join(f"{k}={flat[k]!r}" for k in dict.fromkeys(when.keys))
+    present += f", {said}" * bool(config.model.layers)
     return f"{key}: nothing reads it with {present}; it is read with {when.text}"
+
+
+def depths(m: ConfigDict) -> dict[str, int]:
+    """The number of layers of each stack that a model has, "encoder" or "decoder" or both."""
+    if m.kind != "encoder_decoder":
+        return {m.kind: m.num_layers}
+    return {"encoder": m.num_layers, "decoder": m.num_decoder_layers or m.num_layers}
+
+
+def _specs(m: ConfigDict) -> list[dict[str, Any]]:
+    """What model.layers says of layers, as {"model.window": 1024}, each once; [{}]: nothing."""
+    specs = [spec for depth in depths(m).values() for spec in _said(m.layers, depth)]
+    return list({str(x): {f"model.{k}": v for k, v in x.items()} for x in specs}.values())
+
+
+@functools.lru_cache(maxsize=64)
+def _said(text: str, depth: int) -> tuple[dict[str, Any], ...]:
+    """The settings of each of so many layers, as model.layers has them.
+
+    Raises:
+      ConfigError: words that are no list of layers, or a key or value that no layer has.
+    """
+    if not text.strip():
+        return ({},) * depth
+    said, specs = f"model.layers={_shown(text)}", []
+    try:
+        for spec in expand(parse(text), depth):
+            if unknown := spec.keys() - set(LAYER):
+                raise ValueError(f"{min(unknown)!r} is none of a layer's: {', '.join(LAYER)}")
+            specs.append({key: _read(f"model.{key}", word) for key, word in spec.items()})
+            for key, value in specs[-1].items():
+                if not KEYS[f"model.{key}"].allows(value):
+                    raise ValueError(f"{key}={value!r}: {KEYS[f'model.{key}'].allowed}")
+    except ValueError as error:
+        raise ConfigError(f"{said}: {error}") from error
+    return tuple(specs)
+
+
+def layers(model: ConfigDict | FrozenConfigDict, depth: int) -> tuple[FrozenConfigDict, ...]:
+    """Returns config.model, resolved, as each of so many layers has it; equal ones are one object.
+
+    Each has one kind of attention, and every expert_every-th has experts, if model.layers does not
+    say otherwise.
+    """
+    frozen = isinstance(model, FrozenConfigDict)
+    return _layers(model if frozen else FrozenConfigDict(model), depth)
+
+
+@functools.lru_cache(maxsize=64)
+def _layers(model: FrozenConfigDict, depth: int) -> tuple[FrozenConfigDict, ...]:
+    flat, kinds, found = resolve(model, 0).to_dict(), model.attention.split(","), {}
+
+    def made(i: int, spec: dict[str, Any]) -> FrozenConfigDict:
+        experts = model.num_experts if (i + 1) % model.expert_every == 0 else 0
+        own = flat | {"attention": kinds[i % len(kinds)], "num_experts": experts} | spec
+        key = tuple(own[name] for name in LAYER)
+        if key not in found:
+            found[key] = FrozenConfigDict(resolve(ConfigDict(own), 0))
+        return found[key]
+
+    return tuple(made(i, spec) for i, spec in enumerate(_said(model.layers, depth)))
+
+
+def scans(model: ConfigDict | FrozenConfigDict, depth: int) -> list[Scan]:
+    """Returns the scans that so many layers fall into."""
+    return pattern.scans([id(layer) for layer in layers(model, depth)])
+
+
+def numbers(model: ConfigDict | FrozenConfigDict, path: str) -> range | None:
+    """Returns the layers of a stack, counted from 0, that a parameter's leading axis stands for.
+
+    path: as in "decoder/stack/layers_1/block_0/mlp/up/kernel"; of no stack: None.
+    """
+    if (room := place(path)) is None:
+        return None
+    stack, name, block = room
+    sizes = depths(model)
+    found = next(x for x in scans(model, sizes[stack or model.kind]) if x.name == name)
+    first = found.start + found.blocks().index(block)
+    return range(first, found.start + found.period * found.count, found.period)
 
 
 def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
@@ -657,6 +764,16 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
     """
     if key not in KEYS:
         raise _unknown(key)
+    value = _read(key, text)
+    *groups, last = key.split(".")
+    for group in groups:
+        config = config[group]
+    with config.unlocked():
+        config[last] = value
+
+
+def _read(key: str, text: str) -> Any:
+    """The value of a key that text says."""
     default = KEYS[key].default
     value = text if isinstance(default, str) else _literal(text)
     if isinstance(default, tuple):
@@ -664,11 +781,7 @@ def set_key(config: ConfigDict, key: str, text: str) -> None:
         allows = KEYS[key].allows
         if not text.startswith(("(", "[")) and not allows(value) and allows((text,)):
             value = (text,)  # a prompt such as "1, 2"
-    *groups, last = key.split(".")
-    for group in groups:
-        config = config[group]
-    with config.unlocked():
-        config[last] = typed(key, default, value)
+    return typed(key, default, value)
 
 
 def _literal(text: str) -> Any:
@@ -729,7 +842,8 @@ def check(config: ConfigDict) -> None:
         if not key.allows(typed(name, key.default, flat[name])):
             raise ConfigError(f"{name}={_shown(flat[name])}: {key.allowed}")
     m, batches = config.model, _batch_conflicts(config.data, config.train)
-    for conflict in (*_attention_conflicts(m), *_layer_conflicts(m), *batches):
+    for conflict in (*_attention_conflicts(m), *_stack_conflicts(m), *_list_conflicts(flat, m),
+                     *batches):
         raise ConfigError(conflict)
 
 
@@ -782,9 +896,33 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.lsh_buckets={m.lsh_buckets}: even factors with a product of at most 65536"
 
 
-def _layer_conflicts(m: ConfigDict) -> Iterator[str]:
+def _list_conflicts(flat: dict[str, Any], m: ConfigDict) -> Iterator[str]:
+    """What model.layers says of single layers."""
+    said = f"model.layers={m.layers!r}"
+    for spec in _specs(m):
+        own = flat | spec
+        for key in spec:
+            if KEYS[key].when and not KEYS[key].when.holds(own):
+                yield f"{said}: no such layer reads {key}; it is read with {KEYS[key].when.text}"
+        ways = {m.positions, own["model.positions"]}
+        if len(ways) > 1 and ways != {"rotary", "none"}:
+            yield (f"{said}: positions={own['model.positions']} with model.positions="
+                   f"{m.positions!r}; layers can differ between 'rotary' and 'none'")
+        if "model.num_heads" in spec and m.positions in ("relative", "alibi"):
+            yield f"{said}: num_heads with model.positions={m.positions!r}, a bias of all layers"
+        if own["model.num_experts"] not in (0, m.num_experts):
+            yield f"{said}: num_experts can be 0 or model.num_experts={m.num_experts}"
+        if own["model.norm_place"] != m.norm_place and m.reversible:
+            yield f"{said}: norm_place with model.reversible=True"
+    if m.layers and m.generator_fraction:
+        yield f"{said}: not with model.generator_fraction={m.generator_fraction}"
+    for layer in {id(x): x for x in layers(m, m.num_layers)}.values() if m.layers else ():
+        yield from _attention_conflicts(layer)
+        yield from _expert_conflicts(layer)
+
+
+def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     """Layers, their output and what is put around them."""
-    pattern = m.attention.split(",")
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
                f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
@@ -799,10 +937,13 @@ def _layer_conflicts(m: ConfigDict) -> Iterator[str]:
     if unknown := set(m.lora_targets) - set(PROJECTIONS):
         yield (f"model.lora_targets={m.lora_targets}: no projection {min(unknown)!r}; allowed are "
                f"{', '.join(PROJECTIONS)}")
-    for layers in (m.num_layers, m.num_decoder_layers or m.num_layers):
-        if layers % len(pattern):
-            yield (f"model.attention={m.attention!r}: its {len(pattern)} kinds must divide "
-                   f"model.num_layers={layers}")
+    if m.share_layers and any(len(scans(m, depth)) > 1 for depth in depths(m).values()):
+        yield (f"model.share_layers=True: model.attention={m.attention!r}, model.layers="
+               f"{m.layers!r}: needs one pattern that model.num_layers={m.num_layers} repeats")
+    yield from _expert_conflicts(m)
+
+
+def _expert_conflicts(m: ConfigDict) -> Iterator[str]:
     if not m.num_experts:
         return
     if m.experts_per_token > m.num_experts:
@@ -811,9 +952,6 @@ def _layer_conflicts(m: ConfigDict) -> Iterator[str]:
     if m.reversible or m.mlp_chunk:
         yield (f"model.num_experts={m.num_experts}: not with model.reversible={m.reversible} or "
                f"model.mlp_chunk={m.mlp_chunk}")
-    if m.num_layers % math.lcm(len(pattern), m.expert_every):
-        yield (f"model.expert_every={m.expert_every}: must divide model.num_layers={m.num_layers}, "
-               f"together with the {len(pattern)} kinds of model.attention")
 
 
 def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Models in Python: `llm_jax.load(folder)` to logits, hidden states, attention weights and text."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,32 +19,35 @@ from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import read_json
 from llm_jax.models import Model, Outputs
+from llm_jax.train import ensemble
 from llm_jax.train.predict import answerer, document, predict
-from llm_jax.train.run import load_params
 
 
-def load(folder: str | Path, step: int | None = None) -> "Pretrained":
+def load(
+    folder: str | Path | Sequence[str | Path], step: int | str | None = None
+) -> "Pretrained":
     """Loads a model of a run folder (its averaged parameters where kept) or Hugging Face folder.
 
     Args:
+      folder: several run folders are an ensemble: `predict` averages their probabilities.
       step: of a run folder, which checkpoint; None: the newest.
 
     Raises:
       ConfigError: no such folder, neither of the two, no such step, or weights that are damaged.
     """
-    if not (Path(folder) / "checkpoints").is_dir():
+    several = isinstance(folder, Sequence) and not isinstance(folder, str)
+    if not several and not (Path(folder) / "checkpoints").is_dir():
         if step is not None:
             raise ConfigError(f"step={step}: {folder} is no run folder and has no steps")
         cfg, params, tokenizer = hub.load(folder)
         config = configs.base()
         config.model, config.objective.name = cfg, objectives.suited(cfg).name
-        names = read_json(Path(folder) / "config.json").get("id2label")
-        if cfg.num_labels and names:
-            config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
+        if cfg.num_labels:
+            config.data.labels = hub.labels(read_json(Path(folder) / "config.json"))
         config.data.packing = "none"
         config.objective.pooling = hub.pooling(folder) or config.objective.pooling
         return Pretrained(config, models.build(cfg), jax.device_put(params), tokenizer)
-    setup, tokenizer, params, _ = load_params(folder, step)
+    setup, tokenizer, params, _ = ensemble.load(list(folder) if several else [folder], step)
     return Pretrained(setup.config, setup.model, params, tokenizer)
 
 
@@ -125,17 +129,17 @@ class Pretrained:
           ConfigError: a kind of attention whose output is no weighted sum of values.
         """
         cfg = ConfigDict(self.model.cfg.to_dict())
-        kinds = cfg.attention.split(",")
-        for kind in kinds:
+        stack = self._side(side)
+        for kind in {layer.attention for layer in configs.layers(cfg, configs.depths(cfg)[stack])}:
             if "weights" not in attention.get(kind).supports or cfg.reversible:
                 raise ConfigError(f"model.attention={kind!r}, model.reversible={cfg.reversible}: "
                                   f"weights need {attention.ABILITIES['weights']}")
         # Kernels that never hold the weights: dense attention is the same function.
-        kernels = "flash", "blockwise"
-        cfg.attention = ",".join("dense" if kind in kernels else kind for kind in kinds)
+        for key in ("attention", "layers"):
+            cfg[key] = re.sub(r"\b(flash|blockwise)\b", "dense", cfg[key])
         model = models.build(cfg)
         kept = _apply(model, ("weights",), self.params, batch)[1]
-        return _by_layer(kept["weights"][self._side(side)], "self")
+        return _by_layer(kept["weights"][stack], "self")
 
     def predict(self, records: Sequence[str | Record]) -> list[Record]:
         """Returns the answer to each text or record: its label, entities, answer …
@@ -204,10 +208,13 @@ def _apply(model: Model, collections: tuple[str, ...], params: Any, batch: dict)
     return model.apply({"params": params}, batch, mutable=list(collections))
 
 
-def _by_layer(stack: dict, name: str) -> jax.Array:
+def _by_layer(kept: dict, name: str) -> jax.Array:
     """[layers, …] of what each layer of a stack has kept; blocks of a pattern take turns."""
-    blocks = stack["stack"]["layers"]
     number = lambda key: int(key.partition("_")[2] or 0)  # block, or block_0, block_1, …
-    blocks = [blocks[key] for key in sorted(blocks, key=number)]
-    kept = [(block if name == "input" else block["attention"])[name][0] for block in blocks]
-    return jnp.stack(kept, axis=1).reshape(-1, *kept[0].shape[1:])
+    in_order = lambda tree: [tree[key] for key in sorted(tree, key=number)]
+    parts = []
+    for scan in in_order(kept["stack"]):
+        blocks = [x if name == "input" else x["attention"] for x in in_order(scan)]
+        turns = jnp.stack([block[name][0] for block in blocks], axis=1)
+        parts.append(turns.reshape(-1, *turns.shape[2:]))
+    return jnp.concatenate(parts)

@@ -42,7 +42,7 @@ def test_text_is_read_as_the_type_of_its_key(override, value):
 REFUSED = {
     "model.num_layer=3": "unknown config key 'model.num_layer'; did you mean model.num_layers",
     "optimizer.lr=1": "'optimizer.lr'; known: optimizer.b1, .*optimizer.learning_rate",
-    "model.layers=3": r"did you mean model.num_layers\?$",
+    "model.layer=3": r"did you mean model.layers\?$",
     "learning_rate=1": "unknown config key.*did you mean.*optimizer.learning_rate",
     "model=1": "unknown config key 'model'",
     "zzz.qqq=1": "unknown config key 'zzz.qqq'; known: .*model.embed_dim",
@@ -76,7 +76,19 @@ REFUSED = {
     "model.num_heads=7": "num_heads=7: must divide model.embed_dim=256, or set model.head_dim",
     "model.num_kv_heads=3": "model.num_kv_heads=3: must divide model.num_heads=8",
     "train.microbatches=3": "train.microbatches=3: must divide data.batch_size=16",
-    "model.attention=dense,dense,dense": "its 3 kinds must divide model.num_layers=4",
+    "model.layers=5 local, (dense": r"model.layers='5 local, \(dense': '\(' is not closed",
+    "model.layers=rest local, rest dense": "only one item of a list can be the 'rest'",
+    "model.layers=5 local, rest dense": "5 layers beside the 'rest', but 4 in all",
+    "model.layers=2 (rest local), dense": "a 'rest' within parentheses that are counted",
+    "model.layers=local dense": "attention is said twice, local and dense",
+    "model.layers=0 local": "0 layers are none",
+    "model.layers=99999 local": "99999 layers; at most 10000",
+    "model.layers=local embed_dim=8": "'embed_dim' is none of a layer's: num_heads, ",
+    "model.layers=local window=0": "model.layers='local window=0': window=0: must be at least 1",
+    "model.layers=dense window=7": "no such layer reads model.window; it is read with model.att",
+    "model.layers=num_kv_heads=3": "model.num_kv_heads=3: must divide model.num_heads=8",
+    "model.layers=positions=none": "layers can differ between 'rotary' and 'none'",
+    "model.layers=num_experts=4": "num_experts can be 0 or model.num_experts=0",
 }
 
 
@@ -106,6 +118,7 @@ NOT_ZERO = {
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
     "objective.suffix", "data.pair_column", "data.negative_column", "init_from",
+    "model.layers",
 }  # fmt: skip
 
 
@@ -166,8 +179,9 @@ def test_a_saved_config_that_is_none(text, tmp_path):
         (["model.positions=relative", "model.relative_max_distance=16"], "must be above the 16 di"),
         (["model.positions=rotary", "model.rotary_scaling=ntk", "model.head_dim=2"], "at least 4"),
         (["model.attention=latent", "model.positions=rotary", "model.latent_rotary=3"], "be even"),
-        (["model.kind=encoder_decoder", "model.attention=dense,local",
-          "model.num_decoder_layers=3"], "its 2 kinds must divide model.num_layers=3"),
+        (["model.layers=local window=4", "model.window=8"], "each layer that reads it has its own"),
+        (["model.layers=dense", "model.window=8"], "nothing reads it with .*model.layers='dense'"),
+        (["model.share_layers=True", "model.layers=3 local, dense"], "needs one pattern that"),
         (["train.profile_steps=(3, 2)"], "start < stop"),
         (["optimizer.schedule=wsd", "optimizer.decay_steps=2000"], "longer than train.steps=1000"),
         (["optimizer.warmup_steps=600", "optimizer.decay_steps=401"],

@@ -29,6 +29,32 @@ COUNTS = {
     ("llama", "405b"): 405_853_388_800,
     ("mixtral", "8x7b"): 46_702_792_704,
     ("mixtral", "8x22b"): 140_620_634_112,
+    ("gemma3", "270m"): 268_098_176,
+    ("gemma3", "1b"): 999_885_952,
+    ("gemma3", "4b"): 3_880_263_168,
+    ("gemma3", "12b"): 11_766_034_176,
+    ("gemma3", "27b"): 27_009_346_304,
+    ("mistral", "7b"): 7_241_732_096,
+    ("mistral", "7b-v0.3"): 7_248_023_552,
+    ("mistral", "nemo-12b"): 12_247_782_400,
+    ("mistral", "small-24b"): 23_572_403_200,
+    ("olmo2", "1b"): 1_484_916_736,
+    ("olmo2", "7b"): 7_298_617_344,
+    ("olmo2", "13b"): 13_716_198_400,
+    ("olmo2", "32b"): 32_234_279_936,
+    ("qwen2", "0.5b"): 494_032_768,
+    ("qwen2", "1.5b"): 1_543_714_304,
+    ("qwen2", "3b"): 3_085_938_688,
+    ("qwen2", "7b"): 7_615_616_512,
+    ("qwen2", "14b"): 14_770_033_664,
+    ("qwen2", "32b"): 32_763_876_352,
+    ("qwen2", "72b"): 72_706_203_648,
+    ("qwen3", "0.6b"): 596_049_920,
+    ("qwen3", "1.7b"): 1_720_574_976,
+    ("qwen3", "4b"): 4_022_468_096,
+    ("qwen3", "8b"): 8_190_735_360,
+    ("qwen3", "14b"): 14_768_307_200,
+    ("qwen3", "32b"): 32_762_123_264,
     ("reformer", "enwik8"): 149_182_722,
     ("reformer", "crime-and-punishment"): 2_748_224,
     ("switch", "base-8"): 619_339_008,
@@ -64,8 +90,8 @@ PRINTED = {
 }
 
 FAMILIES = (
-    "albert", "bert", "distilbert", "gpt2", "gpt3", "llama", "mixtral", "reformer", "roberta",
-    "switch", "t5", "transformer",
+    "albert", "bert", "distilbert", "gemma3", "gpt2", "gpt3", "llama", "mistral", "mixtral",
+    "olmo2", "qwen2", "qwen3", "reformer", "roberta", "switch", "t5", "transformer",
 )  # fmt: skip
 
 

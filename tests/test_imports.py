@@ -7,19 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm_jax"
 MAY_USE = {
-    "config": set(),
+    "pattern": set(),
+    "config": {"pattern"},
     "files": {"config"},
     "attention": set(),
     "data": {"config", "files", "record"},
     "sharding": {"config"},
-    "models": {"attention"},
+    "models": {"attention", "config"},
     "objectives": {"config", "data", "models"},
     "train": {
         "config", "files", "attention", "data", "decode", "models", "objectives", "record",
         "sharding",
     },
     "decode": {"config", "attention", "data", "models", "objectives"},
-    "hub": {"config", "files", "data", "models", "objectives", "sharding", "train"},
+    "hub": {"config", "files", "data", "models", "objectives", "pattern", "sharding", "train"},
     "console": set(),
     "commands": {
         "config", "console", "data", "decode", "files", "hub", "models", "objectives", "pod",

@@ -72,13 +72,13 @@ def test_a_kind_without_weights_says_so():
 
 
 def test_layers_of_a_pattern_come_in_their_order():
-    """The same layers as one kind and as two that take turns, which lie otherwise."""
+    """The same layers as one kind and as two equal ones in turns, which lie otherwise."""
     from llm_jax import config as configs
     from llm_jax.library import Pretrained
     from tests.tiny_models import tiny_model
 
     (one, params), (two, _) = (
-        tiny_model(num_layers=4, attention=kinds) for kinds in ("dense", "dense,dense")
+        tiny_model(num_layers=4, attention=kinds) for kinds in ("dense", "dense,blockwise")
     )
     block = params["decoder"]["stack"]["layers"]["block"]
     layers = {f"block_{i}": {k: jax.tree.map(lambda x: x[i::2], x) for k, x in block.items()}  # noqa: B023

@@ -27,7 +27,7 @@ BOTH = {"model.kind": "encoder_decoder"}
 CASES = {
     "gpt": {},
     "no bias": {"model.use_bias": False, "model.norm": "rmsnorm", "model.init": "fan_in"},
-    "rotary": {"model.positions": "rotary"},
+    "rotary": {"model.positions": "rotary", "model.qk_norm": True},
     "linear": {"model.positions": "rotary", "model.rotary_scaling": "linear"},
     "yarn": {"model.positions": "rotary", "model.rotary_scaling": "yarn"},
     "relative": {"model.positions": "relative"},

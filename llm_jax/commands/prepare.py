@@ -8,17 +8,8 @@ from llm_jax.commands.verb import Verb
 ABOUT = """Writes data.train, data.validation and data.test as a TFDS set, and a data card.
 
 Sets larger than memory are then read as they are needed. The records have what the config's
-objective reads: text, if no --config says otherwise. --clean lists steps, in order:
-
-  ftfy                Unicode repair
-  length:LEAST:MOST   words; 50 to 100,000 if not given
-  repetition          repeated lines, paragraphs and n-grams (MassiveText)
-  quality:STOP        Gopher's rules for English, with the stop words that it must have (2)
-  language:en:de      of each field one of these (lingua)
-  exact               duplicates, also of what validation and test have
-  near:BANDS:ROWS     near duplicates (MinHash; 14 bands of 8 rows)
-  stop_words:FILE     leaves these words out
-
+objective reads: text, if no --config says otherwise. --clean names steps, in order, of ftfy,
+length:LEAST:MOST, repetition, quality, language:en, exact, near, stop_words:FILE (docs/data.md).
 Only train is cleaned; of the others it is counted what would be."""
 EXAMPLES = """examples:
   {program} prepare --name=mine --config.data.train='corpus/*.txt' --clean=ftfy,repetition,near

@@ -88,8 +88,9 @@ class Chunks:
         # The first rows are the fullest.
         packed = shuffled(first_fit(needs, list(self.lengths.values()), most))
         if seed is not None and lengths.vary(self._examples.config):
-            window = lengths.WINDOW * self._examples.config.data.batch_size
-            packed = [[i] for i in lengths.alike([i for (i,) in packed], needs.sum(1), window)]
+            batch, order = self._examples.config.data.batch_size, [i for (i,) in packed]
+            first = -number * len(order) % batch  # if all chunks are as long
+            packed = [[i] for i in lengths.alike(order, needs.sum(1), batch, first, rng)]
 
         def row(i: int) -> Arrays:
             own, some = (seed or 0, number, i), [examples[j] for j in packed[i]]

@@ -22,11 +22,11 @@ Step = Callable[[Record, str], Record | str]
 
 PACKAGES = {"ftfy": "ftfy", "near": "datasketch", "language": "lingua-language-detector"}
 LABELS = ("label", "tags", "answers")  # by which records do not differ
-SPANS = ("context", "answers")  # one holds places in the other
 SHOWN = 2  # documents of each step that a data card shows
 SHINGLE = 5  # words
 BEGINNING = 1000  # characters that show a text's language
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+_HAN = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
 _BULLET = re.compile(r"\s*[-*•‣●○■▪➤]")
 _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
@@ -233,10 +233,10 @@ def _library(name: str, step: str) -> ModuleType:
 
 def _changed(record: Record, change: Callable[[str], str]) -> Record:
     """The record with its texts changed; as many tokens as there were."""
-    kept = SPANS if "answers" in record else LABELS
 
     def of(name: str, value):
-        if name in kept or not field(name).texts(value):
+        places = name == "context" and "answers" in record
+        if places or not field(name).texts(value):
             return value
         if name == "messages":
             return [part | {"content": change(part["content"])} for part in value]

@@ -140,8 +140,8 @@ def document(
             value = _inside(record, column)
         except (KeyError, TypeError):
             raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}; "
-                              "of a .csv or .tsv without a header, name columns by number, from "
-                              "0") from None
+                              f"--config.{key}=NAME names one of these, a number one of a .csv or "
+                              ".tsv without a header, from 0") from None
         if not isinstance(value, str):
             value = _plain(value, (names or {}).get(column))
         try:

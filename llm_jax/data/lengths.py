@@ -20,14 +20,26 @@ def vary(config: ConfigDict) -> bool:
             and config.mesh.context in (1, 2, 4, 8, SHORTEST))
 
 
-def alike(order: Sequence[int], sizes: np.ndarray, window: int) -> list[int]:
-    """Returns an order in which neighbours are of similar size, and random beyond `window`.
+def alike(
+    order: Sequence[int], sizes: np.ndarray, batch: int, first: int, rng: np.random.Generator
+) -> list[int]:
+    """Returns an order in which the rows of each batch are of similar size, batches in any order.
 
-    Each window of it is sorted, up and down in turns, so that batches may begin anywhere.
+    Long rows and short ones may have other labels: steps that saw one after the other, by size,
+    would follow that.
+
+    Args:
+      order: of a chunk's rows, a random one.
+      first: rows that still belong to a batch of the chunk before.
     """
-    out = []
-    for n, start in enumerate(range(0, len(order), window)):
-        out += sorted(order[start : start + window], key=sizes.__getitem__, reverse=n % 2 > 0)
+    out = list(order[:first])
+    for start in range(first, len(order), WINDOW * batch):
+        part = sorted(order[start : start + WINDOW * batch], key=sizes.__getitem__)
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        begun = batches.pop() if len(batches[-1]) < batch else []  # the next chunk completes it
+        for i in rng.permutation(len(batches)):
+            out += batches[i]
+        out += begun
     return out
 
 

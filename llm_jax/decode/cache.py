@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import attention, models
+from llm_jax import config as configs
 from llm_jax.models import Model
 
 
 def cacheable(model: Model) -> bool:
     """Whether each of the model's kinds of attention can continue from stored keys and values."""
-    return all("cache" in attention.get(k).supports for k in model.cfg.attention.split(","))
+    return all("cache" in kind.supports for kind in _kinds(model))
+
+
+def _kinds(model):
+    """The kinds of attention of the decoder's layers."""
+    depth = configs.depths(model.cfg).get("decoder", 0)
+    names = {layer.attention for layer in configs.layers(model.cfg, depth)}
+    return [attention.get(name) for name in names]
 
 
 class Prompts(NamedTuple):
@@ -143,9 +151,8 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 
 def resumable(reader: Reader) -> bool:
     """Whether a cache serves any text that begins as its own: of keys and values, no state."""
-    kinds = reader.model.cfg.attention.split(",")
     plain = reader.cached and not reader.prefix and reader.source is None
-    return plain and not any(attention.get(kind).state for kind in kinds)
+    return plain and not any(kind.state for kind in _kinds(reader.model))
 
 
 def prepare(

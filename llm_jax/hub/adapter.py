@@ -83,7 +83,7 @@ def _factors(params: Mapping, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarr
         if pair[0] is None:
             blocks.append(np.zeros((piece.theirs[-1], 0)))
             continue
-        a, b = (np.asarray(x if piece.layer is None else x[piece.layer], np.float32) for x in pair)
+        a, b = (np.asarray(x[piece.index], np.float32) for x in pair)
         above.append(a.T)
         blocks.append(b.T)
     if not above:

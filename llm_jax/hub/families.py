@@ -4,6 +4,7 @@ A new family is one table here: the config keys that make it, how config.json ca
 others, and the name of each module.
 """
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
+from llm_jax import pattern
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
-from llm_jax.hub.family import TOKEN_IDS, Family, Key
+from llm_jax.hub.family import SAME, TOKEN_IDS, Family, Key
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -122,13 +124,13 @@ _ROPE_NEEDS = {
 }
 
 
-def _read_rope(hf: dict, names: Collection[str]) -> dict:
+def _read_rope(hf: dict, names: Collection[str], theta: float = 10_000.0) -> dict:
     """Both spellings: rope_parameters, and rope_scaling beside rope_theta, which goes before it."""
     new, old = hf.pop("rope_parameters", None), hf.pop("rope_scaling", None)
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if not isinstance(value, dict | None):
             raise ConfigError(f"config.json: {name}={value!r}: must be an object")
-    rope = {"rope_theta": hf.pop("rope_theta", 10_000.0)} | (old or new or {})
+    rope = {"rope_theta": hf.pop("rope_theta", theta)} | (old or new or {})
     kind = rope.setdefault("rope_type", rope.pop("type", "default"))
     for name, value in (new or {}).items():  # transformers 5 would take the old spelling
         if rope.get(name, value) != value:
@@ -149,12 +151,17 @@ def _read_rope(hf: dict, names: Collection[str]) -> dict:
     return hf | {f"rope_parameters.{k}": v for k, v in rope.items()}
 
 
-def _write_llama(hf: dict) -> dict:
-    """RoPE in both spellings: transformers 4 and many servers read the old one alone."""
+def _write_llama(hf: dict, model: ConfigDict) -> dict:
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
     if width % heads:
-        raise ConfigError(f"model.embed_dim={width}: transformers opens a llama only where it is a "
-                          f"multiple of model.num_heads={heads}, whatever model.head_dim is")
+        raise ConfigError(f"model.embed_dim={width}: transformers opens a {hf['model_type']} only "
+                          f"where it is a multiple of model.num_heads={heads}, whatever "
+                          "model.head_dim is")
+    return _write_rope(hf, model)
+
+
+def _write_rope(hf: dict, model: ConfigDict) -> dict:
+    """RoPE in both spellings: transformers 4 and many servers read the old one alone."""
     hf["initializer_range"] = min(hf["initializer_range"], 1.0)  # larger ones it does not open
     start = "rope_parameters."
     rope = {k.removeprefix(start): v for k, v in hf.items() if k.startswith(start)}
@@ -167,35 +174,52 @@ def _write_llama(hf: dict) -> dict:
     }
 
 
+def _llama_keys(**defaults: Any) -> tuple[Key, ...]:
+    """Of LLaMA and those that follow from it; defaults by their names for them."""
+    sizes = {
+        "vocab_size": ("vocab_size", 32000),
+        "max_position_embeddings": ("max_length", 2048),
+        "hidden_size": ("embed_dim", 4096),
+        "num_hidden_layers": ("num_layers", 32),
+        "num_attention_heads": ("num_heads", 32),
+        "num_key_value_heads": ("num_kv_heads", None),
+        "head_dim": ("head_dim", None),
+        "intermediate_size": ("mlp_dim", 11008),
+        "rms_norm_eps": ("norm_epsilon", 1e-6),
+        "attention_dropout": ("attention_dropout", 0.0),
+        "initializer_range": ("initializer_range", 0.02),
+        "tie_word_embeddings": ("tie_embeddings", False),
+        "rope_parameters.rope_theta": ("rotary_base", None),
+        "rope_parameters.factor": ("rotary_factor", None),
+        "rope_parameters.original_max_position_embeddings": ("rotary_original_length", None),
+    }
+    keys = tuple(Key(k, ours, defaults.get(k, value)) for k, (ours, value) in sizes.items())
+    entry = "hidden_activation" if "hidden_activation" in defaults else "hidden_act"
+    act = defaults.get(entry, "silu")
+    return (*keys, Key(entry, "activation", act, {act: GATED[act]} | GATED),
+            Key("rope_parameters.rope_type", "rotary_scaling", "default", _ROPE_TYPES))
+
+
+def _decoders(name: str) -> dict[str, str]:
+    """Their classes of a decoder's heads."""
+    return {"lm": f"{name}ForCausalLM", "sequence": f"{name}ForSequenceClassification",
+            "token": f"{name}ForTokenClassification"}  # fmt: skip
+
+
+ROPE_FIXED = {
+    "rope_parameters.low_freq_factor": (1.0,),
+    "rope_parameters.high_freq_factor": (4.0,),
+    "rope_parameters.partial_rotary_factor": (None, 1.0),
+}
 LLAMA = Family(
     name="llama",
     model={"norm": "rmsnorm", "positions": "rotary"},
     keys=(
-        Key("vocab_size", "vocab_size", 32000),
-        Key("max_position_embeddings", "max_length", 2048),
-        Key("hidden_size", "embed_dim", 4096),
-        Key("num_hidden_layers", "num_layers", 32),
-        Key("num_attention_heads", "num_heads", 32),
-        Key("num_key_value_heads", "num_kv_heads"),
-        Key("head_dim", "head_dim"),
-        Key("intermediate_size", "mlp_dim", 11008),
-        Key("hidden_act", "activation", "silu", GATED),
-        Key("rms_norm_eps", "norm_epsilon", 1e-6),
+        *_llama_keys(),
         Key("attention_bias", "use_bias", False),
         Key("mlp_bias", "use_bias", False),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("initializer_range", "initializer_range", 0.02),
-        Key("tie_word_embeddings", "tie_embeddings", False),
-        Key("rope_parameters.rope_theta", "rotary_base"),
-        Key("rope_parameters.rope_type", "rotary_scaling", "default", _ROPE_TYPES),
-        Key("rope_parameters.factor", "rotary_factor"),
-        Key("rope_parameters.original_max_position_embeddings", "rotary_original_length"),
     ),
-    fixed={
-        "rope_parameters.low_freq_factor": (1.0,),
-        "rope_parameters.high_freq_factor": (4.0,),
-        "rope_parameters.partial_rotary_factor": (None, 1.0),
-    },
+    fixed=ROPE_FIXED,
     prefix="model.",
     modules={
         "embed": "model.embed_tokens",
@@ -208,12 +232,251 @@ LLAMA = Family(
     ),
     heads={"head": {"score.": classifies}},
     by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
-    classes={"lm": "LlamaForCausalLM", "sequence": "LlamaForSequenceClassification",
-             "token": "LlamaForTokenClassification"},
+    classes=_decoders("Llama"),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     dropped=(r".*\.rotary_emb\.inv_freq",),
     read=_read_rope,
     write=_write_llama,
+)  # fmt: skip
+
+# Those that follow from LLaMA.
+def _in_layers(modules: dict[str, str]) -> dict[str, str]:
+    """Further entries of its layers."""
+    ours = "decoder/stack/layers/block/"
+    return {f"{ours}{k}": f"model.layers.{{}}.{v}" for k, v in modules.items()}
+
+
+LIKE_LLAMA = LLAMA.model | {"use_bias": False}
+LAYERS = (Key("attention", "attention"), Key("layers", "layers"), Key("sliding_window", "window"))
+KINDS = {"full_attention": "dense", "sliding_attention": "local"}
+
+
+def _read_layers(hf: dict, window: int | None, default: list[str], local: str = "") -> dict:
+    """Their layer_types as our list; `local`: what else the sliding ones have."""
+    types, n = hf.pop("layer_types", None) or default, len(default)
+    if not isinstance(types, list) or len(types) != n or not set(types) <= KINDS.keys():
+        raise ConfigError(f"config.json: layer_types={types!r}: lists 'full_attention' and "
+                          f"'sliding_attention' for num_hidden_layers={n}")
+    sliding = "sliding_attention" in types
+    if sliding and window is None:
+        raise ConfigError("config.json: layer_types has 'sliding_attention' without sliding_window")
+    specs = [KINDS[x] + local * (x == "sliding_attention") for x in types]
+    if len(set(specs)) > 1 or local:
+        hf["layers"] = pattern.write(specs)
+    else:
+        hf["attention"] = specs[0]
+    return hf | ({"sliding_window": window} if sliding else {})
+
+
+def _write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | None]:
+    """config.json without our list, and what it says: their layer_types, and the window."""
+    layers = configs.layers(model, model.num_layers)
+    types = [
+        "full_attention" if layer.attention in SAME else "sliding_attention" for layer in layers
+    ]
+    local = [layer for layer in layers if layer.attention not in SAME]
+    if any(layer.attention != "local" or layer.window != local[0].window for layer in local):
+        raise ConfigError(f"model.attention={model.attention!r}, model.layers={model.layers!r}: "
+                          f"{hf['model_type']} has dense layers, and local ones of one window")
+    window = local[0].window if local else None
+    ours = {key.theirs for key in LAYERS}
+    return {k: v for k, v in hf.items() if k not in ours}, types, window
+
+
+def _read_mistral(hf: dict, names: Collection[str], window: int | None = 4096,
+                  theta: float = 10_000.0) -> dict:  # fmt: skip
+    window = hf.pop("sliding_window", window)
+    hf.pop("layer_types", None)  # which transformers does not read either
+    kind = "full_attention" if window is None else "sliding_attention"
+    return _read_rope(_read_layers(hf, window, [kind]), names, theta)
+
+
+def _write_mistral(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = _write_layers(hf, model)
+    if len(set(types)) > 1:
+        raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} has one kind of "
+                          "attention in all layers")
+    return _write_rope(hf, model) | {"sliding_window": window}
+
+
+MISTRAL = dataclasses.replace(
+    LLAMA,
+    name="mistral",
+    model=LIKE_LLAMA,
+    keys=(*_llama_keys(num_key_value_heads=8, intermediate_size=14336,
+                       max_position_embeddings=4096 * 32), *LAYERS),
+    nulls=("sliding_window",),
+    classes=_decoders("Mistral"),
+    read=_read_mistral,
+    write=_write_mistral,
+)  # fmt: skip
+
+
+def _read_mixtral(hf: dict, names: Collection[str]) -> dict:
+    if hf.get("num_experts_per_tok", 2) == 1:
+        raise ConfigError("config.json: num_experts_per_tok=1: mixtral's one gate is then 1, that "
+                          "of llm_jax the router's softmax; it has 2 or more")
+    return _read_mistral(hf, names, None, 1e6)
+
+
+MIXTRAL = dataclasses.replace(
+    MISTRAL,
+    name="mixtral",
+    keys=(
+        *_llama_keys(num_key_value_heads=8, intermediate_size=14336, rms_norm_eps=1e-5,
+                     max_position_embeddings=4096 * 32), *LAYERS,
+        Key("num_local_experts", "num_experts", 8),
+        Key("num_experts_per_tok", "experts_per_token", 2),
+        Key("router_aux_loss_coef", "router_balance", 0.001),
+    ),
+    fixed=ROPE_FIXED | {"router_jitter_noise": (0.0,)},
+    synonyms={"num_experts": "num_local_experts"},
+    experts=_in_layers({
+        "mlp/router": "block_sparse_moe.gate.weight",
+        "mlp/gate": "block_sparse_moe.experts.{}.w1.weight",
+        "mlp/up": "block_sparse_moe.experts.{}.w3.weight",
+        "mlp/down": "block_sparse_moe.experts.{}.w2.weight",
+    }),
+    classes=_decoders("Mixtral"),
+    read=_read_mixtral,
+)  # fmt: skip
+
+
+def _read_qwen(hf: dict, names: Collection[str]) -> dict:
+    """Windows are in the layers behind the first max_window_layers, where any are."""
+    window = hf.pop("sliding_window", 4096)
+    window = window if hf.pop("use_sliding_window", False) else None
+    first, n = hf.pop("max_window_layers", 28), hf.get("num_hidden_layers", 32)
+    for name, value in (("max_window_layers", first), ("num_hidden_layers", n)):
+        configs.typed(f"config.json: {name}", 0, value)
+    full = n if window is None else min(first, n)
+    types = ["full_attention"] * full + ["sliding_attention"] * (n - full)
+    return _read_rope(_read_layers(hf, window, types), names)
+
+
+def _write_qwen(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = _write_layers(hf, model)
+    return _write_rope(hf, model) | {
+        "layer_types": types,
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": types.count("full_attention"),
+    }
+
+
+_QWEN = {"vocab_size": 151936, "max_position_embeddings": 32768, "intermediate_size": 22016}
+QWEN2 = dataclasses.replace(
+    LLAMA,
+    name="qwen2",
+    model=LIKE_LLAMA | {"qkv_bias": True},
+    keys=(*_llama_keys(**_QWEN, num_key_value_heads=32), *LAYERS),
+    classes=_decoders("Qwen2"),
+    read=_read_qwen,
+    write=_write_qwen,
+)
+QK_NORMS = {"attention/query_norm": "self_attn.q_norm", "attention/key_norm": "self_attn.k_norm"}
+QWEN3 = dataclasses.replace(
+    QWEN2,
+    name="qwen3",
+    model=LIKE_LLAMA | {"qk_norm": True},
+    keys=(*_llama_keys(**_QWEN, num_key_value_heads=32, head_dim=128), *LAYERS),
+    fixed=ROPE_FIXED | {"attention_bias": (False,)},
+    modules=LLAMA.modules | _in_layers(QK_NORMS),
+    classes=_decoders("Qwen3"),
+)
+OLMO2 = dataclasses.replace(
+    LLAMA,
+    name="olmo2",
+    model=LIKE_LLAMA | {"qk_norm": True, "qk_norm_joint": True, "norm_place": "reordered"},
+    keys=_llama_keys(vocab_size=50304, rms_norm_eps=1e-5),
+    fixed=ROPE_FIXED | {"attention_bias": (False,)},
+    modules=LLAMA.modules | _in_layers(QK_NORMS | {
+        "attention_norm": "post_attention_layernorm",
+        "mlp_norm": "post_feedforward_layernorm",
+    }),
+    classes={"lm": "Olmo2ForCausalLM"},
+    write=_write_rope,
+)  # fmt: skip
+
+
+def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
+    """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
+    n, period = hf.get("num_hidden_layers", 26), hf.pop("sliding_window_pattern", 6)
+    for name, value in (("num_hidden_layers", n), ("sliding_window_pattern", period)):
+        if configs.typed(f"config.json: {name}", 0, value) < 1:
+            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
+    types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
+    rope = hf.pop("rope_parameters", {})
+    parts = [rope.get(name, {}) for name in KINDS] if isinstance(rope, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or not set(rope) <= set(KINDS):
+        raise ConfigError(f"config.json: rope_parameters={rope!r}: must have objects for "
+                          "full_attention and sliding_attention")
+    full, sliding = parts
+    base = sliding.get("rope_theta", hf.pop("rope_local_base_freq", 10_000.0))
+    if sliding.get("rope_type", "default") != "default":
+        raise ConfigError(f"config.json: rope_parameters: sliding_attention={sliding!r}: llm_jax "
+                          "has rope_type 'default' there")
+    base = configs.typed("config.json: rope_local_base_freq", 0.0, base)
+    local = f" rotary_base={base!r} rotary_scaling=none"
+    hf = _read_layers(hf, hf.pop("sliding_window", 4096), types, local)
+    scalar, head_dim = hf.pop("query_pre_attn_scalar", 256), hf.get("head_dim", 256)
+    scalar = configs.typed("config.json: query_pre_attn_scalar", 0.0, scalar)
+    if scalar <= 0:
+        raise ConfigError(f"config.json: query_pre_attn_scalar={scalar}: must be above 0")
+    hf["attention_scale"] = 0.0 if scalar == head_dim else scalar**-0.5
+    return _read_rope(hf | {"rope_parameters": full}, names, 1e6)
+
+
+def _write_gemma3(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = _write_layers(hf, model)
+    layers = configs.layers(model, model.num_layers)
+    of = lambda kind: [x for x, t in zip(layers, types, strict=True) if t == kind]
+    full, sliding = of("full_attention") or layers, of("sliding_attention") or layers
+    hf["rope_parameters.rope_theta"] = full[0].rotary_base
+    hf["rope_parameters.rope_type"] = _BY_SCALING.get(full[0].rotary_scaling)
+    scale, base = hf.pop("attention_scale"), sliding[0].rotary_base
+    hf = _write_llama(hf, model)
+    local = {"rope_theta": base, "rope_type": "default"}
+    return hf | {
+        "rope_parameters": {"full_attention": hf["rope_parameters"], "sliding_attention": local},
+        "rope_local_base_freq": base,
+        "layer_types": types,
+        "sliding_window": window or 4096,
+        "query_pre_attn_scalar": round(scale**-2) if scale else hf["head_dim"],
+    }
+
+
+_BY_SCALING = {ours: theirs for theirs, ours in _ROPE_TYPES.items()}
+GEMMA3 = dataclasses.replace(
+    LLAMA,
+    name="gemma3_text",
+    model=LIKE_LLAMA | {
+        "qk_norm": True, "norm_place": "sandwich", "norm_zero_centered": True,
+        "scale_embeddings": True,
+    },
+    keys=(
+        *_llama_keys(
+            vocab_size=262208, max_position_embeddings=131072, hidden_size=2304,
+            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
+            tie_word_embeddings=True,
+        ), *LAYERS,
+        Key("attention_scale", "attention_scale"),
+    ),
+    fixed=ROPE_FIXED | {
+        "attention_bias": (False,),
+        "final_logit_softcapping": (None,),
+        "attn_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+    },
+    modules=LLAMA.modules | _in_layers(QK_NORMS | {
+        "attention_norm_out": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_norm_out": "post_feedforward_layernorm",
+    }),
+    classes={"lm": "Gemma3ForCausalLM"},
+    read=_read_gemma3,
+    write=_write_gemma3,
 )  # fmt: skip
 
 # BERT and those that follow from it.
@@ -262,7 +525,7 @@ BERT_FIXED = {
 }
 
 
-def _write_types(hf: dict) -> dict:
+def _write_types(hf: dict, model: ConfigDict) -> dict:
     if not hf["type_vocab_size"]:
         raise ConfigError("model.type_vocab_size=0: this family needs 1 or more")
     return hf
@@ -346,12 +609,12 @@ def _read_offset(hf: dict, names: Collection[str]) -> dict:
     return hf | {"position_offset": pad + 1, "max_position_embeddings": length - pad - 1}
 
 
-def _write_offset(hf: dict) -> dict:
+def _write_offset(hf: dict, model: ConfigDict) -> dict:
     offset = hf.pop("position_offset")
     if offset < 1:
         raise ConfigError(f"model.position_offset={offset}: roberta needs 1 or more (published: 2)")
     length = hf["max_position_embeddings"] + offset
-    return _write_types(hf | {"pad_token_id": offset - 1, "max_position_embeddings": length})
+    return _write_types(hf | {"pad_token_id": offset - 1, "max_position_embeddings": length}, model)
 
 
 def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tuple:
@@ -554,7 +817,7 @@ def _read_t5(hf: dict, names: Collection[str]) -> dict:
     return hf | {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
 
 
-def _write_t5(hf: dict) -> dict:
+def _write_t5(hf: dict, model: ConfigDict) -> dict:
     """transformers 4 scales what is tied, and nothing else."""
     if hf["scale_decoder_outputs"] and not hf["tie_word_embeddings"]:
         raise ConfigError("model.scale_output=True with model.tie_embeddings=False: t5 scales its "
@@ -701,7 +964,7 @@ MARIAN = Family(
     units={"final_logits_bias": 0},
     ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},
     # Else transformers ends whatever is cut short with an eos that the model has not written.
-    write=lambda hf: hf | {"forced_eos_token_id": None},
+    write=lambda hf, model: hf | {"forced_eos_token_id": None},
 )  # fmt: skip
 
 _LOCAL, _LSH = "chunked", "lsh"
@@ -729,7 +992,7 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
     return hf
 
 
-def _write_reformer(hf: dict) -> dict:
+def _write_reformer(hf: dict, model: ConfigDict) -> dict:
     kinds, n = hf.pop("attention").split(","), hf.pop("attn_layers")
     if not {_LOCAL, _LSH}.issuperset(kinds):
         raise ConfigError(f"model.attention={','.join(kinds)!r}: reformer has {_LOCAL} and {_LSH} "
@@ -818,7 +1081,10 @@ REFORMER = Family(
 # In the order in which a config is tried; the first that expresses it is its family.
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (GPT2, LLAMA, BERT, ROBERTA, DISTILBERT, ELECTRA, ALBERT, T5, MARIAN, REFORMER)
+    for family in (
+        GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, OLMO2, GEMMA3, BERT, ROBERTA, DISTILBERT,
+        ELECTRA, ALBERT, T5, MARIAN, REFORMER,
+    )
 }
 
 

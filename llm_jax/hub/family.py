@@ -60,12 +60,14 @@ class Family:
       if_zero: tensors that are left out where they are zero.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
       by_kind: kind of attention -> entries that its layers have instead.
+      experts: entries that layers with experts have instead, a second '{}' for the expert.
+      nulls: entries of which null is a value of its own, which `read` sees.
       linear: their matrices are [out, in]; GPT-2's, but for heads, are [in, out].
       head_activation: model.activation that the masked-LM head of theirs always has.
       ids: entries of config.json that are ids of the tokenizer.
       specials: what a sentencepiece .model lacks.
       read: (config.json, names of tensors) -> config.json in the words of `keys`.
-      write: the other way.
+      write: the other way, of a config.model.
       place: (model, parameters, tokenizer) -> (model, parameters) that compute the same where
         transformers goes by the tokenizer's ids; None: it does not.
     """
@@ -87,12 +89,14 @@ class Family:
     if_zero: tuple[str, ...] = ()
     units: Mapping[str, int] = field(default_factory=dict)
     by_kind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    experts: Mapping[str, str] = field(default_factory=dict)
+    nulls: tuple[str, ...] = ()
     linear: bool = True
     head_activation: str = ""
     ids: Mapping[str, str] = field(default_factory=lambda: TOKEN_IDS)
     specials: tuple[str, ...] = ()
     read: Callable[[dict, Collection[str]], dict] = lambda hf, names: hf
-    write: Callable[[dict], dict] = lambda hf: hf
+    write: Callable[[dict, ConfigDict], dict] = lambda hf, model: hf
     place: Callable[..., tuple] | None = None
 
 
@@ -125,6 +129,7 @@ FREE = {
     "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
+ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset")  # sizes of which 0 is not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
 # What these do not read, and what a feed-forward layer without experts does not.
@@ -144,7 +149,9 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     for name in null:
         if hf.get(name, "") is None:
             raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
-    hf = family.read(_one_name(family, {k: v for k, v in hf.items() if v is not None}), names)
+    hf = family.read(_one_name(family, {
+        k: v for k, v in hf.items() if v is not None or k in family.nulls
+    }), names)
     _check_entries(family, hf)
     model = configs.base().model
     model.update(family.model)
@@ -155,7 +162,11 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         if heads:
             model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
     if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
-        model.num_labels = count_labels(hf)
+        model.num_labels = len(labels(hf))
+        if model.num_labels > 1 and hf.get("problem_type") not in (None, ONE_LABEL):
+            raise ConfigError(f"config.json: problem_type={hf['problem_type']!r} of "
+                              f"{model.num_labels} labels: llm_jax has one label of several "
+                              f"({ONE_LABEL}), or one number; without the entry it is read as that")
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
@@ -165,10 +176,18 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     return _checked(model, came_from)
 
 
-def count_labels(hf: Mapping[str, Any]) -> int:
-    """How many labels config.json has; transformers leaves them out where there are two."""
-    labels = hf.get("id2label")
-    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
+def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's labels, in order; transformers leaves them out where there are two.
+
+    Raises:
+      ConfigError: id2label does not number them from 0.
+    """
+    names = hf.get("id2label") or [f"LABEL_{i}" for i in range(hf.get("num_labels", 2))]
+    names = names if isinstance(names, dict) else dict(enumerate(names))
+    named = {str(i): str(name) for i, name in names.items()}
+    if set(named) != {str(i) for i in range(len(named))}:
+        raise ConfigError(f"config.json: id2label={names!r}: must name 0 to {len(named) - 1}")
+    return tuple(named[str(i)] for i in range(len(named)))
 
 
 def _check_entries(family: Family, hf: dict) -> None:
@@ -269,7 +288,7 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
                                   f"{', '.join(dict.fromkeys(map(str, key.values.values())))}")
             value = names[0]
         hf[key.theirs] = value
-    return family.write(hf)
+    return family.write(hf, model)
 
 
 def differences(family: Family, model: ConfigDict) -> list[str]:
@@ -287,34 +306,45 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
         back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
         return [str(error), *problems]
-    unknown = family.heads if problems else ()  # told by the names
-    return [
-        f"model.{key}={model[key]!r}, it can only have {back[key]!r}"
+    unknown = (*(family.heads if problems else ()), *BY_LAYER)  # heads are told by the names
+    changed = [
+        (key, model, back)
         for key in back
-        if back[key] != model[key] and key not in unknown and not _free(key, model)
-    ] + problems
+        if back[key] != model[key] and key not in unknown and not _free(key, model, back)
+    ]
+    for stack, depth in configs.depths(model).items():
+        theirs = configs.layers(back, configs.depths(back).get(stack, depth))
+        pairs = list(zip(configs.layers(model, depth), theirs, strict=False))
+        differ = lambda key, a, b: a[key] != b[key] and not _free(key, a, b)
+        for key in configs.LAYER:
+            found = [(key, a, b) for a, b in pairs if differ(key, a, b)][:1]
+            changed += [(key, model, back)] if found and model[key] != back[key] else found
+    told = (f"model.{key}={a[key]!r}, it can only have {b[key]!r}" for key, a, b in changed)
+    return [*dict.fromkeys(told), *problems]
 
 
-def _free(key: str, model: ConfigDict) -> bool:
-    plain = set(model.attention.split(",")) <= SAME
+BY_LAYER = (*configs.LAYER, "layers", "expert_every")  # compared layer by layer
+
+
+def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
+    """Whether a key makes no other function of a model or layer of ours."""
+    plain = {ours.attention, theirs.attention} <= SAME
     if key == "attention":
         return plain
     if key == "pooler_activation":
-        return not model.pooler
-    unused = [start for kind, start in ONLY_WITH.items() if model.positions != kind]
+        return not ours.pooler
+    unused = [start for kind, start in ONLY_WITH.items() if ours.positions != kind]
     unused += OF_KINDS if plain else ()
-    unused += () if model.num_experts else OF_EXPERTS
+    unused += () if ours.num_experts else OF_EXPERTS
     return key in FREE or key.startswith(tuple(unused))
 
 
-BLOCK = re.compile(r"block_(\d+)")
-
-
 class Piece(NamedTuple):
-    """One parameter, or one layer of it, as a part of a tensor of theirs."""
+    """One parameter, or of one a layer, or an expert of one, as a part of a tensor of theirs."""
 
     path: tuple[str, ...]
-    layer: int | None
+    stack: tuple[int, ...]  # leading axes of ours: layers, experts
+    index: tuple[int, ...]  # on them
     ours: tuple[int, ...]
     theirs: tuple[int, ...]
     transposed: bool
@@ -342,32 +372,35 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     """
     leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
     paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
-    kinds = model.attention.split(",")
-    # Where kinds of attention alternate, block_i of our layer n is their layer n * kinds + i.
-    by_module: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+    layers = {kind: configs.layers(model, n) for kind, n in configs.depths(model).items()}
+    by_module: dict[str, list[tuple[str, ...]]] = {}
     for path in paths:
-        matches = [BLOCK.fullmatch(part) for part in path]
-        i = sum(int(match[1]) for match in matches if match)
-        name = "/".join("block" if m else part for part, m in zip(path, matches, strict=True))
-        by_module.setdefault(name.rpartition("/")[0], []).append((i, path))
-        by_module.setdefault(name, []).append((i, path))
+        name = NUMBERED.sub(r"\1", "/".join(path))
+        by_module.setdefault(name.rpartition("/")[0], []).append(path)
+        by_module.setdefault(name, []).append(path)
     out: Plan = {}
     gated = family.gated_modules if model.activation in GATED else {}
-    for ours, theirs in (family.modules | gated | family.by_head.get(model.head, {})).items():
-        for i, path in by_module.get(ours, ()):
-            shape = paths.pop(path)
-            name = family.by_kind.get(kinds[i], {}).get(ours, theirs)
+    table = family.experts | family.modules | gated | family.by_head.get(model.head, {})
+    for ours, theirs in table.items():
+        for path in by_module.get(ours, ()):
+            if model.share_layers and "{}" in theirs:
+                continue  # theirs has one for each layer
+            shape, name = paths.pop(path), theirs
+            if numbers := configs.numbers(model, "/".join(path)):
+                layer = layers[path[0]][numbers[0]]
+                own = family.by_kind.get(layer.attention, {})
+                own = own | (family.experts if layer.num_experts else {})
+                name = own.get(ours, theirs)
             if path[-1] != ours.rpartition("/")[2]:
                 name += ".bias" if path[-1] == "bias" else ".weight"
-            layers = range(shape[0]) if "{}" in theirs else (None,)
-            shape = shape[1:] if "{}" in theirs else shape
-            for layer in layers:
-                piece = _piece(family, path, layer, shape)
+            axes = name.count("{}")
+            for index in np.ndindex(shape[:axes]):
+                piece = _piece(family, path, shape[:axes], index, shape[axes:])
                 if name in family.units:
                     at = family.units[name]
-                    piece = piece._replace(theirs=(*shape[:at], 1, *shape[at:]))
-                place = None if layer is None else layer * len(kinds) + i
-                out.setdefault(name.format(place), []).append(piece)
+                    piece = piece._replace(theirs=(*piece.ours[:at], 1, *piece.ours[at:]))
+                places = (numbers[index[0]], *index[1:]) if index else ()
+                out.setdefault(name.format(*places), []).append(piece)
     if paths:
         some = ", ".join("/".join(path) for path in list(paths)[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
@@ -375,14 +408,18 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     return out
 
 
-def _piece(family: Family, path: tuple[str, ...], layer: int | None, shape: tuple) -> Piece:
-    if path[-1] != "kernel":
+NUMBERED = re.compile(r"\b(layers|block)_\d+\b")
+MATRICES = ("kernel", "router", "gate", "up", "down")
+
+
+def _piece(family: Family, path: tuple, stack: tuple, index: tuple, shape: tuple) -> Piece:
+    if path[-1] not in MATRICES:
         flat = (math.prod(shape),) if path[-1] == "bias" else shape
-        return Piece(path, layer, shape, flat, False)
+        return Piece(path, stack, index, shape, flat, False)
     inputs = 2 if path[-2] == "out" else 1  # attention's output contracts heads and head_dim
     matrix = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
     linear = family.linear or path[0] in HEADS
-    return Piece(path, layer, shape, matrix[:: -1 if linear else 1], linear)
+    return Piece(path, stack, index, shape, matrix[:: -1 if linear else 1], linear)
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
@@ -393,10 +430,6 @@ def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
 def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
     """Returns our parameters in float32, reading one tensor of theirs at a time."""
     params: dict = {}
-    count: dict[tuple, int] = {}
-    for pieces in plan.values():
-        for piece in pieces:
-            count[piece.path] = count.get(piece.path, 0) + 1
     for name, pieces in plan.items():
         tensor, start = get(name), 0
         for piece in pieces:
@@ -404,13 +437,11 @@ def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
             for part in piece.path[:-1]:
                 node = node.setdefault(part, {})
             if piece.path[-1] not in node:
-                stack = () if piece.layer is None else (count[piece.path],)
-                node[piece.path[-1]] = np.empty(stack + piece.ours, np.float32)
+                node[piece.path[-1]] = np.empty(piece.stack + piece.ours, np.float32)
             part = tensor[..., start : start + piece.theirs[-1]]
             start += piece.theirs[-1]
-            target = node[piece.path[-1]]
             part = (part.T if piece.transposed else part).reshape(piece.ours)
-            target[... if piece.layer is None else piece.layer] = part
+            node[piece.path[-1]][piece.index] = part
     return params
 
 
@@ -423,7 +454,7 @@ def to_tensors(
         parts = []
         for piece in plan[name]:
             x = functools.reduce(lambda node, part: node[part], piece.path, params)
-            x = np.asarray(x if piece.layer is None else x[piece.layer])
+            x = np.asarray(x[piece.index])
             x = x.reshape(piece.theirs[::-1]).T if piece.transposed else x.reshape(piece.theirs)
             parts.append(x)
         tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)

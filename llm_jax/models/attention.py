@@ -79,13 +79,12 @@ class Attention(nn.Module):
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
-        norm = (lambda name, x: Norm(cfg, name=name)(x)) if cfg.qk_norm else (lambda name, x: x)
         heads = lambda n, axis: self._dense((D,), (n, H), ("embed", axis, "kv"))
         query = self._dense((D,), (N, H), ("embed", "heads", "kv"), unscaled)(x, name="query")
-        query = norm("query_norm", query)
+        query = self._normed("query_norm", query)
         key = None
         if not variant.shared_qk:
-            key = lambda x: norm("key_norm", heads(K, "kv_heads")(x, name="key"))
+            key = lambda x: self._normed("key_norm", heads(K, "kv_heads")(x, name="key"))
         value = partial(heads(K, "kv_heads"), name="value")
         if self.cross:
             return query, *self._cross_cache(key, value, source), {}
@@ -97,9 +96,20 @@ class Attention(nn.Module):
             k, v = self._cached(positions, keys=k, values=v)
         return query, k, v, {name: cfg[name] for name in variant.reads}
 
+    def _normed(self, name, x):
+        """Queries or keys [B, T, N, H], normed by head, or all of a token's together."""
+        if not self.cfg.qk_norm:
+            return x
+        joint = x.reshape(*x.shape[:2], -1) if self.cfg.qk_norm_joint else x
+        return Norm(self.cfg, name=name)(joint).reshape(x.shape)
+
     def _dense(self, inputs, outputs, axes, scale=1.0):
-        use_bias = self.cfg.use_bias and self.cfg.attention_bias
-        return lambda x, name: Dense(self.cfg, inputs, outputs, axes, scale, use_bias, name=name)(x)
+        cfg = self.cfg
+        bias = lambda name: (cfg.use_bias and cfg.attention_bias) or (
+            cfg.qkv_bias and name in ("query", "key", "value")
+        )
+        dense = partial(Dense, cfg, inputs, outputs, axes, scale)
+        return lambda x, name: dense(bias(name), name=name)(x)
 
     def _scoring(self, bias: Bias | None) -> Scoring:
         cfg, sinks = self.cfg, None

@@ -55,5 +55,5 @@ class Decoder(nn.Module):
             name="stack",
         )
         x = stack(x, context)
-        x = Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x
+        x = Norm(cfg, name="final_norm")(x) if cfg.norm_place != "post" else x
         return nn.Dropout(cfg.final_dropout, deterministic=deterministic)(x)

@@ -43,5 +43,5 @@ class Encoder(nn.Module):
             cfg, cfg.num_layers, both_streams=both, deterministic=deterministic, name="stack"
         )
         x = stack(x, context)
-        x = Norm(cfg, name="final_norm")(x) if cfg.norm_place == "pre" else x
+        x = Norm(cfg, name="final_norm")(x) if cfg.norm_place != "post" else x
         return nn.Dropout(cfg.final_dropout, deterministic=deterministic)(x)

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llm_jax import attention
+from llm_jax import config as configs
 from llm_jax.models import Param, abstract_params, heads
 from llm_jax.models.electra import generator_config
 
@@ -58,20 +59,20 @@ STAGES = ("embed", "encoder", "decoder", "head")  # a gradient comes back throug
 
 def _scores(cfg: ConfigDict, T: int, S: int) -> dict[str, float]:
     """FLOPs forward of what attention does without weights of its own, in each stack."""
-    kinds = cfg.attention.split(",")
 
-    def of(kind, queries, keys):
+    def of(layer, kind, queries, keys):
         variant = attention.get(kind)
-        reads = {key: cfg[key] for key in variant.reads}
-        return variant.flops(queries, keys, cfg.num_heads, cfg.head_dim, **reads)
+        reads = {key: layer[key] for key in variant.reads}
+        return variant.flops(queries, keys, layer.num_heads, layer.head_dim, **reads)
 
-    layer = lambda length: sum(of(kind, length, length) for kind in kinds) / len(kinds)
     scores = {}
-    if cfg.kind != "decoder":
-        scores["encoder"] = cfg.num_layers * layer(S)
-    if cfg.kind != "encoder":
-        across = of("dense", T, S) if cfg.kind == "encoder_decoder" else 0
-        scores["decoder"] = cfg.num_decoder_layers * (layer(T) + across)
+    for stack, depth in configs.depths(cfg).items():
+        length, across = (S if stack == "encoder" else T), 0
+        for layer in configs.layers(cfg, depth):
+            if stack == "decoder" and cfg.kind == "encoder_decoder":
+                across = of(layer, "dense", T, S)
+            own = of(layer, layer.attention, length, length)
+            scores[stack] = scores.get(stack, 0) + own + across
     return scores
 
 
@@ -104,7 +105,5 @@ def _tokens(
     if "experts" in axes:
         ours *= cfg.experts_per_token / cfg.num_experts
     if "layers" not in axes:  # one layer's, or one period's, for all
-        layers = cfg.num_layers if rooms[0] == "encoder" else cfg.num_decoder_layers
-        period = math.lcm(len(cfg.attention.split(",")), cfg.expert_every if cfg.num_experts else 1)
-        ours *= layers / period
+        ours *= len(configs.numbers(cfg, path))
     return ours

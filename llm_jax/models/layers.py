@@ -83,7 +83,10 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis."""
+    """LayerNorm (Ba 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis.
+
+    Zero-centred, the scale is one plus its parameter.
+    """
 
     cfg: FrozenConfigDict
 
@@ -91,7 +94,9 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg, shape = self.cfg, (x.shape[-1],)
         named = lambda init: nn.with_logical_partitioning(init, ("norm",))
-        scale = self.param("scale", named(nn.initializers.ones), shape)
+        start = nn.initializers.zeros if cfg.norm_zero_centered else nn.initializers.ones
+        scale = self.param("scale", named(start), shape)
+        scale = scale + 1 if cfg.norm_zero_centered else scale
         if cfg.norm == "rmsnorm":
             return functions.rms_norm(x, scale, cfg.norm_epsilon)
         bias = self.param("bias", named(nn.initializers.zeros), shape) if cfg.use_bias else None

@@ -1,6 +1,5 @@
 """Transformer blocks and the stack of them: one compiled layer under nn.scan, at any depth."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
+from llm_jax import config as configs
 from llm_jax.attention import Bias, Mask
 from llm_jax.models import pipeline, reversible
 from llm_jax.models.attention import Attention
@@ -31,11 +31,9 @@ class Context:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where `cross`, feed-forward; norms before or after each."""
+    """Self-attention, cross-attention where `cross`, feed-forward; norms as norm_place says."""
 
     cfg: FrozenConfigDict
-    kind: str
-    experts: bool = False
     cross: bool = False
     deterministic: bool = True
     cache_length: int = 0
@@ -49,7 +47,7 @@ class Block(nn.Module):
         cfg = self.cfg
         self.sow("hidden", "input", x)
         flags = {"deterministic": self.deterministic, "cache_length": self.cache_length}
-        attend = attention_layer(self.kind)(cfg, self.kind, **flags, name="attention")
+        attend = attention_layer(cfg.attention)(cfg, cfg.attention, **flags, name="attention")
         sublayers = [
             (
                 "attention_norm",
@@ -61,7 +59,7 @@ class Block(nn.Module):
             sublayers.append(
                 ("cross_norm", lambda y: look(y, context.cross_mask, source=context.encoded))
             )
-        if self.experts:
+        if cfg.num_experts:
             experts = MixtureOfExperts(cfg, self.deterministic, name="mlp")
             feed_forward = lambda y: experts(y, self._real(context))
         else:
@@ -72,10 +70,10 @@ class Block(nn.Module):
         for name, sublayer in sublayers:
             if cfg.reversible:
                 x = x[1], x[0] + self.branch(x[1], name, sublayer)
-            elif cfg.norm_place == "pre":
-                x = x + self.branch(x, name, sublayer)
-            else:
+            elif cfg.norm_place == "post":
                 x = Norm(cfg, name=name)(x + self.branch(x, None, sublayer))
+            else:
+                x = x + self.branch(x, name, sublayer)
             x = jax.tree.map(lambda x: annotate(x, "batch", "length", "activation_embed"), x)
         return x
 
@@ -87,36 +85,29 @@ class Block(nn.Module):
         return None if segments is None else segments > 0
 
     def branch(self, x: jax.Array, norm: str | None, sublayer: Any) -> jax.Array:
-        """Residual branch: dropout(f(norm(x))); post-norm norms the sum (Xiong 2020, figure 1)."""
-        y = sublayer(x if norm is None else Norm(self.cfg, name=norm)(x))
+        """Residual branch: dropout(f(norm(x))); post-norm norms the sum (Xiong 2020, figure 1).
+
+        Sandwich norm(f(norm(x))) (Ding 2021, 2.4); reordered norm(f(x)) (OLMo 2, 2025, 3.2).
+        """
+        place = self.cfg.norm_place
+        before = norm if place in ("pre", "sandwich") else None
+        after = {"sandwich": f"{norm}_out", "reordered": norm}.get(place)
+        y = sublayer(x if before is None else Norm(self.cfg, name=before)(x))
+        y = y if after is None else Norm(self.cfg, name=after)(y)
         return nn.Dropout(self.cfg.dropout, deterministic=self.deterministic)(y)
 
 
-def _blocks(cfg):
-    """Name, kind of attention and whether it has experts, of each block in one period."""
-    kinds, every = cfg.attention.split(","), cfg.expert_every if cfg.num_experts else 1
-    period = math.lcm(len(kinds), every)
-    return [
-        (
-            "block" if period == 1 else f"block_{i}",
-            kinds[i % len(kinds)],
-            cfg.num_experts > 0 and (i + 1) % every == 0,
-        )
-        for i in range(period)
-    ]
-
-
 class _Group(nn.Module):
-    """One period of the attention pattern, as the body of the scan."""
+    """The layers of one period, by the names of their blocks: the body of a scan."""
 
-    cfg: FrozenConfigDict
-    flags: Any
+    layers: dict[str, FrozenConfigDict]
+    flags: dict[str, Any]
 
     @nn.compact
     def __call__(self, x, context):
         x = checkpoint_name(x, "layer_input")
-        for name, kind, experts in _blocks(self.cfg):
-            x = Block(self.cfg, kind, experts, **self.flags, name=name)(x, context)
+        for name, cfg in self.layers.items():
+            x = Block(cfg, **self.flags, name=name)(x, context)
         return x, None
 
 
@@ -135,6 +126,8 @@ REMAT = {
 class Stack(nn.Module):
     """num_layers blocks over x [B, T, D], parameters stacked along a leading 'layers' axis.
 
+    Where layers differ, each repeated pattern of them is a scan, see llm_jax.pattern.scans.
+
     A reversible stack starts both streams from x and returns their mean, or with both_streams
     one behind the other [B, T, 2 D].
     """
@@ -148,21 +141,31 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        cfg, body = self.cfg, _Group
-        length = self.num_layers // len(_blocks(cfg))
-        flags = {
-            "cross": self.cross,
-            "deterministic": self.deterministic,
-            "cache_length": self.cache_length,
-        }
+        cfg = self.cfg
+        layers = configs.layers(cfg, self.num_layers)
+        whole = not (self.is_initializing() or self.cache_length)
         if cfg.reversible:
             # In bfloat16 the recomputed activations would drift from those of the forward pass.
             x = x.astype(jnp.float32), x.astype(jnp.float32)
-            if not (self.is_initializing() or self.cache_length):
-                return self._merge(self._reversible(x, context, length, flags))
-        elif pipeline.stages() > 1 and not (self.is_initializing() or self.cache_length):
-            return self._pipeline(x, context, length, flags)
-        if cfg.remat != "none":
+        for scan in configs.scans(cfg, self.num_layers):
+            period = layers[scan.start : scan.start + scan.period]
+            group = dict(zip(scan.blocks(), period, strict=True))
+            if cfg.reversible and whole:
+                x = self._reversible(x, context, scan, group)
+            elif pipeline.stages() > 1 and whole:
+                x = self._pipeline(x, context, scan, group)
+            else:
+                x = self._repeat(x, context, scan, group)
+        return self._merge(x) if cfg.reversible else x
+
+    @property
+    def _flags(self):
+        flags = "cross", "deterministic", "cache_length"
+        return {name: getattr(self, name) for name in flags}
+
+    def _repeat(self, x, context, scan, group):
+        cfg, body = self.cfg, _Group
+        if cfg.remat != "none" and not cfg.reversible:
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
         stacked = dict.fromkeys(("cache", "losses", "hidden", "weights"), 0)
         stacked |= {} if cfg.share_layers else {"params": 0}
@@ -172,46 +175,45 @@ class Stack(nn.Module):
             variable_broadcast="params" if cfg.share_layers else (),
             split_rngs={"params": not cfg.share_layers, "dropout": True},
             in_axes=nn.broadcast,
-            length=length,
-            unroll=1 if cfg.scan else length,
+            length=scan.count,
+            unroll=1 if cfg.scan else scan.count,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = scanned(cfg, flags, name="layers")(x, context)
-        return self._merge(x) if cfg.reversible else x
+        return scanned(group, self._flags, name=scan.name)(x, context)[0]
 
-    def _layers(self, length):
-        """Parameters and random keys of the layers, stacked."""
-        params = nn.unbox(self.variables["params"]["layers"])
+    def _layers(self, scan):
+        """Parameters and random keys of a scan's layers, stacked."""
+        params, n = nn.unbox(self.variables["params"][scan.name]), scan.count
         if self.cfg.share_layers:
-            params = jax.tree.map(lambda p: jnp.broadcast_to(p, (length, *p.shape)), params)
+            params = jax.tree.map(lambda p: jnp.broadcast_to(p, (n, *p.shape)), params)
         key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
-        return params, jax.random.split(key, length)
+        return params, jax.random.split(key, n)
 
-    def _pipeline(self, x, context, length, flags):
+    def _pipeline(self, x, context, scan, group):
         cfg = self.cfg
-        group = _Group(cfg, flags, parent=None)
+        body = _Group(group, self._flags, parent=None)
 
         def layer(params, key, x, rows):
             inputs = {"params": params}, x, rows.replace(bias=context.bias)
-            (x, _), sown = group.apply(*inputs, rngs={"dropout": key}, mutable=["losses"])
+            (x, _), sown = body.apply(*inputs, rngs={"dropout": key}, mutable=["losses"])
             return x, sown
 
         if cfg.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[cfg.remat], prevent_cse=False)
         pieces = cfg.pipeline_pieces or pipeline.stages()
         rows = context.replace(bias=None)
-        x, sown = pipeline.run(layer, *self._layers(length), x, rows, pieces)
+        x, sown = pipeline.run(layer, *self._layers(scan), x, rows, pieces)
         if "losses" in sown and self.is_mutable_collection("losses"):
-            self.put_variable("losses", "layers", sown["losses"])
+            self.put_variable("losses", scan.name, sown["losses"])
         return x
 
-    def _reversible(self, streams, context, length, flags):
-        params, keys = self._layers(length)
+    def _reversible(self, streams, context, scan, group):
         sublayers = []
-        for name, kind, _ in _blocks(self.cfg):
-            block = Block(self.cfg, kind, **flags, parent=None)
+        for name, cfg in group.items():
+            block = Block(cfg, **self._flags, parent=None)
             for i in range(3 if self.cross else 2):
                 sublayers.append(partial(_sublayer, block, name, i))
+        params, keys = self._layers(scan)
         return reversible.run(sublayers, params, streams, context, keys)
 
     def _merge(self, streams):

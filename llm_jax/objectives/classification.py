@@ -87,8 +87,10 @@ def resolve(config, documents):
 def held_out(config, split, documents):
     """Refuses labels that cannot be predicted."""
     for name, count in labels.unknown(config, (doc["label"] for doc in documents)).items():
-        raise ConfigError(f"data.{split}: {count} rows have the label {name!r}, which is none of "
-                          f"data.labels={config.data.labels}, those of the training set")
+        have = "rows have" if count > 1 else "row has"
+        raise ConfigError(f"data.{split}: {count} {have} the label {name!r}, which is none of "
+                          f"data.labels={config.data.labels}, those of the training set; leave "
+                          "these rows out, or add some with that label to data.train")
 
 
 def losses(outputs, batch, cfg):

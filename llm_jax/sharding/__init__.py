@@ -101,10 +101,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             )
     split = {"max_length": "context", "num_experts": "expert", "num_heads": "tensor",
              "num_kv_heads": "tensor"}  # fmt: skip
-    for key, axis in split.items():
-        if config.model[key] % mesh.shape[axis]:
-            raise ConfigError(f"model.{key}={config.model[key]}: must be a multiple of "
-                              f"mesh.{axis}={mesh.shape[axis]}")
+    for layer in configs.layers(config.model, max(configs.depths(config.model).values())):
+        for key, axis in split.items():
+            if layer[key] % mesh.shape[axis]:
+                raise ConfigError(f"model.{key}={layer[key]}: must be a multiple of "
+                                  f"mesh.{axis}={mesh.shape[axis]}")
 
 
 def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
@@ -117,17 +118,15 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
     if model.pipeline_pieces % stages:
         raise ConfigError(f"model.pipeline_pieces={model.pipeline_pieces}: must be a multiple of "
                           f"mesh.pipeline={stages}, or 0")
-    group = math.lcm(
-        len(model.attention.split(",")), model.expert_every if model.num_experts else 1
-    )
-    depths = {"num_layers": "decoder", "num_decoder_layers": "encoder"}
-    for key in (key for key, without in depths.items() if model.kind != without):
-        if model[key] % (stages * group):
-            named = "num_layers" if model[key] == model.num_layers else key
-            raise ConfigError(
-                f"model.{named}={model[key]}: must be a multiple of mesh.pipeline={stages}"
-                + (f" times {group}, the period of its blocks" if group > 1 else "")
-            )
+    for depth in configs.depths(model).values():
+        (scan, *others) = configs.scans(model, depth)
+        if not others and scan.count % stages == 0:
+            continue
+        key = "num_layers" if depth == model.num_layers else "num_decoder_layers"
+        wanted = f"a multiple of mesh.pipeline={stages}"
+        if others or scan.period > 1:
+            wanted += ", and its layers one pattern that so many stages repeat"
+        raise ConfigError(f"model.{key}={depth}: must be {wanted}")
 
 
 def batch_shards(mesh: Mesh) -> int:

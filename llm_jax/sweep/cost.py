@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from llm_jax import config as configs
 from llm_jax import record
 from llm_jax.attention import Mask
 from llm_jax.models.latent import attention_layer
@@ -33,7 +34,7 @@ def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
     compiled where the last length foretells that it would take too long.
     """
     rows, compiling, running = [], 0.0, 0.0
-    layers = len(model.attention.split(","))
+    layers = len(_kinds(model))
     for length in lengths:
         row = {"length": length, "bytes": None, "seconds": None, "reason": ""}
         rows.append(row)
@@ -59,8 +60,14 @@ def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def _kinds(model):
+    """The layers of the pattern that a stack begins with."""
+    (depth, *_) = configs.depths(model).values()
+    return configs.layers(model, depth)[: configs.scans(model, depth)[0].period]
+
+
 class _Layers(nn.Module):
-    """A stack's attention by itself, each kind once: x [1, T, D] -> [1, T, D], biases included."""
+    """Attention of a stack's first pattern by itself: x [1, T, D] -> [1, T, D], biases included."""
 
     cfg: FrozenConfigDict
 
@@ -68,8 +75,8 @@ class _Layers(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         T, causal = x.shape[1], self.cfg.kind == "decoder"
         bias = position_bias(self.cfg, T, bidirectional=not causal)
-        for kind in self.cfg.attention.split(","):
-            attend = attention_layer(kind)(self.cfg, kind)
+        for layer in _kinds(self.cfg):
+            attend = attention_layer(layer.attention)(layer, layer.attention)
             x = attend(x, Mask(causal=causal), bias=bias, positions=jnp.arange(T)[None])
         return x
 

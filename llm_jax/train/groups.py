@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.sharding import name
 
@@ -49,7 +50,7 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
     o = config.optimizer
     shapes = {name(path): p for path, p in jax.tree_util.tree_leaves_with_path(params)}
     leaves = {path: p.axes for path, p in shapes.items()}
-    distances = _distances(shapes)
+    distances = _distances(config.model, shapes)
     rates, decays = _rates(config, leaves), first(config, "decay_factors", leaves, 1.0)
     groups = {}
     for path, axes in leaves.items():
@@ -57,7 +58,7 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
         spaces = _spaces(axes, stacked)
         # A Dense's kernel is a matrix also where its one output is a scalar, without an axis.
         matrix = len(spaces) > 1 or path.endswith("/kernel")
-        muon = len(spaces) > 1 and "layers" in path.split("/")
+        muon = len(spaces) > 1 and any(room.startswith("layers") for room in path.split("/"))
         optimizer = "adamw" if o.name == "muon" and not muon else o.name
         decay = decays[path] if matrix else 0.0
         groups[path] = Group(stacked, spaces, matrix, optimizer, rates[path], decay,
@@ -65,15 +66,15 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
     return groups
 
 
-def _distances(params: dict[str, Any]) -> dict[str, int | tuple[int, ...]]:
+def _distances(m: ConfigDict, params: dict[str, Any]) -> dict[str, int | tuple[int, ...]]:
     """Group.distance of each path; a layer that all share (ALBERT) counts as the last."""
-    blocks = {path: int("0" + "".join(re.findall(r"/block_(\d+)/", path))) for path in params}
-    period, found = max(blocks.values()) + 1, {}  # of a pattern of layers
+    found = {}
     for path, p in params.items():
-        found[path] = int("/layers/" in path)
-        if "layers" in p.axes:
-            places = range(blocks[path], p.shape[0] * period, period)
-            found[path] = tuple(p.shape[0] * period - place for place in places)
+        layers = configs.numbers(m, path)
+        found[path] = int(layers is not None)
+        if layers is not None and "layers" in p.axes:
+            depth = configs.depths(m)["encoder" if "encoder/" in path else "decoder"]
+            found[path] = tuple(depth - number for number in layers)
     first = max(max(x) if isinstance(x, tuple) else x for x in found.values()) + 1
     embedding = lambda path: not {"embed", "embeddings"}.isdisjoint(path.split("/"))
     return {path: first if embedding(path) else x for path, x in found.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from llm_jax import attention, decode, models, objectives, sharding
 from llm_jax import config as configs
@@ -154,7 +154,15 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_attention(config: ConfigDict) -> None:
-    cfg, packing, objective = config.model, config.data.packing, config.objective.name
+    stacks = configs.depths(config.model).values()
+    layers = [layer for depth in stacks for layer in configs.layers(config.model, depth)]
+    for layer in {id(layer): layer for layer in layers}.values():
+        _check_kind(config, layer)
+
+
+def _check_kind(config: ConfigDict, cfg: FrozenConfigDict) -> None:
+    """Refuses a layer whose kind of attention cannot do what is asked of it."""
+    packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
     needed = {
         "causal": (cfg.kind != "encoder", f"model.kind={cfg.kind!r}"),
@@ -168,27 +176,26 @@ def _check_attention(config: ConfigDict) -> None:
         "softcap": (cfg.attention_softcap > 0, "model.attention_softcap > 0"),
         "sinks": (cfg.attention_sinks, "model.attention_sinks=True"),
     }
-    for kind in cfg.attention.split(","):
-        if kind not in attention.VARIANTS:
-            names = ", ".join(sorted(attention.VARIANTS))
-            raise ConfigError(f"model.attention={cfg.attention!r}: {kind!r} is not one of {names}")
-        wanted = {ability for ability, (used, _) in needed.items() if used}
-        variant = attention.get(kind)
-        for ability in sorted(wanted - variant.supports):
-            # Kinds that support all that this config asks for, the most similar first.
-            supported = variant.supports
-            able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
-            able.sort(key=lambda n: len(attention.get(n).supports ^ supported))  # noqa: B023
-            raise ConfigError(f"model.attention={cfg.attention!r}: {kind!r} cannot do "
-                              f"{needed[ability][1]} ({attention.ABILITIES[ability]}); these can: "
-                              f"{', '.join(able)}")
-        if variant.leaks and cfg.kind == "decoder":
-            log.warning("model.attention=%r: with %r, %s", cfg.attention, kind, variant.leaks)
-        try:
-            reads = {name: cfg[name] for name in variant.reads}
-            variant.weights(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **reads)
-        except ValueError as error:
-            raise ConfigError(f"model.attention={cfg.attention!r}: {error}") from error
+    said = f"model.attention={config.model.attention!r}"
+    said += f", model.layers={cfg.layers!r}" * bool(cfg.layers)
+    if kind not in attention.VARIANTS:
+        names = ", ".join(sorted(attention.VARIANTS))
+        raise ConfigError(f"{said}: {kind!r} is not one of {names}")
+    wanted = {ability for ability, (used, _) in needed.items() if used}
+    variant = attention.get(kind)
+    for ability in sorted(wanted - variant.supports):
+        # Kinds that support all that this config asks for, the most similar first.
+        able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
+        able.sort(key=lambda n: len(attention.get(n).supports ^ variant.supports))
+        raise ConfigError(f"{said}: {kind!r} cannot do {needed[ability][1]} "
+                          f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}")
+    if variant.leaks and cfg.kind == "decoder":
+        log.warning("%s: with %r, %s", said, kind, variant.leaks)
+    try:
+        reads = {name: cfg[name] for name in variant.reads}
+        variant.weights(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **reads)
+    except ValueError as error:
+        raise ConfigError(f"{said}: {error}") from error
 
 
 def flops_per_token(config: ConfigDict) -> float:

@@ -111,11 +111,27 @@ def test_shapes_do_not_depend_on_who_reads(shards):
         assert shards == 1 or batch["tokens"].shape[1] == 100
 
 
-def test_neighbours_are_alike_and_windows_stay():
-    sizes = np.random.default_rng(0).integers(1, 1000, 103)
-    order = np.random.default_rng(1).permutation(103).tolist()
-    found = lengths.alike(order, sizes, 20)
-    for start in range(0, 103, 20):
-        assert sorted(found[start : start + 20]) == sorted(order[start : start + 20])
-    steps = lambda x: np.abs(np.diff(sizes[x])).mean()
-    assert steps(found) < steps(order) / 5
+@pytest.mark.parametrize("first", [0, 3])
+def test_batches_are_alike_and_come_in_any_order(first):
+    rng = np.random.default_rng(0)
+    sizes, order = rng.integers(1, 1000, 643), rng.permutation(643).tolist()
+    found = lengths.alike(order, sizes, 8, first, rng)
+    assert sorted(found) == sorted(order) and found[:first] == order[:first]
+    window = lengths.WINDOW * 8
+    for start in range(first, 643, window):
+        assert sorted(found[start : start + window]) == sorted(order[start : start + window])
+    whole = sizes[found[first : first + 8 * ((643 - first) // 8)]].reshape(-1, 8)
+    assert np.median(np.ptp(whole, axis=1)) < 100
+    means = whole.mean(1)
+    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.4  # sorted up and down: 0.9
+
+
+def test_batches_stay_alike_in_later_epochs():
+    """Of 203 documents the batches of 8 begin at another place in each epoch."""
+    config, docs = _config("classification"), _documents("")
+    iterator = making.train_iterator(config, TOKENIZER, docs)
+    batches = [next(iterator) for _ in range(100)]
+    share = lambda some: (
+        sum((b["segment_ids"] > 0).sum() for b in some) / sum(b["tokens"].size for b in some)
+    )
+    assert min(share(batches[i : i + 25]) for i in (25, 50, 75)) > 0.95 * share(batches[:25])

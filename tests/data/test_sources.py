@@ -47,7 +47,8 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
         ("cut.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cut.txt.gz is not a whole gzip"),
         ("bad.jsonl", b'{"text": "a"}\n{"text"', "bad.jsonl:2: not readable as JSON"),
         ("list.jsonl", b"[1]", "list.jsonl:1: holds a list, not a JSON object"),
-        ("column.jsonl", b'{"body": "a", "id": 3}', r"column.jsonl:1, which has \['body', 'id'\]"),
+        ("column.jsonl", b'{"body": "a", "id": 3}',
+         r"column.jsonl:1, which has \['body', 'id'\]; --config.data.text_column=NAME"),
         ("number.jsonl", b'{"text": 3}', "number.jsonl:1 must be text, not int"),
     ],
 )

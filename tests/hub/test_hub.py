@@ -22,10 +22,23 @@ ENCODER = {
 MASKED = ENCODER | {"head": "mlm"}
 PAIRS = {"head": "mlm,sequence", "pooler": True, "num_labels": 2, "type_vocab_size": 2}
 RELATIVE = {"positions": "relative", "norm": "rmsnorm", "use_bias": False, "attention_scale": 1.0}
+LLAMA = {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activation": "swiglu",
+         "num_kv_heads": 2, "head_dim": 6, "tie_embeddings": False}  # fmt: skip
 MODELS = {
     "gpt2": {},
-    "llama": {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activation": "swiglu",
-              "num_kv_heads": 2, "head_dim": 6, "tie_embeddings": False},
+    "llama": LLAMA,
+    "mistral": LLAMA | {"attention": "local", "window": 3},
+    "mixtral": LLAMA | {"num_experts": 3},
+    "qwen2": LLAMA | {"qkv_bias": True, "layers": "1 dense, 2 local", "window": 5},
+    "qwen3": LLAMA | {"qk_norm": True},
+    "olmo2": LLAMA | {"qk_norm": True, "qk_norm_joint": True, "norm_place": "reordered"},
+    "gemma3_text": LLAMA | {
+        "qk_norm": True, "norm_place": "sandwich", "norm_zero_centered": True,
+        "scale_embeddings": True, "activation": "geglu_tanh", "rotary_base": 1e6,
+        "layers": "2 local rotary_base=50.0 rotary_scaling=none, 1 dense", "num_layers": 4,
+        "window": 5,
+        "attention_scale": 0.2,
+    },
     "bert": ENCODER | PAIRS,
     "roberta": MASKED | {"position_offset": 2, "type_vocab_size": 1},
     "distilbert": MASKED,
@@ -103,7 +116,7 @@ def test_round_trip(saved):
 def test_every_parameter_has_one_place(saved):
     name, model, params, _ = saved
     pieces = [piece for part in plan(FAMILIES[name], model).values() for piece in part]
-    assert len({(p.path, p.layer) for p in pieces}) == len(pieces)
+    assert len({(p.path, p.index) for p in pieces}) == len(pieces)
     size = sum(int(np.prod(p.ours)) for p in pieces)
     assert size == sum(x.size for x in jax.tree.leaves(params))
 
@@ -308,14 +321,20 @@ YARN = {"rotary_scaling": "yarn", "rotary_original_length": 6}
                 {"attention_scale": 0.5},
                 {"qk_norm": True},
                 {"output_gate": True},
-                {"num_experts": 2, "router_z": 0.1},
+                {"router_z": 0.1, "num_experts": 2},
             )
         ),
     ],
 )
 def test_models_that_no_family_has(family, changes, key, tmp_path):
+    """Or, of LLaMA's relatives, not the one that is named."""
     model, params = make(MODELS[family] | changes)
-    for named in (None, family):
+    relatives = {"attention=local": "mistral", "num_experts=2": "mixtral", "qk_norm=True": "qwen3"}
+    relative = relatives.get(",".join(f"{k}={v}" for k, v in changes.items()))
+    relative = relative if family == "llama" else None
+    if relative:
+        assert hub.family_of(model) == relative
+    for named in (family,) if relative else (None, family):
         with pytest.raises(ConfigError, match=key):
             hub.save(model, params, None, tmp_path / "hf", named)
     assert not (tmp_path / "hf").exists()

@@ -79,6 +79,9 @@ def test_every_kind_of_attention(kind):
         {"rotary_scaling": "linear", "attention": "local", "window": 1},
         {"reversible": True, "tie_embeddings": False, "attention": "dense,chunked", "window": 4},
         {"positions": "axial", "axial_shape": (3, 4), "axial_dims": (6, 10)},
+        {"num_layers": 5, "layers": "2 local window=3 rotary_base=50.0, dense num_kv_heads=1",
+         "norm_place": "sandwich", "norm_zero_centered": True},
+        {"num_layers": 3, "layers": "rest delta, dense", "positions": "none", "num_kv_heads": 4},
     ],
 )
 def test_other_shapes(changes):

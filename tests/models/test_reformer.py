@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import flax.linen as nn
@@ -117,6 +118,22 @@ def test_gradients_by_recomputation_equal_stored_ones(changes, monkeypatch):
 
     recomputed = by(reversible.run)
     assert_near(recomputed, by(lambda *x: reversible.forward(*x)[0]), 1e-6)
+
+
+def test_recomputation_keeps_to_what_the_forward_pass_decided():
+    """Here each call by itself would decide otherwise."""
+    decisions = itertools.count(3)
+
+    def times(param, x, context, key, kept):
+        factor = kept.get("factor", jnp.float32(next(decisions)))
+        return param * factor * x, {"factor": factor}
+
+    def last(param):
+        streams, keys = (jnp.float32(1), jnp.float32(1)), jax.random.split(jax.random.key(0), 1)
+        return reversible.run([times], param, streams, None, keys)[1]
+
+    value, grad = jax.value_and_grad(last)(jnp.ones(1))
+    assert grad == value - 1 >= 3
 
 
 def test_bfloat16_gradients_by_recomputation_stay_near(monkeypatch):

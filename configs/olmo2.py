@@ -1,0 +1,43 @@
+"""OLMo 2 (2025, https://arxiv.org/abs/2501.00656, tables 1 to 3).
+
+python launch.py train --config=configs/olmo2.py:1b --workdir=runs/olmo2 \\
+    --config.data.train=FILE --config.tokenizer.path=tokenizer.json
+
+LLaMA whose norms stand behind each sublayer, before it is added, and with a norm over all queries
+and all keys of a token (section 3.2); z-loss 1e-5. AdamW(0.9, 0.95, 1e-8), decay 0.1 but not of
+embeddings, clip 1.0; 2,000 steps of warm-up, then a cosine to a tenth over 5 trillion tokens, cut
+at 4 (7b); here to the end of the cosine for all. Batches are rows of 4,096.
+"""
+
+from configs import llama
+
+#         layers  width  heads  kv heads  mlp  batch  peak rate
+VARIANTS = {
+    "1b": (16, 2048, 16, 16, 8192, 512, 4e-4),
+    "7b": (32, 4096, 32, 32, 11008, 1024, 3e-4),
+    "13b": (40, 5120, 40, 40, 13824, 2048, 9e-4),
+    "32b": (64, 5120, 40, 8, 27648, 2048, 6e-4),
+}
+
+
+def get_config(variant="1b"):
+    layers, width, heads, kv_heads, mlp, batch, rate = VARIANTS[variant]
+    c = llama.get_config("2-7b")
+    c.model.vocab_size = 100352
+    c.model.num_layers = layers
+    c.model.embed_dim = width
+    c.model.num_heads = heads
+    c.model.num_kv_heads = kv_heads
+    c.model.mlp_dim = mlp
+    c.model.norm_epsilon = 1e-6
+    c.model.norm_place = "reordered"
+    c.model.qk_norm = True
+    c.model.qk_norm_joint = True
+    c.model.rotary_base = 5e5
+    c.objective.z_loss = 1e-5
+    c.data.batch_size = batch
+    c.optimizer.learning_rate = rate
+    c.optimizer.eps = 1e-8
+    c.optimizer.decay_factors = (("embed/.*", 0.0),)
+    c.train.steps = round(5e12 / (batch * 4096))
+    return c

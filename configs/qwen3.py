@@ -1,0 +1,41 @@
+"""Qwen3, dense (2025, https://arxiv.org/abs/2505.09388, table 1), as released.
+
+python launch.py train --config=configs/qwen3.py:0.6b --workdir=runs/qwen3 \\
+    --config.data.train=FILE --config.tokenizer.path=tokenizer.json
+
+Qwen2 without its biases, with a norm over each head's queries and keys, and heads of 128 whatever
+the width. Pretraining ended at rows of 32,768 tokens (section 3.2), which released configs stretch
+to 40,960. The report tells neither batch, steps nor learning rate: these are LLaMA 2's, of its
+size nearest to each.
+"""
+
+from configs import llama
+
+#          layers  width  heads  mlp  LLaMA 2's
+VARIANTS = {
+    "0.6b": (28, 1024, 16, 3072, "7b"),
+    "1.7b": (28, 2048, 16, 6144, "7b"),
+    "4b": (36, 2560, 32, 9728, "7b"),
+    "8b": (36, 4096, 32, 12288, "7b"),
+    "14b": (40, 5120, 40, 17408, "13b"),
+    "32b": (64, 5120, 64, 25600, "70b"),
+}
+
+
+def get_config(variant="0.6b"):
+    layers, width, heads, mlp, like = VARIANTS[variant]
+    c = llama.get_config(f"2-{like}")
+    c.model.vocab_size = 151936
+    c.model.max_length = 32768
+    c.model.num_layers = layers
+    c.model.embed_dim = width
+    c.model.num_heads = heads
+    c.model.num_kv_heads = 8
+    c.model.head_dim = 128
+    c.model.mlp_dim = mlp
+    c.model.norm_epsilon = 1e-6
+    c.model.rotary_base = 1e6
+    c.model.qk_norm = True
+    c.model.tie_embeddings = width <= 2560
+    c.data.batch_size = 128
+    return c
