@@ -76,7 +76,8 @@ def train() -> dict:
     keys = {
         "data.train": ",".join(str(write(task, "train")) for task in TASKS),
         "data.mixture_limit": LIMIT, "data.validation_fraction": 0.01, "data.batch_size": 32,
-        "model.max_length": 64, "train.steps": STEPS, "eval.every": STEPS, "eval.scores": "()",
+        "model.max_length": 64, "train.steps": STEPS, "optimizer.warmup_steps": STEPS // 5,
+        "eval.every": STEPS, "eval.scores": "()",
     }  # fmt: skip
     found = study.train(NAME, "run", "configs/finetune/translate.py", keys)
     run = (study.WORK / NAME / "run").relative_to(study.ROOT)
