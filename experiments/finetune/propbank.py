@@ -27,13 +27,12 @@ NAME = Path(__file__).stem
 SEEDS = (0, 1, 2)
 FILES = {name: study.DATA / f"propbank_ewt/{file}.conllu"
          for name, file in (("train", "test"), ("validation", "dev"))}  # fmt: skip
-COMMON = {
-    "data.batch_size": 32, "optimizer.learning_rate": 3e-4,
-}  # fmt: skip
 TASKS = {
     "pos": ("tag.py", {"data.tokens_column": "form", "data.tags_column": "upos",
-                       "train.steps": 195, "optimizer.warmup_steps": 20, "eval.every": 195}),
-    "roles": ("roles.py", {"train.steps": 480, "optimizer.warmup_steps": 48, "eval.every": 480}),
+                       "optimizer.learning_rate": 3e-4, "train.steps": 195,
+                       "optimizer.warmup_steps": 20, "eval.every": 195}),
+    "roles": ("roles.py", {"optimizer.learning_rate": 1e-4, "train.steps": 300,
+                           "optimizer.warmup_steps": 30, "eval.every": 300}),
 }  # fmt: skip
 
 
@@ -41,7 +40,7 @@ def trained(task: str, seed: int) -> dict:
     """Trains and scores a task's recipe."""
     recipe, keys = TASKS[task]
     files = {f"data.{name}": path for name, path in FILES.items()}
-    keys = COMMON | keys | files | {"init_from": study.minilm(), "seed": seed}
+    keys = keys | files | {"data.batch_size": 32, "init_from": study.minilm(), "seed": seed}
     return study.train(NAME, f"{task}-{seed}", f"configs/finetune/{recipe}", keys)
 
 
