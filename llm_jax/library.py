@@ -19,32 +19,35 @@ from llm_jax.data.examples import Record
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import read_json
 from llm_jax.models import Model, Outputs
+from llm_jax.train import ensemble
 from llm_jax.train.predict import answerer, document, predict
-from llm_jax.train.run import load_params
 
 
-def load(folder: str | Path, step: int | None = None) -> "Pretrained":
+def load(
+    folder: str | Path | Sequence[str | Path], step: int | str | None = None
+) -> "Pretrained":
     """Loads a model of a run folder (its averaged parameters where kept) or Hugging Face folder.
 
     Args:
+      folder: several run folders are an ensemble: `predict` averages their probabilities.
       step: of a run folder, which checkpoint; None: the newest.
 
     Raises:
       ConfigError: no such folder, neither of the two, no such step, or weights that are damaged.
     """
-    if not (Path(folder) / "checkpoints").is_dir():
+    several = isinstance(folder, Sequence) and not isinstance(folder, str)
+    if not several and not (Path(folder) / "checkpoints").is_dir():
         if step is not None:
             raise ConfigError(f"step={step}: {folder} is no run folder and has no steps")
         cfg, params, tokenizer = hub.load(folder)
         config = configs.base()
         config.model, config.objective.name = cfg, objectives.suited(cfg).name
-        names = read_json(Path(folder) / "config.json").get("id2label")
-        if cfg.num_labels and names:
-            config.data.labels = tuple(str(names[i]) for i in sorted(names, key=int))
+        if cfg.num_labels:
+            config.data.labels = hub.labels(read_json(Path(folder) / "config.json"))
         config.data.packing = "none"
         config.objective.pooling = hub.pooling(folder) or config.objective.pooling
         return Pretrained(config, models.build(cfg), jax.device_put(params), tokenizer)
-    setup, tokenizer, params, _ = load_params(folder, step)
+    setup, tokenizer, params, _ = ensemble.load(list(folder) if several else [folder], step)
     return Pretrained(setup.config, setup.model, params, tokenizer)
 
 

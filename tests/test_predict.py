@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import llm_jax
 from llm_jax import commands
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
@@ -245,6 +246,9 @@ def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):
         assert mean["label"] == max(expected, key=expected.get)
     assert max(abs(a["probabilities"]["True"] - b["probabilities"]["True"])
                for a, b in zip(one, two, strict=True)) > 0.1  # fmt: skip
+    found = llm_jax.load([workdir, tmp_path / "second"]).predict(texts(20))
+    for mean, row in zip(both, found, strict=True):
+        assert mean["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
     twice = f"--workdir={workdir}", f"--ensemble={workdir}", "--step=best"
     assert commands.main(["eval", *twice]) == 0
     load = ensemble.load_params

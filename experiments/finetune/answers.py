@@ -126,7 +126,7 @@ def main() -> None:
     """Compares scores where the scripts are given; trains on both sets."""
     if len(sys.argv) > 1:
         study.recorded(NAME, "scores", partial(compared, sys.argv[1]))
-    for name, steps in {"xquad": 180, "cmrc": 800}.items():
+    for name, steps in {"xquad": 150, "cmrc": 600}.items():
         study.recorded(NAME, f"{name}-untrained", partial(ours, name, 0))
         study.recorded(NAME, name, partial(ours, name, steps))
 

@@ -10,6 +10,7 @@ question shown, which is in none of them, shows how little that is.
 """
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -88,9 +89,8 @@ def report(runs: dict[str, dict]) -> study.Report:
     rows, said = [], []
     for language, run in runs.items():
         rows.append([language, run["conversations"]["train"], run["conversations"]["validation"],
-                     *(f"{run[f'eval_{key}']:.3g}" for key in ("perplexity", "distinct1",
-                                                              "distinct2")),
-                     f"{run['cpu_seconds'] / 60:.1f}"])  # fmt: skip
+                     f"{math.exp(run['eval_loss']):.0f}", f"{run['eval_distinct1']:.2f}",
+                     f"{run['eval_distinct2']:.2f}", f"{run['cpu_seconds'] / 60:.1f}"])  # fmt: skip
         turns = [("> " if message["role"] == "user" else "") + message["content"]
                  for chat in run["chats"] for message in chat["messages"]]  # fmt: skip
         command = run["chats"][0]["command"].removesuffix(" --json")

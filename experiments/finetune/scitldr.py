@@ -44,7 +44,7 @@ def train() -> dict:
     keys = {
         "data.train": files["train"], "data.validation": files["dev"], "data.test": files["test"],
         "data.batch_size": 8, "data.target_length": 64, "model.max_length": 384,
-        "train.steps": 400, "eval.every": 400, "eval.max_batches": 2, "eval.beams": 4,
+        "train.steps": 300, "eval.every": 300, "eval.max_batches": 2, "eval.beams": 4,
         "eval.max_new_tokens": 48,
     }  # fmt: skip
     found = study.train(NAME, "run", "configs/finetune/summarise.py", keys)

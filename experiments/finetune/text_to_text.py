@@ -20,7 +20,7 @@ from llm_jax.objectives import scores
 from llm_jax.record import table
 
 NAME = Path(__file__).stem
-STEPS, LIMIT, TESTED = 800, 10_000, 500
+STEPS, LIMIT, TESTED = 600, 10_000, 500
 PREFIXES = {"review": "sst2 sentence: ", "translation": "translate English to German: ",
             "name": "kind of name: "}  # fmt: skip
 KINDS = {"LOC": "place", "ORG": "organisation", "PER": "person"}

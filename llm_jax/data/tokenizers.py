@@ -550,7 +550,11 @@ def put_around(
     single = [*first, "$A", *last]
     pair = [*first, "$A", *between, *(f"{text}:1" for text in ("$B", *last))]
     ids = [(text, backend.token_to_id(text)) for text in sorted({*first, *last, *between})]
-    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    made = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    if "ByteLevel" not in str(backend.pre_tokenizer):
+        return made
+    trim = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    return processors.Sequence([trim, made])  # offsets of words, without the blank before
 
 
 def template(backend, pair: bool = False) -> tuple[list[int], ...]:

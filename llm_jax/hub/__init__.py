@@ -25,6 +25,7 @@ from llm_jax.hub.family import (
     Plan,
     differences,
     from_tensors,
+    labels,
     plan,
     shape_of,
     to_hf,
@@ -32,7 +33,7 @@ from llm_jax.hub.family import (
     to_tensors,
 )
 
-__all__ = ["FAMILIES", "family_of", "load", "pooling", "save"]
+__all__ = ["FAMILIES", "family_of", "labels", "load", "pooling", "save"]
 pooling = sentence.pooling
 SHOWN = 20  # tensors that an error lists
 

@@ -129,6 +129,7 @@ FREE = {
     "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
+ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset")  # sizes of which 0 is not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
 # What these do not read, and what a feed-forward layer without experts does not.
@@ -161,7 +162,11 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
         if heads:
             model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
     if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
-        model.num_labels = count_labels(hf)
+        model.num_labels = len(labels(hf))
+        if model.num_labels > 1 and hf.get("problem_type") not in (None, ONE_LABEL):
+            raise ConfigError(f"config.json: problem_type={hf['problem_type']!r} of "
+                              f"{model.num_labels} labels: llm_jax has one label of several "
+                              f"({ONE_LABEL}), or one number; without the entry it is read as that")
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
@@ -171,10 +176,18 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     return _checked(model, came_from)
 
 
-def count_labels(hf: Mapping[str, Any]) -> int:
-    """How many labels config.json has; transformers leaves them out where there are two."""
-    labels = hf.get("id2label")
-    return len(labels) if labels and isinstance(labels, dict) else hf.get("num_labels", 2)
+def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's labels, in order; transformers leaves them out where there are two.
+
+    Raises:
+      ConfigError: id2label does not number them from 0.
+    """
+    names = hf.get("id2label") or [f"LABEL_{i}" for i in range(hf.get("num_labels", 2))]
+    names = names if isinstance(names, dict) else dict(enumerate(names))
+    named = {str(i): str(name) for i, name in names.items()}
+    if set(named) != {str(i) for i in range(len(named))}:
+        raise ConfigError(f"config.json: id2label={names!r}: must name 0 to {len(named) - 1}")
+    return tuple(named[str(i)] for i in range(len(named)))
 
 
 def _check_entries(family: Family, hf: dict) -> None:

@@ -73,8 +73,8 @@ def read(source: str | Path) -> Source:
                           "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)")
     hf = read_json(Path(source) / CONFIG)
     # Next sentence and regression have none, whatever config.json calls them.
-    names = (hf.get("id2label") or {}) if model.head in ("sequence", "token") else {}
-    labels = tuple(str(names[i]) for i in sorted(names, key=int)) if len(names) > 1 else ()
+    named = model.head in ("sequence", "token") and model.num_labels > 1 and "id2label" in hf
+    labels = hub.labels(hf) if named else ()
     model = configs.resolve(model, 0)
     said = labels, hub.pooling(source)
     return Source(str(source), hf["model_type"], model, params, tokenizer, *said)
@@ -125,7 +125,10 @@ def _begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe:
     config.tokenizer.name = "file" if kind == "huggingface" else kind
     if config.tokenizer.name in ("file", "sentencepiece"):
         config.tokenizer.path = source.name
-    kept = _adopt(config, source.name, source.model, source.labels, overrides, recipe)
+    labels = source.labels
+    if recipe and labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
+        labels = ()  # which of the data's is which is not known
+    kept = _adopt(config, source.name, source.model, labels, overrides, recipe)
     pipeline.check_vocab(config, source.tokenizer)
     params, new, unused = _fitted(config.model, source, kept)
     origin = {"from": source.name, "family": source.family, "new": new, "unused": unused}

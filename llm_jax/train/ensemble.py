@@ -46,7 +46,7 @@ def load(
     if len(workdirs) == 1:
         return setup, tokenizer, params, found
     if not setup.objective.heads or setup.objective.predict is None:
-        raise ConfigError(f"--ensemble: objective.name={setup.objective.name!r} has no head whose "
+        raise ConfigError(f"ensemble: objective.name={setup.objective.name!r} has no head whose "
                           "answers could be averaged")
     members = [params]
     for workdir in workdirs[1:]:
@@ -58,7 +58,7 @@ def load(
             ("tokenizer", tokenizer.pieces(), its_own.pieces()),
         ):
             if a != b:
-                raise ConfigError(f"--ensemble={workdir}: its {what} is not that of {workdirs[0]}")
+                raise ConfigError(f"ensemble: {workdir}: its {what} is not that of {workdirs[0]}")
         members.append(params)
     setup.model = Ensemble(setup.model)
     return setup, tokenizer, members, found

@@ -1,5 +1,10 @@
 """Heads, read from and written for transformers: the same logits, the same answers."""
 
+import json
+import os
+import re
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -100,6 +105,7 @@ def test_a_pooler_that_nobody_reads_is_kept(tmp_path):
 
 
 TEXTS = ["Ann went to the low house.", "Is it newer?", "a", "Lower, lowest; widest (slow)!"]
+WORDS = [re.sub(r"[^\w ]", "", text) for text in TEXTS]  # a pipeline over bytes cuts at blanks
 PAIRS = ["It is.", "A wide house, newer than the lowest one", "b", "no"]
 
 
@@ -111,7 +117,8 @@ def exported(name, task, labels, folder):
     specials = ["<s>", "</s>", "<pad>", "<mask>", "<unk>"] if name == "Roberta" else []
     tokenizer = tokenizers.build(config.tokenizer, (TEXTS + PAIRS) * 20, specials)
     size = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64}
-    made(name, task, num_labels=len(labels), **size).save_pretrained(folder / "raw")
+    size |= {"num_labels": len(labels)} if labels else {}
+    made(name, task, **size).save_pretrained(folder / "raw")
     model, params, _ = hub.load(folder / "raw")
     hub.save(model, params, tokenizer, folder / "hf", labels=labels)
     return llm_jax.load(folder / "hf")
@@ -153,17 +160,106 @@ def test_a_decoders_classifier_needs_padding_that_ends_no_text(tmp_path):
         hub.save(lm.model.cfg, lm.params, lm.tokenizer, tmp_path / "again")
 
 
-@pytest.mark.parametrize("name", ["Bert", "Albert"])
+@pytest.mark.parametrize("name", ["Bert", "Albert", "GPT2"])
 def test_a_pipeline_finds_the_entities_that_we_do(name, tmp_path):
     labels = ("O", "B-X", "I-X", "B-Y")
     lm = exported(name, "TokenClassification", labels, tmp_path)
     theirs = transformers.pipeline(
         "token-classification", str(tmp_path / "hf"), aggregation_strategy="first"
     )
-    records = [{"text": text} for text in TEXTS]
+    records = [{"text": text} for text in (TEXTS if name != "GPT2" else WORDS)]
     for record, ours in zip(records, answers(lm, "tagging", records, labels), strict=True):
         expected = theirs(record["text"])
         found = [(x["start"], x["end"], x["type"]) for x in ours["entities"]]
         assert found == [(x["start"], x["end"], x["entity_group"]) for x in expected]
         scores = [x["score"] for x in ours["entities"]]
         np.testing.assert_allclose(scores, [x["score"] for x in expected], atol=1e-4)
+
+
+PIPELINES = """
+import json, sys, transformers
+answers = []
+for folder, task, records, options in json.load(sys.stdin):
+    run = transformers.pipeline(task, folder)
+    answers.append([run(x, **options) for x in records])
+print(json.dumps(answers, default=float))
+"""
+
+
+@pytest.mark.slow
+def test_pipelines_of_transformers_4_answer_as_we_do(tmp_path):
+    """Classes, entities and, as version 5 has no pipeline of them any more, answers."""
+    python = os.environ.get("LLM_JAX_TRANSFORMERS_4")
+    if not python:
+        pytest.skip("LLM_JAX_TRANSFORMERS_4 does not name a python with transformers 4.57")
+    labels, tags = ("bad", "f\u00e4ir \u597d", "3"), ("O", "B-X", "I-X", "B-Y")
+    texts = [{"text": text} for text in WORDS]
+    asked = [{"question": a, "context": b * 5} for a, b in zip(PAIRS, TEXTS, strict=True)]
+    cases = [
+        ("GPT2", "SequenceClassification", "classification", labels, texts),
+        ("GPT2", "TokenClassification", "tagging", tags, texts),
+        ("Bert", "QuestionAnswering", "question_answering", (), asked),
+    ]
+    ours, given = [], []
+    options = [{"top_k": None}, {"aggregation_strategy": "first"},
+               {"align_to_words": False, "max_answer_len": 30}]  # fmt: skip
+    for (name, task, objective, names, records), how in zip(cases, options, strict=True):
+        lm = exported(name, task, names, tmp_path / task)
+        ours.append(answers(lm, objective, records, names))
+        pipeline = {"classification": "text-classification", "tagging": "token-classification"}
+        pipeline = pipeline.get(objective, "question-answering")
+        inputs = [x.get("text", x) for x in records]
+        given.append([str(tmp_path / task / "hf"), pipeline, inputs, how])
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([python, "-c", PIPELINES], input=json.dumps(given), text=True,
+                          capture_output=True, check=True, env=offline)  # fmt: skip
+    classes, entities, spans = json.loads(done.stdout.splitlines()[-1])
+    for mine, theirs in zip(ours[0], classes, strict=True):
+        scores = {x["label"]: x["score"] for x in theirs}
+        assert mine["probabilities"] == pytest.approx(scores, abs=1e-4)
+    for mine, theirs in zip(ours[1], entities, strict=True):
+        found = [(x["start"], x["end"], x["type"]) for x in mine["entities"]]
+        assert found == [(x["start"], x["end"], x["entity_group"]) for x in theirs]
+    for mine, theirs in zip(ours[2], spans, strict=True):
+        found = [mine["answer"][k] for k in ("text", "start", "end")]
+        assert found == [theirs[k] for k in ("answer", "start", "end")]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    made("Bert", "SequenceClassification").save_pretrained(folder, max_shard_size="5KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("LABEL_0", "LABEL_1")),
+        ({"id2label": {"1": "b", "0": "a"}}, ("a", "b")),
+        ({"id2label": {"0": 7, "1": "\u597d \u00e9"}}, ("7", "\u597d \u00e9")),
+        ({"classifier_dropout": 0.5, "problem_type": "single_label_classification"},
+         ("LABEL_0", "LABEL_1")),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label=.*must name 0 to 1"),
+        ({"id2label": {"no": "a", "yes": "b"}}, "id2label=.*must name 0 to 1"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"classifier.weight is \(2, 16\)"),
+        ({"problem_type": "multi_label_classification"}, "problem_type='multi_label_classif"),
+        ({"problem_type": "regression"}, "problem_type='regression' of 2 labels"),
+    ],
+)  # fmt: skip
+def test_labels_are_those_of_config_json_or_refused(changes, expected, classifier, tmp_path):
+    for file in classifier.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    about = json.loads((classifier / "config.json").read_text()) | changes
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    if isinstance(expected, str):
+        with pytest.raises(configs.ConfigError, match=expected):
+            llm_jax.load(tmp_path)
+    else:
+        lm = llm_jax.load(tmp_path)
+        assert lm.config.data.labels == expected
+        hub.save(lm.model.cfg, lm.params, None, tmp_path / "again", labels=expected)
+        again = transformers.AutoConfig.from_pretrained(tmp_path / "again")
+        assert tuple(again.id2label.values()) == expected

@@ -98,6 +98,20 @@ def test_a_decoder_becomes_a_classifier_that_can_be_exported(command, tmp_path, 
     assert about["id2label"] == {"0": "bad", "1": "good"}
 
 
+def test_a_head_whose_labels_have_no_names_is_new(source, command, tmp_path, capsys):
+    """Which of the data's labels is LABEL_0 nobody knows."""
+    model, params, tokenizer = hub.load(source)
+    model.head, drop = "sequence", ("transform", "output_bias")
+    kept = {name: x for name, x in params.items() if name not in drop}
+    hub.save(model, kept, tokenizer, tmp_path / "hf")
+    names = hub.labels(json.loads((tmp_path / "hf/config.json").read_text()))
+    assert names == ("LABEL_0", "LABEL_1")
+    call(capsys, *command(init_from=tmp_path / "hf"))
+    about = json.loads((tmp_path / "run" / "imported.json").read_text())
+    assert about["new"] == about["unused"] == ["sequence"]
+    assert load_params(tmp_path / "run")[0].config.data.labels == ("bad", "good")
+
+
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 def test_killed_at_its_first_checkpoint(moment, source, command, tmp_path, monkeypatch, capsys):
     """The same command begins again; with a checkpoint, without the source."""
