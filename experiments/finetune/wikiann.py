@@ -2,8 +2,8 @@
 
 Does configs/finetune/tag.py, begun with a pretrained BERT of 6 layers (all-MiniLM-L6-v2), reach an
 entity F1 of 75 on the test set, and what does transformers' Trainer reach with the same batch size,
-rate, steps and lengths? A word's tag is that of its first token, F1 is seqeval's, and the whole test
-set is scored once, after the last step. CPU seconds are of the whole process, scoring included.
+rate, steps and lengths? A word's tag is that of its first token, F1 is seqeval's, and all of the
+test set is scored once, after the last step. CPU seconds are of the whole process, with scoring.
 
     python experiments/finetune/wikiann.py
 """
