@@ -4,24 +4,27 @@ python launch.py train --config=configs/olmo2.py:1b --workdir=runs/olmo2 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
 LLaMA whose norms stand behind each sublayer, before it is added, and with a norm over all queries
-and all keys of a token (section 3.2); z-loss 1e-5. AdamW(0.9, 0.95, 1e-8), decay 0.1 but not of
-embeddings, clip 1.0; 2,000 steps of warm-up, then a cosine to a tenth over 5 trillion tokens, cut
-at 4 (7b); here to the end of the cosine for all. Batches are rows of 4,096.
+and all keys of a token (section 3.2). Numbers of training are those of the released files
+(allenai/OLMo: configs/official-0425, official-1124; allenai/OLMo-core: OLMo-2-0325-32B-train.py):
+AdamW(0.9, 0.95, 1e-8), decay 0.1 but not of embeddings, clip 1.0, z-loss 1e-5; a warm-up, then a
+cosine to a tenth over 5 trillion tokens (32b: 6.5), here to its end for all. Batches are rows of
+4,096. 13b's rate is the paper's; its file has 3e-4. They decay the scales of norms, too; here no
+norm is decayed.
 """
 
 from configs import llama
 
-#         layers  width  heads  kv heads  mlp  batch  peak rate
+#         layers  width  heads  kv heads  mlp  batch  warm-up  peak rate  trillion tokens
 VARIANTS = {
-    "1b": (16, 2048, 16, 16, 8192, 512, 4e-4),
-    "7b": (32, 4096, 32, 32, 11008, 1024, 3e-4),
-    "13b": (40, 5120, 40, 40, 13824, 2048, 9e-4),
-    "32b": (64, 5120, 40, 8, 27648, 2048, 6e-4),
+    "1b": (16, 2048, 16, 16, 8192, 512, 4000, 4e-4, 5),
+    "7b": (32, 4096, 32, 32, 11008, 1024, 2000, 3e-4, 5),
+    "13b": (40, 5120, 40, 40, 13824, 2048, 1000, 9e-4, 5),
+    "32b": (64, 5120, 40, 8, 27648, 2048, 2000, 6e-4, 6.5),
 }
 
 
 def get_config(variant="1b"):
-    layers, width, heads, kv_heads, mlp, batch, rate = VARIANTS[variant]
+    layers, width, heads, kv_heads, mlp, batch, warmup, rate, trillions = VARIANTS[variant]
     c = llama.get_config("2-7b")
     c.model.vocab_size = 100352
     c.model.num_layers = layers
@@ -37,7 +40,8 @@ def get_config(variant="1b"):
     c.objective.z_loss = 1e-5
     c.data.batch_size = batch
     c.optimizer.learning_rate = rate
+    c.optimizer.warmup_steps = warmup
     c.optimizer.eps = 1e-8
     c.optimizer.decay_factors = (("embed/.*", 0.0),)
-    c.train.steps = round(5e12 / (batch * 4096))
+    c.train.steps = round(trillions * 1e12 / (batch * 4096))
     return c

@@ -185,7 +185,7 @@ BAD_TRAIN = {
     "latin-1": (["--config.data.train={tmp}/latin.txt"], "latin.txt is not UTF-8: byte 0xe9"),
     "too short": (["--config.data.train={tmp}/short.txt"], "data.train.* tokens do not fill"),
     "tfds": (["--config.data.train=tfds:nothing_here"], "tfds:nothing_here is not prepared"),
-    "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size: 100 is smaller .*259"),
+    "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size=100: is smaller .*259"),
     "attention": (["--config.model.attention=hydra"], "model.attention='hydra': .*dense"),
     "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
     "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; there are"),

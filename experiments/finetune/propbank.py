@@ -13,6 +13,7 @@ treebank's own dependency tree, which the model does not see.
     python experiments/finetune/propbank.py
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -27,13 +28,12 @@ NAME = Path(__file__).stem
 SEEDS = (0, 1, 2)
 FILES = {name: study.DATA / f"propbank_ewt/{file}.conllu"
          for name, file in (("train", "test"), ("validation", "dev"))}  # fmt: skip
-COMMON = {
-    "data.batch_size": 32, "optimizer.learning_rate": 3e-4,
-}  # fmt: skip
 TASKS = {
     "pos": ("tag.py", {"data.tokens_column": "form", "data.tags_column": "upos",
-                       "train.steps": 195, "optimizer.warmup_steps": 20, "eval.every": 195}),
-    "roles": ("roles.py", {"train.steps": 480, "optimizer.warmup_steps": 48, "eval.every": 480}),
+                       "optimizer.learning_rate": 3e-4, "train.steps": 195,
+                       "optimizer.warmup_steps": 20, "eval.every": 195}),
+    "roles": ("roles.py", {"optimizer.learning_rate": 1e-4, "train.steps": 300,
+                           "optimizer.warmup_steps": 30, "eval.every": 300}),
 }  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def trained(task: str, seed: int) -> dict:
     """Trains and scores a task's recipe."""
     recipe, keys = TASKS[task]
     files = {f"data.{name}": path for name, path in FILES.items()}
-    keys = COMMON | keys | files | {"init_from": study.minilm(), "seed": seed}
+    keys = keys | files | {"data.batch_size": 32, "init_from": study.minilm(), "seed": seed}
     return study.train(NAME, f"{task}-{seed}", f"configs/finetune/{recipe}", keys)
 
 
@@ -104,27 +104,37 @@ def main() -> None:
 def report(runs: dict[str, dict]) -> study.Report:
     """Accuracy of parts of speech, F1 of roles, of each seed beside the counts."""
     rows, targets = [], []
-    for task, score, baselines in (
-        ("pos", "accuracy", {"counted-pos": "most frequent tag of the word"}),
-        ("roles", "f1", {"counted-roles": "most frequent role of the word",
-                         "counted-tree": "most frequent role of its relation in the tree"}),
+    for task, score, name, baselines in (
+        ("pos", "accuracy", "accuracy of parts of speech",
+         {"counted-pos": "most frequent tag of the word"}),
+        ("roles", "f1", "F1 of roles",
+         {"counted-roles": "most frequent role of the word",
+          "counted-tree": "most frequent role of its relation in the tree"}),
     ):  # fmt: skip
-        name = {"pos": "accuracy of parts of speech", "roles": "F1 of roles"}[task]
-        found = [run for label, run in runs.items() if label.startswith(f"{task}-")]
-        values = [run[f"eval_{score}"] for run in found]
-        if not values:
-            continue
-        mean = sum(values) / len(values)
-        steps = f", {found[0]['step']} steps of 32 rows"
-        rows.append([name, f"llm_jax{steps}", study.percent(values), f"{100 * mean:.1f}",
-                     f"{sum(run['cpu_seconds'] for run in found) / len(found):.0f}"])  # fmt: skip
+        for kind, about in ((task, ""), (f"collapsed-{task}", ", which collapsed")):
+            found = [run for label, run in runs.items() if label.startswith(f"{kind}-")]
+            if found:
+                rate = re.search(r"learning_rate=(\S+)", found[0]["command"])[1]
+                rows.append([name, f"llm_jax, {found[0]['step']} steps, rate {rate}{about}",
+                             study.percent([run[f"eval_{score}"] for run in found]),
+                             ", ".join(f"{run['cpu_seconds']:.0f}" for run in found)])  # fmt: skip
         for label, about in baselines.items():
-            rows.append([name, about, "", study.percent([runs[label][score]]), ""])
+            rows.append([name, about, study.percent([runs[label][score]]), ""])
         best = max(runs[label][score] for label in baselines)
-        targets.append(study.Target(f"{name} above counting ({100 * best:.1f})",
-                                    f"{100 * mean:.1f}", mean > best))  # fmt: skip
-    header = ["score", "by", "each seed", "mean", "CPU seconds"]
-    return study.Report(targets, record.table(header, rows))
+        found = [run[f"eval_{score}"] for label, run in runs.items() if label.startswith(task)]
+        mean = sum(found) / max(len(found), 1)
+        targets.append(study.Target(
+            f"{name} above counting ({100 * best:.1f})",
+            f"{100 * mean:.1f}, {len(found)} seed" if found else "not reached: see the section",
+            mean > best,
+        ))  # fmt: skip
+    table = record.table(["score", "by", "% (each seed)", "CPU seconds"], rows)
+    return study.Report(targets, f"""{table}
+
+A run of roles at the higher rate collapsed: it says O of every word, whatever the predicate. That
+was with batches sorted by length, up and down in turns, which training does not do any more; which
+of the two was to blame was not looked into. What is shown is that both tasks are trained and scored
+from the treebank's files as they are; not how well a model does that reads the whole of it.""")
 
 
 if __name__ == "__main__":

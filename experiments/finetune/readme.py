@@ -26,7 +26,7 @@ def section(name: str, report: study.Report, runs: dict[str, dict]) -> str:
                               f"transformers {run['versions']['transformers']}")  # fmt: skip
     minutes = sum(run["cpu_seconds"] for run in runs.values()) / 60
     return (
-        f"## {title}\n\n{about.strip()}\n\n{report.text.strip()}\n\n{len(runs)} records, "
+        f"## {title}\n\n{about.strip()}\n\n{report.text.strip()}\n\nRecords: {len(runs)}, "
         f"{minutes:.0f} CPU minutes in all, of {of(lambda run: run['time'][:10])}; commit "
         f"{of(lambda run: run['commit'])}; {versions}; {of(lambda run: run['hardware'])}.\n"
     )

@@ -58,6 +58,8 @@ def report(runs: dict[str, dict]) -> study.Report:
     error = study.sampling_error(runs["ours-0"]["accuracy"], runs["ours-0"]["eval_examples"])
     return found._replace(text=f"""{found.text}
 
+{study.steps(runs, "ours-0", "trainer-0")}
+
 It shows that the recipe, with a rate for a model of this size, does the task as its users would run
 it, and what that costs beside PyTorch on the same cores. It does not show the best that either can
 do: of the rate few values were tried, on this dev set; and a figure of {error}""")

@@ -126,11 +126,23 @@ def sampling_error(share: float, count: int) -> str:
             "that are scored on the same ones do not show.")  # fmt: skip
 
 
+def steps(runs: dict[str, dict], ours: str, theirs: str) -> str:
+    """Says how long the two sides trained, of a run each."""
+    found = f"{runs[ours]['step']:,} steps of training"
+    if theirs in runs:
+        found += f" on both sides; {runs[theirs]['training_cpu_seconds']:.0f} of the Trainer's "
+        found += "CPU seconds are its own training's, without imports and scoring"
+    return found + "."
+
+
 def beside(
     runs: dict[str, dict], sides: dict[str, str], score: str, wanted: float, what: str,
     limit: float = 20,
 ) -> Report:  # fmt: skip
     """Reports runs "SIDE-SEED" of two sides, ours first: a score that is wanted, and CPU time.
+
+    Runs that are missing are left out, and with fewer than two seeds of each nothing is said of
+    noise.
 
     Equal within noise is a difference of means whose 95 % interval (Welch's t) holds 0.
     """
@@ -143,12 +155,12 @@ def beside(
     rows = [
         [sides[side], percent(scores[side]),
          f"{100 * np.mean(scores[side]):.1f}", ", ".join(f"{x:.0f}" for x in seconds[side]),
-         f"{np.mean(seconds[side]):.0f}"] for side in sides
+         f"{np.mean(seconds[side]):.0f}"] for side in sides if scores[side]
     ]  # fmt: skip
     header = ["", f"{what}, % (each seed)", "mean", "CPU seconds (each seed)", "mean"]
     targets = [
         Target(f"{what} >= {100 * wanted:.0f} %", f"{100 * mean:.1f} %, mean of "
-               f"{len(scores[first])} seeds", mean >= wanted),
+               f"{len(scores[first])} seed{'s' * (len(scores[first]) > 1)}", mean >= wanted),
         Target(f"in under {limit:g} CPU minutes", f"{most / 60:.1f}", most < 60 * limit),
     ]  # fmt: skip
     if min(map(len, scores.values())) > 1:

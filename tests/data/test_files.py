@@ -648,7 +648,7 @@ def test_columns_by_number(tmp_path, config):
         {"text": 'it "was', "label": "1"}, {"text": "ok", "label": "0"}
     ]  # fmt: skip
     config.data.text_column = "sentence"
-    with pytest.raises(ConfigError, match="data.text_column: 'sentence' .* by number, from 0"):
+    with pytest.raises(ConfigError, match="data.text_column: 'sentence' .* a number .*, from 0"):
         sources.documents(f"{tmp_path}/a.tsv", config.data)
 
 

@@ -434,7 +434,8 @@ def test_batches_are_decided_by_the_seed_and_resume(name, packing):
     lengths = making.objective(config).examples.lengths(config)
     for batch in batches:
         assert {len(values) for values in batch.values()} == {4}
-        assert all(batch[field].shape == (4, n) for field, n in lengths.items())
+        for field, n in lengths.items():  # with one example a row, no longer than needed
+            assert batch[field].shape[1] == n or packing == "none" and batch[field].shape[1] < n
         assert {batch[field].dtype for field in batch} <= {np.dtype("int32"), np.dtype("float32")}
         assert batch["segment_ids"].shape == batch["positions"].shape == batch["tokens"].shape
         padding = batch["segment_ids"] == 0

@@ -276,4 +276,4 @@ def test_the_command(kind, monkeypatch, capsys, tmp_path):
             assert [s["prompt"] for s in result["samples"]] == [p for p in prompts for _ in "12"]
         (tmp_path / "a.jsonl").write_text('{"text": "x"}')
         assert launch.main(["generate", "--workdir=x", "--prompts=a.jsonl"]) == 2
-        assert "a row has no prompt" in capsys.readouterr().err
+        assert 'line 1: has no "prompt"' in capsys.readouterr().err
