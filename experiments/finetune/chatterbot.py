@@ -89,6 +89,7 @@ def report(runs: dict[str, dict]) -> study.Report:
     rows, said = [], []
     for language, run in runs.items():
         rows.append([language, run["conversations"]["train"], run["conversations"]["validation"],
+                     f"{run['loss']:.2f}", f"{run['eval_loss']:.2f}",
                      f"{math.exp(run['eval_loss']):,.0f}", f"{run['eval_bits_per_byte']:.1f}",
                      f"{run['eval_distinct1']:.2f}",
                      f"{run['eval_distinct2']:.2f}", f"{run['cpu_seconds'] / 60:.1f}"])  # fmt: skip
@@ -96,8 +97,8 @@ def report(runs: dict[str, dict]) -> study.Report:
                  for chat in run["chats"] for message in chat["messages"]]  # fmt: skip
         command = run["chats"][0]["command"].removesuffix(" --json")
         said.append("```\n$ " + command + "\n" + "\n".join(turns) + "\n```")
-    header = ["", "conversations", "held out", "perplexity of held-out replies, a token",
-              "bits a byte", "distinct-1", "distinct-2", "CPU minutes"]  # fmt: skip
+    header = ["", "conversations", "held out", "nats a token, of the last batch",
+              "of held-out replies", "their perplexity", "bits a byte", "distinct-1", "distinct-2", "CPU minutes"]  # fmt: skip
     commands = "\n".join(f"    {run['command']}" for run in runs.values())
     chats = "\n\n".join(["Greedy replies, each conversation begun anew:", *said])
     return study.Report([], f"{table(header, rows)}\n\n{commands}\n\n{chats}")
