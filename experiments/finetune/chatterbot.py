@@ -3,8 +3,9 @@
 configs/finetune/chat.py from nothing on the conversations of chatterbot-corpus, made `messages`:
 every tenth opening question is held out with all of its conversations. Several lines under one
 question are turns of a conversation or, but for two files, other answers to it. Replies are scored,
-not questions. So few texts teach a model to answer what it has read; what it says to the last
-question shown, which is in none of them, shows how little that is.
+not questions. So few texts teach a model to answer what it has read, by heart: the loss of the last
+batch is far below that of held-out replies, and what it says to the last question shown, which is in
+none of the conversations, is beside the point.
 
     python experiments/finetune/chatterbot.py
 """
@@ -98,7 +99,8 @@ def report(runs: dict[str, dict]) -> study.Report:
         command = run["chats"][0]["command"].removesuffix(" --json")
         said.append("```\n$ " + command + "\n" + "\n".join(turns) + "\n```")
     header = ["", "conversations", "held out", "nats a token, of the last batch",
-              "of held-out replies", "their perplexity", "bits a byte", "distinct-1", "distinct-2", "CPU minutes"]  # fmt: skip
+              "of held-out replies", "their perplexity", "bits a byte", "distinct-1",
+              "distinct-2", "CPU minutes"]  # fmt: skip
     commands = "\n".join(f"    {run['command']}" for run in runs.values())
     chats = "\n\n".join(["Greedy replies, each conversation begun anew:", *said])
     return study.Report([], f"{table(header, rows)}\n\n{commands}\n\n{chats}")
