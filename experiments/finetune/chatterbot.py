@@ -4,8 +4,8 @@ configs/finetune/chat.py from nothing on the conversations of chatterbot-corpus,
 every tenth opening question is held out with all of its conversations. Several lines under one
 question are turns of a conversation or, but for two files, other answers to it. Replies are scored,
 not questions. So few texts teach a model to answer what it has read, by heart: the loss of the last
-batch is far below that of held-out replies, and what it says to the last question shown, which is in
-none of the conversations, is beside the point.
+batch is far below that of held-out replies, and what it says to the last question shown, which is
+in none of the conversations, is beside the point.
 
     python experiments/finetune/chatterbot.py
 """
