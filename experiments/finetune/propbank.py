@@ -136,8 +136,8 @@ def report(runs: dict[str, dict]) -> study.Report:
 The run of roles that collapsed says O of every word. Nothing there had the type vectors, by which
 the model sees the predicate, learn at a larger rate than the rest: those of MiniLM hardly differ.
 Its batches were sorted by length, too, up and down in turns, which training does not do any more;
-which of these was to blame was not looked into. What is shown is that both tasks are trained and scored
-from the treebank's files as they are; not how well a model does that reads the whole of it.""")
+which of these was to blame was not looked into. What is shown is that both tasks are trained and
+scored from the treebank's files as they are; not how well a model does that reads all of it.""")
 
 
 if __name__ == "__main__":
