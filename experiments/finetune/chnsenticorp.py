@@ -3,8 +3,7 @@
 Does a small Transformer that begins with random weights and sees nothing but these reviews learn
 more than logistic regression on counts of characters (scikit-learn; and, beside it, also of pairs
 of characters)? The set is not split: a fifth, by a fixed shuffle, is the test set, which is scored
-once, after the last step. F1 is the mean
-of both labels'.
+once, after the last step. F1 is the mean of both labels'.
 
     python experiments/finetune/chnsenticorp.py
 """
