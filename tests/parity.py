@@ -427,6 +427,8 @@ def gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """Gradients by the names that files have for the parameters; version 5 joins experts."""
     found = {}
     for name, parameter in model.named_parameters():
+        if parameter.grad is None:  # it has no part in the loss
+            continue
         name = name.replace(".mlp.", ".block_sparse_moe.") if ".mlp.e" in name else name
         name = name.replace(".mlp.gate.", ".block_sparse_moe.gate.")
         start, joined, which = name.partition("experts.")

@@ -163,7 +163,7 @@ def test_columns_of_other_names_are_named_and_a_file_without_any_is_refused(run,
     options = [f"--input={tmp_path / 'in.csv'}", f"--output={output}"]
     assert commands.main(["predict", f"--workdir={run[0]}", *options]) == 2
     err = capsys.readouterr().err
-    assert err.count("data.text_column") == 1 and "29 more rows like row 1" in err
+    assert err.count("row 1: data.text_column") == 1 and "29 more rows like row 1" in err
     assert not output.exists()  # which the next would go on with
     rows = predict(run[0], tmp_path / "in.csv", output, "--config.data.text_column=review")
     assert [row["review"] for row in rows] == some and all("label" in row for row in rows)

@@ -18,10 +18,10 @@ import study
 from llm_jax.record import table
 
 NAME = Path(__file__).stem
-ROWS, TOKENS = 60, 16
+ROWS, TOKENS = 40, 16
 KEYS = {
     "data.train": "", "model.max_length": 128, "model.num_layers": 2, "model.embed_dim": 128,
-    "model.num_heads": 4, "train.steps": 300, "eval.every": 300, "sample.prompts": "()",
+    "model.num_heads": 4, "train.steps": 200, "eval.every": 200, "sample.prompts": "()",
 }  # fmt: skip
 COMMON = """dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}

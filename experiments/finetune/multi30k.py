@@ -67,6 +67,7 @@ def report(runs: dict[str, dict]) -> Report:
 
 Training: {trained["step"]:,} steps, {trained["cpu_seconds"] / 60:.0f} CPU minutes of the two cores;
 {trained["seconds"] / 60:.0f} minutes by the clock, on a machine that others used as well.
+{trained.get("note", "")}
 
     {trained["command"]}""")
 

@@ -20,7 +20,7 @@ from llm_jax.objectives import scores
 from llm_jax.record import table
 
 NAME = Path(__file__).stem
-STEPS, LIMIT, TESTED = 600, 10_000, 500
+STEPS, LIMIT, TESTED = 400, 10_000, 300
 PREFIXES = {"review": "sst2 sentence: ", "translation": "translate English to German: ",
             "name": "kind of name: "}  # fmt: skip
 KINDS = {"LOC": "place", "ORG": "organisation", "PER": "person"}
@@ -76,7 +76,8 @@ def train() -> dict:
     keys = {
         "data.train": ",".join(str(write(task, "train")) for task in TASKS),
         "data.mixture_limit": LIMIT, "data.validation_fraction": 0.01, "data.batch_size": 32,
-        "model.max_length": 64, "train.steps": STEPS, "eval.every": STEPS, "eval.scores": "()",
+        "model.max_length": 64, "train.steps": STEPS, "optimizer.warmup_steps": STEPS // 5,
+        "eval.every": STEPS, "eval.scores": "()",
     }  # fmt: skip
     found = study.train(NAME, "run", "configs/finetune/translate.py", keys)
     run = (study.WORK / NAME / "run").relative_to(study.ROOT)

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 from llm_jax import config as configs  # noqa: E402
 from llm_jax import hub, models  # noqa: E402
@@ -118,12 +118,21 @@ def test_transformers_4_says_the_same(by_version_4, name):
     agree(ours, np.load(folder / "logits.npy"))
 
 
-@pytest.mark.parametrize("changes", [{"embed_dim": 18, "num_heads": 4, "head_dim": 6}])
-def test_a_llama_that_transformers_would_not_open_is_not_written(changes, tmp_path):
-    model, params = make(LLAMA | changes)
+WIDE = LLAMA | {"embed_dim": 18, "num_heads": 4, "head_dim": 6}  # LlamaConfig refuses it
+
+
+def test_a_llama_that_transformers_would_not_open_is_written_as_another_or_not(tmp_path):
+    cfg, params = make(WIDE)
+    hub.save(cfg, params, None, tmp_path / "hf")
+    tokens = np.arange(5, 17)[None]
+    ours = models.logits(models.build(cfg).apply({"params": params}, {"tokens": tokens}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, theirs(torch.tensor(tokens)).logits, atol=1e-4)
+    cfg, params = make(WIDE | {"use_bias": True})
     with pytest.raises(ConfigError, match="model.embed_dim=18.*multiple of model.num_heads=4"):
-        hub.save(model, params, None, tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()
+        hub.save(cfg, params, None, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_rope_is_written_in_both_spellings(exported):

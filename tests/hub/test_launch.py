@@ -130,7 +130,7 @@ def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, c
     source, a, b = f"--from={tmp_path / 'hf'}", tmp_path / "a", tmp_path / "b"
     assert launch.main(["import", source, f"--workdir={a}", *keys]) == 0
     out = capsys.readouterr().out
-    assert "launch.py train" not in out and "launch.py predict" in out
+    assert f"train --workdir={a}" not in out and f"--config.init_from={a}" in out
     # What it cannot do at once, vectors learned from pairs, names the columns that are missing.
     assert "data.pair_column=''" in refused(capsys, "train", f"--workdir={a}", *keys)
     call(capsys, "export", f"--workdir={a}", f"--to={tmp_path / 'again'}")
