@@ -129,7 +129,9 @@ def sampling_error(share: float, count: int) -> str:
 def steps(runs: dict[str, dict], ours: str, theirs: str) -> str:
     """Says how long the two sides trained, of a run each."""
     found = f"{runs[ours]['step']:,} steps of training"
-    if theirs in runs:
+    if theirs not in runs:
+        found += "; the Trainer's side is not run yet"
+    else:
         found += f" on both sides; {runs[theirs]['training_cpu_seconds']:.0f} of the Trainer's "
         found += "CPU seconds are its own training's, without imports and scoring"
     return found + "."
