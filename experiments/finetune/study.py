@@ -129,7 +129,9 @@ def sampling_error(share: float, count: int) -> str:
 def steps(runs: dict[str, dict], ours: str, theirs: str) -> str:
     """Says how long the two sides trained, of a run each."""
     found = f"{runs[ours]['step']:,} steps of training"
-    if theirs in runs:
+    if theirs not in runs:
+        found += "; the Trainer's side is not run yet"
+    else:
         found += f" on both sides; {runs[theirs]['training_cpu_seconds']:.0f} of the Trainer's "
         found += "CPU seconds are its own training's, without imports and scoring"
     return found + "."
@@ -141,8 +143,7 @@ def beside(
 ) -> Report:  # fmt: skip
     """Reports runs "SIDE-SEED" of two sides, ours first: a score that is wanted, and CPU time.
 
-    Runs that are missing are left out, and with fewer than two seeds of each nothing is said of
-    noise.
+    Runs that are missing are left out, and with fewer than two seeds of each noise is not known.
 
     Equal within noise is a difference of means whose 95 % interval (Welch's t) holds 0.
     """
@@ -169,6 +170,10 @@ def beside(
         targets.append(Target(f"equal to {sides[second]} within noise",
                               f"ours minus theirs: 95 % in {low:+.1f} to {high:+.1f} points",
                               bool(low <= 0 <= high)))  # fmt: skip
+    else:
+        seeds = f"{percent(scores[first])} and {percent(scores[second]) or 'no run'}"
+        targets.append(Target(f"equal to {sides[second]} within noise",
+                              f"{seeds}: too few seeds to tell", False))  # fmt: skip
     pairs = zip(seconds[second], seconds[first], strict=False)
     if ratios := [theirs / ours for theirs, ours in pairs]:
         targets.append(Target(f"training at least as fast as {sides[second]}",
