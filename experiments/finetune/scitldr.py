@@ -81,7 +81,9 @@ def report(runs: dict[str, dict]) -> study.Report:
         shown = [[one["target"], one["text"]] for one in runs["run"]["shown"]]
         text += "\n\n" + table(["written by people", "by the model"], shown)
         text += f"\n\n    {runs['run']['command']}"
-    return study.Report([], text)
+    reached = f"{100 * runs['run']['rouge1']:.1f}" if "run" in runs else "not run"
+    target = study.Target("ROUGE beside lead-1", reached, "run" in runs)
+    return study.Report([target], text)
 
 
 if __name__ == "__main__":
