@@ -3,8 +3,9 @@
 configs/finetune/chat.py from nothing on the conversations of chatterbot-corpus, made `messages`:
 every tenth opening question is held out with all of its conversations. Several lines under one
 question are turns of a conversation or, but for two files, other answers to it. Replies are scored,
-not questions. So few texts teach a model to answer what it has read; what it says to the last
-question shown, which is in none of them, shows how little that is.
+not questions. So few texts teach a model to answer what it has read, by heart: the loss of the last
+batch is far below that of held-out replies, and what it says to the last question shown, which is
+in none of the conversations, is beside the point.
 
     python experiments/finetune/chatterbot.py
 """
@@ -89,13 +90,16 @@ def report(runs: dict[str, dict]) -> study.Report:
     rows, said = [], []
     for language, run in runs.items():
         rows.append([language, run["conversations"]["train"], run["conversations"]["validation"],
-                     f"{math.exp(run['eval_loss']):.0f}", f"{run['eval_distinct1']:.2f}",
+                     f"{run['loss']:.2f}", f"{run['eval_loss']:.2f}",
+                     f"{math.exp(run['eval_loss']):,.0f}", f"{run['eval_bits_per_byte']:.1f}",
+                     f"{run['eval_distinct1']:.2f}",
                      f"{run['eval_distinct2']:.2f}", f"{run['cpu_seconds'] / 60:.1f}"])  # fmt: skip
         turns = [("> " if message["role"] == "user" else "") + message["content"]
                  for chat in run["chats"] for message in chat["messages"]]  # fmt: skip
         command = run["chats"][0]["command"].removesuffix(" --json")
         said.append("```\n$ " + command + "\n" + "\n".join(turns) + "\n```")
-    header = ["", "conversations", "held out", "perplexity of held-out replies", "distinct-1",
+    header = ["", "conversations", "held out", "nats a token, of the last batch",
+              "of held-out replies", "their perplexity", "bits a byte", "distinct-1",
               "distinct-2", "CPU minutes"]  # fmt: skip
     commands = "\n".join(f"    {run['command']}" for run in runs.values())
     chats = "\n\n".join(["Greedy replies, each conversation begun anew:", *said])
