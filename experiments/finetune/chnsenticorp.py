@@ -119,8 +119,8 @@ def report(runs: dict[str, dict]) -> study.Report:
 
 {sizes} to score. It shows that the recipe learns from few texts without a pretrained model, and
 more than counts of characters do: its tokens are pieces of a byte-level BPE, often of several
-characters. It does not show that attention is what helps: counts of pairs of characters, in trials
-that the table has only where a row says so, came to about as much. And an accuracy of
+characters. It does not show that attention is what helps: counts of pairs of characters come to
+about as much, or more. And an accuracy of
 {errors}""")
 
 
