@@ -2,8 +2,7 @@
 
 configs/finetune/summarise.py on 1,992 abstracts of papers (Cachola 2020), tested on 618. ROUGE is
 rouge-score's F1, against the first of a paper's summaries. lead-1 gives the abstract's first
-sentence. So few pairs teach a model from nothing how such a summary sounds, and hardly to say what
-the abstract says: published models for this set begin with a pretrained one.
+sentence.
 
     python experiments/finetune/scitldr.py
 """
