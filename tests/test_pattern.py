@@ -85,7 +85,12 @@ STACKS = {
 B, T, D = 2, 9, 16
 
 
-@pytest.mark.parametrize("text", STACKS)
+QUICK = list(STACKS)[:3]
+
+
+@pytest.mark.parametrize(
+    "text", [*QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in STACKS if x not in QUICK)]
+)
 def test_a_stack_is_its_layers_one_after_the_other(text):
     changes = {"embed_dim": D, "num_heads": 4, "num_kv_heads": 2, "positions": "rotary"}
     m = configs.base().model

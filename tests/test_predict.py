@@ -229,6 +229,7 @@ def test_items_come_in_lists():
     assert list(chunked([], 3)) == []
 
 
+@pytest.mark.slow
 def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):
     """Of predict and eval alike, against the members' own answers."""
     workdir, trainer = run

@@ -75,6 +75,7 @@ def test_five_commands(folder, capsys):
     assert [row["label"] for row in again] == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_ten_lines_of_python(folder, monkeypatch):
     code = re.search(r"```python\n(.*?)```", PATH, re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10

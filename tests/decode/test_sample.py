@@ -259,7 +259,8 @@ def test_minimum_length_is_of_each_row():
         ({"positions": "relative", "attention": "dense,local", "window": 3}, True),
         pytest.param({"attention": "latent", "latent_kv": 6, "latent_rotary": 2}, True,
                      marks=pytest.mark.slow),
-        ({"attention": "linear"}, False),  # a state, which cannot be cut
+        # a state, which cannot be cut
+        pytest.param({"attention": "linear"}, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_text_goes_on_from_the_memory_of_another(changes, kept, monkeypatch):

@@ -102,6 +102,7 @@ def test_ids_that_no_token_has_are_never_drawn(kind):
         assert all(0 <= t < V for sample in run(**how) for t in sample["tokens"])
 
 
+@pytest.mark.slow
 def test_samples_of_a_prompt_and_batches():
     model, params = tiny_model(V)
     prompts = ["abcd", "", "xy"]

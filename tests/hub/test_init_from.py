@@ -141,6 +141,7 @@ def test_killed_at_its_first_checkpoint(moment, source, command, tmp_path, monke
     assert first[0] == first[1]
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_average_and_goes_on_longer(tmp_path, tiny, text_file, capsys):
     """Without --config all of the model is the source's, but for what is asked."""
     keys = {"data.train": text_file, "train.steps": 2, "train.ema_decay": 0.5, "model.dropout": 0.1,
@@ -199,6 +200,7 @@ def test_nothing_is_random_unasked(source, tiny, tmp_path, silent):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_lora_trains_the_new_head_too(command, source, tmp_path, capsys):
     pytest.importorskip("qwix")
     args = command(model__lora_rank=2, train__steps=2, optimizer__learning_rate=0.1)

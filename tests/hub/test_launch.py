@@ -93,6 +93,7 @@ def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
     assert len(samples[0]["candidates"][0]) == 5
 
 
+@pytest.mark.slow
 def test_a_trained_electra_leaves_its_generator_behind(keys, tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -51,6 +51,7 @@ def test_same_losses_over_100_steps(name, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_reformer_takes_the_same_first_steps(tmp_path):
     np.testing.assert_allclose(
         *measure.train("reformer-local-a", tmp_path / "local", 10), rtol=0, atol=1e-5

@@ -85,7 +85,7 @@ ENCODER_DECODER = {
         slow({"dropout": 0.2, "attention_dropout": 0.2, "mlp_chunk": 7}),
         slow({"window": 7, "lsh_chunk": 4}),
         {"share_layers": True, "attention": "dense", "positions": "alibi"},
-        ENCODER_DECODER | {"dropout": 0.1},
+        slow(ENCODER_DECODER | {"dropout": 0.1}),
         slow({"kind": "encoder", "head": "mlm", "dropout": 0.2, "attention_dropout": 0.2}),
     ],
     ids=[

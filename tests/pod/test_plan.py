@@ -154,6 +154,7 @@ def test_the_command_prints_json(capsys, overrides):
     assert {"argument_bytes", "temp_bytes", "devices", "compile_seconds"} <= set(found)
 
 
+@pytest.mark.slow
 def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
     chip = Chip(flops=1e9, hbm=1e9, hbm_rate=1e9, ici_rate=1e8, dcn_rate=1e7)
     monkeypatch.setattr(hardware, "chip", lambda device: chip)

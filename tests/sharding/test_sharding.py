@@ -112,7 +112,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     [
         # Between them all axes of a mesh, and of the model what each of them splits.
         ("even", (1, 2, 2, 2)),
-        ("experts in stages", (2, 1, 1, 1, 2, 2)),
+        slow("experts in stages", (2, 1, 1, 1, 2, 2)),
         slow("odd", (8, 1, 1)),
         slow("odd", (1, 8, 1)),
         slow("even", (2, 2, 2)),
