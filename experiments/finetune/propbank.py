@@ -34,7 +34,7 @@ TASKS = {
                        "optimizer.warmup_steps": 20, "eval.every": 195}),
     # The vectors that tell the predicate from other words hardly differ in MiniLM.
     "roles": ("roles.py", {"optimizer.learning_rate": 2e-4, "train.steps": 300,
-                           "optimizer.rate_factors": (("encoder/embeddings/types", 20.0),),
+                           "optimizer.rate_factors": (("encoder/embeddings/types/.*", 20.0),),
                            "optimizer.warmup_steps": 30, "eval.every": 300}),
 }  # fmt: skip
 

@@ -96,7 +96,8 @@ def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) ->
     pairs = config.optimizer[key]
     for pattern, _ in pairs:
         if not any(re.fullmatch(pattern, path) for path in paths):
-            parts = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
+            inner = (path.rpartition("/") for path in paths)
+            parts = dict.fromkeys(f"{parent}/.*" if parent else name for parent, _, name in inner)
             raise ConfigError(f"optimizer.{key}: no parameter's path matches {pattern!r}; there "
                               f"are: {', '.join(parts)}")
     return {

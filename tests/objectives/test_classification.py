@@ -332,6 +332,17 @@ def test_regression_is_a_squared_error_and_its_scores_are_scipys():
         what.example({"text": "a", "label": "x"}, None, None)
 
 
+def test_a_number_that_training_does_not_have_may_be_held_out(tmp_path):
+    for name, number in (("train", "0.25"), ("dev", "1.5")):
+        (tmp_path / f"{name}.tsv").write_text(f"text\tlabel\n{name} text\t{number}\n")
+    c = configs.base()
+    c.objective.name, c.data.packing, c.model.head = "regression", "none", "sequence"
+    c.data.text_column, c.data.label_column = "text", "label"
+    c.data.train, c.data.validation = str(tmp_path / "train.tsv"), str(tmp_path / "dev.tsv")
+    (held_out,) = objectives.get("regression").splits(c)["validation"]
+    assert held_out["label"] == "1.5"
+
+
 @pytest.mark.slow
 def test_regression_learns_a_number(tmp_path):
     rng = np.random.default_rng(0)
