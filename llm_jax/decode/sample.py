@@ -68,8 +68,8 @@ def stream(
         read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
         draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
         seen = replicated(rules.seen(rows, vocabulary))
-        kept = cache, first
-        state, cache = _begin(reader, read, room, replicated(ended.copy()), seen, draw, *kept)
+        over = replicated(ended.copy())
+        state, cache = _begin(reader, read, room, over, seen, draw, cache, first)
         before, until = [len(row) for row in new], 1
         while True:
             for i, fresh in enumerate(np.asarray(state.ids)[:, :until].tolist()):
