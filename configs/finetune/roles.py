@@ -5,7 +5,7 @@ python launch.py train --config=configs/finetune/roles.py --workdir=runs/roles \
 
 Universal PropBank's .conllu, of which a sentence is read once for each predicate; or any table with
 columns tokens, predicate (its place among them, from 0) and roles (B-ARG0, I-ARG0, O …). The model
-sees the predicate by its type embedding.
+reads the predicate between markers, and with a type embedding of its own.
 """
 
 from configs.finetune import tag

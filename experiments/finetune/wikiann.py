@@ -16,7 +16,7 @@ import study
 NAME = Path(__file__).stem
 SEEDS = (0, 1)
 STEPS, RATE, BATCH, LENGTH = 625, 2e-4, 32, 64
-LONG = 1000
+LONG = 1250  # two epochs
 SIDES = {"ours": "llm_jax", "trainer": "transformers' Trainer"}
 
 

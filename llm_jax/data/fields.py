@@ -158,6 +158,10 @@ def document(
     if {"tokens", "tags"} <= doc.keys() and len(doc["tokens"]) != len(doc["tags"]):
         raise ConfigError(f"data.tags_column: {columns['tags']!r} of {where} has "
                           f"{len(doc['tags'])} for {len(doc['tokens'])} tokens")
+    place, count = doc.get("predicate", 0), len(doc.get("tokens", ()))
+    if {"tokens", "predicate"} <= doc.keys() and not 0 <= place < count:
+        raise ConfigError(f"data.predicate_column: {columns['predicate']!r} of {where} is {place}; "
+                          f"its {count} tokens are numbered from 0")
     return doc
 
 

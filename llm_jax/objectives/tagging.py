@@ -34,8 +34,12 @@ class Tagging(Examples):
         self.ids = labels.numbered(config.data.labels)
         self.frame = tokenizer.around("encoder")
 
+    def reading(self, record):
+        """The text that the model reads, and where in it each word is: [n, 2]."""
+        return spelled(record)
+
     def examples(self, piece, rng, elsewhere):
-        text, words = spelled(piece)
+        text, words = self.reading(piece)
         ids, spans = self.tokenizer.aligned(text)
         parts, first = self.parts(piece, ids, spans, words), first_tokens(spans, words)
         return [
@@ -72,11 +76,11 @@ class Tagging(Examples):
             start = end
 
     def tags(self, record, rows):
-        """The text, where its words are, their tags, and the tags' probabilities.
+        """The words' tags, and the tags' probabilities.
 
         A word without a token has O, or the first tag, and probability 0.
         """
-        text, words = spelled(record)
+        text, words = self.reading(record)
         spans = self.tokenizer.aligned(text)[1]
         first, names = first_tokens(spans, words), self.config.data.labels
         places = zip(rows, self.rows(first, len(spans)), strict=False)
@@ -86,12 +90,13 @@ class Tagging(Examples):
         odds = [float(p) for row, part in parts for p in row["probability"][part]]
         blank = "O" if "O" in names else names[0]
         of_words = lambda x, other: [x[i] if 0 <= i < len(x) else other for i in first]
-        return text, words, of_words(tags, blank), of_words(odds, 0.0)
+        return of_words(tags, blank), of_words(odds, 0.0)
 
     def answer(self, record, rows):
         """{tags}, and of B-TYPE, I-TYPE and O {entities: [{start, end, type, text, score}]}."""
-        predicted = self.tags(record, rows)
-        return {"tags": predicted[2]} | ({"entities": named(*predicted)} if self.spans else {})
+        tags, odds = self.tags(record, rows)
+        found = {"entities": named(record, tags, odds)} if self.spans else {}
+        return {"tags": tags} | found
 
     @property
     def spans(self):
@@ -130,11 +135,12 @@ def first_tokens(spans, words):
     return np.where(np.diff(first, prepend=-2) == 0, -1, first)
 
 
-def named(text, words, tags, odds):
+def named(record, tags, odds):
     """Returns [{start, end, type, text, score}] of the spans of BIO tags, by characters.
 
     The score is the mean of their words' probabilities.
     """
+    text, words = spelled(record)
     entities = []
     for first, last, kind in scores.entities(tags):
         start, end = int(words[first, 0]), int(words[last - 1, 1])

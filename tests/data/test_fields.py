@@ -116,6 +116,13 @@ def test_tokens_and_tags_are_as_many(tmp_path, config):
         sources.documents(str(path), config.data, ("tokens", "tags"))
 
 
+@pytest.mark.parametrize("place", [-1, 2])
+def test_a_predicate_is_one_of_the_tokens(place):
+    record, names = {"tokens": ["a", "b"], "predicate": place}, ("tokens", "predicate")
+    with pytest.raises(ConfigError, match=f"'predicate' of .* is {place}; its 2 tokens are"):
+        document(record, dict(zip(names, names, strict=True)))
+
+
 def test_a_column_inside_another(tmp_path, config):
     """As Hugging Face has translations."""
     path = tmp_path / "a.jsonl"

@@ -180,14 +180,18 @@ def test_a_run_learns_tags_and_answers_with_offsets(name, tmp_path, silent):
 
 def test_a_predicate_is_marked_and_its_arguments_are_scored():
     c = settings(objective__name="roles", model__type_vocab_size=2, model__max_length=64)
-    what = making.examples(c, kind("wordpiece"))
-    tokens = ["slow", "newest", "widest,", "slow"]
-    for place in range(4):
-        record = {"tokens": tokens, "predicate": place, "tags": ["O", "B-A", "I-A", "O"]}
+    tokenizer = tokenizers.Bytes()
+    what = making.examples(c, tokenizer)
+    tokens, tags = ["slow", "newest", "widest,", "slow"], ["O", "B-A", "I-A", "O"]
+    for place, text in enumerate(("[ slow ] newest widest, slow", "slow [ newest ] widest, slow",
+                                  "slow newest [ widest, ] slow", "slow newest widest, [ slow ]")):
+        record = {"tokens": tokens, "predicate": place, "tags": tags}
         (row,) = what.examples(record, None, None)
-        marked = row["tokens"][row["types"] > 0]
-        assert marked.tolist() == kind("wordpiece").encode(tokens[place]).tolist()
-        assert row["weights"][row["types"] > 0][0] == 1  # a predicate's word has a tag, too
+        assert tokenizer.decode(row["tokens"]) == text
+        assert tokenizer.decode(row["tokens"][row["types"] > 0]).strip() == tokens[place]
+        assert row["weights"].sum() == 4  # markers have no tag; a predicate's word has one, too
+        answer = what.answer(record, [sure(np.where(row["weights"] > 0, row["tags"], 4))])
+        assert answer["tags"] == tags
     answer = what.answer(record, [sure(row["tags"])])
     role = {"start": 5, "end": 19, "type": "A", "text": "newest widest,", "score": 1.0}
     assert answer["roles"] == [role]
