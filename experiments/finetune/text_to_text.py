@@ -20,7 +20,7 @@ from llm_jax.objectives import scores
 from llm_jax.record import table
 
 NAME = Path(__file__).stem
-STEPS, LIMIT, TESTED = 400, 10_000, 300
+STEPS, LIMIT, TESTED = 1000, 10_000, 300
 PREFIXES = {"review": "sst2 sentence: ", "translation": "translate English to German: ",
             "name": "kind of name: "}  # fmt: skip
 KINDS = {"LOC": "place", "ORG": "organisation", "PER": "person"}
