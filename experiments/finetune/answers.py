@@ -31,7 +31,7 @@ from llm_jax.record import table
 
 NAME = Path(__file__).stem
 SETS = {"xquad": "XQuAD, English, from MiniLM", "cmrc": "CMRC 2018, Chinese, from nothing"}
-STEPS = {"xquad": 320, "cmrc": 1000}
+STEPS = {"xquad": 240, "cmrc": 1000}
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 AWKWARD = ("", "the", "A.", "don't U.S. 3.5% $5 ...", "……", "。MP", "30km度", "the Oslo, an")
 
