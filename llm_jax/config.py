@@ -259,6 +259,8 @@ class Layer:
     qk_norm = flag(False, when=absent("model.attention", "latent"))
     # One over all heads of a token instead (OLMo 2).
     qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
+    # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
+    short_conv = whole(0, 0, 64)
     output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
@@ -879,6 +881,9 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
     if rotary and "latent" in pattern and m.latent_rotary % 2:
         yield f"model.latent_rotary={m.latent_rotary}: must be even"
+    if m.short_conv and (m.kind != "decoder" or "latent" in pattern):
+        yield (f"model.short_conv={m.short_conv}: only in model.kind='decoder' (it is causal, and "
+               f"not across), got {m.kind!r}; not with attention='latent'")
     # A causal stack has all buckets on one side; half of a side are exact distances.
     exact = m.relative_buckets // (4 if m.kind == "encoder" else 2)
     if m.positions == "relative" and m.relative_max_distance <= exact:

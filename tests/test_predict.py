@@ -58,6 +58,7 @@ def predict(workdir, input, output, *more, code=0):
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_each_kind_of_input_gives_the_same_in_its_order(run, tmp_path, monkeypatch):
     workdir, trainer = run
     some = texts(70)

@@ -32,9 +32,7 @@ def attend(
     N = query.shape[2]
     rate = jax.nn.sigmoid(rate.astype(jnp.float32))
     log_decay = -jnp.exp(log_speed) * jax.nn.softplus(decay.astype(jnp.float32))
-    if valid is not None:
-        rate = jnp.where(valid[..., None], rate, 0)
-        log_decay = jnp.where(valid[..., None], log_decay, 0)
+    rate, log_decay = recurrent.hold(valid, rate), recurrent.hold(valid, log_decay)
     y, after = delta_rule(
         _unit(query.astype(jnp.float32)), _unit(recurrent.repeat(key, N)),
         recurrent.repeat(value, N), rate, log_decay, mask, state,
@@ -59,14 +57,11 @@ def delta_rule(
     def chunk(state, arrays, decays):
         q, k, v, b = arrays
         b = b[..., None]
-        alike = jnp.einsum("bnim,bnjm->bnij", k, k) * decays.within
-        recalled = jnp.einsum("bnim,bnmv->bniv", k * decays.arriving[..., None], state)
-        written = inverse(jnp.tril(b * alike, -1)) @ (b * (v - recalled))
-        scores = jnp.einsum("bnim,bnjm->bnij", q, k) * decays.within
-        y = jnp.einsum("bnij,bnjv->bniv", scores, written)
-        y += jnp.einsum("bnim,bnmv->bniv", q * decays.arriving[..., None], state)
-        added = jnp.einsum("bnim,bniv->bnmv", k * decays.leaving[..., None], written)
-        return y, state * decays.through[..., None, None] + added
+        recalled = (k * decays.arriving) @ state
+        written = inverse(jnp.tril(b * decays.scores(k, k), -1)) @ (b * (v - recalled))
+        y = decays.scores(q, k) @ written + (q * decays.arriving) @ state
+        added = jnp.einsum("bnim,bniv->bnmv", k * decays.leaving, written)
+        return y, state * decays.through + added
 
     return recurrent.run(chunk, (query * H**-0.5, key, value, rate), log_decay, mask, state)
 

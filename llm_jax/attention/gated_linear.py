@@ -30,10 +30,7 @@ def attend(
     scale = H**-0.5 if scoring.scale is None else scoring.scale
     log_decay = jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16
     query, key = query.astype(jnp.float32) * scale, repeat(key, N)
-    if valid is not None:
-        key = jnp.where(valid[..., None, None], key, 0)
-        log_decay = jnp.where(valid[..., None], log_decay, 0)
-    y, after = sum_of_products(query, key, repeat(value, N), mask, log_decay, state)
+    y, after = sum_of_products(query, key, repeat(value, N), mask, log_decay, state, valid)
     # Of each head's output: nothing else bounds a sum without a softmax.
     y = rms_norm(y, norm, EPSILON).astype(value.dtype)
     return y if state is None else (y, after)

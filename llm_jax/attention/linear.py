@@ -70,10 +70,8 @@ def ratio(
     """Returns query (sum key value^T) / query (sum key), [B, T, N, H], of features [B, T, N, M]."""
     dtype, value = value.dtype, repeat(value, query.shape[2])
     value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
-    if valid is not None:
-        key = jnp.where(valid[..., None, None], key, 0)
     if mask.causal:
-        y, state_after = sum_of_products(query, key, value, mask, state=state)
+        y, state_after = sum_of_products(query, key, value, mask, state=state, valid=valid)
     elif mask.query_segments is None:
         y = jnp.einsum("btnm,bnmv->btnv", query, jnp.einsum("bsnm,bsnv->bnmv", key, value))
     else:

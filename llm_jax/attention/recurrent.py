@@ -1,48 +1,43 @@
 """Chunkwise recurrence of linear attention: a state from chunk to chunk, each chunk in parallel."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.attention.decay import decays
 from llm_jax.attention.mask import Mask
 
-CHUNK = 64
-
-
-class Decays(NamedTuple):
-    """How much of the state reaches each token of a chunk [B, N, c], and of each the state."""
-
-    within: Array  # [B, N, c, c], from the later token's row to the earlier one's column
-    arriving: Array  # [B, N, c], of the state before the chunk
-    leaving: Array  # [B, N, c], of each token in the state after it
-    through: Array  # [B, N], of the state before in the state after
+CHUNK = 64  # a power of two
 
 
 def run(
     chunk: Callable[..., tuple[Array, Array]], arrays: tuple[Array, ...], log_decay: Array | None,
-    mask: Mask, state: Array,
+    mask: Mask, state: Array, strict: bool = False,
 ) -> tuple[Array, Array]:
     """Returns outputs [B, T, N, V] and the last state, of a causal recurrence in chunks.
 
     Args:
       chunk: (state, arrays of a chunk [B, N, c, ...], Decays) -> (output [B, N, c, V], state).
       arrays: [B, T, N, ...], where zeros must leave the state as it is.
-      log_decay: [B, T, N] of the state before each token, at most 0; None: no decay.
+      log_decay: of the state before each token, at most 0: [B, T, N], or [B, T, N, M] where
+        channels of the state decay apart; None: no decay.
       mask: its segments, each in one piece, do not see each other's states.
       state: [B, N, ...] float32 before the first token.
+      strict: a token's output is of the state before it.
     """
-    B, T, N = arrays[0].shape[:3]
-    size = min(CHUNK, T)
+    B, T = arrays[0].shape[:2]
+    size = min(CHUNK, 1 << (T - 1).bit_length())
     count = -(-T // size)
 
     def chunks(x):  # [B, T, N, ...] -> [count, B, N, size, ...]
         x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), (1, 3), (0, 2))
 
-    log_decay = jnp.zeros((B, T, N)) if log_decay is None else log_decay.astype(jnp.float32)
+    if log_decay is not None:
+        log_decay = log_decay[..., None] if log_decay.ndim == 3 else log_decay
+        log_decay = chunks(log_decay.astype(jnp.float32))
     segments = mask.query_segments
     segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
     segments = jnp.pad(segments, ((0, 0), (0, count * size - T)), mode="edge")
@@ -52,51 +47,45 @@ def run(
     def step(carry, inputs):
         state, before = carry
         arrays, log_decay, segments = inputs
-        decays = _decays(log_decay, segments, before)
-        y, state = chunk(state, arrays, decays)
+        y, state = chunk(state, arrays, decays(log_decay, segments, before, strict))
         return (state, segments[:, -1]), y
 
-    inputs = tuple(chunks(x) for x in arrays), chunks(log_decay), segments.swapaxes(0, 1)
+    inputs = tuple(chunks(x) for x in arrays), log_decay, segments.swapaxes(0, 1)
     (state, _), y = jax.lax.scan(step, (state, segments[:, 0, 0]), inputs)
     y = jnp.moveaxis(y, (0, 2), (1, 3))
     return y.reshape(B, count * size, *y.shape[3:])[:, :T], state
 
 
-def _decays(log_decay: Array, segments: Array, before: Array) -> Decays:
-    """log_decay [B, N, c], segments [B, c], and the segment [B] that the state belongs to."""
-    c = log_decay.shape[-1]
-    same = (segments[:, :, None] == segments[:, None])[:, None]
-    earlier = jnp.tril(jnp.ones((c, c), bool)) & same
-    # Not a cumulative sum: what another segment adds would come back as rounding.
-    total = jnp.einsum("bnij,bnj->bni", earlier.astype(log_decay.dtype), log_decay)
-    within = jnp.where(earlier, total[..., :, None] - total[..., None, :], -jnp.inf)
-    last = segments[:, -1:]
-    arriving = jnp.where((segments == before[:, None])[:, None], jnp.exp(total), 0)
-    leaving = jnp.where((segments == last)[:, None], jnp.exp(total[..., -1:] - total), 0)
-    through = jnp.where(last == before[:, None], jnp.exp(total[..., -1]), 0)
-    return Decays(jnp.exp(within), arriving, leaving, through)
-
-
 def sum_of_products(
     query: Array, key: Array, value: Array, mask: Mask, log_decay: Array | None = None,
-    state: Array | None = None,
+    state: Array | None = None, valid: Array | None = None, strict: bool = False,
 ) -> tuple[Array, Array]:
     """Returns y [B, T, N, V] with y_t = query_t S_t, S_t = decay_t S_(t-1) + key_t value_t^T.
 
-    query, key [B, T, N, M], value [B, T, N, V], state [B, N, M, V] (None: zeros), all float32.
+    query, key [B, T, N, M], value [B, T, N, V], log_decay [B, T, N] or of each channel
+    [B, T, N, M], state [B, N, M, V] (None: zeros), all float32; valid [B, T], of the tokens that
+    may change the state (None: all). strict: y_t = query_t S_(t-1).
     """
     B, _, N, M = query.shape
     if state is None:
         state = jnp.zeros((B, N, M, value.shape[-1]))
+    if valid is not None:
+        key, log_decay = hold(valid, key), hold(valid, log_decay)
 
     def chunk(state, arrays, decays):
         q, k, v = arrays
-        y = jnp.einsum("bnij,bnjv->bniv", jnp.einsum("bnim,bnjm->bnij", q, k) * decays.within, v)
-        y += jnp.einsum("bnim,bnmv->bniv", q * decays.arriving[..., None], state)
-        added = jnp.einsum("bnim,bniv->bnmv", k * decays.leaving[..., None], v)
-        return y, state * decays.through[..., None, None] + added
+        y = decays.scores(q, k) @ v + (q * decays.arriving) @ state
+        added = jnp.einsum("bnim,bniv->bnmv", k * decays.leaving, v)
+        return y, state * decays.through + added
 
-    return run(chunk, (query, key, value), log_decay, mask, state)
+    return run(chunk, (query, key, value), log_decay, mask, state, strict)
+
+
+def hold(valid: Array | None, x: Array | None) -> Array | None:
+    """x [B, T, N, ...] with zeros, which leave a state as it is, at tokens that are not valid."""
+    if valid is None or x is None:
+        return x
+    return jnp.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
 
 
 def repeat(x: Array, N: int) -> Array:

@@ -15,14 +15,12 @@ from llm_jax.models import Model
 
 def cacheable(model: Model) -> bool:
     """Whether each of the model's kinds of attention can continue from stored keys and values."""
-    return all("cache" in kind.supports for kind in _kinds(model))
+    return all("cache" in attention.get(x.attention).supports for x in _layers(model))
 
 
-def _kinds(model):
-    """The kinds of attention of the decoder's layers."""
-    depth = configs.depths(model.cfg).get("decoder", 0)
-    names = {layer.attention for layer in configs.layers(model.cfg, depth)}
-    return [attention.get(name) for name in names]
+def _layers(model):
+    """The configs of the decoder's layers."""
+    return configs.layers(model.cfg, configs.depths(model.cfg).get("decoder", 0))
 
 
 class Prompts(NamedTuple):
@@ -152,7 +150,8 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 def resumable(reader: Reader) -> bool:
     """Whether a cache serves any text that begins as its own: of keys and values, no state."""
     plain = reader.cached and not reader.prefix and reader.source is None
-    return plain and not any(kind.state for kind in _kinds(reader.model))
+    state = lambda x: x.short_conv or attention.get(x.attention).state
+    return plain and not any(map(state, _layers(reader.model)))
 
 
 def prepare(

@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from llm_jax import attention as variants
 from llm_jax.attention import Bias, Mask, Scoring, Variant
 from llm_jax.models import split
+from llm_jax.models.convolution import ShortConvolution
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
 from llm_jax.models.positions import rotate
 
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         cfg = self.cfg
         N, H = cfg.num_heads, cfg.head_dim
         variant = variants.get(self.kind)
-        query, key, value, options = self.project(variant, x, source, positions)
+        query, key, value, options = self.project(variant, x, mask, source, positions)
         named = lambda heads: lambda a: annotate(a, "batch", "length", heads, "activation_kv")
         query = named("activation_heads")(query)
         if key is None or key.shape[2] > 1:
@@ -72,20 +73,31 @@ class Attention(nn.Module):
         return out(y, name="out")
 
     def project(
-        self, variant: Variant, x: jax.Array, source: jax.Array | None, positions: jax.Array | None
+        self, variant: Variant, x: jax.Array, mask: Mask, source: jax.Array | None,
+        positions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, dict[str, Any]]:
         """Query [B, T, N, H], key and value [B, S, K, H], and further arguments of attend."""
         cfg = self.cfg
         D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
-        heads = lambda n, axis: self._dense((D,), (n, H), ("embed", axis, "kv"))
-        query = self._dense((D,), (N, H), ("embed", "heads", "kv"), unscaled)(x, name="query")
-        query = self._normed("query_norm", query)
+
+        def made(x, name, n, axis, scale=1.0):
+            y = self._dense((D,), (n, H), ("embed", axis, "kv"), scale)(x, name=name)
+            if not cfg.short_conv or self.cross:
+                return y
+            # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
+            convolution = ShortConvolution(
+                cfg.short_conv, axis, variant.state is not None, self.cache_length,
+                name=f"{name}_conv",
+            )  # fmt: skip
+            return convolution(y, mask.query_segments, positions)
+
+        query = self._normed("query_norm", made(x, "query", N, "heads", unscaled))
         key = None
         if not variant.shared_qk:
-            key = lambda x: self._normed("key_norm", heads(K, "kv_heads")(x, name="key"))
-        value = partial(heads(K, "kv_heads"), name="value")
+            key = lambda x: self._normed("key_norm", made(x, "key", K, "kv_heads"))
+        value = lambda x: made(x, "value", K, "kv_heads")
         if self.cross:
             return query, *self._cross_cache(key, value, source), {}
         k, v = key and key(x), value(x)

@@ -85,8 +85,9 @@ def _tokens(
 ) -> float:
     """Of a row, the tokens by which a parameter is multiplied; 0: it is none of the matrices.
 
-    Those are what contracts, or makes, the width of the stream or of a latent; LoRA's lie beside
-    them. Of a table, that of tied outputs alone: what is looked up is not multiplied.
+    Those are what contracts, or makes, the width of the stream or of a latent, and the taps of a
+    convolution; LoRA's lie beside them. Of a table, that of tied outputs alone: what is looked up
+    is not multiplied.
     """
     *rooms, last = path.split("/")
     ours = S if rooms[:1] == ["encoder"] else T
@@ -98,7 +99,7 @@ def _tokens(
         head = heads.HEADS.get(rooms[0])
         pooled = rooms[0] == "pooler" or (head is not None and head.pooled)
         return 1 if pooled else P if rooms[0] == "transform" else ours
-    if not (last.endswith(("_lora_a", "_lora_b")) or {"embed", "latent"} & set(axes)):
+    if not (last.endswith(("_lora_a", "_lora_b")) or {"embed", "latent", "taps"} & set(axes)):
         return 0
     if rooms[-2:-1] == ["cross_attention"] and rooms[-1] in ("key", "value"):
         ours = S

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.attention import Variant
+from llm_jax.attention import Mask, Variant
 from llm_jax.models.attention import Attention
 from llm_jax.models.layers import Dense, Norm, normal
 from llm_jax.models.positions import rotate
@@ -20,7 +20,8 @@ class LatentAttention(Attention):
     """
 
     def project(
-        self, variant: Variant, x: jax.Array, source: None, positions: jax.Array | None
+        self, variant: Variant, x: jax.Array, mask: Mask, source: None,
+        positions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, None, dict[str, Any]]:
         """Query [B, T, N, H + R], key [B, S, 1, C + R], and the matrices that unfold it."""
         cfg, D, C = self.cfg, (self.cfg.embed_dim,), self.cfg.latent_kv

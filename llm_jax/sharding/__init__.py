@@ -33,6 +33,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("kv", None),
     ("latent", None),
+    ("taps", None),
     ("mlp", "tensor"),
     ("experts", "expert"),
     ("norm", None),

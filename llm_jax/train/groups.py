@@ -17,7 +17,7 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.sharding import name
 
-STACKED = ("layers", "experts")  # axes along which separate parameters lie
+STACKED = ("layers", "experts", "taps")  # axes along which separate parameters lie
 HEADS = ("heads", "kv_heads")
 ADAPTERS = ".*_lora_[ab]"  # paths of LoRA's arrays
 

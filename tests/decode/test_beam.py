@@ -73,6 +73,7 @@ def test_one_beam_is_greedy():
         assert [h[0].tokens for h in found] == greedy
 
 
+@pytest.mark.slow
 def test_ragged_sources_with_and_without_a_cache():
     model, params = tiny_model(kind="encoder_decoder", positions="relative")
     run = functools.partial(beam_search, model, params, max_new_tokens=8, eos_id=5, beams=3)

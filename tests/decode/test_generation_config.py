@@ -83,7 +83,8 @@ def written(folder, family, options):
     return rows
 
 
-def test_greedy_text_is_that_of_generate(model):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=SLOW)])
+def test_greedy_text_is_that_of_generate(every, model):
     family, folder, ours, params = model
     hf = json.loads((folder / "config.json").read_text())
     free = written(folder, family, {"max_new_tokens": NEW, "eos_token_id": -1})
@@ -104,7 +105,7 @@ def test_greedy_text_is_that_of_generate(model):
         ({"do_sample": True, "min_p": 1.0, "top_k": 0}, {}),
     ]  # fmt: skip
     file, differ = folder / "generation_config.json", set()
-    for stated, changes in cells:
+    for stated, changes in cells[1::every]:
         (folder / "config.json").write_text(json.dumps(hf | changes))
         file.unlink(missing_ok=True)
         if stated is not None:
@@ -120,7 +121,7 @@ def test_greedy_text_is_that_of_generate(model):
         assert [sample["tokens"] for sample in samples] == [ids for ids, _ in right], stated
         assert [sample["completion"] for sample in samples] == [text for _, text in right]
         differ.add(str(right))
-    assert len(differ) > 5
+    assert len(differ) > 8 / every
 
 
 @pytest.mark.parametrize("entry", [

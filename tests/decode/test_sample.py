@@ -36,6 +36,7 @@ def greedy_by_hand(model, params, prompt, n, source=None):
     return row
 
 
+@pytest.mark.slow
 def test_greedy_beyond_max_length_equals_the_definition_row_by_row():
     model, params = tiny_model(max_length=LENGTH, positions="learned")
     right = [greedy_by_hand(model, params, prompt, 24) for prompt in PROMPTS]
@@ -184,6 +185,7 @@ def test_large_seeds_are_seeds(largest):
     assert len({str(run(seed=seed)) for seed in (largest, largest - 1, 0)}) == 3
 
 
+@pytest.mark.slow
 def test_ids_that_are_not_allowed_are_never_drawn():
     model, params = tiny_model(max_length=LENGTH, positions="learned")
     allowed = np.arange(11) % 3 == 1

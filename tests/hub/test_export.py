@@ -4,6 +4,7 @@ LLM_JAX_TRANSFORMERS_4 names the python of an environment with transformers 4.57
 this one's is asked.
 """
 
+import functools
 import json
 import os
 import re
@@ -59,17 +60,18 @@ def write(folder, model, params, tokenizer=None, tokens=None, family=None):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Every export: its folder and our logits."""
-    found = {}
-    for name, changes in EXPORTS.items():
+    """Makes an export by its name, once: its folder and our logits."""
+
+    @functools.cache
+    def make_one(name):
         folder = tmp_path_factory.mktemp("export") / name
-        model, params = make(changes)
+        if name not in EXPORTS:
+            return folder, masked_roberta(folder, name.removeprefix("roberta-"))
+        model, params = make(EXPORTS[name])
         family = {"electra-generator": "electra"}.get(name)
-        found[name] = folder, write(folder, model, smaller(params), family=family)
-    for kind in ("bytes", "wordpiece"):
-        folder = tmp_path_factory.mktemp("export") / f"roberta-{kind}"
-        found[f"roberta-{kind}"] = folder, masked_roberta(folder, kind)
-    return found
+        return folder, write(folder, model, smaller(params), family=family)
+
+    return make_one
 
 
 def smaller(params):
@@ -95,9 +97,13 @@ def agree(ours, theirs):
     np.testing.assert_allclose(theirs, ours, atol=1e-4 * max(np.abs(ours).max(), 1))
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("gpt2", "llama-3", "t5-1.0", "reformer", "roberta-bytes")
+SPLIT = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", SPLIT)
 def test_transformers_says_the_same(exported, name):
-    folder, ours = exported[name]
+    folder, ours = exported(name)
     agree(ours, reference.logits(folder))
 
 
@@ -106,15 +112,16 @@ def by_version_4(exported):
     """Folders by name, each now with the logits of version 4."""
     if not OLD:
         pytest.skip("LLM_JAX_TRANSFORMERS_4 does not name a python with transformers 4.57")
-    folders = [str(folder) for folder, _ in exported.values()]
+    folders = [str(exported(name)[0]) for name in NAMES]
     subprocess.run([OLD, Path(reference.__file__), *folders], check=True, env=os.environ | {
         "PYTHONPATH": ""})  # fmt: skip
     return exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_4_says_the_same(by_version_4, name):
-    folder, ours = by_version_4[name]
+    folder, ours = by_version_4(name)
     agree(ours, np.load(folder / "logits.npy"))
 
 
@@ -137,7 +144,7 @@ def test_a_llama_that_transformers_would_not_open_is_written_as_another_or_not(t
 
 def test_rope_is_written_in_both_spellings(exported):
     for name, scaling in (("llama", None), ("llama-linear", "linear"), ("llama-3", "llama3")):
-        about = json.loads((exported[name][0] / "config.json").read_text())
+        about = json.loads((exported(name)[0] / "config.json").read_text())
         new, old = about["rope_parameters"], about["rope_scaling"]
         assert about["rope_theta"] == new["rope_theta"]
         assert (old and old["rope_type"]) == scaling

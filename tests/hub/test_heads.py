@@ -27,6 +27,7 @@ MORE = {
     "GPT2": {"pad_token_id": 1},
     "Llama": {"pad_token_id": 1, "num_key_value_heads": 1, "tie_word_embeddings": True},
 }  # fmt: skip
+QUICK = ("Bert", "Electra", "GPT2")
 TASKS = {"SequenceClassification": "sequence", "TokenClassification": "token",
          "QuestionAnswering": "span"}  # fmt: skip
 
@@ -60,7 +61,8 @@ def theirs_of(model, tokens, mask):
 @pytest.mark.parametrize(
     ("name", "task", "labels"),
     [
-        (name, task, n) for name in MORE for task in TASKS for n in (1, 2, 5)
+        pytest.param(name, task, n, marks=() if name in QUICK and n != 1 else pytest.mark.slow)
+        for name in MORE for task in TASKS for n in (1, 2, 5)
         if task != "QuestionAnswering" or (n == 2 and name != "Llama")
     ],
 )  # fmt: skip
@@ -139,7 +141,10 @@ def answers(lm, objective, records, labels):
     return found
 
 
-@pytest.mark.parametrize("name", ["Bert", "DistilBert", "Electra", "GPT2", "Llama"])
+@pytest.mark.parametrize(
+    "name", ["Bert", "GPT2", *(pytest.param(x, marks=pytest.mark.slow)
+                               for x in ("DistilBert", "Electra", "Llama"))]
+)  # fmt: skip
 def test_a_pipeline_classifies_as_we_do(name, tmp_path):
     labels = ("bad", "fair", "good")
     lm = exported(name, "SequenceClassification", labels, tmp_path)

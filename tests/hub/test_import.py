@@ -46,6 +46,7 @@ def whole(commands, tmp_path_factory):
     return folder / "run", read(folder / "trained")[0]["loss"]
 
 
+@pytest.mark.slow
 def test_killed_at_every_file_it_writes(commands, whole, tmp_path, monkeypatch):
     """What is left is refused, and the same import fills it."""
     monkeypatch.setattr(runs, "_clear", lambda workdir: None)

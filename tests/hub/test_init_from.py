@@ -90,6 +90,7 @@ def test_a_folder_gives_all_but_the_head(source, command, tmp_path, capsys):
     assert hub.load(tmp_path / "hf")[0].head == "sequence"
 
 
+@pytest.mark.slow
 def test_a_decoder_becomes_a_classifier_that_can_be_exported(command, tmp_path, capsys):
     call(capsys, *command(init_from=pretrained("llama", tmp_path / "llama")))
     call(capsys, "export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'hf'}")
@@ -112,7 +113,9 @@ def test_a_head_whose_labels_have_no_names_is_new(source, command, tmp_path, cap
     assert load_params(tmp_path / "run")[0].config.data.labels == ("bad", "good")
 
 
-@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize(
+    "moment", ["during", *(pytest.param(x, marks=pytest.mark.slow) for x in ("before", "after"))]
+)
 def test_killed_at_its_first_checkpoint(moment, source, command, tmp_path, monkeypatch, capsys):
     """The same command begins again; with a checkpoint, without the source."""
     call(capsys, *command("whole"))
@@ -164,6 +167,7 @@ def test_a_run_gives_its_average_and_goes_on_longer(tmp_path, tiny, text_file, c
     assert call(capsys, "train", again, "--config.train.log_every=5")["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_classifier_keeps_its_labels(command, table, tmp_path, capsys):
     call(capsys, *command("first", data__labels='("good", "bad")'))
     head = load_params(tmp_path / "first")[2]["sequence"]

@@ -121,6 +121,7 @@ def test_a_trained_electra_leaves_its_generator_behind(keys, tmp_path, capsys):
     np.testing.assert_allclose(ours, logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_without_a_head_says_so_and_takes_a_new_one(keys, tmp_path, capsys, text_file):
     tokenizer = tokenizers.build(
         configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
@@ -166,7 +167,9 @@ def test_an_imported_translator_wants_pairs(tmp_path, capsys, text_file):
     assert "--config.data.train=SOURCES.txt,TARGETS.txt" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", ["gpt2", "roberta", "t5"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("roberta", "t5"))]
+)
 def test_a_shorter_max_length_keeps_the_function(family, tmp_path, capsys, caplog):
     """Of prompts that fit; a table of learned positions is cut, its offset kept, and said so."""
     from tests.hub.test_text import export

@@ -82,6 +82,7 @@ def imported(gpt2, keys, tmp_path):
     return begin
 
 
+@pytest.mark.slow
 def test_lora_trains_its_arrays_alone_and_is_exported_merged(
     gpt2, imported, keys, text_file, capsys
 ):
@@ -128,6 +129,7 @@ def flat_names(tree):
     return [groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+@pytest.mark.slow
 def test_an_import_may_be_trained_by_another_optimizer_with_frozen_layers(
     gpt2, imported, keys, capsys
 ):
@@ -148,6 +150,7 @@ def test_an_import_may_be_trained_by_another_optimizer_with_frozen_layers(
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_an_import_drew_is_trained_beside_lora(tmp_path, capsys, text_file):
     tokenizer = tokenizers.build(
         configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
@@ -168,7 +171,7 @@ def test_a_head_that_an_import_drew_is_trained_beside_lora(tmp_path, capsys, tex
     assert changed == {p for p in before if p.split("/")[0] in new} and changed
 
 
-@pytest.mark.parametrize("name", ["muon", "adafactor"])
+@pytest.mark.parametrize("name", [pytest.param("muon", marks=pytest.mark.slow), "adafactor"])
 def test_an_optimizer_sees_the_adapters_of_each_layer_by_themselves(name):
     """As so many runs of Optax's own, on layers of very different size."""
     config = configs.base()

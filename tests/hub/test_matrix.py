@@ -115,7 +115,12 @@ DELETE = object()
 GOOD = {"equal", "refused", "no reference"}
 
 
-@pytest.fixture(scope="module", params=CASES)
+QUICK = ("gpt2", "bert", "t5-1.1")
+
+
+@pytest.fixture(scope="module", params=[
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES
+])  # fmt: skip
 def folder(request, tmp_path_factory):
     logging.getLogger("llm_jax").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()

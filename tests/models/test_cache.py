@@ -82,6 +82,7 @@ def test_every_kind_of_attention(kind):
         {"num_layers": 5, "layers": "2 local window=3 rotary_base=50.0, dense num_kv_heads=1",
          "norm_place": "sandwich", "norm_zero_centered": True},
         {"num_layers": 3, "layers": "rest delta, dense", "positions": "none", "num_kv_heads": 4},
+        {"layers": "dense short_conv=3, delta short_conv=4"},
     ],
 )
 def test_other_shapes(changes):

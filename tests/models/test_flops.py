@@ -37,6 +37,7 @@ CASES = {
     "performer": {"attention": "performer"},
     "gated_linear": {"attention": "gated_linear"},
     "delta": {"attention": "delta"},
+    "short convolutions": {"attention": "delta", "short_conv": 4},
     "linformer": ENCODER | {"attention": "linformer"},
     "nystrom": ENCODER | {"attention": "nystrom"},
 }

@@ -99,6 +99,7 @@ def test_router_balance_is_pooled_over_layers():
     assert router_loss(cfg, {"block_0": sown["block_0"]}) == 2.0
 
 
+@pytest.mark.slow
 def test_the_objective_has_the_router_loss_of_all_layers_once(tiny, batch):
     """Once, not once a layer, where every second layer has experts."""
     routed = {"model.num_experts": 4, "model.router_balance": 0.5, "model.router_z": 0.1}

@@ -88,7 +88,7 @@ PRODUCTS = {"int8": "i8", "fp8": "f8e4m3fn"}
         pytest.param("int8", {"num_experts": 4}, marks=pytest.mark.slow),
         ("int8", {"num_experts": 4, "expert_capacity": 2.0}),
         ("int8", {"reversible": True}),
-        ("fp8", {"kind": "encoder_decoder", "scan": False}),
+        pytest.param("fp8", {"kind": "encoder_decoder", "scan": False}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

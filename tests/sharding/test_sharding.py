@@ -39,7 +39,7 @@ MODELS = {
             "model.attention": "blockwise,local"},
     # Kinds that are not a function of one query and its keys; dropout of weights.
     "linked": {"model.attention": "bigbird,gated_linear", "model.positions": "learned",
-               "model.block": 4},
+               "model.block": 4, "model.short_conv": 4},
     "dropped": {"model.attention_dropout": 0.2},
     "deep": {"model.num_layers": 8, "model.attention": "dense,local", "model.window": 5,
              "model.pipeline_pieces": 8, "model.remat": "full", "data.batch_size": 16},

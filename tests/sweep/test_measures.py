@@ -54,6 +54,7 @@ def test_cost_is_the_median_of_calls_and_the_mean_of_layers(tiny, monkeypatch):
     assert row["seconds"] == 2.5 / 2 and row["bytes"] == 300 / 2
 
 
+@pytest.mark.slow
 def test_loss_by_position(tiny, tmp_path, silent):
     """At the length of training it is the loss that training found; beyond, where that can be."""
     config = tiny({"train.steps": 2, "eval.max_batches": 0})

@@ -99,7 +99,7 @@ HARM = {
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["deleted", "flipped", slow("truncated"), slow("last flipped")])
+@pytest.mark.parametrize("name", ["flipped", *map(slow, ("deleted", "truncated", "last flipped"))])
 def test_harm_to_any_file_is_found_or_harmless(name, two_saved, tmp_path, caplog, capfd):
     found = []
     for i, original in enumerate(files(two_saved)):

@@ -302,6 +302,7 @@ def test_a_hook_of_ones_own(tiny, silent, tmp_path):
     assert seen == [(1, False, []), (2, False, [2]), (3, False, [2]), (4, True, [2, 4])]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_no_bit(tiny, silent, tmp_path, caplog):
     first = start(tiny(), tmp_path, silent)
     summary = first.run()

@@ -1,0 +1,60 @@
+"""Short convolutions over queries, keys and values, with their inputs kept for decoding."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
+def convolve(
+    x: jax.Array, kernel: jax.Array, segments: jax.Array | None, activate: bool
+) -> jax.Array:
+    """Returns y_t = sum_i kernel_i x_(t+i), [B, T, N, H], in float32; `activate`: SiLU of it.
+
+    Depthwise and causal, x [B, W - 1 + T, N, H] with what came before in front, kernel [W, N, H],
+    its last row for the token itself. segments [B, T] do not see each other.
+    """
+    W, T = len(kernel), x.shape[1] - len(kernel) + 1
+    y = jnp.zeros((len(x), T, *x.shape[2:]), jnp.float32)
+    for i in range(W):
+        taken = x[:, i : i + T].astype(jnp.float32) * kernel[i]
+        if segments is not None:
+            before = jnp.pad(segments, ((0, 0), (W - 1 - i, 0)))[:, :T]
+            taken = jnp.where((before == segments)[..., None, None], taken, 0)
+        y += taken
+    return (jax.nn.silu(y) if activate else y).astype(x.dtype)
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over the last `width` tokens (So 2021, arXiv 2109.08668).
+
+    With cache_length, the last width - 1 inputs live in the 'cache' collection.
+    """
+
+    width: int
+    axis: str  # logical, of the heads
+    activate: bool
+    cache_length: int = 0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, segments: jax.Array | None, positions: jax.Array | None
+    ) -> jax.Array:
+        """x [B, T, N, H] -> the same; positions [B, T], those from cache_length on padding."""
+        kept = len(x), self.width - 1, *x.shape[2:]
+        bound = self.width**-0.5
+        init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        init = nn.with_logical_partitioning(init, ("taps", self.axis, "kv"))
+        kernel = self.param("kernel", init, (self.width, *x.shape[2:]))
+        before = jnp.zeros(kept, x.dtype)
+        if self.cache_length:
+            inputs = self.variable("cache", "inputs", jnp.zeros, kept, x.dtype)
+            before = inputs.value
+        x = jnp.concatenate([before, x], axis=1)
+        if self.cache_length:
+            read = (positions < self.cache_length).sum(1, keepdims=True)
+            last = (read + jnp.arange(self.width - 1))[..., None, None]
+            inputs.value = jnp.take_along_axis(x, last, axis=1)
+        return convolve(x, kernel, segments, self.activate)
