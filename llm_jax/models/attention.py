@@ -153,7 +153,7 @@ class Attention(nn.Module):
                 use_bias=made.bias is not None, bias_start=made.bias or 0.0, name=name,
             )(x)  # fmt: skip
             if made.of_keys and self._caches(variant):
-                (learned[name],) = self._cached(positions, **{name: learned[name]})
+                (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned
 
     def _decide(self, variant, query):
