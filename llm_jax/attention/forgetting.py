@@ -15,9 +15,9 @@ def attend(
 ) -> Array:
     """Returns [B, T, N, H]: softmax(scale q_t k_s + log f_(s+1) + … + log f_t) v.
 
-    f = sigmoid(forget). Lin 2025, https://arxiv.org/abs/2503.02130, which has no other positions. With qk_norm and
-    output_gate the layer is the paper's "pro" but for the norm of its output and its shift of
-    keys and values.
+    f = sigmoid(forget). Lin 2025, https://arxiv.org/abs/2503.02130, which has no other positions.
+    With qk_norm and output_gate the layer is the paper's "pro" but for the norm of its output and
+    its shift of keys and values.
 
     Args:
       forget: [B, S, N], of the keys' tokens.
