@@ -235,12 +235,15 @@ class Layer:
     rotary_factor = number(8.0, 1, when=SCALED)
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
-    # local, longformer: keys that a query sees, itself and those before it; dilated: as many, a
-    # stride apart; chunked: length of a chunk.
-    window = whole(128, 1, when=kinds("local", "longformer", "dilated", "chunked"))
+    # local, longformer, nsa: keys that a query sees, itself and those before it; dilated: as many,
+    # a stride apart; chunked: length of a chunk.
+    window = whole(128, 1, when=kinds("local", "longformer", "dilated", "chunked", "nsa"))
     stride = whole(16, 1, when=kinds("strided", "dilated"))  # distance of the keys seen
     global_tokens = whole(1, when=kinds("longformer"))  # leading ones: see, and are seen by, all
-    block = whole(64, 1, when=kinds("bigbird"))  # tokens of a block
+    block = whole(64, 1, when=kinds("bigbird", "moba", "nsa"))  # tokens of a block
+    # Of a query, those included that it has without a choice: its own (moba), its own, the one
+    # before and the first (nsa).
+    selected_blocks = whole(16, 1, when=kinds("moba", "nsa"))
     random_blocks = whole(3, when=kinds("bigbird"))  # seen beside the neighbours and the ends
     random_features = whole(128, 1, when=kinds("performer"))
     landmarks = whole(64, 1, when=kinds("linformer", "nystrom"))  # compressed length; means

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.attention import dense, local
+from llm_jax.attention import blocks, dense, local
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
@@ -29,57 +29,16 @@ def attend(
       seen: [N, C, M] ints, blocks of keys that each of C blocks of queries sees, -1: none;
         instead of `choose`.
     """
-    B, T, N, H = query.shape
-    K, C = key.shape[2], -(-T // block)
+    T, N = query.shape[1:3]
+    C = -(-T // block)
     if not mask.whole or scoring.bias is not None:
         raise ValueError("attention 'bigbird' has no bias, prefix or cache")
     if C <= 3:
         return dense.attend(query, key, value, mask, scoring)
-    seen_NCM = choose(N, C, random_blocks, mask.causal) if seen is None else seen
-
-    heads = lambda x: x.reshape(x.shape[0], K, N // K, *x.shape[2:])
-    q_BNCbH = _blocks(query, block)
-    k_BNCSH, v_BNCSH = (_gather(x, block, seen_NCM) for x in (key, value))  # S = M block
-    products_BNCbS = jnp.einsum(
-        "bncih,bncjh->bncij", q_BNCbH, k_BNCSH, preferred_element_type=jnp.float32
-    )
-    visible = _visible(mask, T, block, seen_NCM)
-    visible = heads(jnp.broadcast_to(visible, (len(visible), *products_BNCbS.shape[1:])))
-    weights = scoring.weights(scoring.scores(heads(products_BNCbS), H), visible)
-    weights_BNCbS = weights.reshape(products_BNCbS.shape).astype(value.dtype)
-    y_BNCbH = jnp.einsum("bncij,bncjh->bncih", weights_BNCbS, v_BNCSH)
-    y_BTNH = y_BNCbH.reshape(B, N, C * block, -1).swapaxes(1, 2)[:, :T]
-    return y_BTNH if mask.causal else _ends(y_BTNH, block, query, key, value, mask, scoring)
-
-
-def _blocks(x, block):
-    """[B, T, heads, ...] -> [B, heads, C, block, ...]."""
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2)).swapaxes(1, 2)
-    return x.reshape(*x.shape[:2], -1, block, *x.shape[3:])
-
-
-def _gather(x, block, seen_NCM):
-    """[B, T, heads, ...] -> [B, N, C, M block, ...], what each block of queries sees."""
-    N = len(seen_NCM)
-    x = _blocks(x, block)
-    x = jnp.repeat(x, N // x.shape[1], axis=1)
-    x = x[:, jnp.arange(N)[:, None, None], np.maximum(seen_NCM, 0)]
-    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
-
-
-def _visible(mask, T, block, seen_NCM):
-    """[B or 1, N, C, block, M block], whether a query sees a key."""
-
-    def pairs(x):  # [B, T, 1] -> of queries and of keys
-        return _blocks(x, block)[..., :, None], _gather(x, block, seen_NCM)[..., None, :]
-
-    ours, theirs = pairs(jnp.arange(seen_NCM.shape[1] * block)[None, :, None])
-    chosen = jnp.repeat(jnp.asarray(seen_NCM) >= 0, block, axis=-1)[None, :, :, None]
-    visible = chosen & (theirs < T) & mask.near(ours, theirs)
-    if mask.query_segments is None:
-        return visible
-    ours, theirs = pairs(mask.query_segments[..., None])
-    return visible & (ours == theirs)
+    chosen = jnp.asarray(choose(N, C, random_blocks, mask.causal) if seen is None else seen)[None]
+    padded = jnp.pad(query, ((0, 0), (0, C * block - T), (0, 0), (0, 0)))
+    y = blocks.attend(padded, key, value, mask, scoring, chosen, block)[:, :T]
+    return y if mask.causal else _ends(y, block, query, key, value, mask, scoring)
 
 
 def _ends(y, block, query, key, value, mask, scoring):

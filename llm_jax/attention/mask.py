@@ -73,9 +73,7 @@ class Mask:
         """Returns `dense` for T queries from `start` and S keys from `first` only."""
         visible = None
         if self.causal or self.window or self.chunk or self.stride:
-            query = (start + jnp.arange(T))[None, :, None]
-            if self.query_offset is not None:
-                query = query + jnp.reshape(self.query_offset, (-1, 1, 1))
+            query = self.places(start, T)[..., None]
             key = (first + jnp.arange(S))[None, None, :]
             visible = self.near(query, key)
             if self.prefix is not None:
@@ -86,6 +84,13 @@ class Mask:
             same = ours[:, :, None] == theirs[:, None]
             visible = same if visible is None else visible & same
         return None if visible is None else visible[:, None]
+
+    def places(self, start: int | Array, T: int) -> Array:
+        """Returns [B or 1, T], where among the keys T queries from `start` stand."""
+        places = (start + jnp.arange(T))[None]
+        if self.query_offset is None:
+            return places
+        return places + jnp.reshape(self.query_offset, (-1, 1))
 
     def near(self, query: Array, key: Array) -> Array:
         """Returns bool: whether queries see keys, by their indices; no segments or prefix."""

@@ -36,6 +36,7 @@ class Projection(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     bias: float | None = None  # what its bias starts at; None: no bias
+    of_keys: bool = False  # attend takes those of all keys, [B, S, *shape]: cached as keys are
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Attention(nn.Module):
         query = named("activation_heads")(query)
         if key is None or key.shape[2] > 1:
             key, value = jax.tree.map(named("activation_kv_heads"), (key, value))
-        options |= self._learned(variant, x)
+        options |= self._learned(variant, x, positions)
         if variant.decide:
             options["decided"] = self._decide(variant, query)
         scoring = self._scoring(bias)
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if cfg.positions == "rotary":
             turn = lambda a: rotate(cfg, a, positions)
             query, k = jax.tree.map(turn, (query, k))
-        if self.cache_length and not variant.state and "cache" in variant.supports:
+        if self._caches(variant):
             k, v = self._cached(positions, keys=k, values=v)
         return query, k, v, {name: cfg[name] for name in variant.reads}
 
@@ -138,7 +138,7 @@ class Attention(nn.Module):
             softcap=cfg.attention_softcap or None,
         )
 
-    def _learned(self, variant, x):
+    def _learned(self, variant, x, positions):
         """Arrays and projections that a kind of attention declares, by the names attend takes."""
         cfg = self.cfg
         sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
@@ -147,11 +147,13 @@ class Attention(nn.Module):
         for name, weight in variant.weights(*sizes, **reads).items():
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
-        for name, (shape, axes, start) in variant.projections(*sizes, **reads).items():
+        for name, made in variant.projections(*sizes, **reads).items():
             learned[name] = Dense(
-                cfg, (cfg.embed_dim,), shape, ("embed", *axes), use_bias=start is not None,
-                bias_start=start or 0.0, name=name,
+                cfg, (cfg.embed_dim,), made.shape, ("embed", *made.axes),
+                use_bias=made.bias is not None, bias_start=made.bias or 0.0, name=name,
             )(x)  # fmt: skip
+            if made.of_keys and self._caches(variant):
+                (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned
 
     def _decide(self, variant, query):
@@ -175,6 +177,9 @@ class Attention(nn.Module):
             state=state.value, valid=positions < self.cache_length, **options,
         )  # fmt: skip
         return y
+
+    def _caches(self, variant):
+        return self.cache_length and not variant.state and "cache" in variant.supports
 
     def _cached(self, positions, **arrays):
         """Each [B, T, ...] written into its cache [B, S, ...], which is returned."""

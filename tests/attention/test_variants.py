@@ -15,7 +15,7 @@ B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
     "window": 16, "stride": 4, "global_tokens": 2, "block": 16, "random_blocks": 1,
     "max_length": 160, "random_features": 24, "landmarks": 30, "latent_kv": 6, "latent_rotary": 2,
-    "lsh_chunk": 16, "lsh_hashes": 2, "lsh_buckets": (),
+    "selected_blocks": 4, "lsh_chunk": 16, "lsh_hashes": 2, "lsh_buckets": (),
 }  # fmt: skip
 PACKED = np.array([[1] * 60 + [2] * 70 + [0] * 20, [1] * 150], np.int32)
 PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)
@@ -43,8 +43,8 @@ def drawn(name, T=T, dtype=jnp.float32):
     for weight_name, weight in variant.weights(N, K, H, **reads(name)).items():
         start = weight.init(jax.random.key(1), weight.shape, jnp.float32)
         out[weight_name] = start + 0.1 * draw(*weight.shape).astype(jnp.float32)
-    for projection, (shape, _, start) in variant.projections(N, K, H, **reads(name)).items():
-        out[projection] = draw(B, T, *shape) + (start or 0)
+    for projection, made in variant.projections(N, K, H, **reads(name)).items():
+        out[projection] = draw(B, T, *made.shape) + (made.bias or 0)
     return out
 
 
@@ -165,6 +165,10 @@ def defined(name, a, visible, segments, asked):
         return jnp.einsum("bnts,bsnh->btnh", weights, repeat(v))
     if name in ("gated_linear", "delta"):
         return recurrent(name, a, segments)
+    if name in ("moba", "nsa"):
+        return by_blocks(name, a, visible, segments, asked)
+    if name in ("forgetting", "stick_breaking", "path"):
+        return from_token_to_token(name, a, visible, asked)
     if name == "nystrom":
         few = lambda x: x.reshape(B, READS["landmarks"], -1, N, H).mean(2)
         weights = lambda q, k: shared_out(
@@ -180,6 +184,80 @@ def defined(name, a, visible, segments, asked):
         mix = lambda x, by: jnp.einsum("bskh,sl->blkh", x * real, by[:T])
         return textbook(q, mix(k, a["compress_key"]), mix(v, a["compress_value"]), True, asked)
     return textbook(q, k, v, visible, asked)
+
+
+def from_token_to_token(name, a, visible, asked):
+    """Kinds whose weights depend on the tokens in between, which are walked through one by one."""
+    q, k, v = (jnp.repeat(a[x], N // a[x].shape[2], axis=2) for x in ("query", "key", "value"))
+    if name == "path":
+        w, rate = (jnp.repeat(a[x], N // K, axis=2) for x in ("direction", "rate"))
+        w /= jnp.sqrt((w**2).sum(-1, keepdims=True))
+        w_and_b = w.swapaxes(0, 1), 2 * jax.nn.sigmoid(rate).swapaxes(0, 1)
+
+        def move(k, x):  # all keys before token t, each by t's transform
+            t, w, b = x
+            met = b[:, None] * jnp.einsum("bsnh,bnh->bsn", k, w)
+            moved = k - met[..., None] * w[:, None]
+            k = jnp.where((jnp.arange(T) < t)[:, None, None], moved, k)
+            return k, k
+
+        moved = jax.lax.scan(move, k, (jnp.arange(T), *w_and_b))[1]
+        z = scored(jnp.einsum("btnh,tbsnh->bnts", q, moved), asked)
+    else:
+        z = scored(jnp.einsum("btnh,bsnh->bnts", q, k), asked)
+    if name == "forgetting":
+        f = jax.nn.sigmoid(a["forget"]).transpose(2, 0, 1)  # [N, B, T]
+
+        def product(kept, f):  # f_(s+1) ... f_t for each s
+            kept = jnp.where(jnp.arange(T) < f[1], kept * f[0][..., None], 1.0)
+            return kept, kept
+
+        steps = f.transpose(2, 0, 1), jnp.arange(T)
+        kept = jax.lax.scan(product, jnp.ones((N, B, T)), steps)[1]  # [t, N, B, s]
+        z += jnp.log(jnp.maximum(kept.transpose(2, 1, 0, 3), 1e-30))
+    if name != "stick_breaking":
+        return jnp.einsum("bnts,bsnh->btnh", shared_out(z, visible, asked), v)
+    share = jnp.where(visible & ~jnp.eye(T, dtype=bool), jax.nn.sigmoid(z), 0)
+
+    def give(left, x):  # from the last key to the first
+        share, v = x
+        return left * (1 - share), (left * share)[..., None] * v[:, :, None]
+
+    inputs = jnp.moveaxis(share, 3, 0), v.swapaxes(0, 1)
+    return jax.lax.scan(give, jnp.ones((B, N, T)), inputs, reverse=True)[1].sum(0).swapaxes(1, 2)
+
+
+def by_blocks(name, a, visible, segments, asked):
+    """A query ranks the blocks of keys, of each of which it knows what is of its own segment."""
+    q, k, v = (jnp.repeat(a[x], N // a[x].shape[2], axis=2) for x in ("query", "key", "value"))
+    t, size = jnp.arange(T), READS["block"]
+    C = -(-T // size)
+    same = segments[:, :, None] == segments[:, None]
+    inside = same[:, :, None] & (t // size == jnp.arange(C)[:, None])  # [B, T, C, T]
+    over = (jnp.arange(C) + 1) * size - 1 <= t[:, None]
+    known = (over & inside.any(-1))[:, None]
+    mean = inside / jnp.maximum(inside.sum(-1, keepdims=True), 1)
+    products = jnp.einsum("btnh,btcs,bsnh->bntc", q, mean, k)
+    own = (t // size)[:, None] == jnp.arange(C)
+    score, always = products, own
+    if name == "nsa":
+        weights = jax.nn.softmax(jnp.where(known, scored(products, asked), -1e30), axis=-1) * known
+        compressed = jnp.einsum("bntc,btcs,bsnh->btnh", weights, mean, v)
+        of_group = weights.reshape(B, K, N // K, T, C).mean(2)
+        score = jnp.repeat(of_group, N // K, axis=1)
+        first = inside.any(-1) & (jnp.cumsum(inside.any(-1), axis=-1) == 1)
+        before = jnp.roll(own, -1, axis=1) & inside.any(-1)
+        always = (own | first | before)[:, None]
+    score = jnp.where(always, jnp.inf, jnp.where(known, score, -jnp.inf))
+    above = (score[..., None, :] > score[..., None]).sum(-1)
+    chosen = (score > -jnp.inf) & (above < READS["selected_blocks"])
+    y = textbook(q, k, v, visible & chosen[..., t // size], asked)
+    if name == "moba":
+        return y
+    near = visible & (t[:, None] - t < READS["window"])
+    gates = 1 / (1 + jnp.exp(-a["gates"][..., None]))
+    branches = compressed, y, textbook(q, k, v, near, asked)
+    return sum(gates[..., i, :] * branch for i, branch in enumerate(branches))
 
 
 def newton(A):
@@ -269,7 +347,8 @@ def definition(name):
 
 # Of the kinds that are more than the textbook's softmax over fewer pairs.
 DEFINED = ("longformer", "talking_heads", "sigmoid", "differential", "latent", "linear",
-           "performer", "gated_linear", "delta", "nystrom", "linformer")  # fmt: skip
+           "performer", "gated_linear", "delta", "nystrom", "linformer", "forgetting", "path",
+           "stick_breaking", "moba", "nsa")  # fmt: skip
 
 
 def both_ways(name, which, asked=NOTHING):
@@ -462,7 +541,8 @@ def test_delta_rule_repeats_what_it_was_told():
 
 LINEAR = ["blockwise", "local", "chunked", "dilated", "longformer", "bigbird", "lsh", "linear",
           "performer", "gated_linear", "delta", "linformer", "nystrom", "latent", "differential",
-          "sigmoid", "talking_heads"]  # fmt: skip
+          "sigmoid", "talking_heads", "forgetting", "path", "stick_breaking",
+          "moba", "nsa"]  # fmt: skip
 
 
 @slow

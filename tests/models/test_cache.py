@@ -63,7 +63,8 @@ def test_every_position_scheme(positions):
     "kind", sorted(name for name, v in attention.VARIANTS.items() if "cache" in v.supports)
 )
 def test_every_kind_of_attention(kind):
-    small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8}
+    small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
+             "block": 2, "selected_blocks": 3}
     model, params = build(attention=kind, **small)
     close(stepwise(model, params), whole(model, params))
 
