@@ -136,10 +136,11 @@ def report(runs: dict[str, dict]) -> study.Report:
     return study.Report(targets, f"""{table}
 
 Two runs had no markers around the predicate, which the model then sees by its type vector alone:
-those of MiniLM hardly differ. One of them collapsed, and says O of every word; its batches were
+those of MiniLM hardly differ. They had another rate or number of steps as well, so that not all of
+the difference is the markers'. One of them collapsed, and says O of every word; its batches were
 sorted by length, too, up and down in turns, which training does not do any more; which of these was
-to blame was not looked into. What is shown is that both tasks are trained and
-scored from the treebank's files as they are; not how well a model does that reads all of it.""")
+to blame was not looked into. What is shown is that both tasks are trained and scored from the
+treebank's files as they are; not how well a model does that reads all of it.""")
 
 
 if __name__ == "__main__":

