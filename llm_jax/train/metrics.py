@@ -139,7 +139,8 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
     axes = picture.subplots(1, columns, squeeze=False)[0]
     yield picture, axes
     for ax in axes:
-        ax.grid(alpha=0.3, which="both")
+        if not ax.images:
+            ax.grid(alpha=0.3, which="both")
         ax.spines[["top", "right"]].set_visible(False)
     picture.savefig(path, dpi=120)
 
