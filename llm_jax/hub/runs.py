@@ -36,7 +36,8 @@ RATE = 5e-5
 # Keys of config.model that a recipe decides, and the command line; all others are the source's.
 TASK = ("head", "num_labels", "head_dropout", "pooler", "generator_fraction", "dropout",
         "attention_dropout", "mlp_dropout", "final_dropout", "max_length", "dtype", "remat", "scan",
-        "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets")
+        "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets",
+        "lora_quantize")
 # Of those others, the ones that the command line may change.
 FREE = ("attention", "rotary_base", "rotary_scaling", "rotary_factor", "rotary_original_length",
         "expert_capacity", "router_balance", "router_z")

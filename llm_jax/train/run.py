@@ -106,7 +106,8 @@ class Setup:
             if step:
                 return items
             model = ConfigDict(self.config.model.to_dict())
-            model.lora_rank = meta["config"]["model"].get("lora_rank", 0)
+            for key, without in (("lora_rank", 0), ("lora_quantize", "none")):
+                model[key] = meta["config"]["model"].get(key, without)
             params = models.abstract_params(model)
             where = sharding.param_shardings(params, self.mesh)
             return {"params": jax.tree.map(_with_sharding, params, where)}
@@ -133,8 +134,10 @@ class Setup:
         place = sharding.param_shardings(self.params, self.mesh)
 
         def put(tree, place):
-            inside = lambda k, x: put(x, place[k]) if isinstance(x, dict) else place[k]
-            return {k: inside(k, x) for k, x in tree.items()}
+            if isinstance(tree, dict):
+                return {k: put(x, place[k]) for k, x in tree.items()}
+            plain = hasattr(place, "how") and not hasattr(tree, "how")  # to be quantised there
+            return place.array.qvalue if plain else place
 
         return jax.device_put(params, put(params, place))
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import objectives
 from llm_jax.data.chunks import DOCUMENT
-from llm_jax.models import Model, init_params, real, router_loss
+from llm_jax.models import Model, init_params, quantized, real, router_loss
 from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
@@ -47,12 +47,13 @@ def init_state(
 def fill(model: Model, config: ConfigDict, params: dict) -> dict:
     """Returns the model's parameters: those given and, drawn from config.seed, those they lack.
 
-    Of imported weights these are LoRA's arrays, or a new head.
+    Of imported weights these are LoRA's arrays, or a new head; those given may yet be quantised.
     """
 
-    def put(drawn: dict, given: dict) -> dict:
-        inner = lambda k, x: put(x, given.get(k, {})) if isinstance(x, dict) else given.get(k, x)
-        return {k: inner(k, x) for k, x in drawn.items()}
+    def put(drawn: Any, given: Any) -> Any:
+        if isinstance(drawn, dict):
+            return {k: put(x, given[k]) if k in given else x for k, x in drawn.items()}
+        return quantized(drawn, given)
 
     return put(init_params(model, jax.random.key(config.seed)), params)
 
