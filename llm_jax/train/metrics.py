@@ -159,7 +159,7 @@ def plot(workdir: str | Path) -> Path:
             axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
         if validation:
             axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
-        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set(xlabel="step", ylabel="loss")
         if axes.lines:
             axes.legend(frameon=False)
     return path
