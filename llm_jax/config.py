@@ -195,6 +195,9 @@ MASKING = given(
 PROJECTIONS = (
     "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
 )  # fmt: skip
+VALUE_SIZED = (
+    "retnet", "gated_linear", "gla", "hgrn2", "gsa", "based", "rebased", "mamba2", "log_linear",
+)  # fmt: skip
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
@@ -250,12 +253,18 @@ class Layer:
     latent_kv = whole(512, 1, when=kinds("latent"))  # width that keys and values are made of
     latent_query = whole(0, when=kinds("latent"))  # likewise of queries; 0: made of the input
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # dimensions of a head added for it
+    # Sizes of recurrent kinds: of a head's values (0: head_dim); how many heads queries and keys
+    # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
+    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED))
+    num_key_heads = whole(0, 0, 2**16, when=kinds("mamba2"))
+    slots = whole(64, 1, when=kinds("gsa"))  # of the memory
+    forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
     lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
     lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
-    attention_scale = number(0.0, when=absent("model.attention", "delta", "linear"))
+    attention_scale = number(0.0, when=absent("model.attention", "delta", "linear", "mamba2"))
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
     # A norm over each head's queries and keys.
@@ -264,7 +273,8 @@ class Layer:
     qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
     # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
     short_conv = whole(0, 0, 64)
-    output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
+    # Attention's output times a projection of its input, behind a sigmoid (most recurrent: SiLU).
+    output_gate = flag(False)
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
     experts_per_token = whole(2, 1, when=EXPERTS)
@@ -889,6 +899,8 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
     if m.short_conv and (m.kind != "decoder" or "latent" in pattern):
         yield (f"model.short_conv={m.short_conv}: only in model.kind='decoder' (it is causal, and "
                f"not across), got {m.kind!r}; not with attention='latent'")
+    if m.num_key_heads and m.num_heads % m.num_key_heads:
+        yield f"model.num_key_heads={m.num_key_heads}: must divide model.num_heads={m.num_heads}"
     # A causal stack has all buckets on one side; half of a side are exact distances.
     exact = m.relative_buckets // (4 if m.kind == "encoder" else 2)
     if m.positions == "relative" and m.relative_max_distance <= exact:
@@ -975,6 +987,7 @@ def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
     m.num_decoder_layers = (both and m.num_decoder_layers) or m.num_layers
     m.num_kv_heads = m.num_kv_heads or m.num_heads
     m.head_dim = m.head_dim or m.embed_dim // m.num_heads
+    m.value_dim = m.value_dim or m.head_dim
     m.embedding_dim = m.embedding_dim or m.embed_dim
     m.mlp_dim = m.mlp_dim or 4 * m.embed_dim
     return m

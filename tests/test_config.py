@@ -109,6 +109,7 @@ NOT_ZERO = {
     "model.rotary_original_length", "model.relative_buckets", "model.relative_max_distance",
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
+    "model.slots",
     "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
     "data.shards", "data.ramp_start", "data.mixture_temperature", "data.doc_stride",
     "objective.beta", "eval.beams", "optimizer.eps", "train.steps", "train.log_every",

@@ -46,13 +46,9 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""
         cfg = self.cfg
-        N, H = cfg.num_heads, cfg.head_dim
         variant = variants.get(self.kind)
         query, key, value, options = self.project(variant, x, mask, source, positions)
-        named = lambda heads: lambda a: annotate(a, "batch", "length", heads, "activation_kv")
-        query = named("activation_heads")(query)
-        if key is None or key.shape[2] > 1:
-            key, value = jax.tree.map(named("activation_kv_heads"), (key, value))
+        query, key, value = jax.tree.map(self._annotated, (query, key, value))
         options |= self._learned(variant, x, positions)
         if variant.decide:
             options["decided"] = self._decide(variant, query)
@@ -66,11 +62,17 @@ class Attention(nn.Module):
             y = self._recur(variant, query, key, value, mask, scoring, positions, options)
         else:
             y = split.attend(variant, query, key, value, mask, scoring, options)
+        heads = y.shape[2:]
         if cfg.output_gate:
-            gate = Dense(cfg, (cfg.embed_dim,), (N, H), ("embed", "heads", "kv"), name="gate")(x)
-            y *= jax.nn.sigmoid(gate)
-        out = self._dense((N, H), (cfg.embed_dim,), ("heads", "kv", "embed"), residual_scale(cfg))
+            gate = Dense(cfg, (cfg.embed_dim,), heads, ("embed", "heads", "kv"), name="gate")(x)
+            y *= variant.gate(gate)
+        out = self._dense(heads, (cfg.embed_dim,), ("heads", "kv", "embed"), residual_scale(cfg))
         return out(y, name="out")
+
+    def _annotated(self, x):
+        """Queries, keys or values [B, T, heads, H]; one head for all is not split."""
+        heads = "activation_heads" if x.shape[2] == self.cfg.num_heads else "activation_kv_heads"
+        return x if x.shape[2] == 1 else annotate(x, "batch", "length", heads, "activation_kv")
 
     def project(
         self, variant: Variant, x: jax.Array, mask: Mask, source: jax.Array | None,
@@ -78,12 +80,17 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, dict[str, Any]]:
         """Query [B, T, N, H], key and value [B, S, K, H], and further arguments of attend."""
         cfg = self.cfg
-        D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        reads = {name: cfg[name] for name in variant.reads}
+        V, shared = reads.get("value_dim", H), reads.get("num_key_heads", 0)
+        many, few = (N, "heads"), (shared or K, "kv_heads")
+        of_query, of_value = (few, many) if shared else (many, few)
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
 
-        def made(x, name, n, axis, scale=1.0):
-            y = self._dense((D,), (n, H), ("embed", axis, "kv"), scale)(x, name=name)
+        def made(x, name, heads, size=H, scale=1.0):
+            n, axis = heads
+            y = self._dense((cfg.embed_dim,), (n, size), ("embed", axis, "kv"), scale)(x, name=name)
             if not cfg.short_conv or self.cross:
                 return y
             # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
@@ -93,11 +100,11 @@ class Attention(nn.Module):
             )  # fmt: skip
             return convolution(y, mask.query_segments, positions)
 
-        query = self._normed("query_norm", made(x, "query", N, "heads", unscaled))
+        query = self._normed("query_norm", made(x, "query", of_query, scale=unscaled))
         key = None
         if not variant.shared_qk:
-            key = lambda x: self._normed("key_norm", made(x, "key", K, "kv_heads"))
-        value = lambda x: made(x, "value", K, "kv_heads")
+            key = lambda x: self._normed("key_norm", made(x, "key", few))
+        value = lambda x: made(x, "value", of_value, V)
         if self.cross:
             return query, *self._cross_cache(key, value, source), {}
         k, v = key and key(x), value(x)
@@ -106,7 +113,7 @@ class Attention(nn.Module):
             query, k = jax.tree.map(turn, (query, k))
         if self._caches(variant):
             k, v = self._cached(positions, keys=k, values=v)
-        return query, k, v, {name: cfg[name] for name in variant.reads}
+        return query, k, v, reads
 
     def _normed(self, name, x):
         """Queries or keys [B, T, N, H], normed by head, or all of a token's together."""
@@ -148,10 +155,15 @@ class Attention(nn.Module):
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
         for name, made in variant.projections(*sizes, **reads).items():
+            y, width, axis = x, cfg.embed_dim, "embed"
+            if made.rank:
+                down = Dense(cfg, (width,), (made.rank,), ("embed", "latent"), use_bias=False,
+                             name=f"{name}_down")  # fmt: skip
+                y, width, axis = made.inner(down(x)), made.rank, "latent"
             learned[name] = Dense(
-                cfg, (cfg.embed_dim,), made.shape, ("embed", *made.axes),
-                use_bias=made.bias is not None, bias_start=made.bias or 0.0, name=name,
-            )(x)  # fmt: skip
+                cfg, (width,), made.shape, (axis, *made.axes), use_bias=made.bias is not None,
+                bias_start=made.bias or 0.0, name=name,
+            )(y)  # fmt: skip
             if made.of_keys and self._caches(variant):
                 (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned

@@ -1,7 +1,7 @@
-"""Recurrent kinds of attention against fla-core's naive references, PyTorch on a CPU.
+"""Recurrent kinds of attention against references of others, in PyTorch on a CPU.
 
-A kind that fla has is a function here of its name: the arguments of attend as tensors, of one
-segment -> (output, last state or None), by what fla.ops has for it.
+A kind is a function here of its name: the arguments of attend as tensors, of one segment ->
+(output, last state or None), by what fla.ops or transformers has for it.
 """
 
 import functools
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 
 from llm_jax import attention
 from llm_jax.attention import Mask
-from tests.attention.test_variants import B, N, call, drawn, reads
+from tests.attention.test_variants import READS, RECURRENT, B, N, call, drawn, reads
 
 FLA = importlib.util.find_spec("fla")
 pytestmark = pytest.mark.skipif(FLA is None, reason="needs fla-core, see requirements-dev.txt")
 T = 77
 SEGMENTS = np.array([[1] * 30 + [2] * 37 + [0] * 10, [1] * T], np.int32)
 PIECES = [(0, 0, 30), (0, 30, 67), (1, 0, T)]  # row, start and stop of its segments
+PLACED = ("log_linear",)  # where a segment starts counts
 REFERENCES = {}
 
 
@@ -59,6 +60,79 @@ def gated_linear(a):
 
 
 @reference
+def gla(a):
+    arrays = a["query"], heads(a["key"]), heads(a["value"]), F.logsigmoid(a["decay"]) / 16
+    y, state = fla("gla.naive").naive_recurrent_gla(*arrays, output_final_state=True)
+    return normed(y, a["norm"]), state
+
+
+@reference
+def hgrn2(a):
+    forget = READS["forget_floor"] + (1 - READS["forget_floor"]) * heads(a["key"]).sigmoid()
+    arrays = F.silu(a["query"]), 1 - forget, heads(a["value"]), forget.log()
+    y, state = fla("gla.naive").naive_recurrent_gla(*arrays, output_final_state=True)
+    return normed(y, a["norm"]), state
+
+
+@reference
+def retnet(a):
+    arrays = (heads(a[x]).transpose(1, 2) for x in ("query", "key", "value"))
+    return normed(fla("retention.naive").naive_retention(*arrays).transpose(1, 2), None), None
+
+
+@reference
+def gsa(a):
+    q, k, v = (F.silu(heads(a[x])) for x in ("query", "key", "value"))
+    log_decay = F.logsigmoid(a["forget"]) / 8
+    run = fla("gsa.naive").naive_recurrent_gsa
+    y, (keys, values) = run(q, k, v, 1 - log_decay.exp(), log_decay, output_final_state=True)
+    return normed(F.silu(y), a["norm"]), torch.cat([keys.transpose(2, 3), values], dim=-1)
+
+
+@reference
+def rwkv6(a):
+    arrays = a["query"], heads(a["key"]), heads(a["value"]), -a["decay"].exp()
+    run = fla("rwkv6.recurrent_naive").naive_recurrent_rwkv6
+    y, state = run(*(x.transpose(1, 2) for x in arrays), a["bonus"], output_final_state=True)
+    y = F.layer_norm(y.transpose(1, 2), y.shape[-1:], eps=1e-5)
+    return y * a["norm_scale"] + a["norm_bias"], state
+
+
+@reference
+def based(a):
+    arrays = (heads(a[x]).transpose(1, 2) for x in ("query", "key", "value"))
+    return fla("based.naive").naive_parallel_based(*arrays).transpose(1, 2), None
+
+
+@reference
+def rebased(a):
+    q, k = (F.layer_norm(heads(a[x]), (8,), a["gamma"], a["beta"]) for x in ("query", "key"))
+    arrays = (x.transpose(1, 2) for x in (q, k, heads(a["value"])))
+    return fla("rebased.naive").naive_parallel_rebased(*arrays).transpose(1, 2), None
+
+
+@reference
+def log_linear(a):
+    run = fla("log_linear_attn.naive").naive_log_linear_attn
+    arrays = a["query"], heads(a["key"]), heads(a["value"]), F.logsigmoid(a["decay"]) / 16
+    y = run(*arrays, F.softplus(a["level_scale"] * a["levels"]), scale=None)
+    return normed(y, a["norm"]), None
+
+
+@reference
+def mamba2(a):
+    from transformers.models.mamba2 import modeling_mamba2
+
+    y, state = modeling_mamba2.mamba2_chunk_scan(
+        a["value"], a["step"], -a["log_speed"].exp(), a["key"], a["query"], chunk_size=16,
+        D=a["skip"], dt_softplus=True, return_final_states=True,
+    )  # fmt: skip
+    norm = modeling_mamba2.MambaRMSNormGated(y[0, 0].numel(), y[0, 0].numel() // 2, eps=1e-5)
+    flat = norm(y.flatten(2), a["z"].flatten(2)) * a["norm"].flatten()
+    return flat.view(y.shape), state.transpose(2, 3)
+
+
+@reference
 def delta(a):
     unit = lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
     run = fla("gated_delta_rule.naive").naive_recurrent_gated_delta_rule
@@ -86,10 +160,17 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1, np.abs(theirs).max()))
 
 
+def test_every_recurrent_kind_has_one():
+    assert set(RECURRENT) <= set(REFERENCES)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_packed_segments_equal_separate_calls(name):
     """Values, and gradients of all arguments."""
-    mask, real = Mask(SEGMENTS, SEGMENTS, causal=True), (SEGMENTS > 0)[..., None, None]
+    pieces = [piece for piece in PIECES if name not in PLACED or piece[1] == 0]
+    mask, real = Mask(SEGMENTS, SEGMENTS, causal=True), np.zeros((B, T, 1, 1))
+    for row, start, stop in pieces:
+        real[row, start:stop] = 1
 
     @jax.jit
     def run(a):
@@ -98,7 +179,7 @@ def test_packed_segments_equal_separate_calls(name):
 
     (_, y), gradients = jax.value_and_grad(run, has_aux=True)(drawn(name, T))
     a, total = tensors(name), 0
-    for row, start, stop in PIECES:
+    for row, start, stop in pieces:
         theirs, _ = REFERENCES[name](part(a, start, stop, slice(row, row + 1)))
         close(y[row, start:stop], theirs[0])
         total += theirs.sin().sum()
