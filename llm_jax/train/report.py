@@ -117,11 +117,11 @@ def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> 
     keys = {i: order(i) for i in range(len(records))}
     wrong = sorted((i for i in keys if keys[i][0] < 1), key=keys.get)
 
-    def short(x):
-        if isinstance(x, dict):  # labels' probabilities, the largest first
+    def short(name, x):
+        if name == "probabilities":
             return dict(sorted(x.items(), key=lambda pair: -pair[1])[:LIKELIEST])
         return f"{x[:SHOWN]}…" if isinstance(x, str) and len(x) > SHOWN else x
 
-    shorter = lambda row: {name: short(value) for name, value in row.items()}
+    shorter = lambda row: {name: short(name, value) for name, value in row.items()}
     said = lambda row: json.dumps(shorter(row), ensure_ascii=False, default=str)
     return [f"```\n{said(records[i])}\n{said(answers[i])}\n```" for i in wrong[:WORST]] or ["None."]
