@@ -247,6 +247,9 @@ class Layer:
     # Of a query, those included that it has without a choice: its own (moba), its own, the one
     # before and the first (nsa).
     selected_blocks = whole(16, 1, when=kinds("moba", "nsa"))
+    index_topk = whole(2048, 1, when=kinds("dsa"))  # keys that the indexer chooses for a query
+    index_heads = whole(4, 1, when=kinds("dsa"))  # of the indexer
+    index_dim = whole(64, 2, when=kinds("dsa"))  # of each of them
     random_blocks = whole(3, when=kinds("bigbird"))  # seen beside the neighbours and the ends
     random_features = whole(128, 1, when=kinds("performer"))
     landmarks = whole(64, 1, when=kinds("linformer", "nystrom"))  # compressed length; means
@@ -896,6 +899,8 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
     if rotary and "latent" in pattern and m.latent_rotary % 2:
         yield f"model.latent_rotary={m.latent_rotary}: must be even"
+    if rotary and "dsa" in pattern and m.index_dim % 2:
+        yield f"model.index_dim={m.index_dim}: must be even with rotary positions"
     if m.short_conv and (m.kind != "decoder" or "latent" in pattern):
         yield (f"model.short_conv={m.short_conv}: only in model.kind='decoder' (it is causal, and "
                f"not across), got {m.kind!r}; not with attention='latent'")
@@ -948,6 +953,8 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
                f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
+    if m.reversible and "dsa" in m.attention.split(","):
+        yield "model.reversible=True with model.attention='dsa', whose indexer would not learn"
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")

@@ -39,6 +39,8 @@ class Projection(NamedTuple):
     of_keys: bool = False  # attend takes those of all keys, [B, S, *shape]: cached as keys are
     rank: int = 0  # of two matrices that it is the product of; 0: one matrix
     inner: Callable = lambda x: x  # between these two
+    rotary: bool = False  # turned where keys are
+    detached: bool = False  # its gradient does not reach the layer's input
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Variant:
         (output, state).
       gate: of model.output_gate: output times gate(projection of the layer's input).
       shared_qk: queries serve as keys; attend's key is None.
+      loss: attend returns (output, [B, T] losses), what is minimised beside the objective.
       leaks: what later tokens decide of an earlier one's output in spite of a causal mask, of
         which a decoder's training is warned; "": nothing.
     """
@@ -82,6 +85,7 @@ class Variant:
     state: Callable | None = None
     gate: Callable = jax.nn.sigmoid
     shared_qk: bool = False
+    loss: bool = False
     leaks: str = ""
 
 

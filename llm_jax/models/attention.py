@@ -62,6 +62,12 @@ class Attention(nn.Module):
             y = self._recur(variant, query, key, value, mask, scoring, positions, options)
         else:
             y = split.attend(variant, query, key, value, mask, scoring, options)
+        if variant.loss:
+            y, losses = y
+            segments = mask.query_segments
+            real = jnp.ones(losses.shape) if segments is None else jnp.float32(segments > 0)
+            sums = {"attention": jnp.vdot(losses, real), "queries": real.sum()}
+            self.sow("losses", "attention", sums)
         heads = y.shape[2:]
         if cfg.output_gate:
             gate = Dense(cfg, (cfg.embed_dim,), heads, ("embed", "heads", "kv"), name="gate")(x)
@@ -155,15 +161,18 @@ class Attention(nn.Module):
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
         for name, made in variant.projections(*sizes, **reads).items():
-            y, width, axis = x, cfg.embed_dim, "embed"
+            width, axis = cfg.embed_dim, "embed"
+            y = jax.lax.stop_gradient(x) if made.detached else x
             if made.rank:
                 down = Dense(cfg, (width,), (made.rank,), ("embed", "latent"), use_bias=False,
                              name=f"{name}_down")  # fmt: skip
-                y, width, axis = made.inner(down(x)), made.rank, "latent"
-            learned[name] = Dense(
+                y, width, axis = made.inner(down(y)), made.rank, "latent"
+            y = Dense(
                 cfg, (width,), made.shape, (axis, *made.axes), use_bias=made.bias is not None,
                 bias_start=made.bias or 0.0, name=name,
             )(y)  # fmt: skip
+            turned = made.rotary and cfg.positions == "rotary"
+            learned[name] = rotate(cfg, y, positions) if turned else y
             if made.of_keys and self._caches(variant):
                 (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import objectives
 from llm_jax.data.chunks import DOCUMENT
-from llm_jax.models import Model, init_params, quantized, real, router_loss
+from llm_jax.models import Model, auxiliary_loss, init_params, quantized, real
 from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
@@ -85,7 +85,7 @@ def loss(
         others = objective.losses(outputs, jax.tree.map(lambda x: x[::-1], labels), cfg)[0]
         terms = {term: share * x + (1 - share) * others[term] for term, x in terms.items()}
     total = sum(total / weights[term] for term, total in terms.items())
-    total += router_loss(config.model, sown)
+    total += auxiliary_loss(config.model, sown)
     if r_drop:
         total += r_drop * disagreement(objective.predict(outputs, labels)["logits"])
     return total, {name: total / weights[term] for name, (total, term) in metrics.items()}

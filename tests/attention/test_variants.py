@@ -15,8 +15,9 @@ B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
     "window": 16, "stride": 4, "global_tokens": 2, "block": 16, "random_blocks": 1,
     "max_length": 160, "random_features": 24, "landmarks": 30, "latent_kv": 6, "latent_rotary": 2,
-    "selected_blocks": 4, "lsh_chunk": 16, "lsh_hashes": 2, "lsh_buckets": (), "value_dim": 12,
-    "num_key_heads": 2, "slots": 6, "forget_floor": 0.1,
+    "selected_blocks": 4, "index_topk": 20, "index_heads": 3, "index_dim": 6, "lsh_chunk": 16,
+    "lsh_hashes": 2, "lsh_buckets": (), "value_dim": 12, "num_key_heads": 2, "slots": 6,
+    "forget_floor": 0.1,
 }  # fmt: skip
 PACKED = np.array([[1] * 60 + [2] * 70 + [0] * 20, [1] * 150], np.int32)
 PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)
@@ -62,7 +63,8 @@ def call(name, arguments, mask, scoring=None):
     if variant.decide:
         query = arguments["query"]
         options["decided"] = variant.decide(query, jax.random.key(2), **options)
-    return variant.attend(**arguments, mask=mask, scoring=scoring or Scoring(), **options)
+    y = variant.attend(**arguments, mask=mask, scoring=scoring or Scoring(), **options)
+    return y[0] if variant.loss else y
 
 
 def near(name, t, s):
@@ -179,6 +181,8 @@ def defined(name, a, visible, segments, asked):
         weights = jnp.einsum("btnm,bsnm->bnts", f(q), f(repeat(k))) * visible
         weights /= weights.sum(-1, keepdims=True)
         return jnp.einsum("bnts,bsnh->btnh", weights, repeat(v))
+    if name == "dsa":
+        return textbook(q, k, v, visible & indexed(a, visible)[1], asked)
     if name in ("moba", "nsa"):
         return by_blocks(name, a, visible, segments, asked)
     if name in ("forgetting", "stick_breaking", "path"):
@@ -239,6 +243,18 @@ def from_token_to_token(name, a, visible, asked):
 
     inputs = jnp.moveaxis(share, 3, 0), v.swapaxes(0, 1)
     return jax.lax.scan(give, jnp.ones((B, N, T)), inputs, reverse=True)[1].sum(0).swapaxes(1, 2)
+
+
+def indexed(a, visible):
+    """Of each pair [B, 1, T, T] DSA's index score, and whether it is among the query's best."""
+    key = a["index_key"][:, :, 0]
+    key = key / jnp.sqrt((key**2).mean(-1, keepdims=True) + 1e-6)
+    met = jnp.maximum(jnp.einsum("btid,bsd->bits", a["index_query"], key), 0)
+    size = READS["index_heads"] * READS["index_dim"]
+    score = jnp.einsum("bits,bti->bts", met, a["index_weight"])[:, None] / size**0.5
+    score = jnp.where(visible, score, -jnp.inf)
+    rank = (score[..., None, :] > score[..., None]).sum(-1)
+    return score, rank < READS["index_topk"]
 
 
 def by_blocks(name, a, visible, segments, asked):
@@ -338,7 +354,7 @@ def definition(name):
 # Of the kinds that are more than the textbook's softmax over fewer pairs.
 DEFINED = ("longformer", "talking_heads", "sigmoid", "differential", "latent", "linear",
            "performer", "based", "rebased", "nystrom", "linformer", "forgetting", "path",
-           "stick_breaking", "moba", "nsa")  # fmt: skip
+           "stick_breaking", "moba", "nsa", "dsa")  # fmt: skip
 
 
 def both_ways(name, which, asked=NOTHING):
@@ -531,10 +547,32 @@ def test_delta_rule_repeats_what_it_was_told():
     np.testing.assert_allclose(state[0, 0], values[0, -H:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("topk", [20, T])
+def test_an_indexer_learns_what_the_heads_attend_to_and_nothing_else(topk):
+    """DeepSeek-V3.2, section 2.1: KL(p | softmax(I)) over the chosen keys, p the heads' mean."""
+    a, options = drawn("dsa"), reads("dsa") | {"index_topk": topk}
+    run = lambda a: attention.get("dsa").attend(**a, mask=Mask(causal=True), **options)[1]
+    losses, gradients = jax.value_and_grad(lambda a: run(a).sum())(a)
+    visible = seen("dsa", True, None)
+    score, best = indexed(a, visible)
+    visible = np.asarray(visible & (best | (topk == T)))
+    key = jnp.repeat(a["key"], N // K, axis=2)
+    z = scored(jnp.einsum("btnh,bsnh->bnts", a["query"], key), NOTHING)
+    p = np.asarray(shared_out(z, visible, NOTHING), np.float64).mean(1)
+    score = np.where(visible, np.asarray(score, np.float64), -np.inf)[:, 0]
+    log_q = score - np.log(np.exp(score).sum(-1, keepdims=True))
+    kept = visible[:, 0]
+    expected = (p[kept] * (np.log(p[kept]) - log_q[kept])).sum()
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert {name for name, x in gradients.items() if np.abs(x).max() > 0} == {
+        "index_query", "index_key", "index_weight"
+    }  # fmt: skip
+
+
 LINEAR = ["blockwise", "local", "chunked", "dilated", "longformer", "bigbird", "lsh", "linear",
           "performer", "based", "rebased", *RECURRENT, "linformer", "nystrom", "latent",
           "differential", "sigmoid", "talking_heads", "forgetting", "path", "stick_breaking",
-          "moba", "nsa"]  # fmt: skip
+          "moba", "nsa", "dsa"]  # fmt: skip
 
 
 @slow
@@ -560,7 +598,8 @@ def test_memory_grows_with_the_length_and_not_its_square(name):
             kept["decided"] = variant.decide(jnp.zeros((1, T, 2, 8)), jax.random.key(0), **kept)
         mask = Mask(causal="causal" in variant.supports)
         missing = {key: None for key in ("key", "value") if key not in a}
-        grad = jax.grad(lambda a: variant.attend(**a, **missing, mask=mask, **kept).sum())
+        total = lambda y: sum(x.sum() for x in jax.tree.leaves(y))
+        grad = jax.grad(lambda a: total(variant.attend(**a, **missing, mask=mask, **kept)))
         compiled = jax.jit(grad).lower(jax.tree.map(shaped, a)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

@@ -35,6 +35,7 @@ CASES = {
     "differential": {"attention": "differential"},
     "moba": {"attention": "moba", "selected_blocks": 3},
     "nsa": {"attention": "nsa", "selected_blocks": 4},
+    "dsa": {"attention": "dsa", "index_topk": 16, "index_heads": 2, "index_dim": 32},
     "forgetting": {"attention": "forgetting"},
     "path": {"attention": "path"},
     "stick_breaking": {"attention": "stick_breaking"},

@@ -86,7 +86,7 @@ def test_each_microbatch_draws_its_own_dropout(tiny, batch):
     assert abs(metrics["objective"] - other["objective"]) > 1e-4
 
 
-def test_router_losses_are_of_each_microbatch(tiny, batch):
+def test_auxiliary_losses_are_of_each_microbatch(tiny, batch):
     """A product of two means: the mean of the parts' own, which is not the large batch's."""
     config = tiny({"model.num_experts": 4, "model.router_balance": 10.0})
     rows, key = batch(config), jax.random.key(0)  # nothing is dropped
