@@ -15,7 +15,7 @@ B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
     "window": 16, "stride": 4, "global_tokens": 2, "block": 16, "random_blocks": 1,
     "max_length": 160, "random_features": 24, "landmarks": 30, "latent_kv": 6, "latent_rotary": 2,
-    "selected_blocks": 4, "index_topk": 20, "index_heads": 3, "index_dim": 6, "lsh_chunk": 16,
+    "selected_blocks": 4, "index_topk": 20, "index_heads": 16, "index_dim": 4, "lsh_chunk": 16,
     "lsh_hashes": 2, "lsh_buckets": (), "value_dim": 12, "num_key_heads": 2, "slots": 6,
     "forget_floor": 0.1,
 }  # fmt: skip
