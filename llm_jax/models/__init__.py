@@ -17,8 +17,8 @@ from llm_jax.models.model import Model, Outputs, logits, real
 from llm_jax.models.moe import auxiliary_loss
 
 __all__ = [
-    "Model", "Outputs", "Param", "abstract_params", "auxiliary_loss", "build", "init_params", "logits",
-    "merge", "quantized", "real",
+    "Model", "Outputs", "Param", "abstract_params", "auxiliary_loss", "build", "init_params",
+    "logits", "merge", "quantized", "real",
 ]  # fmt: skip
 
 
