@@ -302,7 +302,9 @@ class Trainer:
         """One step; nothing here waits for the device except the first time and to log."""
         with self.meter.timing("input"):
             batch = next(self.batches)
-        self.state, metrics = self.train_step(self.state, sharding.put(batch, self.mesh))
+        self.state, metrics = self.train_step(
+            self.state, sharding.put(batch, self.mesh), np.uint32(self.config.seed)
+        )
         self.step += 1
         if self.compiling:
             self._first_step(metrics)

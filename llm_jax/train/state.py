@@ -44,8 +44,8 @@ def init_state(
     return TrainState(zero, params, opt_state, ema, zero, zero)
 
 
-def fill(model: Model, config: ConfigDict, params: dict) -> dict:
-    """Returns the model's parameters: those given and, drawn from config.seed, those they lack.
+def fill(model: Model, seed: jax.typing.ArrayLike, params: dict) -> dict:
+    """Returns the model's parameters: those given and, drawn from a seed, those they lack.
 
     Of imported weights these are LoRA's arrays, or a new head; those given may yet be quantised.
     """
@@ -55,7 +55,7 @@ def fill(model: Model, config: ConfigDict, params: dict) -> dict:
             return {k: put(x, given[k]) if k in given else x for k, x in drawn.items()}
         return quantized(drawn, given)
 
-    return put(init_params(model, jax.random.key(config.seed)), params)
+    return put(init_params(model, jax.random.key(seed)), params)
 
 
 def loss(
@@ -174,10 +174,11 @@ def update(
 def make_train_step(
     model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict,
     gradients: Callable = gradients,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, dict, jax.typing.ArrayLike], tuple[TrainState, dict]]:
     """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
 
-    Randomness is fold_in(key(seed), step): a resumed run repeats it. A step whose loss or
+    Randomness is fold_in(key(seed), step): a resumed run repeats it. The seed is an argument
+    (config.seed where none is given), so that seeds share a compiled program. A step whose loss or
     gradient is not finite leaves parameters and optimizer as they were and is counted.
 
     gradients: another function of the same arguments as `gradients`, for example one that takes
@@ -185,14 +186,16 @@ def make_train_step(
     """
     rate = schedule(config)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(
+        state: TrainState, batch: dict, seed: jax.typing.ArrayLike = config.seed
+    ) -> tuple[TrainState, dict]:
         trained, frozen = groups.split(config, state.params)
 
         def loss_of(trained, batch, key, weights=None):
             params = groups.join(trained, frozen)
             return loss(model, objective, config, params, batch, key, weights)
 
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         weights, parts = objective.weights(batch), config.train.microbatches
         (total, metrics), grads = gradients(loss_of, trained, batch, key, weights, parts)
         norm = optax.global_norm(grads)

@@ -134,6 +134,18 @@ def test_parameters_are_of_the_seed(tiny, batch):
         assert np.array_equal(x, other) == ("scale" in str(path)), path
 
 
+def test_seeds_share_a_program(tiny, batch):
+    """So that a sweep compiles once for all of them; dropout is then of the seed all the same."""
+    texts = set()
+    for seed in (1, 2):
+        config = tiny({"seed": seed, "model.dropout": 0.5})
+        state, step = prepared(config)
+        texts.add(step.lower(state, batch(config), np.uint32(seed)).as_text())
+    losses = [float(step(state, batch(config), np.uint32(seed))[1]["loss"]) for seed in (1, 2, 2)]
+    assert len(texts) == 1
+    assert losses[0] != losses[1] == losses[2]
+
+
 def test_the_average_follows_the_parameters(tiny, batch):
     """Two steps by hand, and one that is not finite, which leaves it alone."""
     config = tiny({"train.ema_decay": 0.75})
