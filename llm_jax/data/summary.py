@@ -19,6 +19,7 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
     parts = [f"{len(docs):,} documents"]
     if isinstance(docs, Mixture):
         parts = [", ".join(f"{name} {share:.1%}" for name, share in docs.shares.items())]
+        docs = [*docs] if all(isinstance(part, list) for part in docs.parts) else docs
     if examples.cut or not isinstance(docs, list):
         return parts[0]
     key = next((name for name in ("label", "tags") if name in docs[0]), None)

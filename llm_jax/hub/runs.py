@@ -208,9 +208,9 @@ def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[
             return x
         if model.max_length > rows:
             raise ConfigError(f"model.max_length={model.max_length}: {source.name} has learned a "
-                              f"table of {rows} positions and nothing of those beyond; at most "
-                              f"{rows} (longer texts are cut in windows), or begin with a model of "
-                              "rotary or relative positions")
+                              f"table of {rows} positions and nothing of those beyond; set "
+                              f"{rows} or less, or begin with a model of rotary or relative "
+                              "positions")
         log.warning("model.max_length=%d: the first of the %d learned positions are kept",
                     model.max_length, rows)  # fmt: skip
         return x[: shape[0]]

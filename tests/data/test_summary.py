@@ -4,6 +4,7 @@ import pytest
 
 from llm_jax import objectives
 from llm_jax.data import summary, tokenizers
+from llm_jax.data.mixture import Mixture
 
 
 def _line(config, docs, name, **keys):
@@ -21,6 +22,14 @@ def test_labels_shares_and_what_a_row_cuts(config):
     found = _line(config, docs, "classification", data__labels=("a", "b"))
     assert found == ("4 documents; b 3, a 1; majority b 75.0%; 2 texts longer than 16 tokens: cut "
                      "(the longest 101)")  # fmt: skip
+
+
+def test_of_a_mixture_the_shares_are_told_too(config):
+    parts = {"x": [{"text": "x", "label": "a"}] * 3, "y": [{"text": "y" * 99, "label": "b"}]}
+    docs = Mixture(parts, config.data, 0)
+    found = _line(config, docs, "classification", data__labels=("a", "b"))
+    assert found == ("x 75.0%, y 25.0%; a 3, b 1; majority a 75.0%; 1 texts longer than 16 tokens: "
+                     "cut (the longest 101)")  # fmt: skip
 
 
 def test_tags_are_counted_by_word(config):
