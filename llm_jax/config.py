@@ -198,6 +198,7 @@ PROJECTIONS = (
 VALUE_SIZED = (
     "retnet", "gated_linear", "gla", "hgrn2", "gsa", "based", "rebased", "mamba2", "log_linear",
 )  # fmt: skip
+DELTA = "deltanet", "gated_deltanet", "gated_deltaproduct", "kda"
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
@@ -258,8 +259,12 @@ class Layer:
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # dimensions of a head added for it
     # Sizes of recurrent kinds: of a head's values (0: head_dim); how many heads queries and keys
     # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
-    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED))
-    num_key_heads = whole(0, 0, 2**16, when=kinds("mamba2"))
+    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *DELTA, "mesa_net"))
+    num_key_heads = whole(0, 0, 2**16, when=kinds("mamba2", *DELTA, "mesa_net"))
+    # Corrections of a token, each with a key and a value of its own.
+    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
+    negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
+    solver_steps = whole(30, 1, 1024, when=kinds("mesa_net"))  # of conjugate gradients
     slots = whole(64, 1, when=kinds("gsa"))  # of the memory
     forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
     lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
@@ -267,7 +272,9 @@ class Layer:
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
-    attention_scale = number(0.0, when=absent("model.attention", "delta", "linear", "mamba2"))
+    attention_scale = number(
+        0.0, when=absent("model.attention", *DELTA, "rwkv7", "mesa_net", "linear", "mamba2")
+    )  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
     # A norm over each head's queries and keys.
@@ -278,6 +285,8 @@ class Layer:
     short_conv = whole(0, 0, 64)
     # Attention's output times a projection of its input, behind a sigmoid (most recurrent: SiLU).
     output_gate = flag(False)
+    # Of two matrices that it is the product of (Kimi Linear: head_dim); 0: one matrix.
+    output_gate_rank = whole(0, when=given("model.output_gate", True))
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
     experts_per_token = whole(2, 1, when=EXPERTS)

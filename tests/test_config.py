@@ -275,14 +275,14 @@ def test_sizes_that_are_derived_are_filled_in():
 
 def test_of_kinds_that_alternate_one_that_reads_a_key_is_enough():
     config, reads = base(), {}
-    for kinds in ("dense", "delta", "linear", "delta,linear", "dense,delta", "local,dense"):
+    for kinds in ("dense", "kda", "linear", "kda,linear", "dense,kda", "local,dense"):
         config.model.attention = kinds
         reads[kinds] = {k for k in ("attention_scale", "window") 
                         if not configs.unread(config, f"model.{k}")}  # fmt: skip
     scale, window = {"attention_scale"}, {"window"}
     assert reads == {
-        "dense": scale, "delta": set(), "linear": set(), "delta,linear": set(),
-        "dense,delta": scale, "local,dense": scale | window,
+        "dense": scale, "kda": set(), "linear": set(), "kda,linear": set(),
+        "dense,kda": scale, "local,dense": scale | window,
     }  # fmt: skip
 
 

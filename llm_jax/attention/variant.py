@@ -66,6 +66,8 @@ class Variant:
       state: (N, K, H, **reads) -> shape of what it carries from token to token instead of a
         cache of keys. Given `state` [B, *shape] and `valid` [B, T], attend returns
         (output, state).
+      writes: (**reads) -> keys and values of a head and token, beside each other, where these are
+        several: [B, T, K writes, H].
       gate: of model.output_gate: output times gate(projection of the layer's input).
       shared_qk: queries serve as keys; attend's key is None.
       loss: attend returns (output, [B, T] losses), what is minimised beside the objective.
@@ -83,6 +85,7 @@ class Variant:
     projections: Callable[..., dict[str, Projection]] = lambda N, K, H, **_: {}
     decide: Callable | None = None
     state: Callable | None = None
+    writes: Callable[..., int] = lambda **_: 1
     gate: Callable = jax.nn.sigmoid
     shared_qk: bool = False
     loss: bool = False

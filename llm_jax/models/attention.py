@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax import attention as variants
-from llm_jax.attention import Bias, Mask, Scoring, Variant
+from llm_jax.attention import Bias, Mask, Projection, Scoring, Variant
 from llm_jax.models import split
 from llm_jax.models.convolution import ShortConvolution
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
@@ -70,8 +70,9 @@ class Attention(nn.Module):
             self.sow("losses", "attention", sums)
         heads = y.shape[2:]
         if cfg.output_gate:
-            gate = Dense(cfg, (cfg.embed_dim,), heads, ("embed", "heads", "kv"), name="gate")(x)
-            y *= variant.gate(gate)
+            bias = 0.0 if cfg.use_bias else None
+            made = Projection(heads, ("heads", "kv"), bias, rank=cfg.output_gate_rank)
+            y *= variant.gate(self._projected("gate", made, x))
         out = self._dense(heads, (cfg.embed_dim,), ("heads", "kv", "embed"), residual_scale(cfg))
         return out(y, name="out")
 
@@ -91,12 +92,14 @@ class Attention(nn.Module):
         V, shared = reads.get("value_dim", H), reads.get("num_key_heads", 0)
         many, few = (N, "heads"), (shared or K, "kv_heads")
         of_query, of_value = (few, many) if shared else (many, few)
+        writes = variant.writes(**reads)
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
 
-        def made(x, name, heads, size=H, scale=1.0):
+        def made(x, name, heads, size=H, scale=1.0, times=1):
             n, axis = heads
-            y = self._dense((cfg.embed_dim,), (n, size), ("embed", axis, "kv"), scale)(x, name=name)
+            dense = self._dense((cfg.embed_dim,), (n * times, size), ("embed", axis, "kv"), scale)
+            y = dense(x, name=name)
             if not cfg.short_conv or self.cross:
                 return y
             # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
@@ -109,8 +112,8 @@ class Attention(nn.Module):
         query = self._normed("query_norm", made(x, "query", of_query, scale=unscaled))
         key = None
         if not variant.shared_qk:
-            key = lambda x: self._normed("key_norm", made(x, "key", few))
-        value = lambda x: made(x, "value", of_value, V)
+            key = lambda x: self._normed("key_norm", made(x, "key", few, times=writes))
+        value = lambda x: made(x, "value", of_value, V, times=writes)
         if self.cross:
             return query, *self._cross_cache(key, value, source), {}
         k, v = key and key(x), value(x)
@@ -161,21 +164,25 @@ class Attention(nn.Module):
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
         for name, made in variant.projections(*sizes, **reads).items():
-            width, axis = cfg.embed_dim, "embed"
-            y = jax.lax.stop_gradient(x) if made.detached else x
-            if made.rank:
-                down = Dense(cfg, (width,), (made.rank,), ("embed", "latent"), use_bias=False,
-                             name=f"{name}_down")  # fmt: skip
-                y, width, axis = made.inner(down(y)), made.rank, "latent"
-            y = Dense(
-                cfg, (width,), made.shape, (axis, *made.axes), use_bias=made.bias is not None,
-                bias_start=made.bias or 0.0, name=name,
-            )(y)  # fmt: skip
+            y = self._projected(name, made, x)
             turned = made.rotary and cfg.positions == "rotary"
             learned[name] = rotate(cfg, y, positions) if turned else y
             if made.of_keys and self._caches(variant):
                 (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned
+
+    def _projected(self, name, made, x):
+        """What a Projection makes of x [B, T, D]."""
+        cfg, width, axis = self.cfg, self.cfg.embed_dim, "embed"
+        x = jax.lax.stop_gradient(x) if made.detached else x
+        if made.rank:
+            down = Dense(cfg, (width,), (made.rank,), ("embed", "latent"), use_bias=False,
+                         name=f"{name}_down")  # fmt: skip
+            x, width, axis = made.inner(down(x)), made.rank, "latent"
+        return Dense(
+            cfg, (width,), made.shape, (axis, *made.axes), use_bias=made.bias is not None,
+            bias_start=made.bias or 0.0, name=name,
+        )(x)  # fmt: skip
 
     def _decide(self, variant, query):
         # Drawn even where it is decided already: later draws must not depend on it.

@@ -6,6 +6,7 @@ A kind is a function here of its name: the arguments of attend as tensors, of on
 
 import functools
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from unittest import mock
@@ -137,14 +138,74 @@ def mamba2(a):
     return flat.view(y.shape), state.transpose(2, 3)
 
 
+def unit(x):
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def delta_inputs(a):
+    """Queries, keys, values and rates of the delta rule, a token's keys one after the other."""
+    n = a["beta"].shape[-1]
+    in_turn = lambda x: x.unflatten(2, (-1, n)).transpose(2, 3).flatten(1, 2)
+    key, value, beta = (in_turn(x) for x in (a["key"], a["value"], a["beta"].flatten(2)))
+    return unit(heads(a["query"])), unit(heads(key)), heads(value), 2 * beta.sigmoid()
+
+
+def delta_decay(a):
+    speed = a["log_speed"].exp()
+    return -(speed if a["decay"].ndim == 3 else speed[:, None]) * F.softplus(a["decay"])
+
+
 @reference
-def delta(a):
-    unit = lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+def deltanet(a):
+    arrays = (x.transpose(1, 2) for x in delta_inputs(a))
+    y, state = fla("delta_rule.naive").delta_rule_recurrence(*arrays)
+    return normed(y.transpose(1, 2), a["norm"]), state
+
+
+@reference
+def gated_deltanet(a):
     run = fla("gated_delta_rule.naive").naive_recurrent_gated_delta_rule
-    decay = -a["log_speed"].exp() * F.softplus(a["decay"])
-    arrays = unit(a["query"]), unit(heads(a["key"])), heads(a["value"])
-    y, state = run(*arrays, a["rate"].sigmoid(), decay, output_final_state=True)
+    y, state = run(*delta_inputs(a), delta_decay(a), output_final_state=True)
     return normed(y, a["norm"]), state
+
+
+@reference
+def gated_deltaproduct(a):
+    q, k, v, beta = delta_inputs(a)
+    run = fla("gated_delta_product.naive").naive_recurrent_gated_delta_product
+    y, state = run(q, k, v, delta_decay(a), beta, q.shape[-1] ** -0.5, num_householder=2)
+    return normed(y, a["norm"]), state
+
+
+@reference
+def kda(a):
+    q, k, v, beta = delta_inputs(a)
+    run = fla("kda.naive").naive_recurrent_kda
+    y, state = run(q, k, v, delta_decay(a), beta, output_final_state=True)
+    return normed(y, a["norm"]), state
+
+
+@reference
+def rwkv7(a):
+    key, value, rate = heads(a["key"]), heads(a["value"]), a["rate"].sigmoid()
+    removed, added = unit(a["removal"] * key), key * (1 + a["replacement"] * (rate - 1))
+    arrays = a["query"], added, value, -removed, rate * removed
+    decay = -(a["decay"].sigmoid() * math.exp(-0.5))
+    run = fla("generalized_delta_rule.dplr.naive").dplr_recurrence
+    y, state = run(*(x.transpose(1, 2) for x in (*arrays, decay)))
+    y = F.layer_norm(y.transpose(1, 2), y.shape[-1:], eps=1e-5) * a["norm_scale"] + a["norm_bias"]
+    return y + (a["query"] * a["bonus"] * added).sum(-1, keepdim=True) * value, state
+
+
+@reference
+def mesa_net(a):
+    q, k, v = unit(heads(a["query"])), unit(heads(a["key"])), heads(a["value"])
+    rest = F.logsigmoid(a["decay"]), F.softplus(a["ridge"]) + 0.25, a["beta"].sigmoid()
+    run = fla("mesa_net.naive").naive_mesa_net_exact  # of values as wide as keys
+    one, R, G = run(q, k, v[..., :8], *rest)
+    two, _, G2 = run(q, k, v[..., -8:], *rest)
+    join = lambda a, b: torch.cat([a, b[..., 16 - v.shape[-1] :]], dim=-1)
+    return normed(join(one, two), a["norm"]), torch.cat([R, join(G, G2)], dim=-1)
 
 
 @reference

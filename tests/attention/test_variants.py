@@ -17,7 +17,8 @@ READS = {
     "max_length": 160, "random_features": 24, "landmarks": 30, "latent_kv": 6, "latent_rotary": 2,
     "selected_blocks": 4, "index_topk": 20, "index_heads": 16, "index_dim": 4, "lsh_chunk": 16,
     "lsh_hashes": 2, "lsh_buckets": (), "value_dim": 12, "num_key_heads": 2, "slots": 6,
-    "forget_floor": 0.1,
+    "forget_floor": 0.1, "num_householder": 2, "negative_eigenvalues": True,
+    "norm_epsilon": 1e-5, "solver_steps": 30,
 }  # fmt: skip
 PACKED = np.array([[1] * 60 + [2] * 70 + [0] * 20, [1] * 150], np.int32)
 PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)
@@ -42,8 +43,9 @@ def drawn(name, T=T, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
     V, shared = (reads(name).get(x) for x in ("value_dim", "num_key_heads"))
-    out = {"query": draw(B, T, shared or N, H), "key": draw(B, T, shared or K, H)}
-    out["value"] = draw(B, T, N if shared else K, V or H)
+    n = variant.writes(**reads(name))
+    out = {"query": draw(B, T, shared or N, H), "key": draw(B, T, (shared or K) * n, H)}
+    out["value"] = draw(B, T, (N if shared else K) * n, V or H)
     if name == "latent":
         C, R = READS["latent_kv"], READS["latent_rotary"]
         out = {"query": draw(B, T, N, H + R), "key": draw(B, T, 1, C + R), "value": None}
@@ -542,8 +544,7 @@ def test_delta_rule_repeats_what_it_was_told():
     """With orthogonal keys, a rate of one and no decay, a key gives the value last bound to it."""
     keys = jnp.tile(jnp.eye(H), (3, 1))[None, :, None]
     values = jnp.asarray(np.random.default_rng(5).normal(size=keys.shape), jnp.float32)
-    ones, none = jnp.ones((1, 3 * H, 1)), jnp.zeros((1, 3 * H, 1))
-    _, state = delta.delta_rule(keys, keys, values, ones, none, Mask(causal=True))
+    _, state = delta.delta_rule(keys, keys, keys, values, None, Mask(causal=True))
     np.testing.assert_allclose(state[0, 0], values[0, -H:, 0], atol=1e-5)
 
 
@@ -584,7 +585,8 @@ def test_memory_grows_with_the_length_and_not_its_square(name):
         variant = attention.get(name)
         kept = {key: options[key] for key in variant.reads}
         array = lambda *shape: jax.ShapeDtypeStruct((1, T, *shape), jnp.float32)
-        a = {"query": array(2, 8), "key": array(2, 8), "value": array(2, 8)}
+        n = variant.writes(**kept)
+        a = {"query": array(2, 8), "key": array(2 * n, 8), "value": array(2 * n, 8)}
         if name == "latent":
             kept, up = {}, jax.ShapeDtypeStruct((6, 2, 8), jnp.float32)
             a = {"query": array(2, 10), "key": array(1, 8), "up_key": up, "up_value": up}

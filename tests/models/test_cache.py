@@ -65,7 +65,7 @@ def test_every_position_scheme(positions):
 def test_every_kind_of_attention(kind):
     small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
              "block": 2, "selected_blocks": 3, "index_topk": 4, "index_dim": 6, "value_dim": 6,
-             "num_key_heads": 2, "slots": 3}
+             "num_key_heads": 2, "slots": 3, "negative_eigenvalues": True}  # fmt: skip
     model, params = build(attention=kind, **small)
     close(stepwise(model, params), whole(model, params))
 
@@ -83,8 +83,8 @@ def test_every_kind_of_attention(kind):
         {"positions": "axial", "axial_shape": (3, 4), "axial_dims": (6, 10)},
         {"num_layers": 5, "layers": "2 local window=3 rotary_base=50.0, dense num_kv_heads=1",
          "norm_place": "sandwich", "norm_zero_centered": True},
-        {"num_layers": 3, "layers": "rest delta, dense", "positions": "none", "num_kv_heads": 4},
-        {"layers": "dense short_conv=3, delta short_conv=4"},
+        {"num_layers": 3, "layers": "rest kda, dense", "positions": "none", "num_kv_heads": 4},
+        {"layers": "dense short_conv=3, kda short_conv=4"},
     ],
 )
 def test_other_shapes(changes):

@@ -42,8 +42,13 @@ CASES = {
     "linear": {"attention": "linear"},
     "performer": {"attention": "performer"},
     "gated_linear": {"attention": "gated_linear"},
-    "delta": {"attention": "delta"},
-    "short convolutions": {"attention": "delta", "short_conv": 4},
+    "gated_deltanet": {"attention": "gated_deltanet", "value_dim": 48},
+    "kda": {"attention": "kda"},
+    # Two steps a token; one of conjugate gradients, since XLA counts one turn of a loop.
+    "gated_deltaproduct": {"attention": "gated_deltaproduct", "max_length": T // 2},
+    "rwkv7": {"attention": "rwkv7", "max_length": T // 2},
+    "mesa_net": {"attention": "mesa_net", "solver_steps": 1},
+    "short convolutions": {"attention": "gated_deltanet", "short_conv": 4},
     "retnet": {"attention": "retnet", "value_dim": 64},
     "gla": {"attention": "gla", "value_dim": 64},
     "hgrn2": {"attention": "hgrn2"},
@@ -82,12 +87,12 @@ def test_near_what_xla_counts(case):
     cfg = resolved(CASES[case])
     model = models.build(cfg)
     params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
-    batch = {"tokens": jnp.zeros((1, T), jnp.int32)}
+    batch = {"tokens": jnp.zeros((1, cfg.max_length), jnp.int32)}
     if cfg.kind == "encoder_decoder":
         batch["encoder_tokens"] = jnp.zeros((1, S), jnp.int32)
     forward = lambda params, batch: models.logits(model.apply({"params": params}, batch))
     counted = jax.jit(forward).lower(params, batch).cost_analysis()["flops"]
-    ours = train_flops(cfg, 1, T, S if cfg.kind == "encoder_decoder" else 0) / 3
+    ours = train_flops(cfg, 1, cfg.max_length, S if cfg.kind == "encoder_decoder" else 0) / 3
     # XLA counts norms, softmaxes and the like too.
     assert 0.94 < ours / counted < 1.02
 
