@@ -68,6 +68,8 @@ class Variant:
         (output, state).
       writes: (**reads) -> keys and values of a head and token, beside each other, where these are
         several: [B, T, K writes, H].
+      reach: (**reads) -> keys back to which a query sees, itself included, beyond which a cache
+        keeps none. None: all.
       gate: of model.output_gate: output times gate(projection of the layer's input).
       shared_qk: queries serve as keys; attend's key is None.
       loss: attend returns (output, [B, T] losses), what is minimised beside the objective.
@@ -86,6 +88,7 @@ class Variant:
     decide: Callable | None = None
     state: Callable | None = None
     writes: Callable[..., int] = lambda **_: 1
+    reach: Callable[..., int] | None = None
     gate: Callable = jax.nn.sigmoid
     shared_qk: bool = False
     loss: bool = False

@@ -4,6 +4,7 @@ The maths between query, key and value is a pure function of arrays in llm_jax.a
 chosen by name.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,26 @@ from llm_jax.models.convolution import ShortConvolution
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
 from llm_jax.models.positions import rotate
 
+NOWHERE = -(2**30)  # the place of an empty slot: seen by no query
+
+
+def kept(cfg: FrozenConfigDict) -> int | None:
+    """Tokens before a query of which a layer's cache has keys and values; None: all.
+
+    A bias is a function of indices, so that a layer that has one keeps all.
+    """
+    variant = variants.get(cfg.attention)
+    if variant.reach is None or cfg.positions in ("relative", "alibi"):
+        return None
+    return max(variant.reach(**{name: cfg[name] for name in variant.reads}) - 1, 1)
+
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani 2017, 3.2) with grouped queries (Ainslie 2023).
 
     With cache_length S, keys and values live in the 'cache' collection [B, S, K, H]: a call
-    writes its own at `positions` (those from S on nowhere) and attends to all that are there.
+    writes its own at `positions` (those from S on nowhere) and attends to all that are there; a
+    kind with a window keeps as many as it reaches back to.
     Cross-attention fills its cache when `source` is given and reads it when it is not. A
     recurrent kind keeps its state there instead. Where the 'weights' collection is mutable, the
     attention weights [B, N, T, S] are kept there. What the kind of attention decides
@@ -49,6 +64,8 @@ class Attention(nn.Module):
         variant = variants.get(self.kind)
         query, key, value, options = self.project(variant, x, mask, source, positions)
         query, key, value = jax.tree.map(self._annotated, (query, key, value))
+        if not self.cross and self._caches(variant):
+            key, value, mask = self._remember(key, value, mask, positions)
         options |= self._learned(variant, x, positions)
         if variant.decide:
             options["decided"] = self._decide(variant, query)
@@ -120,8 +137,6 @@ class Attention(nn.Module):
         if cfg.positions == "rotary":
             turn = lambda a: rotate(cfg, a, positions)
             query, k = jax.tree.map(turn, (query, k))
-        if self._caches(variant):
-            k, v = self._cached(positions, keys=k, values=v)
         return query, k, v, reads
 
     def _normed(self, name, x):
@@ -209,15 +224,41 @@ class Attention(nn.Module):
     def _caches(self, variant):
         return self.cache_length and not variant.state and "cache" in variant.supports
 
+    def _remember(self, key, value, mask, positions):
+        """Keys and values of all tokens of the cache, and the mask for them."""
+        arrays, length = {"keys": key, "values": value}, kept(self.cfg)
+        if length is None or length >= self.cache_length:
+            return *self._cached(positions, **arrays), mask
+        *arrays, places = self._rolled(positions, length, **arrays)
+        return *arrays, dataclasses.replace(mask, key_places=places)
+
     def _cached(self, positions, **arrays):
         """Each [B, T, ...] written into its cache [B, S, ...], which is returned."""
         # A row's position is its slot: rows of unequal length advance independently.
         rows = jnp.arange(len(positions))[:, None]
         for name, x in arrays.items():
+            if x is None:  # values of the latent kind
+                yield None
+                continue
             shape = (x.shape[0], self.cache_length, *x.shape[2:])
             cache = self.variable("cache", name, jnp.zeros, shape, x.dtype)
             cache.value = cache.value.at[rows, positions].set(x)
             yield cache.value
+
+    def _rolled(self, positions, length, **arrays):
+        """Each [B, T, ...] behind those of up to `length` tokens before, then where all stand.
+
+        A token's slot is its position modulo `length`.
+        """
+        rows, real = jnp.arange(len(positions))[:, None], positions < self.cache_length
+        last = jnp.where(real, positions, -1).max(axis=1, keepdims=True)
+        slots = jnp.where(real & (positions > last - length), positions % length, length)
+        for name, x in (arrays | {"places": positions}).items():
+            shape, empty = (x.shape[0], length, *x.shape[2:]), NOWHERE if name == "places" else 0
+            cache = self.variable("cache", name, jnp.full, shape, empty, x.dtype)
+            both = jnp.concatenate([cache.value, x], axis=1)
+            cache.value = cache.value.at[rows, slots].set(x)
+            yield both
 
     def _cross_cache(self, key, value, source):
         if not self.cache_length:

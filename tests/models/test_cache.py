@@ -128,6 +128,19 @@ def test_padding_behind_a_prompt_is_not_taken_in():
         np.testing.assert_array_equal(written, taken)
 
 
+@pytest.mark.parametrize("kind, slots", [("local", 2), ("chunked", 5), ("dilated", 4)])
+def test_a_window_costs_no_more_than_it_reaches_back(kind, slots):
+    """Keys and values of so many tokens, and where each stands; a bias wants all of them."""
+    for positions in ("rotary", "alibi"):
+        model, params = build(attention=kind, window=3, stride=2, positions=positions)
+        reader = Reader(model, params, None, LENGTH)
+        _, cache = jax.eval_shape(reader.start, TOKENS[:, :5], PROMPTS)
+        found = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+        one = 4 * 2 * 2 * 4  # float32 keys and values of two heads of 4
+        expected = LENGTH * one if positions == "alibi" else slots * (one + 4)
+        assert found == 2 * len(PROMPTS) * expected  # two layers
+
+
 def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed():
     model, params = build(positions="relative")
     right = whole(model, params, None, True)
