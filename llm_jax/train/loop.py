@@ -225,8 +225,12 @@ class Trainer:
         """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""
         given = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         told = lambda name: name in given or re.fullmatch(groups.QUANTIZED, name)  # of those given
-        if new := [name for name in self.setup.groups if not told(name)]:
-            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(new)}")
+        new = [name for name in self.setup.groups if not told(name)]
+        names = [name for name in new if not re.fullmatch(groups.ADAPTERS, name)]
+        if lora := len(new) - len(names):
+            names.append(f"{lora} arrays of LoRA")
+        if names:
+            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(names)}")
         return self.setup.draw_state(place, params)
 
     def facts(self) -> dict[str, Any]:
