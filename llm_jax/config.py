@@ -195,6 +195,10 @@ MASKING = given(
 PROJECTIONS = (
     "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
 )  # fmt: skip
+VALUE_SIZED = (
+    "retnet", "gated_linear", "gla", "hgrn2", "gsa", "based", "rebased", "mamba2", "log_linear",
+)  # fmt: skip
+DELTA = "deltanet", "gated_deltanet", "gated_deltaproduct", "kda"
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
@@ -244,18 +248,33 @@ class Layer:
     # Of a query, those included that it has without a choice: its own (moba), its own, the one
     # before and the first (nsa).
     selected_blocks = whole(16, 1, when=kinds("moba", "nsa"))
+    index_topk = whole(2048, 1, when=kinds("dsa"))  # keys that the indexer chooses for a query
+    index_heads = whole(4, 1, when=kinds("dsa"))  # of the indexer
+    index_dim = whole(64, 2, when=kinds("dsa"))  # of each of them
     random_blocks = whole(3, when=kinds("bigbird"))  # seen beside the neighbours and the ends
     random_features = whole(128, 1, when=kinds("performer"))
     landmarks = whole(64, 1, when=kinds("linformer", "nystrom"))  # compressed length; means
     latent_kv = whole(512, 1, when=kinds("latent"))  # width that keys and values are made of
     latent_query = whole(0, when=kinds("latent"))  # likewise of queries; 0: made of the input
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # dimensions of a head added for it
+    # Sizes of recurrent kinds: of a head's values (0: head_dim); how many heads queries and keys
+    # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
+    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *DELTA, "mesa_net"))
+    num_key_heads = whole(0, 0, 2**16, when=kinds("mamba2", *DELTA, "mesa_net"))
+    # Corrections of a token, each with a key and a value of its own.
+    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
+    negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
+    solver_steps = whole(30, 1, 1024, when=kinds("mesa_net"))  # of conjugate gradients
+    slots = whole(64, 1, when=kinds("gsa"))  # of the memory
+    forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
     lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
     lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
-    attention_scale = number(0.0, when=absent("model.attention", "delta", "linear"))
+    attention_scale = number(
+        0.0, when=absent("model.attention", *DELTA, "rwkv7", "mesa_net", "linear", "mamba2")
+    )  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
     # A norm over each head's queries and keys.
@@ -264,7 +283,10 @@ class Layer:
     qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
     # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
     short_conv = whole(0, 0, 64)
-    output_gate = flag(False)  # attention's output times sigmoid of a projection of its input
+    # Attention's output times a projection of its input, behind a sigmoid (most recurrent: SiLU).
+    output_gate = flag(False)
+    # Of two matrices that it is the product of (Kimi Linear: head_dim); 0: one matrix.
+    output_gate_rank = whole(0, when=given("model.output_gate", True))
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
     experts_per_token = whole(2, 1, when=EXPERTS)
@@ -329,6 +351,8 @@ class Model:
     lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
     # Of PROJECTIONS; (): all. Experts get none.
     lora_targets = texts(empty=False, when=given("model.lora_rank"))
+    # QLoRA: how the frozen projections' and feed-forward kernels are held.
+    lora_quantize = one_of("none", "int8", "int4", "nf4", when=given("model.lora_rank"))
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches; 0: as many as mesh.pipeline has stages.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
@@ -884,9 +908,13 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
     if rotary and "latent" in pattern and m.latent_rotary % 2:
         yield f"model.latent_rotary={m.latent_rotary}: must be even"
+    if rotary and "dsa" in pattern and m.index_dim % 2:
+        yield f"model.index_dim={m.index_dim}: must be even with rotary positions"
     if m.short_conv and (m.kind != "decoder" or "latent" in pattern):
         yield (f"model.short_conv={m.short_conv}: only in model.kind='decoder' (it is causal, and "
                f"not across), got {m.kind!r}; not with attention='latent'")
+    if m.num_key_heads and m.num_heads % m.num_key_heads:
+        yield f"model.num_key_heads={m.num_key_heads}: must divide model.num_heads={m.num_heads}"
     # A causal stack has all buckets on one side; half of a side are exact distances.
     exact = m.relative_buckets // (4 if m.kind == "encoder" else 2)
     if m.positions == "relative" and m.relative_max_distance <= exact:
@@ -934,6 +962,8 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
                f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
+    if m.reversible and "dsa" in m.attention.split(","):
+        yield "model.reversible=True with model.attention='dsa', whose indexer would not learn"
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
@@ -942,6 +972,9 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"model.quantize={m.quantize!r}: not with model.lora_rank={m.lora_rank}; set one"
     if adapted and importlib.util.find_spec("qwix") is None:
         yield f"model.{adapted[0]}={m[adapted[0]]!r}: needs `pip install qwix`"
+    if m.reversible and m.lora_quantize != "none":
+        yield (f"model.lora_quantize={m.lora_quantize!r}: not with model.reversible=True, whose "
+               "backward pass knows no kernels that are integers")
     if unknown := set(m.lora_targets) - set(PROJECTIONS):
         yield (f"model.lora_targets={m.lora_targets}: no projection {min(unknown)!r}; allowed are "
                f"{', '.join(PROJECTIONS)}")
@@ -970,6 +1003,7 @@ def resolve(model: ConfigDict, vocab_size: int) -> ConfigDict:
     m.num_decoder_layers = (both and m.num_decoder_layers) or m.num_layers
     m.num_kv_heads = m.num_kv_heads or m.num_heads
     m.head_dim = m.head_dim or m.embed_dim // m.num_heads
+    m.value_dim = m.value_dim or m.head_dim
     m.embedding_dim = m.embedding_dim or m.embed_dim
     m.mlp_dim = m.mlp_dim or 4 * m.embed_dim
     return m

@@ -2,8 +2,8 @@
 
     5 local window=1024, 1 dense            five local layers to one global, as often as it takes
     3 num_experts=0 mlp_dim=18432, rest     the first three dense, the others as model.* says
-    rest delta, 1 dense                     the last one full attention
-    2 delta, rest (3 delta, 1 latent)       a pattern behind a beginning
+    rest kda, 1 dense                       the last one full attention
+    2 kda, rest (3 kda, 1 latent)           a pattern behind a beginning
 
 An item is a count (1 where it is left out) or `rest`, then a kind of attention, settings, both or
 neither; or a list in parentheses. A list without `rest` is repeated, and cut, to the depth.

@@ -109,6 +109,8 @@ NOT_ZERO = {
     "model.rotary_original_length", "model.relative_buckets", "model.relative_max_distance",
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
+    "model.slots", "model.num_householder", "model.solver_steps", "model.selected_blocks",
+    "model.index_topk", "model.index_heads", "model.index_dim",
     "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
     "data.shards", "data.ramp_start", "data.mixture_temperature", "data.doc_stride",
     "objective.beta", "eval.beams", "optimizer.eps", "train.steps", "train.log_every",
@@ -274,14 +276,14 @@ def test_sizes_that_are_derived_are_filled_in():
 
 def test_of_kinds_that_alternate_one_that_reads_a_key_is_enough():
     config, reads = base(), {}
-    for kinds in ("dense", "delta", "linear", "delta,linear", "dense,delta", "local,dense"):
+    for kinds in ("dense", "kda", "linear", "kda,linear", "dense,kda", "local,dense"):
         config.model.attention = kinds
         reads[kinds] = {k for k in ("attention_scale", "window") 
                         if not configs.unread(config, f"model.{k}")}  # fmt: skip
     scale, window = {"attention_scale"}, {"window"}
     assert reads == {
-        "dense": scale, "delta": set(), "linear": set(), "delta,linear": set(),
-        "dense,delta": scale, "local,dense": scale | window,
+        "dense": scale, "kda": set(), "linear": set(), "kda,linear": set(),
+        "dense,kda": scale, "local,dense": scale | window,
     }  # fmt: skip
 
 

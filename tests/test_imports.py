@@ -22,9 +22,12 @@ MAY_USE = {
     "decode": {"config", "attention", "data", "models", "objectives"},
     "hub": {"config", "files", "data", "models", "objectives", "pattern", "sharding", "train"},
     "console": set(),
+    "audit": {
+        "config", "data", "decode", "files", "library", "models", "record", "sweep", "train",
+    },
     "commands": {
-        "config", "console", "data", "decode", "files", "hub", "models", "objectives", "pod",
-        "sharding", "sweep", "train",
+        "audit", "config", "console", "data", "decode", "files", "hub", "models", "objectives",
+        "pod", "sharding", "sweep", "train",
     },
     "record": {"files"},
     "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},

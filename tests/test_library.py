@@ -64,9 +64,9 @@ def test_a_kind_without_weights_says_so():
     from llm_jax.library import Pretrained
     from tests.tiny_models import tiny_model
 
-    model, params = tiny_model(attention="delta", num_kv_heads=0, positions="none")
+    model, params = tiny_model(attention="kda", num_kv_heads=0, positions="none")
     lm = Pretrained(configs.base(), model, params, None)
-    with pytest.raises(ConfigError, match="delta"):
+    with pytest.raises(ConfigError, match="kda"):
         lm.attention_weights({"tokens": IDS % 11})
     assert lm.hidden_states({"tokens": IDS % 11}).shape == (3, 2, 5, 16)
 

@@ -35,6 +35,7 @@ CALLS = {
         "train.run.load_params": (RUN, None, None, 3),
         "decode.complete": END,
     }),
+    "audit": ([], {"audit.Subject": RUN, "audit.audit": END}),
     "export": (["--to=there"], {"hub.runs.export_run": END}),
     "import": (["--from=here"], {"hub.runs.import_run": END}),
     "prepare": (["--name=x"], {"data.prepare.prepare": END}),
@@ -52,7 +53,7 @@ CALLS = {
     }),
 }  # fmt: skip
 BESIDE = {"--compiles": ["--search"], "--index": ["--of=2"], "--of": ["--of=2"]}
-VALUES = {"--config": "configs/quickstart.py", "--axis": "a=1,2", "--index": "1",
+VALUES = {"--only": "cost", "--config": "configs/quickstart.py", "--axis": "a=1,2", "--index": "1",
           "--prompts": launch.__file__}  # fmt: skip
 
 

@@ -15,16 +15,16 @@ from llm_jax.models.stack import Block, Context, Stack
 
 LOCAL, GLOBAL = {"attention": "local", "window": "2"}, {"attention": "dense"}
 DENSE, REST = {"num_experts": "0", "mlp_dim": "18432"}, {}
-DELTA, LATENT, FIRST = {"attention": "delta"}, {"attention": "latent"}, {"attention": "a", "b": "0"}
+DELTA, LATENT, FIRST = {"attention": "kda"}, {"attention": "latent"}, {"attention": "a", "b": "0"}
 # The sentence of a paper, a depth, and its layers by hand.
 SAID = {
     "5 local window=2, 1 dense": ([*[LOCAL] * 5, GLOBAL] * 4 + [LOCAL] * 2),
     "3 num_experts=0 mlp_dim=18432, rest": [DENSE] * 3 + [REST] * 58,
-    "3 delta, latent": [DELTA, DELTA, DELTA, LATENT] * 3,
-    "rest delta, 1 latent": [DELTA] * 11 + [LATENT],
-    "a b=0, 2 delta, latent, rest (3 delta, latent), 2 delta, latent":
+    "3 kda, latent": [DELTA, DELTA, DELTA, LATENT] * 3,
+    "rest kda, 1 latent": [DELTA] * 11 + [LATENT],
+    "a b=0, 2 kda, latent, rest (3 kda, latent), 2 kda, latent":
         [FIRST, DELTA, DELTA, LATENT, *[DELTA, DELTA, DELTA, LATENT] * 5, DELTA, DELTA, LATENT],
-    "2 (2 delta, latent), rest": [DELTA, DELTA, LATENT] * 2 + [REST],
+    "2 (2 kda, latent), rest": [DELTA, DELTA, LATENT] * 2 + [REST],
     "local lsh_buckets=(2, 4)": [{"attention": "local", "lsh_buckets": "(2, 4)"}] * 2,
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ STACKS = {
     "2 dense, local window=2, lsh lsh_chunk=4": {"num_layers": 5, "reversible": True,
                                                  "num_kv_heads": 4},
     "2 norm_place=sandwich activation=relu, norm_place=post": {"num_layers": 4, "remat": "full"},
-    "dense, local window=2, delta": {"num_layers": 6, "num_kv_heads": 4, "positions": "none",
+    "dense, local window=2, kda": {"num_layers": 6, "num_kv_heads": 4, "positions": "none",
                                      "scan": False},
 }  # fmt: skip
 B, T, D = 2, 9, 16

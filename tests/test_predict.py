@@ -1,6 +1,7 @@
 """`predict`: every kind of input, order, bad rows, and an output that is continued."""
 
 import copy
+import fcntl
 import json
 
 import jax
@@ -155,6 +156,10 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
         code = commands.main(["predict", f"--workdir={run[0]}", *map(str, options)])
         assert code == 2 and message in capsys.readouterr().err
     assert (tmp_path / "out").read_bytes() == before
+    with (tmp_path / "out").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as of another process
+        predict(run[0], tmp_path / "in.txt", tmp_path / "out", code=2)
+    assert "another process is writing it" in capsys.readouterr().err
 
 
 def test_columns_of_other_names_are_named_and_a_file_without_any_is_refused(run, tmp_path, capsys):
@@ -199,6 +204,15 @@ def test_another_file_is_scored_and_training_s_is_not_read(run, tmp_path, capsys
     right = np.mean([row["label"] == row["true"] for row in rows])
     assert found["split"] == "test" and found["examples"] == 40
     assert found["accuracy"] == pytest.approx(right)
+
+    # The scores are told, too, where no report can be written.
+    (run[0] / "report.md").unlink()
+    (run[0] / "report.md").mkdir()
+    assert commands.main(["eval", *asked, *columns]) == 0
+    found_again, err = capsys.readouterr()
+    assert json.loads(found_again.splitlines()[-1])["accuracy"] == found["accuracy"]
+    assert "no report.md can be written there" in err
+    (run[0] / "report.md").rmdir()
 
 
 def test_lines_of_text_are_no_table_of_the_columns_of_training(run, tmp_path):

@@ -32,7 +32,7 @@ KINDS = {
     "linear": {"model.attention": "linear"},
     "performer": {"model.attention": "performer", "model.random_features": 64},
     "gated linear": {"model.attention": "gated_linear"},
-    "delta": {"model.attention": "delta"},
+    "delta": {"model.attention": "gated_deltanet"},
 }
 MAIN = (
     "softmax", "window 32", "strided, window 16", "bigbird", "lsh", "talking heads", "sigmoid",

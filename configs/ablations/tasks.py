@@ -41,7 +41,7 @@ KINDS = {
     "window 8": {"model.attention": "local", "model.window": 8},
     "linear": {"model.attention": "linear"},
     "gated linear": {"model.attention": "gated_linear"},
-    "delta": {"model.attention": "delta"},
+    "delta": {"model.attention": "gated_deltanet"},
 }
 SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is what all of them can do
 

@@ -37,7 +37,7 @@ def attend(
         return dense.attend(query, key, value, mask, scoring)
     chosen = jnp.asarray(choose(N, C, random_blocks, mask.causal) if seen is None else seen)[None]
     padded = jnp.pad(query, ((0, 0), (0, C * block - T), (0, 0), (0, 0)))
-    y = blocks.attend(padded, key, value, mask, scoring, chosen, block)[:, :T]
+    y = blocks.attend(padded, key, value, mask, scoring, chosen, block)[0][:, :T]
     return y if mask.causal else _ends(y, block, query, key, value, mask, scoring)
 
 

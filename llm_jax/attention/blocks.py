@@ -18,8 +18,10 @@ KEYS = 2**16  # gathered at a time, of each head
 def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, chosen: Array,
     block: int, start: int | Array = 0,
-) -> Array:
-    """Returns [B, T, N, V]: softmax over those keys of the chosen blocks that the mask shows.
+) -> tuple[Array, Array]:
+    """Returns [B, T, N, V], softmax over those keys of the chosen blocks that the mask shows.
+
+    And its weights [B, J k, N / (J k), C, T / C, M block] by those keys, k key heads a group.
 
     Args:
       query: [B, T, N, H], the mask's queries from `start`.
@@ -53,9 +55,9 @@ def attend(
         visible = visible & (ours == at(mask.key_segments, theirs))
     visible = jnp.repeat(jnp.broadcast_to(visible, (B, J, *visible.shape[2:])), k, axis=1)
     weights = scoring.weights(scoring.scores(grouped, H), visible[:, :, None], start)
-    weights = weights.reshape(products.shape).astype(value.dtype)
-    y = jnp.einsum("bjkgcqs,bjcskv->bcqjkgv", weights, pick(value))
-    return y.reshape(B, T, N, -1)
+    own = weights.reshape(products.shape).astype(value.dtype)
+    y = jnp.einsum("bjkgcqs,bjcskv->bcqjkgv", own, pick(value))
+    return y.reshape(B, T, N, -1), weights
 
 
 def at(x: Array, index: Array) -> Array:

@@ -1,4 +1,6 @@
-"""The gated delta rule: linear attention whose state is corrected towards each value."""
+"""The delta rule: linear attention whose state is corrected towards each value."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,64 +8,99 @@ from jax import Array
 
 from llm_jax.attention import recurrent
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import EPSILON, rms_norm
+from llm_jax.attention.norm import rms_norm
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
 def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
-    *, rate: Array, decay: Array, log_speed: Array, norm: Array, state: Array | None = None,
-    valid: Array | None = None,
+    *, beta: Array, norm: Array, norm_epsilon: float, negative_eigenvalues: bool,
+    decay: Array | None = None, log_speed: Array | None = None, state: Array | None = None,
+    valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, H]: RMSNorm(q_t S_t / sqrt(H)), q and k of length 1, b = sigmoid(rate),
+    """Returns [B, T, N, V]: RMSNorm(q_t S_t / sqrt(H)), q and k of length 1, b = sigmoid(beta),
 
-      S_t = a_t (S_(t-1) - b_t k_t (k_t S_(t-1))) + b_t k_t v_t^T,  a = exp(-speed softplus(decay)).
+      S_t = (I - b_t k_t k_t^T) diag(a_t) S_(t-1) + b_t k_t v_t^T,  a = exp(-speed softplus(decay)).
 
-    Yang 2025, https://arxiv.org/abs/2412.06464, equation 10, in chunks by its section 3.3.
+    DeltaNet (Yang 2024, https://arxiv.org/abs/2406.06484) has no decay, Gated DeltaNet (Yang 2025,
+    https://arxiv.org/abs/2412.06464, equation 10) one a head, Kimi Delta Attention (Kimi 2025,
+    https://arxiv.org/abs/2510.26692, equation 1) one a channel. Gated DeltaProduct (Siems 2025,
+    https://arxiv.org/abs/2502.10297, section 3) has n keys and values a token, taken in turn.
 
     Args:
-      rate, decay: [B, T, N].
-      log_speed: [N], logarithm of the speed.
-      norm: [H], scale of the norm that each head has by itself.
-      state: [B, N, H, H] before the first token; returned with the output.
+      key, value: [B, T, K n, H], those of a head beside each other.
+      beta: [B, T, N, n].
+      norm: [V], scale of the norm that each head has by itself.
+      decay: [B, T, N] or [B, T, N, H]; None: S does not decay.
+      log_speed: [N], logarithm of the speed, A_log.
+      negative_eigenvalues: b = 2 sigmoid(beta), so that a key may be reflected, and not only
+        forgotten (Grazzi 2025, https://arxiv.org/abs/2411.12537).
+      state: [B, N, H, V] before the first token; returned with the output.
       valid: [B, T], of the tokens that may change the state; given with it.
     """
-    N = query.shape[2]
-    rate = jax.nn.sigmoid(rate.astype(jnp.float32))
-    log_decay = -jnp.exp(log_speed) * jax.nn.softplus(decay.astype(jnp.float32))
-    rate, log_decay = recurrent.hold(valid, rate), recurrent.hold(valid, log_decay)
-    y, after = delta_rule(
-        _unit(query.astype(jnp.float32)), _unit(recurrent.repeat(key, N)),
-        recurrent.repeat(value, N), rate, log_decay, mask, state,
-    )  # fmt: skip
-    y = rms_norm(y, norm, EPSILON).astype(value.dtype)
+    B, T, N, n = beta.shape
+    b = jax.nn.sigmoid(beta.astype(jnp.float32)) * (1 + negative_eigenvalues)
+    b = recurrent.hold(valid, b).swapaxes(2, 3).reshape(B, T * n, N, 1)
+    log_decay = None
+    if decay is not None:
+        speed = jnp.exp(log_speed).reshape(N, *[1] * (decay.ndim - 3))
+        log_decay = recurrent.hold(valid, -speed * jax.nn.softplus(decay.astype(jnp.float32)))
+
+    def in_turn(x):  # [B, T, K n, H] -> [B, T n, N, H]
+        x = x.reshape(B, T, -1, n, x.shape[-1]).swapaxes(2, 3)
+        return recurrent.repeat(x.reshape(B, T * n, -1, x.shape[-1]), N)
+
+    q, k, v = unit(recurrent.repeat(query, N)), unit(in_turn(key)), in_turn(value)
+    y, after = delta_rule(q * q.shape[-1] ** -0.5, b * k, k, b * v, log_decay, mask, state)
+    y = rms_norm(y, norm, norm_epsilon).astype(value.dtype)
     return y if state is None else (y, after)
 
 
 def delta_rule(
-    query: Array, key: Array, value: Array, rate: Array, log_decay: Array, mask: Mask,
+    query: Array, erase: Array, key: Array, value: Array, log_decay: Array | None, mask: Mask,
     state: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Returns q_t S_t / sqrt(H) [B, T, N, V] and the last state, as `attend` defines them.
+    """Returns query_t S_t [B, T, N, V] and the last state, S_t being decay_t S_(t-1) after each
 
-    Within a chunk, what each token writes depends on what those before it wrote: one triangular
-    system a chunk (section 3.3 of the paper; the WY form of Bischof 1985).
+      S <- S + key (value - erase S)^T
+
+    of token t's n. Within a chunk, what each writes depends on what those before it wrote: one
+    triangular system a chunk (section 3.3 of Gated DeltaNet; the WY form of Bischof 1985).
+
+    Args:
+      query: [B, T, N, M].
+      erase, key: [B, T n, N, M], a token's beside each other.
+      value: [B, T n, N, V].
+      log_decay: [B, T, N] or, of each channel, [B, T, N, M]; None: no decay.
+      state: [B, N, M, V] before the first token; None: zeros.
     """
-    B, _, N, H = query.shape
+    B, T, N, M = query.shape
+    n = key.shape[1] // T
     if state is None:
-        state = jnp.zeros((B, N, H, value.shape[-1]))
+        state = jnp.zeros((B, N, M, value.shape[-1]))
+    if n > 1:  # a token decays the state before its first, and asks behind its last
+        query = _among(query, n, n - 1)
+        log_decay = None if log_decay is None else _among(log_decay, n, 0)
+        if (segments := mask.query_segments) is not None:
+            mask = dataclasses.replace(mask, query_segments=jnp.repeat(segments, n, axis=1))
 
     def chunk(state, arrays, decays):
-        q, k, v, b = arrays
-        b = b[..., None]
-        recalled = (k * decays.arriving) @ state
-        written = inverse(jnp.tril(b * decays.scores(k, k), -1)) @ (b * (v - recalled))
+        q, e, k, v = arrays
+        recalled = (e * decays.arriving) @ state
+        written = inverse(jnp.tril(decays.scores(e, k), -1)) @ (v - recalled)
         y = decays.scores(q, k) @ written + (q * decays.arriving) @ state
         added = jnp.einsum("bnim,bniv->bnmv", k * decays.leaving, written)
         return y, state * decays.through + added
 
-    return recurrent.run(chunk, (query * H**-0.5, key, value, rate), log_decay, mask, state)
+    y, state = recurrent.run(chunk, (query, erase, key, value), log_decay, mask, state)
+    return y[:, n - 1 :: n], state
+
+
+def _among(x, n, at):
+    """[B, T, ...] -> [B, T n, ...], each the one `at` of n, the others zero."""
+    x = jnp.pad(x[:, :, None], [(0, 0), (0, 0), (at, n - 1 - at)] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def inverse(lower: Array) -> Array:
@@ -89,28 +126,67 @@ def inverse(lower: Array) -> Array:
     return inverted[..., 0, :c, :c]
 
 
-def _unit(x):
+def unit(x: Array) -> Array:
+    """Returns x at length 1, last axis."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
-def _within(c, H):
-    """Four products of a chunk with itself, and its inverse, for each token."""
-    return 8 * c * H + 2 * c * c / 3
+def flops(T: int, N: int, H: int, V: int, n: int = 1, apart: bool = False) -> float:
+    """FLOPs of `delta_rule`; apart: where channels decay apart, scores are of the seen pairs."""
+    c = min(T * n, recurrent.CHUNK)
+    return T * n * N * (6 * H * V + (2 if apart else 4) * c * H + 4 * c * V + 2 * c * c / 3)
 
 
-VARIANT = Variant(
+def _norm(N, K, H, value_dim, **_):
+    return {"norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)}
+
+
+def _gated(*sizes, **reads):
+    return _norm(*sizes, **reads) | {"log_speed": Weight((sizes[0],), ("heads",))}
+
+
+def _beta(N, K, H, num_householder=1, **_):
+    return {"beta": Projection((N, num_householder), ("heads", "kv"))}
+
+
+def _decay(N, K, H, **reads):
+    return _beta(N, K, H, **reads) | {"decay": Projection((N,), ("heads",), bias=-3.0)}
+
+
+DELTANET = Variant(
     attend,
     supports=able("causal packing cache grouped"),
-    flops=lambda T, S, N, H: T * N * (6 * H * H + _within(min(T, recurrent.CHUNK), H)),
-    memory=lambda T, S, N, H: T * N * H,
+    flops=lambda T, S, N, H, value_dim, num_householder=1, **_: (
+        flops(T, N, H, value_dim, num_householder)
+    ),
+    memory=lambda T, S, N, H, value_dim, num_householder=1, **_: (
+        T * N * max(H, value_dim) * num_householder
+    ),
+    source="Yang et al. 2024, https://arxiv.org/abs/2406.06484",
+    reads=("value_dim", "num_key_heads", "norm_epsilon", "negative_eigenvalues"),
+    weights=_norm,
+    projections=_beta,
+    state=lambda N, K, H, value_dim, **_: (N, H, value_dim),
+    gate=jax.nn.silu,
+)
+GATED_DELTANET = dataclasses.replace(
+    DELTANET,
     source="Yang et al. 2025, https://arxiv.org/abs/2412.06464",
-    weights=lambda N, K, H: {
-        "norm": Weight((H,), ("kv",), jax.nn.initializers.ones),
-        "log_speed": Weight((N,), ("heads",), jax.nn.initializers.zeros),
-    },
-    projections=lambda N, K, H: {
-        "rate": Projection((N,), ("heads",), bias=0.0),
-        "decay": Projection((N,), ("heads",), bias=-3.0),
-    },
-    state=lambda N, K, H: (N, H, H),
+    weights=_gated,
+    projections=_decay,
+)
+GATED_DELTAPRODUCT = dataclasses.replace(
+    GATED_DELTANET,
+    source="Siems et al. 2025, https://arxiv.org/abs/2502.10297",
+    reads=(*DELTANET.reads, "num_householder"),
+    writes=lambda num_householder, **_: num_householder,
+)
+KDA = dataclasses.replace(
+    GATED_DELTANET,
+    source="Kimi Team 2025, https://arxiv.org/abs/2510.26692",
+    flops=lambda T, S, N, H, value_dim, **_: flops(T, N, H, value_dim, apart=True),
+    projections=lambda N, K, H, **reads: (
+        _beta(N, K, H) | {"decay": Projection((N, H), ("heads", "kv"), bias=-3.0, rank=H)}
+    ),
+    gate=jax.nn.sigmoid,
 )

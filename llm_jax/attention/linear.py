@@ -1,13 +1,16 @@
-"""Linear attention by feature maps: elu + 1 (Katharopoulos), random features (Performer)."""
+"""Linear attention by feature maps: elu + 1, random features (Performer), squares (Based)."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.norm import layer_norm
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.scoring import PLAIN, Scoring
-from llm_jax.attention.variant import Variant, able
+from llm_jax.attention.variant import Variant, Weight, able
 
 
 def attend(
@@ -64,10 +67,50 @@ def directions(query: Array, key: Array, random_features: int) -> Array:
     return rows[:random_features].T
 
 
-def ratio(
-    query: Array, key: Array, value: Array, mask: Mask, state: Array | None, valid: Array | None
+def attend_based(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns query (sum key value^T) / query (sum key), [B, T, N, H], of features [B, T, N, M]."""
+    """Returns `attend` with f(q) f(k) = 1 + z + z^2 / 2, z = scale q k: exp(z), to second order.
+
+    Based (Arora 2024, https://arxiv.org/abs/2402.18668, section 4.1), for keys of some 16 channels:
+    there are 1 + H + H (H + 1) / 2 features.
+    """
+    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
+
+    def f(x):
+        x = x * root
+        return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares(x) / 2**0.5], axis=-1)
+
+    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
+    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+
+
+def attend_rebased(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, gamma: Array, beta: Array, state: Array | None = None, valid: Array | None = None, **_,
+) -> Array | tuple[Array, Array]:
+    """Returns `attend` with f(q) f(k) = (scale g(q) g(k))^2, g(x) = gamma norm(x) + beta.
+
+    ReBased (Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3); gamma, beta [H] learned.
+    """
+    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    f = lambda x: squares(layer_norm(x, gamma, beta) * root)
+    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
+    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+
+
+def squares(x: Array) -> Array:
+    """Returns [..., H (H + 1) / 2], whose products are those of x [..., H] squared."""
+    rows, columns = jnp.tril_indices(x.shape[-1])
+    return x[..., rows] * x[..., columns] * jnp.where(rows == columns, 1, 2**0.5)
+
+
+def ratio(
+    query: Array, key: Array, value: Array, mask: Mask, state: Array | None, valid: Array | None,
+    least: float = 1e-30,
+) -> Array | tuple[Array, Array]:
+    """Returns query (sum key value^T) / (query (sum key) + least), of features [B, T, N, M]."""
     dtype, value = value.dtype, repeat(value, query.shape[2])
     value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
     if mask.causal:
@@ -76,7 +119,7 @@ def ratio(
         y = jnp.einsum("btnm,bnmv->btnv", query, jnp.einsum("bsnm,bsnv->bnmv", key, value))
     else:
         y = _both_ways(query, key, value, mask)
-    y = (y[..., :-1] / (y[..., -1:] + 1e-30)).astype(dtype)
+    y = (y[..., :-1] / (y[..., -1:] + least)).astype(dtype)
     return y if state is None else (y, state_after)
 
 
@@ -112,4 +155,35 @@ PERFORMER = Variant(
     reads=("random_features",),
     decide=directions,
     state=_state,
+)
+
+
+def _squared(first):
+    """Of feature maps with squares: `first` features before them."""
+    M = lambda H: H * (H + 1) // 2 + first(H)
+    return dict(
+        flops=lambda T, S, N, H, value_dim: (
+            2 * T * N * (2 * M(H) * value_dim + min(T, CHUNK) * (M(H) + value_dim))
+        ),
+        memory=lambda T, S, N, H, value_dim: 2 * T * N * M(H),
+        reads=("value_dim",),
+        state=lambda N, K, H, value_dim: (N, M(H), value_dim + 1),
+    )
+
+
+BASED = dataclasses.replace(
+    VARIANT,
+    attend=attend_based,
+    source="Arora et al. 2024, https://arxiv.org/abs/2402.18668",
+    **_squared(lambda H: 1 + H),
+)
+REBASED = dataclasses.replace(
+    VARIANT,
+    attend=attend_rebased,
+    source="Aksenov et al. 2024, https://arxiv.org/abs/2402.10644",
+    weights=lambda N, K, H, value_dim: {
+        "gamma": Weight((H,), ("kv",), jax.nn.initializers.ones),
+        "beta": Weight((H,), ("kv",)),
+    },
+    **_squared(lambda H: 0),
 )

@@ -125,9 +125,11 @@ VARIANT = Variant(
     source="Child et al. 2019, https://arxiv.org/abs/1904.10509; Brown et al. 2020, "
     "https://arxiv.org/abs/2005.14165",
     reads=("window",),
+    reach=lambda window: window,
 )
 CHUNKED = dataclasses.replace(
     VARIANT,
     attend=attend_chunked,
+    reach=lambda window: 2 * window,
     source="Kitaev et al. 2020, https://arxiv.org/abs/2001.04451, its local layers",
 )

@@ -26,6 +26,8 @@ class Mask:
       query_offset: () or [B] int; index of the first query among the keys, for decoding
         with a cache. None: 0.
       prefix: [B] int; every query sees this many leading keys (a prefix language model).
+      key_places: [B, S] int; where the keys stand, of a cache that keeps the last alone. None:
+        each at its index.
       causal: a query sees no later key.
       window: keys a query sees back, itself included; without `causal` as many ahead.
       chunk: length of the chunks that positions fall into; a query sees its own and the one
@@ -38,6 +40,7 @@ class Mask:
     key_segments: Array | None = None
     query_offset: Array | None = None
     prefix: Array | None = None
+    key_places: Array | None = None
     causal: bool = _static(False)
     window: int | None = _static(None)
     chunk: int | None = _static(None)
@@ -63,7 +66,8 @@ class Mask:
     @property
     def aligned(self) -> bool:
         """Whether all rows' queries start at the same key, and nothing is seen out of order."""
-        return self.prefix is None and (self.query_offset is None or self.query_offset.ndim == 0)
+        in_order = self.prefix is None and self.key_places is None
+        return in_order and (self.query_offset is None or self.query_offset.ndim == 0)
 
     def dense(self, T: int, S: int) -> Array | None:
         """Returns bool [B or 1, 1, T, S], true where query t sees key s; None: everywhere."""
@@ -75,6 +79,8 @@ class Mask:
         if self.causal or self.window or self.chunk or self.stride:
             query = self.places(start, T)[..., None]
             key = (first + jnp.arange(S))[None, None, :]
+            if self.key_places is not None:
+                key = jax.lax.dynamic_slice_in_dim(self.key_places, first, S, axis=1)[:, None]
             visible = self.near(query, key)
             if self.prefix is not None:
                 visible |= key < jnp.reshape(self.prefix, (-1, 1, 1))

@@ -37,7 +37,7 @@ def attend(
         seen = blocks.complete(mask, start, t, S, block)[:, None]
         own = (mask.places(start, t) // block)[:, None, :, None] == jnp.arange(gates.shape[-1])
         chosen = blocks.choose(gates, seen, own, selected_blocks)
-        return blocks.attend(query, key, value, mask, scoring, chosen, block, start)
+        return blocks.attend(query, key, value, mask, scoring, chosen, block, start)[0]
 
     return by_rows(rows, query, blocks.size(block * selected_blocks))
 

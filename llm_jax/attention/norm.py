@@ -18,3 +18,13 @@ def rms_norm(x: Array, scale: Array | None, eps: float) -> Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
     return (y if scale is None else y * scale).astype(x.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, float32, last axis: of each head.
+
+    Over heads [..., N, H] this is what RWKV calls a group norm.
+    """
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON) * scale + bias

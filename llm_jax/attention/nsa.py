@@ -51,14 +51,12 @@ def attend(
         always = (c == begin) | (c == own) | ((c == own - 1) & (c >= begin))
         best = jax.lax.stop_gradient(weights.sum(2))
         chosen = blocks.choose(best, seen[:, :, 0], always, selected_blocks)
-        selected = blocks.attend(query, key, value, mask, scoring, chosen, block, start)
-        compressed = compressed.reshape(selected.shape).astype(selected.dtype)
-        return jnp.concatenate([compressed, selected], axis=-1)
+        selected, _ = blocks.attend(query, key, value, mask, scoring, chosen, block, start)
+        return compressed.reshape(selected.shape).astype(selected.dtype), selected
 
-    y = by_rows(rows, query, blocks.size(block * selected_blocks))
-    compressed, selected = jnp.split(y, 2, axis=-1)
+    compressed, selected = by_rows(rows, query, blocks.size(block * selected_blocks))
     sliding = local.attend(query, key, value, mask, scoring, window=window)
-    gates = jax.nn.sigmoid(gates.astype(jnp.float32)).astype(y.dtype)[..., None]
+    gates = jax.nn.sigmoid(gates.astype(jnp.float32)).astype(value.dtype)[..., None]
     return gates[..., 0, :] * compressed + gates[..., 1, :] * selected + gates[..., 2, :] * sliding
 
 

@@ -1,6 +1,7 @@
 """Chunkwise recurrence of linear attention: a state from chunk to chunk, each chunk in parallel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +15,22 @@ CHUNK = 64  # a power of two
 
 def run(
     chunk: Callable[..., tuple[Array, Array]], arrays: tuple[Array, ...], log_decay: Array | None,
-    mask: Mask, state: Array, strict: bool = False,
-) -> tuple[Array, Array]:
+    mask: Mask, state: Any, strict: bool = False, largest: int = CHUNK,
+) -> tuple[Array, Any]:
     """Returns outputs [B, T, N, V] and the last state, of a causal recurrence in chunks.
 
     Args:
-      chunk: (state, arrays of a chunk [B, N, c, ...], Decays) -> (output [B, N, c, V], state).
+      chunk: (state, arrays of a chunk [B, N, c, ...], Decays) -> (output [B, N, c, V], state), for
+        chunks of `chunk_size` tokens.
       arrays: [B, T, N, ...], where zeros must leave the state as it is.
       log_decay: of the state before each token, at most 0: [B, T, N], or [B, T, N, M] where
         channels of the state decay apart; None: no decay.
       mask: its segments, each in one piece, do not see each other's states.
-      state: [B, N, ...] float32 before the first token.
+      state: before the first token; arrays of any shape.
       strict: a token's output is of the state before it.
     """
     B, T = arrays[0].shape[:2]
-    size = min(CHUNK, 1 << (T - 1).bit_length())
+    size = chunk_size(T, largest)
     count = -(-T // size)
 
     def chunks(x):  # [B, T, N, ...] -> [count, B, N, size, ...]
@@ -79,6 +81,11 @@ def sum_of_products(
         return y, state * decays.through + added
 
     return run(chunk, (query, key, value), log_decay, mask, state, strict)
+
+
+def chunk_size(T: int, largest: int = CHUNK) -> int:
+    """Tokens of a chunk of a row of T, a power of two."""
+    return min(largest, 1 << (T - 1).bit_length())
 
 
 def hold(valid: Array | None, x: Array | None) -> Array | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +14,25 @@ from llm_jax.attention.scoring import Scoring
 BLOCK = 128
 
 
-def by_rows(
-    rows: Callable[[Array, Array], Array], query: Array, size: int = BLOCK
-) -> Array:
+def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) -> Any:
     """Returns rows(query [B, t, N, H], start) -> [B, t, N, V] for all of query [B, T, N, H].
 
-    So many queries at a time as `size` says. The backward pass computes each block again: memory
-    is that of one.
+    Either may be several arrays. `size` queries are taken at a time; the backward pass computes
+    each block again: memory is that of one.
     """
-    B, T, N, H = query.shape
+    T = jax.tree.leaves(query)[0].shape[1]
     if T <= size:
         return rows(query, jnp.zeros((), jnp.int32))
     count = -(-T // size)
-    blocks = jnp.pad(query, [(0, 0), (0, count * size - T), (0, 0), (0, 0)])
-    blocks = blocks.reshape(B, count, size, N, H).swapaxes(0, 1)
+
+    def cut(x):  # [B, T, ...] -> [count, B, size, ...]
+        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(len(x), count, size, *x.shape[2:]).swapaxes(0, 1)
+
     one = jax.checkpoint(lambda x: rows(*x), prevent_cse=False)
-    y = jax.lax.map(one, (blocks, jnp.arange(count) * size))
-    return y.swapaxes(0, 1).reshape(B, count * size, N, -1)[:, :T]
+    y = jax.lax.map(one, (jax.tree.map(cut, query), jnp.arange(count) * size))
+    join = lambda y: y.swapaxes(0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :T]
+    return jax.tree.map(join, y)
 
 
 def scores(
@@ -53,11 +56,15 @@ def of_products(
     """Returns `scores` of products [B, N, t, S] of heads of size H."""
     t, S = products.shape[2:]
     bias = scoring.bias and scoring.bias.block(mask.query_offset, start, t, 0, S)
-    if mask.query_segments is not None and mask.query_segments.shape[1] % BLOCK:
-        more = -mask.query_segments.shape[1] % BLOCK
-        padded = jnp.pad(mask.query_segments, ((0, 0), (0, more)))
+    return scoring.scores(products, H, bias), shown(mask, start, t, S)
+
+
+def shown(mask: Mask, start: Array, T: int, S: int) -> Array | None:
+    """Returns mask.tile of T queries from `start` and all keys; padding may be among the last."""
+    if mask.query_segments is not None:
+        padded = jnp.pad(mask.query_segments, ((0, 0), (0, T - 1)))
         mask = dataclasses.replace(mask, query_segments=padded)
-    return scoring.scores(products, H, bias), mask.tile(start, t, 0, S)
+    return mask.tile(start, T, 0, S)
 
 
 def softmax(

@@ -28,7 +28,8 @@ def attend(
         left = jnp.where(visible, jax.nn.log_sigmoid(-z), 0)
         # Of the keys behind each: a shift, so that other segments add no rounding.
         left = jnp.pad(left[..., 1:], ((0, 0),) * 3 + ((0, 1),))
-        taken = jax.nn.log_sigmoid(z) + jax.lax.cumsum(left, axis=3, reverse=True)
+        left = jax.lax.associative_scan(jnp.add, left, reverse=True, axis=3)
+        taken = jax.nn.log_sigmoid(z) + left
         weights = scoring.drop(jnp.where(visible, jnp.exp(taken), 0), start)
         return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
 

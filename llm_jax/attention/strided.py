@@ -81,4 +81,5 @@ DILATED = Variant(
     memory=lambda T, S, N, H, stride, window: T * min(-(-S // stride), 2 * window) * N,
     source="Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1",
     reads=("stride", "window"),
+    reach=lambda stride, window: stride * (window - 1) + 1,
 )

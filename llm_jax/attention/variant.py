@@ -37,6 +37,10 @@ class Projection(NamedTuple):
     axes: tuple[str | None, ...]
     bias: float | None = None  # what its bias starts at; None: no bias
     of_keys: bool = False  # attend takes those of all keys, [B, S, *shape]: cached as keys are
+    rank: int = 0  # of two matrices that it is the product of; 0: one matrix
+    inner: Callable = lambda x: x  # between these two
+    rotary: bool = False  # turned where keys are
+    detached: bool = False  # its gradient does not reach the layer's input
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Variant:
 
     Attributes:
       attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, scoring, **options)
-        -> [B,T,N,H].
+        -> [B,T,N,H]. If it reads value_dim, values and output are [..., value_dim]; if it reads
+        num_key_heads and that is not 0, so many are the heads of query and key, and values have N.
       supports: names of ABILITIES.
       flops: (T, S, N, H, **reads) -> operations of one sequence's forward pass, nothing masked;
         without the layer's matrices, which models/flops.py counts by their shapes.
@@ -61,7 +66,13 @@ class Variant:
       state: (N, K, H, **reads) -> shape of what it carries from token to token instead of a
         cache of keys. Given `state` [B, *shape] and `valid` [B, T], attend returns
         (output, state).
+      writes: (**reads) -> keys and values of a head and token, beside each other, where these are
+        several: [B, T, K writes, H].
+      reach: (**reads) -> keys back to which a query sees, itself included, beyond which a cache
+        keeps none. None: all.
+      gate: of model.output_gate: output times gate(projection of the layer's input).
       shared_qk: queries serve as keys; attend's key is None.
+      loss: attend returns (output, [B, T] losses), what is minimised beside the objective.
       leaks: what later tokens decide of an earlier one's output in spite of a causal mask, of
         which a decoder's training is warned; "": nothing.
     """
@@ -76,7 +87,11 @@ class Variant:
     projections: Callable[..., dict[str, Projection]] = lambda N, K, H, **_: {}
     decide: Callable | None = None
     state: Callable | None = None
+    writes: Callable[..., int] = lambda **_: 1
+    reach: Callable[..., int] | None = None
+    gate: Callable = jax.nn.sigmoid
     shared_qk: bool = False
+    loss: bool = False
     leaks: str = ""
 
 

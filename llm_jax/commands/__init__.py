@@ -8,6 +8,7 @@ import time
 import traceback
 
 from llm_jax.commands import (
+    audit,
     chat,
     eval,
     export,
@@ -37,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "import": import_.VERB,
     "export": export.VERB,
     "sweep": sweep.VERB,
+    "audit": audit.VERB,
     "plan": plan.VERB,
 }
 QUICKSTART = ("train", "--config=configs/quickstart.py", "--workdir=runs/quickstart")
@@ -53,6 +55,7 @@ EXAMPLES = """examples:
   {program} import --from=HF_FOLDER --workdir=runs/bert --config.data.train=text.txt
   {program} export --workdir=runs/quickstart --to=HF_FOLDER
   {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms --seeds=3
+  {program} audit --workdir=runs/quickstart
   {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4   # no TPU needed
 
 Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from llm_jax.commands.verb import Verb, add_step, read_otherwise
+from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
 
 
@@ -61,9 +61,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
-    if evaluation.answers and setup.objective.predict:
-        about = report.write(args.workdir, evaluation, examples, f"{args.split}, step {step}{also}")
-        print(f"errors and more scores are in {about}")
+    if evaluation.answers:
+        try:
+            title = f"{args.split}, step {step}{also}"
+            about = report.write(args.workdir, evaluation, examples, title)
+            print(f"errors and more scores are in {about}")
+        except OSError as error:
+            tell(f"--workdir={args.workdir}: no report.md can be written there ({error})")
     return {"step": step, "split": args.split} | result
 
 

@@ -1,6 +1,7 @@
 """`predict`: a model's answer to each row of a file, as JSONL."""
 
 import argparse
+import fcntl
 import json
 import re
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     examples, size = setup.objective.examples(tokenizer, setup.config), setup.config.data.batch_size
     answer = setup.writer(tokenizer)
     answer = answer or answerer(setup.model, setup.objective, examples, setup.mesh)
-    rows, output = _rows(args.input, examples), None if args.output == "-" else Path(args.output)
+    rows = _rows(args.input, examples, setup.objective.writes)
+    output = None if args.output == "-" else Path(args.output)
+    file = nullcontext(sys.stdout) if output is None else _opened(output)
     done = 0 if output is None else _continued(output, rows)
     read = []  # rows whose answers are yet to come
 
@@ -62,7 +65,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             yield document
 
     count, told, refused = 0, time.time(), Refused(done)
-    file = nullcontext(sys.stdout) if output is None else output.open("a", encoding="utf-8")
     with file as lines, sharding.activate(setup.mesh):
         for count, found in enumerate(predict(answer, params, documents(), size), start=1):
             row = read.pop(0) | found
@@ -109,8 +111,11 @@ class Refused:
         return 0 < rows == self.count and not self.done
 
 
-def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
-    """Each row as it is read, and its document, or the ConfigError that refuses it."""
+def _rows(path: str, examples: Any, writes: bool = False) -> Iterator[tuple[dict, Any]]:
+    """Each row as it is read, and its document, or the ConfigError that refuses it.
+
+    writes: the answer is a `text`; one that is read goes by the name of the field that it is for.
+    """
     from llm_jax.data import files
     from llm_jax.train.predict import document
 
@@ -123,8 +128,21 @@ def _rows(path: str, examples: Any) -> Iterator[tuple[dict, Any]]:
         if isinstance(record, ConfigError):
             yield {}, record
         else:  # in the output, a column without a name has that of its field
-            shown = {fields.get(name, name): value for name, value in record.items()}
+            own = {"text": wanted[0]} if writes and wanted[0] not in record else {}
+            shown = {(fields | own).get(name, name): value for name, value in record.items()}
             yield shown, document(examples, record, where)
+
+
+def _opened(output: Path) -> TextIO:
+    """The output, to be written behind what there is, by one process at a time."""
+    try:
+        file = output.open("a", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        raise ConfigError(f"--output={output}: there is no folder {output.parent}") from None
+    except BlockingIOError:
+        raise ConfigError(f"--output={output}: another process is writing it") from None
+    return file
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
@@ -133,12 +151,8 @@ def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
     Cuts off a last line that was not finished.
 
     Raises:
-      ConfigError: it cannot be written, or is of another input.
+      ConfigError: it is of another input.
     """
-    if not output.exists():
-        if not output.parent.is_dir():
-            raise ConfigError(f"--output={output}: there is no folder {output.parent}")
-        return 0
     done, end, last = 0, 0, b"{}"
     with output.open("rb+") as file:
         for line in file:

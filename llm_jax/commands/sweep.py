@@ -17,6 +17,8 @@ EXAMPLES = """examples:
   {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms \\
       --index=0 --of=2                     # and another process or machine with --index=1
   {program} sweep --workdir=runs/norms --report       # of what is finished by now
+  {program} sweep --config=configs/ablations/norms.py --workdir=runs/tuned \\
+      --tune=optimizer.learning_rate=1e-3,3e-3,1e-2 --config.data.test_fraction=0.03
 
 A config file defines its axes in get_sweep(variant) beside get_config(variant), see
 llm_jax/sweep/spec.py. --axis crosses them with further ones; the first value of each is the
@@ -28,6 +30,10 @@ def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant], with or without get_sweep")
     sub.add_argument("--axis", action="append", default=[], metavar="KEY=V1,V2,…")
+    sub.add_argument("--tune", metavar="KEY=V1,V2,…", help=(
+        "each variant takes the value with the lowest validation loss of seed 0, and is scored on "
+        "test"))
+    sub.add_argument("--without", action="append", metavar="VARIANT", help="leaves it out")
     sub.add_argument("--seeds", type=int, help="runs of each variant; default the file's, or 3")
     sub.add_argument("--match", help="none | params | flops: solve model.mlp_dim for equal ones")
     sub.add_argument("--baseline", help="the variant that the others are compared with")
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if not args.report:
         execute.share([], args.index, args.of)  # refused before the slow imports
         design = _designed(args, overrides)
-        execute.execute(design, workdir, [*python(), "train"], args.index, args.of, tell)
+        execute.execute(design, workdir, python(), args.index, args.of, tell)
     design = read_json(workdir / "sweep.json")
     states = [run.state() for run in results.runs(design, workdir)]
     path = report.write(workdir)
@@ -60,7 +66,8 @@ def _designed(args, overrides) -> dict:
     lengths = None if args.lengths is None else spec.lengths(args.lengths)
     sweep = spec.load(
         args.config, args.axis, seeds=args.seeds, match=args.match, baseline=args.baseline,
-        lengths=lengths,
+        lengths=lengths, tune=spec.axis(args.tune, "tune") if args.tune else None,
+        without=args.without,
     )  # fmt: skip
     sweep.variants()
     import jax
@@ -73,6 +80,8 @@ def _designed(args, overrides) -> dict:
     design = designs.commit(designs.make(sweep, args.config, overrides), Path(args.workdir))
     for line in results.describe_match(design):
         tell(f"matched {line}")
+    for name, reason in design["impossible"].items():
+        tell(f"left out {name!r}: {reason}")
     return design
 
 

@@ -42,6 +42,7 @@ class Examples:
       gold: fields of a record that are to be predicted; an example is made without them, too.
       augments: fields whose words data.augment may change in training.
       stands_in: for a field another that `launch.py predict` may be given in its place.
+      too_long: what becomes of texts that a row has no room for.
       row: finishes a packed row, with draws of its own.
     """
 
@@ -57,6 +58,7 @@ class Examples:
     gold: tuple[str, ...] = ()
     augments: tuple[str, ...] = ()
     stands_in: Mapping[str, str] = {}  # noqa: RUF012
+    too_long = "cut"
     row: Callable[[Arrays, np.random.Generator], Arrays] | None = None
 
     def __init__(self, tokenizer: Tokenizer, config: ConfigDict):
@@ -82,6 +84,13 @@ class Examples:
     def predicted(cls, config: ConfigDict) -> int:
         """Positions of a row that go through the output matrix."""
         return cls.lengths(config)["tokens"]
+
+    def room(self, counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Returns {what: (tokens that a record needs, tokens that there is room for)}.
+
+        counts: tokens of each of the record's fields; special tokens come to these.
+        """
+        return {"texts": (sum(counts.values()) + len(counts) + 1, self.config.model.max_length)}
 
     @property
     def stride(self) -> int:

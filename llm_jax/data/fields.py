@@ -82,8 +82,8 @@ def _answers(value: Any) -> list[dict]:
 
 
 def _messages(value: Any) -> list[dict]:
-    messages = []
-    for i, part in enumerate(_expect(_parsed(value), list)):
+    value, messages = _parsed(value), []
+    for i, part in enumerate([value] if isinstance(value, str) else _expect(value, list)):
         if isinstance(part, str):
             part = {"role": ("user", "assistant")[i % 2], "content": part}
         role, text = part.get("role", part.get("from")), part.get("content", part.get("value"))

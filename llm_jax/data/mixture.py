@@ -88,9 +88,12 @@ class Mixture(Lazy):
     def drawn(self, state: dict) -> dict[str, float]:
         """Returns {"documents/NAME", "tokens/NAME": a source's share in the batches until now}.
 
-        state: of all streams of batches. A document counts where it begins.
+        state: of all streams of batches. A document counts where it begins. What was drawn before
+        a checkpoint that has no counts is not known.
         """
-        counts = sum(np.array(stream["drawn"]) for stream in state["streams"].values())
+        streams = state["streams"].values()
+        none = np.zeros((2, len(self.shares)))
+        counts = sum((np.array(x.get("drawn", none)) for x in streams), none)
         shares = (counts / np.maximum(counts.sum(1, keepdims=True), 1)).tolist()
         return {f"{unit}/{name}": share
                 for unit, row in zip(("documents", "tokens"), shares, strict=True)

@@ -1,6 +1,6 @@
 """What a set of documents holds, in a line: labels and their shares, and what a row cuts."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from llm_jax.data.examples import Examples, Record
@@ -14,23 +14,27 @@ SHOWN = 12  # labels
 def line(examples: Examples, docs: Sequence[Record]) -> str:
     """Returns the number of documents, each source's share, counts of labels, texts beyond a row.
 
-    A text is beyond a row where it has more tokens than model.max_length with a special token on
-    either side of it; an objective may cut such a text, or go on in another row.
+    Lengths are with about as many special tokens as a row will have.
     """
     parts = [f"{len(docs):,} documents"]
     if isinstance(docs, Mixture):
         parts = [", ".join(f"{name} {share:.1%}" for name, share in docs.shares.items())]
+        docs = [*docs] if all(isinstance(part, list) for part in docs.parts) else docs
     if examples.cut or not isinstance(docs, list):
         return parts[0]
     key = next((name for name in ("label", "tags") if name in docs[0]), None)
     if examples.config.data.labels and key:
         parts += _counted(Counter(_labels(docs, key)))
     step = -(-len(docs) // SAMPLE)
-    lengths = _lengths(examples, docs[::step])
-    longest = max(examples.lengths(examples.config).values())
-    beyond = sum(n > longest for n in lengths)
-    of = f" of {len(lengths):,}" * (step > 1)
-    parts.append(f"{beyond:,}{of} longer than {longest} tokens (the longest {max(lengths):,})")
+    needs = defaultdict(list)
+    for counts in _counts(examples, docs[::step]):
+        for what, need in examples.room(counts).items():
+            needs[what].append(need)
+    for what, found in needs.items():
+        beyond, of = sum(n > room for n, room in found), f" of {len(found):,}" * (step > 1)
+        fate = f": {examples.too_long}" * bool(beyond)
+        longest = f"the longest {max(found)[0]:,}"
+        parts.append(f"{beyond:,}{of} {what} longer than {found[0][1]} tokens{fate} ({longest})")
     return "; ".join(parts)
 
 
@@ -45,10 +49,12 @@ def _counted(counts: Counter) -> list[str]:
     return [f"{shown}{more}", f"majority {most[0][0]} {most[0][1] / total:.1%}"]
 
 
-def _lengths(examples: Examples, docs: list[Record]) -> list[int]:
-    """Tokens of each document's texts, with special tokens."""
-    both = "encoder_tokens" in examples.lengths(examples.config)  # a row for each
-    by_doc = [texts(doc) for doc in docs]
-    counts = iter([len(x) for x in examples.tokenizer.encode_batch(sum(by_doc, []))])
-    each = [[next(counts) for _ in some] for some in by_doc]
-    return [(max(some) if both else sum(some)) + (1 if both else len(some) + 1) for some in each]
+def _counts(examples: Examples, docs: list[Record]) -> list[dict[str, int]]:
+    """Tokens of each field of each document that is text, or is made of texts."""
+    parts = [(i, name, text) for i, doc in enumerate(docs)
+             for name, value in doc.items() for text in texts({name: value})]  # fmt: skip
+    counts = [defaultdict(int) for _ in docs]
+    lengths = map(len, examples.tokenizer.encode_batch([text for *_, text in parts]))
+    for (i, name, _), n in zip(parts, lengths, strict=True):
+        counts[i][name] += n
+    return counts

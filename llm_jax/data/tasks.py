@@ -212,8 +212,110 @@ class ListOps(Task):
         return self.operators[operator](values)
 
 
-TASKS: dict[str, type[Task]] = {"recall": Recall, "induction": Induction,
-                                "selective_copy": SelectiveCopy, "listops": ListOps}  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needle(Task):
+    """A needle in a haystack (RULER: Hsieh 2024, arXiv:2404.06654, section 3, NIAH).
+
+    `needles` keys, each followed by its value, at random places among random words; at the end one
+    of the keys, whose value is to be predicted. The one asked for stands at `depth`, from 0, the
+    beginning, to 1; below 0: anywhere.
+    """
+
+    length: int = _option(256, 8, 2**20)
+    needles: int = _option(1, 1, 2**16)
+    keys: int = _option(16, 1, 2**16)
+    vocab: int = _option(16, 2, 2**16)
+    depth: float = _option(-1.0, -1.0, 1.0)
+
+    @property
+    def words(self):
+        kinds = {"k": self.keys, "v": self.vocab, "w": self.vocab}
+        return [f"{kind}{i}" for kind, n in kinds.items() for i in range(n)]
+
+    def fault(self):
+        if self.needles > self.keys:
+            return f"needles={self.needles} must be at most keys={self.keys}"
+        if (need := 2 * self.needles + 2) > self.length:
+            return f"length={self.length} must be at least 2 needles + 2 = {need}"
+        return ""
+
+    def draw(self, rng):
+        places = self.length - 2 - self.needles  # a needle and a word take one each
+        chosen = rng.choice(places, self.needles, replace=False)
+        if self.depth >= 0:
+            at = round(self.depth * (places - 1))
+            chosen = np.append(at, rng.permutation(np.setdiff1d(chosen, at))[: self.needles - 1])
+        keys = rng.choice(self.keys, self.needles, replace=False)
+        values = rng.integers(self.vocab, size=self.needles)
+        needles = {p: f"k{k} v{v}" for p, k, v in zip(chosen, keys, values, strict=True)}
+        noise = rng.integers(self.vocab, size=places)
+        hay = " ".join(needles.get(place, f"w{noise[place]}") for place in range(places)).split()
+        return [*hay, f"k{keys[0]}", f"v{values[0]}"], {len(hay) + 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Permutations(Task):
+    """State tracking: the word problem of a symmetric group (Merrill 2024, arXiv:2404.08819).
+
+    1 to `length` - 2 permutations of n things, then '=' and their product, the first applied first.
+    n=2 is parity; n=5 is as hard as any regular language (Barrington 1989).
+    """
+
+    length: int = _option(18, 3, 2**17)
+    n: int = _option(3, 2, 6)
+
+    @property
+    def words(self):
+        return ["=", *("p" + "".join(map(str, p)) for p in itertools.permutations(range(self.n)))]
+
+    def draw(self, rng):
+        count = int(rng.integers(1, self.length - 1))
+        drawn = [rng.permutation(self.n) for _ in range(count)]
+        state = np.arange(self.n)
+        for permutation in drawn:
+            state = permutation[state]
+        return ["p" + "".join(map(str, p)) if p is not None else "=" for p in
+                [*drawn, None, state]], {count + 1}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modular(Task):
+    """Modular arithmetic without brackets (Deletang 2022, arXiv:2207.02098, table 1).
+
+    1 to `numbers` numbers below `base` with +, - and * between them, products first, then '=' and
+    the value modulo base.
+    """
+
+    numbers: int = _option(8, 1, 2**16)
+    base: int = _option(5, 2, 100)
+
+    @property
+    def words(self):
+        return [*map(str, range(self.base)), *"+-*="]
+
+    @property
+    def longest(self):
+        return 2 * self.numbers + 1
+
+    def draw(self, rng):
+        numbers = rng.integers(self.base, size=rng.integers(1, self.numbers + 1)).tolist()
+        operators = rng.choice(list("+-*"), len(numbers) - 1).tolist()
+        terms = [numbers[0]]
+        for operator, number in zip(operators, numbers[1:], strict=True):
+            if operator == "*":
+                terms[-1] = terms[-1] * number % self.base
+            else:
+                terms.append(number if operator == "+" else -number)
+        words = [str(numbers[0])]
+        for operator, number in zip(operators, numbers[1:], strict=True):
+            words += [operator, str(number)]
+        return [*words, "=", str(sum(terms) % self.base)], {len(words) + 1}
+
+
+TASKS: dict[str, type[Task]] = {
+    "recall": Recall, "induction": Induction, "selective_copy": SelectiveCopy, "listops": ListOps,
+    "needle": Needle, "permutations": Permutations, "modular": Modular,
+}  # fmt: skip
 
 
 class Examples(Sequence):

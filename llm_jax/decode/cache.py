@@ -11,6 +11,7 @@ import numpy as np
 from llm_jax import attention, models
 from llm_jax import config as configs
 from llm_jax.models import Model
+from llm_jax.models.attention import kept
 
 
 def cacheable(model: Model) -> bool:
@@ -148,10 +149,14 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def resumable(reader: Reader) -> bool:
-    """Whether a cache serves any text that begins as its own: of keys and values, no state."""
+    """Whether a cache serves any text that begins as its own: it has all keys, and no state."""
+
+    def whole(layer):
+        state = layer.short_conv or attention.get(layer.attention).state
+        return not state and (kept(layer) or reader.size) >= reader.size
+
     plain = reader.cached and not reader.prefix and reader.source is None
-    state = lambda x: x.short_conv or attention.get(x.attention).state
-    return plain and not any(map(state, _layers(reader.model)))
+    return plain and all(map(whole, _layers(reader.model)))
 
 
 def prepare(

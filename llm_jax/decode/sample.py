@@ -63,6 +63,8 @@ def stream(
         size, cache, first = min(tokens.shape[1] + room, length), None, 0
         if memory:
             size, cache, first = memory.take(contexts[0], size, length)
+            if not resumable(dataclasses.replace(reader, size=size)):
+                cache, first = None, 0
             tokens, _ = pad([contexts[0][first:]], length)
         reader = dataclasses.replace(reader, size=size)
         read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))

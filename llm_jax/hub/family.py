@@ -125,8 +125,8 @@ SILENT = re.compile(
 )
 # Keys of config.model that do not change the function that parameters define.
 FREE = {
-    "dtype", "quantize", "lora_alpha", "lora_targets", "scan", "remat", "pipeline_pieces",
-    "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
+    "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "scan", "remat",
+    "pipeline_pieces", "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
 ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels

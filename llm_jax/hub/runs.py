@@ -36,7 +36,8 @@ RATE = 5e-5
 # Keys of config.model that a recipe decides, and the command line; all others are the source's.
 TASK = ("head", "num_labels", "head_dropout", "pooler", "generator_fraction", "dropout",
         "attention_dropout", "mlp_dropout", "final_dropout", "max_length", "dtype", "remat", "scan",
-        "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets")
+        "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets",
+        "lora_quantize")
 # Of those others, the ones that the command line may change.
 FREE = ("attention", "rotary_base", "rotary_scaling", "rotary_factor", "rotary_original_length",
         "expert_capacity", "router_balance", "router_z")
@@ -207,9 +208,9 @@ def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[
             return x
         if model.max_length > rows:
             raise ConfigError(f"model.max_length={model.max_length}: {source.name} has learned a "
-                              f"table of {rows} positions and nothing of those beyond; at most "
-                              f"{rows} (longer texts are cut in windows), or begin with a model of "
-                              "rotary or relative positions")
+                              f"table of {rows} positions and nothing of those beyond; set "
+                              f"{rows} or less, or begin with a model of rotary or relative "
+                              "positions")
         log.warning("model.max_length=%d: the first of the %d learned positions are kept",
                     model.max_length, rows)  # fmt: skip
         return x[: shape[0]]

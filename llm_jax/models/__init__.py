@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.adapt import adapt, merge
+from llm_jax.models.adapt import adapt, merge, quantized
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits, real
-from llm_jax.models.moe import router_loss
+from llm_jax.models.moe import auxiliary_loss
 
 __all__ = [
-    "Model", "Outputs", "Param", "abstract_params", "build", "init_params", "logits", "merge",
-    "real", "router_loss",
+    "Model", "Outputs", "Param", "abstract_params", "auxiliary_loss", "build", "init_params",
+    "logits", "merge", "quantized", "real",
 ]  # fmt: skip
 
 

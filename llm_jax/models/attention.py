@@ -4,6 +4,7 @@ The maths between query, key and value is a pure function of arrays in llm_jax.a
 chosen by name.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,32 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax import attention as variants
-from llm_jax.attention import Bias, Mask, Scoring, Variant
+from llm_jax.attention import Bias, Mask, Projection, Scoring, Variant
 from llm_jax.models import split
 from llm_jax.models.convolution import ShortConvolution
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
 from llm_jax.models.positions import rotate
+
+NOWHERE = -(2**30)  # the place of an empty slot: seen by no query
+
+
+def kept(cfg: FrozenConfigDict) -> int | None:
+    """Tokens before a query of which a layer's cache has keys and values; None: all.
+
+    A bias is a function of indices, so that a layer that has one keeps all.
+    """
+    variant = variants.get(cfg.attention)
+    if variant.reach is None or cfg.positions in ("relative", "alibi"):
+        return None
+    return max(variant.reach(**{name: cfg[name] for name in variant.reads}) - 1, 1)
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani 2017, 3.2) with grouped queries (Ainslie 2023).
 
     With cache_length S, keys and values live in the 'cache' collection [B, S, K, H]: a call
-    writes its own at `positions` (those from S on nowhere) and attends to all that are there.
+    writes its own at `positions` (those from S on nowhere) and attends to all that are there; a
+    kind with a window keeps as many as it reaches back to.
     Cross-attention fills its cache when `source` is given and reads it when it is not. A
     recurrent kind keeps its state there instead. Where the 'weights' collection is mutable, the
     attention weights [B, N, T, S] are kept there. What the kind of attention decides
@@ -46,13 +61,11 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""
         cfg = self.cfg
-        N, H = cfg.num_heads, cfg.head_dim
         variant = variants.get(self.kind)
         query, key, value, options = self.project(variant, x, mask, source, positions)
-        named = lambda heads: lambda a: annotate(a, "batch", "length", heads, "activation_kv")
-        query = named("activation_heads")(query)
-        if key is None or key.shape[2] > 1:
-            key, value = jax.tree.map(named("activation_kv_heads"), (key, value))
+        query, key, value = jax.tree.map(self._annotated, (query, key, value))
+        if not self.cross and self._caches(variant):
+            key, value, mask = self._remember(key, value, mask, positions)
         options |= self._learned(variant, x, positions)
         if variant.decide:
             options["decided"] = self._decide(variant, query)
@@ -66,11 +79,24 @@ class Attention(nn.Module):
             y = self._recur(variant, query, key, value, mask, scoring, positions, options)
         else:
             y = split.attend(variant, query, key, value, mask, scoring, options)
+        if variant.loss:
+            y, losses = y
+            segments = mask.query_segments
+            real = jnp.ones(losses.shape) if segments is None else jnp.float32(segments > 0)
+            sums = {"attention": jnp.vdot(losses, real), "queries": real.sum()}
+            self.sow("losses", "attention", sums)
+        heads = y.shape[2:]
         if cfg.output_gate:
-            gate = Dense(cfg, (cfg.embed_dim,), (N, H), ("embed", "heads", "kv"), name="gate")(x)
-            y *= jax.nn.sigmoid(gate)
-        out = self._dense((N, H), (cfg.embed_dim,), ("heads", "kv", "embed"), residual_scale(cfg))
+            bias = 0.0 if cfg.use_bias else None
+            made = Projection(heads, ("heads", "kv"), bias, rank=cfg.output_gate_rank)
+            y *= variant.gate(self._projected("gate", made, x))
+        out = self._dense(heads, (cfg.embed_dim,), ("heads", "kv", "embed"), residual_scale(cfg))
         return out(y, name="out")
+
+    def _annotated(self, x):
+        """Queries, keys or values [B, T, heads, H]; one head for all is not split."""
+        heads = "activation_heads" if x.shape[2] == self.cfg.num_heads else "activation_kv_heads"
+        return x if x.shape[2] == 1 else annotate(x, "batch", "length", heads, "activation_kv")
 
     def project(
         self, variant: Variant, x: jax.Array, mask: Mask, source: jax.Array | None,
@@ -78,12 +104,19 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, dict[str, Any]]:
         """Query [B, T, N, H], key and value [B, S, K, H], and further arguments of attend."""
         cfg = self.cfg
-        D, N, K, H = cfg.embed_dim, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        reads = {name: cfg[name] for name in variant.reads}
+        V, shared = reads.get("value_dim", H), reads.get("num_key_heads", 0)
+        many, few = (N, "heads"), (shared or K, "kv_heads")
+        of_query, of_value = (few, many) if shared else (many, few)
+        writes = variant.writes(**reads)
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
 
-        def made(x, name, n, axis, scale=1.0):
-            y = self._dense((D,), (n, H), ("embed", axis, "kv"), scale)(x, name=name)
+        def made(x, name, heads, size=H, scale=1.0, times=1):
+            n, axis = heads
+            dense = self._dense((cfg.embed_dim,), (n * times, size), ("embed", axis, "kv"), scale)
+            y = dense(x, name=name)
             if not cfg.short_conv or self.cross:
                 return y
             # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
@@ -93,20 +126,18 @@ class Attention(nn.Module):
             )  # fmt: skip
             return convolution(y, mask.query_segments, positions)
 
-        query = self._normed("query_norm", made(x, "query", N, "heads", unscaled))
+        query = self._normed("query_norm", made(x, "query", of_query, scale=unscaled))
         key = None
         if not variant.shared_qk:
-            key = lambda x: self._normed("key_norm", made(x, "key", K, "kv_heads"))
-        value = lambda x: made(x, "value", K, "kv_heads")
+            key = lambda x: self._normed("key_norm", made(x, "key", few, times=writes))
+        value = lambda x: made(x, "value", of_value, V, times=writes)
         if self.cross:
             return query, *self._cross_cache(key, value, source), {}
         k, v = key and key(x), value(x)
         if cfg.positions == "rotary":
             turn = lambda a: rotate(cfg, a, positions)
             query, k = jax.tree.map(turn, (query, k))
-        if self._caches(variant):
-            k, v = self._cached(positions, keys=k, values=v)
-        return query, k, v, {name: cfg[name] for name in variant.reads}
+        return query, k, v, reads
 
     def _normed(self, name, x):
         """Queries or keys [B, T, N, H], normed by head, or all of a token's together."""
@@ -148,13 +179,25 @@ class Attention(nn.Module):
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
         for name, made in variant.projections(*sizes, **reads).items():
-            learned[name] = Dense(
-                cfg, (cfg.embed_dim,), made.shape, ("embed", *made.axes),
-                use_bias=made.bias is not None, bias_start=made.bias or 0.0, name=name,
-            )(x)  # fmt: skip
+            y = self._projected(name, made, x)
+            turned = made.rotary and cfg.positions == "rotary"
+            learned[name] = rotate(cfg, y, positions) if turned else y
             if made.of_keys and self._caches(variant):
                 (learned[name],) = self._cached(positions, **{f"{name}s": learned[name]})
         return learned
+
+    def _projected(self, name, made, x):
+        """What a Projection makes of x [B, T, D]."""
+        cfg, width, axis = self.cfg, self.cfg.embed_dim, "embed"
+        x = jax.lax.stop_gradient(x) if made.detached else x
+        if made.rank:
+            down = Dense(cfg, (width,), (made.rank,), ("embed", "latent"), use_bias=False,
+                         name=f"{name}_down")  # fmt: skip
+            x, width, axis = made.inner(down(x)), made.rank, "latent"
+        return Dense(
+            cfg, (width,), made.shape, (axis, *made.axes), use_bias=made.bias is not None,
+            bias_start=made.bias or 0.0, name=name,
+        )(x)  # fmt: skip
 
     def _decide(self, variant, query):
         # Drawn even where it is decided already: later draws must not depend on it.
@@ -181,15 +224,41 @@ class Attention(nn.Module):
     def _caches(self, variant):
         return self.cache_length and not variant.state and "cache" in variant.supports
 
+    def _remember(self, key, value, mask, positions):
+        """Keys and values of all tokens of the cache, and the mask for them."""
+        arrays, length = {"keys": key, "values": value}, kept(self.cfg)
+        if length is None or length >= self.cache_length:
+            return *self._cached(positions, **arrays), mask
+        *arrays, places = self._rolled(positions, length, **arrays)
+        return *arrays, dataclasses.replace(mask, key_places=places)
+
     def _cached(self, positions, **arrays):
         """Each [B, T, ...] written into its cache [B, S, ...], which is returned."""
         # A row's position is its slot: rows of unequal length advance independently.
         rows = jnp.arange(len(positions))[:, None]
         for name, x in arrays.items():
+            if x is None:  # values of the latent kind
+                yield None
+                continue
             shape = (x.shape[0], self.cache_length, *x.shape[2:])
             cache = self.variable("cache", name, jnp.zeros, shape, x.dtype)
             cache.value = cache.value.at[rows, positions].set(x)
             yield cache.value
+
+    def _rolled(self, positions, length, **arrays):
+        """Each [B, T, ...] behind those of up to `length` tokens before, then where all stand.
+
+        A token's slot is its position modulo `length`.
+        """
+        rows, real = jnp.arange(len(positions))[:, None], positions < self.cache_length
+        last = jnp.where(real, positions, -1).max(axis=1, keepdims=True)
+        slots = jnp.where(real & (positions > last - length), positions % length, length)
+        for name, x in (arrays | {"places": positions}).items():
+            shape, empty = (x.shape[0], length, *x.shape[2:]), NOWHERE if name == "places" else 0
+            cache = self.variable("cache", name, jnp.full, shape, empty, x.dtype)
+            both = jnp.concatenate([cache.value, x], axis=1)
+            cache.value = cache.value.at[rows, slots].set(x)
+            yield both
 
     def _cross_cache(self, key, value, source):
         if not self.cache_length:

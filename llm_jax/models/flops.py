@@ -89,11 +89,12 @@ def _tokens(
     convolution; LoRA's lie beside them. Of a table, that of tied outputs alone: what is looked up
     is not multiplied.
     """
-    *rooms, last = path.split("/")
+    *rooms, last = path.removesuffix("/array/qvalue").split("/")  # of a QLoRA's kernel
     ours = S if rooms[:1] == ["encoder"] else T
     if path in ("embed/embedding", "output"):
         return P * (heads.speaks(cfg) and cfg.tie_embeddings == (path != "output"))
-    if last == "embedding" or len([a for a in axes if a not in ("layers", "experts")]) < 2:
+    spaces = [a for a in axes if a not in ("layers", "experts")]
+    if last in ("embedding", "scale") or len(spaces) < 2:
         return 0
     if "stack" not in rooms:
         head = heads.HEADS.get(rooms[0])

@@ -41,8 +41,6 @@ class LatentAttention(Attention):
             turn = lambda x: rotate(cfg, x, positions)
             query = jnp.concatenate([query[..., :H], turn(query[..., H:])], axis=-1)
             latent = jnp.concatenate([latent, turn(key[:, :, None, C:])], axis=-1)
-        if self.cache_length:
-            (latent,) = self._cached(positions, keys=latent)
         init = nn.with_logical_partitioning(normal(cfg, C), ("latent", "heads", "kv"))
         up = {name: self.param(name, init, (C, N, H)) for name in ("up_key", "up_value")}
         return query, latent, None, up

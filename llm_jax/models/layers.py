@@ -70,11 +70,10 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), (*self.inputs, *self.outputs),
         )
-        y = jax.lax.dot_general(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
-        )
+        # By Flax's function, which leaves a kernel that qwix holds quantised as it is.
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=dtype)
+        axes = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
+        y = jax.lax.dot_general(x, kernel, axes).astype(dtype)
         if self.cfg.use_bias if self.use_bias is None else self.use_bias:
             start = nn.initializers.constant(self.bias_start)
             init = nn.with_logical_partitioning(start, self.axes[n:])

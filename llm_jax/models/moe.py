@@ -25,7 +25,7 @@ class MixtureOfExperts(nn.Module):
     others are dropped, which leaves them the residual branch's 0. 0 is dropless. Padding takes no
     capacity. GShard serves all first choices before any second one (Lepikhin 2020,
     https://arxiv.org/abs/2006.16668, algorithm 1), so that with k > 1 later tokens decide what
-    earlier ones lose; here they cannot, and a decoder stays causal. What `router_loss` needs is
+    earlier ones lose; here they cannot, and a decoder stays causal. What `auxiliary_loss` needs is
     sown in 'losses', as sums over real tokens.
     """
 
@@ -168,9 +168,10 @@ class _Experts(nn.Module):
         return multiply(h, kernels["down"])
 
 
-def router_loss(cfg: Any, sown: dict) -> Array | float:
-    """The routers' auxiliary loss, from the 'losses' collection of a model's forward pass.
+def auxiliary_loss(cfg: Any, sown: dict) -> Array | float:
+    """What layers have to be minimised, from the 'losses' collection of a model's forward pass.
 
+    Of attention (its indexers) the mean over layers and real queries. Of routers
     router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where expert e is among
     the top k of a share f_e of tokens (they add up to k) and p_e is its mean gate: Fedus 2021,
     equation 4, and Zoph 2022, equation 5. Means are over the real tokens of all layers together,
@@ -183,9 +184,12 @@ def router_loss(cfg: Any, sown: dict) -> Array | float:
     for path, x in jax.tree_util.tree_leaves_with_path(sown):
         size = (-1, E) if path[-1].key in ("sent", "gates") else (-1,)
         sums.setdefault(path[-1].key, []).append(x.reshape(size).sum(0))
-    if not sums:
-        return 0.0
+    total = 0.0
+    if "attention" in sums:
+        total = sum(sums["attention"]) / jnp.maximum(sum(sums["queries"]), 1)
+    if "sent" not in sums:
+        return total
     sent_E, gates_E, z, tokens = (sum(sums[name]) for name in ("sent", "gates", "z", "tokens"))
     tokens = jnp.maximum(tokens, 1)
     balance = E * jnp.sum(sent_E * gates_E) / tokens**2
-    return cfg.router_balance * balance + cfg.router_z * z / tokens
+    return total + cfg.router_balance * balance + cfg.router_z * z / tokens

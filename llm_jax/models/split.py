@@ -46,6 +46,7 @@ def attend(
         query_segments=present(mask.query_segments, batch, length),
         key_segments=present(mask.key_segments, batch),
         query_offset=present(mask.query_offset, *[batch] * jnp.ndim(mask.query_offset)),
+        key_places=present(mask.key_places, batch),
         prefix=present(mask.prefix, batch),
     )
     scoring_specs = dataclasses.replace(

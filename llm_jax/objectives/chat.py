@@ -22,6 +22,10 @@ class Chat(completion.Completion):
     def specials(cls, config):
         return chat.MARKS
 
+    def room(self, counts):
+        longest = self.config.model.max_length
+        return {"conversations, their template not counted,": (counts["messages"], longest)}
+
     def ask(self, record, new):
         """The messages before the last reply, without the oldest where a row cannot hold all."""
         messages = record["messages"]

@@ -80,7 +80,7 @@ def resolve(config, documents):
         given = tuple((len(documents) / len(names) / np.maximum(counts, 1)).tolist())
     if given and len(given) != len(names):
         raise ConfigError(f"objective.class_weights={given}: must be one for each of the "
-                          f"{len(names)} data.labels: {', '.join(names)}; or balanced")
+                          f"{len(names)} data.labels: {labels.some(names)}; or balanced")
     config.objective.class_weights = given
 
 
@@ -89,8 +89,8 @@ def held_out(config, split, documents):
     for name, count in labels.unknown(config, (doc["label"] for doc in documents)).items():
         have = "rows have" if count > 1 else "row has"
         raise ConfigError(f"data.{split}: {count} {have} the label {name!r}, which is none of "
-                          f"data.labels={config.data.labels}, those of the training set; leave "
-                          "these rows out, or add some with that label to data.train")
+                          f"data.labels ({labels.some(config.data.labels)}), those of the training "
+                          "set; leave these rows out, or add some with that label to data.train")
 
 
 def losses(outputs, batch, cfg):

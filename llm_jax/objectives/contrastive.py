@@ -27,6 +27,9 @@ class Contrastive(Examples):
     gold = TEXTS[1:]
     row = staticmethod(apart)
 
+    def room(self, counts):
+        return {"texts": (max(counts.values()) + 2, self.config.model.max_length // len(counts))}
+
     def example(self, piece, rng, elsewhere):
         before, behind = self.tokenizer.around("encoder")
         texts = [self.tokenizer.encode(piece[name]) for name in TEXTS if name in piece]

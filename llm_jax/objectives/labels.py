@@ -1,6 +1,8 @@
 """Labels by name: those of the training set, in order, and the place of each."""
 
 import itertools
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +13,14 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 
+log = logging.getLogger(__name__)
+SHOWN = 20  # names in a message
 CHECKED = 100_000  # labels of the training set that are looked at before training
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first names, and how many there are, to be shown."""
+    return ", ".join([*names[:SHOWN], *[f"… ({len(names)})"] * (len(names) > SHOWN)])
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:
@@ -23,9 +32,9 @@ def numbered(names: Sequence[str]) -> dict[str, int]:
 def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
     """Returns a label's place; ConfigError where the training set has it not."""
     if name not in ids:
-        raise ConfigError(f"data.{key}_column: {name!r} is none of data.labels="
-                          f"{config.data.labels}, which are those of the training set, or of "
-                          "init_from; data.labels names others, for a new head")
+        raise ConfigError(f"data.{key}_column: {name!r} is none of data.labels "
+                          f"({some(config.data.labels)}), which are those of the training set, or "
+                          "of init_from; data.labels names others, for a new head")
     return ids[name]
 
 
@@ -46,6 +55,10 @@ def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.A
     return -(wanted * hard * log_p).sum(-1)
 
 
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[-+]?\d*\.?\d+", name) is not None
+
+
 def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
     """Fills in data.labels, of those found, by number or name with O first; model.num_labels."""
     order = lambda name: (name != "O", not name.isdigit(), int(name) if name.isdigit() else 0, name)
@@ -56,7 +69,10 @@ def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
                           f"{', '.join(labels)}; there must be two")
     if config.model.num_labels not in (0, len(labels)):
         raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
-                          f"{len(labels)}: {', '.join(labels)}; set 0, which takes theirs")
+                          f"{len(labels)}: {some(labels)}; set 0, which takes theirs")
+    if any("." in name for name in labels) and all(map(_is_number, labels)):
+        log.warning("data.%s_column=%r: each of its %d numbers is a class of its own; "
+                    "objective.name=regression learns numbers", key, column, len(labels))
     config.data.labels, config.model.num_labels = labels, len(labels)
     ids = numbered(labels)
     for name in itertools.islice(named, CHECKED):  # none are left where they gave the labels

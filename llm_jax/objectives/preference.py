@@ -25,11 +25,17 @@ class Preference(completion.Completion):
     reads = ("prompt", *SIDES)
     fields = (*completion.Completion.fields, "side")
     parts, gold = False, ()
-    row = staticmethod(apart)
+    row, too_long = staticmethod(apart), "left out"
 
     @classmethod
     def lengths(cls, config):
         return super().lengths(config) | {"reference": 2}
+
+    def room(self, counts):
+        """Twice the prompt, which is cut to half a row, and both answers, each with an end."""
+        longest = self.config.model.max_length
+        prompt = min(counts["prompt"] + 1, longest // 2)
+        return {"pairs": (2 * prompt + sum(counts[side] for side in SIDES), longest)}
 
     def sides(self, record):
         """Returns the example of each answer."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import logging
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from llm_jax.data.examples import Examples, joined
 from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective, count_rows
 
+log = logging.getLogger(__name__)
 LONGEST = 30  # tokens of an answer
 N_BEST = 5
 
@@ -68,6 +70,7 @@ class QuestionAnswering(Examples):
     fields = ("tokens", "types")
     cut = False
     gold = ("answers",)
+    too_long = "in windows"
     scalars = ("first", "last")
 
     def windows(self, record):
@@ -123,12 +126,17 @@ class QuestionAnswering(Examples):
 def resolve(config, documents):
     """Sets objective.no_answer where the training set has questions without one (SQuAD 2.0).
 
+    Warns of answers that do not stand in their context.
+
     Raises:
       ConfigError: answers are Chinese, and what tells the words between characters is missing.
     """
     answers = [doc["answers"] for doc in documents]
     if not all(answers):
         config.objective.no_answer = True
+    if lost := sum(some[0]["answer_start"] < 0 for some in answers if some):
+        log.warning("data.train: the answers to %d of %d questions do not stand in their context; "
+                    "they are learned as if there were none", lost, len(answers))
     texts = [answer["text"] for some in answers for answer in some]
     if scores.chinese(texts) and not importlib.util.find_spec("nltk"):
         raise ConfigError(f"data.train={config.data.train!r}: CMRC's scores of Chinese answers "

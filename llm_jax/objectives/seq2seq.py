@@ -27,6 +27,11 @@ class Seq2Seq(Examples):
         target = config.data.target_length or longest
         return {"encoder_tokens": longest} | dict.fromkeys((*DECODER, "answer_weights"), target)
 
+    def room(self, counts):
+        lengths = self.lengths(self.config)
+        sides = zip(("sources", "targets"), ("encoder_tokens", "targets"), strict=True)
+        return {side: (counts[side[:-1]] + 1, lengths[name]) for side, name in sides}
+
     def example(self, piece, rng, elsewhere):
         tokenizer, lengths = self.tokenizer, self.lengths(self.config)
         source = tokenizer.encode(prompt(self.ask(piece, 0), self.config.objective))

@@ -7,8 +7,7 @@ import numpy as np
 from jax import nn
 
 from llm_jax import models
-from llm_jax.objectives import contrastive, scores
-from llm_jax.objectives.regression import Regression
+from llm_jax.objectives import contrastive, regression, scores
 
 
 class Similarity(contrastive.Contrastive):
@@ -16,7 +15,7 @@ class Similarity(contrastive.Contrastive):
 
     reads = ("text", "pair", "label")
     scalars = gold = ("label",)
-    target = Regression.target
+    target = regression.Regression.target
 
     def example(self, piece, rng, elsewhere):
         label = self.target(piece) if "label" in piece else 0
@@ -55,5 +54,7 @@ OBJECTIVE = dataclasses.replace(
     name="similarity",
     examples=Similarity,
     losses=losses,
+    resolve=regression.check,
+    held_out=regression.OBJECTIVE.held_out,
     predict=lambda outputs, batch: {"cosine": cosines(outputs, batch)},
 )

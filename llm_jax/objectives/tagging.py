@@ -28,6 +28,7 @@ class Tagging(Examples):
     cut = False
     gold = ("tags",)
     stands_in = {"tokens": "text"}  # noqa: RUF012
+    too_long = "over several rows"
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)

@@ -101,7 +101,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
                 f"{parts} in {named}; the {nearest} {near + parts * pieces}"
             )
     split = {"max_length": "context", "num_experts": "expert", "num_heads": "tensor",
-             "num_kv_heads": "tensor"}  # fmt: skip
+             "num_kv_heads": "tensor", "num_key_heads": "tensor"}  # fmt: skip
     for layer in configs.layers(config.model, max(configs.depths(config.model).values())):
         for key, axis in split.items():
             if layer[key] % mesh.shape[axis]:

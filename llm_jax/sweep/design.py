@@ -33,59 +33,70 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
     """
     if any(text.startswith("seed=") for text in overrides):
         raise ConfigError("--config.seed: --seeds=N trains every variant with seeds 0 to N - 1")
-    variants, sizes = sweep.variants(), {}
-    resolved = {}
-    for label, keys in variants.items():
+    variants, sizes, runs, impossible, target = sweep.variants(), {}, {}, {}, None
+    for name, labels in variants.items():
         try:
-            own = [f"{key}={value}" for key, value in keys.items()]
-            read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
-            resolved[label] = _resolved(configs.load(spec, [*read, *own]), sizes)
+            made = {label: _resolved(spec, overrides, keys, sizes, bool(sweep.tune))
+                    for label, keys in labels.items()}  # fmt: skip
+            if sweep.match != "none":
+                target = target or MEASURES[sweep.match](next(iter(made.values())))
+                for label, config in made.items():
+                    _match(config, labels[label], sweep.match, target)
         except ValueError as error:  # ConfigError is one
-            raise ConfigError(f"variant {label!r}: {error}") from error
+            if not runs or len(variants) == 2:  # the baseline, or all that there is beside it
+                raise ConfigError(f"variant {name!r}: {error}") from error
+            impossible[name] = str(error)
+            continue
+        for label, config in made.items():
+            runs[label] = {
+                "variant": name,
+                "keys": labels[label],
+                "config": config.to_dict(),
+                "parameters": count_params(config.model),
+                "flops_per_token": flops_per_token(config),
+            }
+    if len({run["variant"] for run in runs.values()}) == 1 < len(variants):
+        raise ConfigError("; ".join(f"variant {k!r}: {v}" for k, v in impossible.items()))
     for text in overrides:
-        if all(reasons := [configs.unread(c, text.partition("=")[0]) for c in resolved.values()]):
+        key = text.partition("=")[0]
+        reasons = [configs.unread(configs.from_dict(run["config"]), key) for run in runs.values()]
+        if all(reasons):
             raise ConfigError(reasons[0])
-    baseline = next(iter(variants))
-    for label, keys in variants.items():
-        if sweep.match != "none" and "model.mlp_dim" in keys:
-            raise ConfigError(f"variant {label!r}, model.mlp_dim: --match={sweep.match} solves it")
-    dims = match(resolved, baseline, sweep.match)
-    for label, dim in dims.items():
-        resolved[label].model.mlp_dim = variants[label]["model.mlp_dim"] = dim
     return {
         "spec": spec,
         "overrides": overrides,
         "seeds": sweep.seeds,
         "match": sweep.match,
-        "baseline": baseline,
+        "baseline": next(iter(variants)),
+        "tuned": bool(sweep.tune),
+        "without": list(sweep.without),
+        "impossible": impossible,
         "lengths": list(sweep.lengths),
         "reaches": list(sweep.reaches),
-        "variants": {
-            label: {
-                "keys": variants[label],
-                "config": config.to_dict(),
-                "parameters": count_params(config.model),
-                "flops_per_token": flops_per_token(config),
-            }
-            for label, config in resolved.items()
-        },
+        "variants": runs,
     }
 
 
-def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
-    """The config with its sizes filled in, checked as training checks it.
+def _resolved(
+    spec: str, overrides: list[str], keys: dict[str, str], sizes: dict[str, tuple], tuned: bool
+) -> ConfigDict:
+    """A variant's config with its sizes filled in, checked as training checks it.
 
     sizes: tokenizer and labels of data that are known, since most variants have the same.
     """
+    own = [f"{key}={value}" for key, value in keys.items()]
+    read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
+    config = configs.load(spec, [*read, *own])
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
     objective = objectives.get(config.objective.name)
     if key not in sizes:
         splits = objective.splits(config)
-        if not len(splits["validation"]):
-            raise ConfigError(f"data.validation_fraction={config.data.validation_fraction}: "
-                              "variants are compared by their validation loss; hold out a share, "
-                              "or set data.validation")
+        for split in ("validation", "test")[: 1 + tuned]:
+            if not len(splits[split]):
+                raise ConfigError(f"data.{split}_fraction={config.data[f'{split}_fraction']}: "
+                                  f"variants are compared by their {split} loss; hold out a "
+                                  f"share, or set data.{split}")
         tokenizer = objective.build_tokenizer(config, splits["train"])
         sizes[key] = tokenizer, config.data.labels
     tokenizer, config.data.labels = sizes[key]
@@ -96,31 +107,25 @@ def _resolved(config: ConfigDict, sizes: dict[str, tuple]) -> ConfigDict:
     return config
 
 
-def match(variants: dict[str, ConfigDict], baseline: str, measure: str) -> dict[str, int]:
-    """Returns {label: model.mlp_dim} of the variants that need another to match the baseline.
+def _match(config: ConfigDict, keys: dict[str, str], measure: str, target: float) -> None:
+    """Sets the model.mlp_dim with which a variant has as many parameters or FLOPs as the baseline.
 
-    Parameters and FLOPs are linear in mlp_dim, so two evaluations by shapes give the line.
+    They are linear in mlp_dim, so two evaluations by shapes give the line.
     """
-    if measure == "none":
-        return {}
-    target = MEASURES[measure](variants[baseline])
-    dims = {}
-    for label, config in variants.items():
-        if label == baseline:
-            continue
-        own, at = config.model.mlp_dim, lambda dim, c=config: MEASURES[measure](_with_dim(c, dim))
-        low, high = at(STEP), at(2 * STEP)
-        exact = STEP + (target - low) * STEP / (high - low)
-        below = max(STEP, int(exact // STEP) * STEP)
-        # Its own size first: what matches already stays as it is.
-        dim = min((own, below, below + STEP), key=lambda d, x=exact: abs(d - x))
-        if abs(at(dim) / target - 1) > TOLERANCE:
-            raise ConfigError(f"variant {label!r}: with model.mlp_dim={dim}, the nearest multiple "
-                              f"of {STEP}, it has {at(dim):,.0f} {measure} where {baseline!r} has "
-                              f"{target:,.0f}: not within {TOLERANCE:.0%}; use --match=none")
-        if dim != own:
-            dims[label] = dim
-    return dims
+    if "model.mlp_dim" in keys:
+        raise ConfigError(f"model.mlp_dim: --match={measure} solves it")
+    at = lambda dim: MEASURES[measure](_with_dim(config, dim))
+    own, low, high = config.model.mlp_dim, at(STEP), at(2 * STEP)
+    exact = STEP + (target - low) * STEP / (high - low)
+    below = max(STEP, int(exact // STEP) * STEP)
+    # Its own size first: what matches already stays as it is.
+    dim = min((own, below, below + STEP), key=lambda dim: abs(dim - exact))
+    if abs(at(dim) / target - 1) > TOLERANCE:
+        raise ConfigError(f"with model.mlp_dim={dim}, the nearest multiple of {STEP}, it has "
+                          f"{at(dim):,.0f} {measure} where the baseline has {target:,.0f}: not "
+                          f"within {TOLERANCE:.0%}; use --match=none")
+    if dim != own:
+        config.model.mlp_dim = keys["model.mlp_dim"] = dim
 
 
 def _with_dim(config: ConfigDict, dim: int) -> ConfigDict:
@@ -132,7 +137,8 @@ def _with_dim(config: ConfigDict, dim: int) -> ConfigDict:
 def commit(design: dict, workdir: Path) -> dict:
     """Writes sweep.json, with the provenance of its first start; returns its content.
 
-    More seeds or variants may be added to a sweep; what it has stays as it was begun.
+    More seeds or variants may be added to a sweep, and some taken out by `without`; what it has
+    stays as it was begun.
     """
     file = workdir / "sweep.json"
     design = json.loads(json.dumps(design))
@@ -151,6 +157,8 @@ def _differences(old: dict, new: dict) -> list[str]:
     lines = [told(key) for key in ("match", "baseline") if old[key] != new[key]]
     lines += [told("seeds")] * (new["seeds"] < old["seeds"])
     for label, variant in old["variants"].items():
+        if variant.get("variant", label) in new["without"]:
+            continue
         if label not in new["variants"]:
             lines += [f"variant {label!r}: not here"]
             continue

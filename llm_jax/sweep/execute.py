@@ -33,28 +33,50 @@ def share(items: list, index: int, of: int) -> list:
 
 
 def execute(
-    design: dict, workdir: Path, train: list[str], index: int = 0, of: int = 1,
+    design: dict, workdir: Path, launch: list[str], index: int = 0, of: int = 1,
     tell: Callable[[str], None] = print,
 ) -> None:
     """Trains what is not finished of this process's share, then measures what is not measured.
 
+    Runs share compiled programs, in WORKDIR/compiled unless JAX_COMPILATION_CACHE_DIR says where.
+
     Args:
-      train: the command that trains a run, without the run's own arguments.
+      launch: the command line of launch.py, without a verb.
       tell: takes a line of progress.
     """
-    mine = share(results.runs(design, workdir), index, of)
-    labels = share(list(design["variants"]), index, of)
-    for run in mine:
-        if run.state() != "finished":
-            _train(run, design, [*train, *arguments(design, run)], tell)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compiled").resolve()))
+    for item in share(results.planned(design), index, of):
+        run = results.find(design, workdir, *item)
+        if run and run.state() != "finished":
+            _train(run, design, [*launch, "train", *arguments(design, run)], tell)
             tell(_progress(run, design, workdir, of))
+    for _, run in share(results.chosen(design, workdir), index, of):
+        if run.state() == "finished" and design.get("tuned"):
+            _score(run, launch, tell)
         if run.state() == "finished" and design["reaches"]:
             asked = {"reaches": design["reaches"]}
             _measure("context", run.folder / "context.json", asked, tell)
-    for label in labels if design["lengths"] else []:
-        file = workdir / "cost" / f"{slug(label)}.json"
-        model = design["variants"][label]["config"]["model"]
+    groups = share(list(results.grouped(design).items()), index, of)
+    for name, labels in groups if design["lengths"] else []:
+        file = workdir / "cost" / f"{slug(name)}.json"
+        model = design["variants"][labels[0]]["config"]["model"]
         _measure("cost", file, {"model": model, "lengths": design["lengths"]}, tell)
+
+
+def _score(run: Run, launch: list[str], tell: Callable) -> None:
+    """Writes test.json: the loss on the whole test split, which chose nothing."""
+    file = run.folder / "test.json"
+    if file.exists():
+        return
+    options = [f"--workdir={run.folder}", "--split=test", "--max_batches=0", "--json"]
+    with file.with_suffix(".txt").open("w+") as log:
+        code = _run([*launch, "eval", *options], log, tell)
+        log.seek(0)
+        found = [line for line in log if line.startswith("{")]
+    if code or not found:
+        tell(f"scoring failed with exit code {code}, see {file.with_suffix('.txt')}")
+        return
+    write_json(file, json.loads(found[-1]), indent=1)
 
 
 def _measure(module: str, file: Path, asked: dict, tell: Callable) -> None:

@@ -47,11 +47,13 @@ def _top(design: dict, workdir: Path) -> list[str]:
         f"```\n{begun['command']}\n```",
         (
             f"Begun {begun['time']}; commit {each('commit') or 'unknown'}; {versions}; "
-            f"{each('hardware')}. {len(design['variants'])} variants of "
+            f"{each('hardware')}. {len(results.grouped(design))} variants of "
             f"{design['spec'] or 'the default config'}, {design['seeds']} seeds each, the same for "
             f"all; {len(states) - len(missing)} of {len(states)} runs are finished."
         ),
     ]
+    if reasons := design.get("impossible"):
+        blocks += ["## Left out", *(f"- {name}: {reason}" for name, reason in reasons.items())]
     rows = []
     for run in missing:
         note = run.note()
@@ -78,7 +80,7 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
         )
     rows = []
     for s in summaries:
-        variant, d = design["variants"][s.label], s.difference
+        variant, d = design["variants"][s.run], s.difference
         rows.append([
             s.label,
             f"{variant['parameters']:,}",
@@ -90,13 +92,20 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
             _number(s.holm, ".2g"),
             _number(s.rate / base.rate if base.rate else math.nan, ".2f"),
         ])  # fmt: skip
-    header = ["variant", "parameters", "train FLOPs a token", "seeds", "validation loss",
+    split, how = "validation", "of the loss at the last step, nats per token"
+    if design.get("tuned"):
+        split, how = "test", (
+            "of the loss on the whole test split at the last step, nats per token. Of the runs "
+            "that were tried with seed 0 each variant has the one with the lowest validation loss, "
+            f"and its further seeds: {'; '.join(f'{s.label}: {s.run}' for s in summaries)}"
+        )
+    header = ["variant", "parameters", "train FLOPs a token", "seeds", f"{split} loss",
               f"minus {base.label}", "p", "Holm's p", "tokens/s, relative"]  # fmt: skip
     figures.differences(folder / "differences.png", summaries)
     return [
-        "## Validation loss",
+        f"## {split.capitalize()} loss",
         (
-            "Mean over seeds ± standard error of the loss at the last step, nats per token. The "
+            f"Mean over seeds ± standard error {how}. The "
             "difference is paired by seed (same data order, same seed of the initial draw): mean "
             f"± half of its 95 % interval and the two-sided p of a paired t-test. {tested} "
             "Tokens a second are the median of what was logged, whatever else the machine did at "
@@ -113,7 +122,7 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
 
 
 def _curves(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
-    flops = {label: v["flops_per_token"] for label, v in design["variants"].items()}
+    flops = {s.label: design["variants"][s.run]["flops_per_token"] for s in summaries}
     figures.curves(folder / "loss.png", summaries, flops)
     shown = _picture(
         folder,
@@ -134,11 +143,11 @@ def exponent(rows: list[dict], name: str) -> float:
 
 
 def _cost(design: dict, workdir: Path, folder: Path) -> list[str]:
-    files = {label: workdir / "cost" / f"{slug(label)}.json" for label in design["variants"]}
+    files = {label: workdir / "cost" / f"{slug(label)}.json" for label in results.grouped(design)}
     costs = {label: read_json(f) for label, f in files.items() if f.exists()}
     if not costs:
         return []
-    figures.cost(folder / "cost.png", costs, list(design["variants"]))
+    figures.cost(folder / "cost.png", costs, list(results.grouped(design)))
     lengths = sorted({row["length"] for measured in costs.values() for row in measured["rows"]})
     forms = {"seconds": lambda x: f"{x * 1e3:,.1f}", "bytes": lambda x: f"{x / 2**20:,.1f}"}
     tables = []
@@ -193,7 +202,7 @@ def _context(design: dict, workdir: Path, folder: Path) -> list[str]:
     means = mean_context(results.stored(design, workdir, "context.json"))
     if not means:
         return []
-    labels, reaches = list(design["variants"]), sorted({reach for _, reach in means})
+    labels, reaches = list(results.grouped(design)), sorted({reach for _, reach in means})
     found = {key: at for key, at in means.items() if "bins" in at}
     figures.context(folder / "context.png", found, labels)
     rows, reasons = [], {}

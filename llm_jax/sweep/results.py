@@ -38,24 +38,69 @@ class Run(NamedTuple):
         return "failed" if self.note().get("exit") else "left"
 
 
+def grouped(design: dict) -> dict[str, list[str]]:
+    """Returns {variant: labels of its runs}; it has several where something is tuned."""
+    groups: dict[str, list[str]] = {}
+    for label, run in design["variants"].items():
+        groups.setdefault(run.get("variant", label), []).append(label)
+    return groups
+
+
+def run_of(design: dict, workdir: Path, label: str, seed: int) -> Run:
+    """Returns the run of a label with a seed."""
+    steps = design["variants"][label]["config"]["train"]["steps"]
+    return Run(label, seed, workdir / "runs" / slug(label) / f"seed{seed}", steps)
+
+
+def best(design: dict, workdir: Path, variant: str) -> str | None:
+    """Returns a variant's label with the lowest validation loss of seed 0.
+
+    None while some are left, or where all have failed.
+    """
+    labels = grouped(design)[variant]
+    if len(labels) == 1:
+        return labels[0]
+    tried = [run_of(design, workdir, label, 0) for label in labels]
+    states = [run.state() for run in tried]
+    losses = {run.label: run.rows()[-1]["eval_loss"]
+              for run, state in zip(tried, states, strict=True) if state == "finished"}  # fmt: skip
+    return None if "left" in states else min(losses, key=losses.get, default=None)
+
+
+def planned(design: dict) -> list[tuple[str, int]]:
+    """Returns (label, 0) of all runs with the first seed, then (variant, seed) of the others.
+
+    Pairs are complete as early as can be; and what is tuned has its further seeds last.
+    """
+    others = [(name, s) for s in range(1, design["seeds"]) for name in grouped(design)]
+    return [*((label, 0) for label in design["variants"]), *others]
+
+
+def find(design: dict, workdir: Path, name: str, seed: int) -> Run | None:
+    """Returns the run of something `planned`; None while it is not known."""
+    label = best(design, workdir, name) if seed else name
+    return label and run_of(design, workdir, label, seed)
+
+
 def runs(design: dict, workdir: Path) -> list[Run]:
-    """All runs, the first seed of every variant first: pairs are complete as early as can be."""
-    return [
-        Run(
-            label,
-            seed,
-            workdir / "runs" / slug(label) / f"seed{seed}",
-            variant["config"]["train"]["steps"],
-        )
-        for seed in range(design["seeds"])
-        for label, variant in design["variants"].items()
-    ]
+    """Returns all runs that are known by now."""
+    known = (find(design, workdir, *item) for item in planned(design))
+    return [run for run in known if run]
+
+
+def chosen(design: dict, workdir: Path) -> list[tuple[str, Run]]:
+    """Returns (variant, run) of the best label of each variant, with all seeds."""
+    labels = {name: best(design, workdir, name) for name in grouped(design)}
+    known = [(name, label) for name, label in labels.items() if label]
+    seeds = range(design["seeds"])
+    return [(k, run_of(design, workdir, label, seed)) for seed in seeds for k, label in known]
 
 
 def describe_match(design: dict) -> list[str]:
     """Returns a line for each variant: its matched mlp_dim, and what is left of the difference."""
     name = {"params": "parameters", "flops": "flops_per_token"}.get(design["match"])
-    variants = design["variants"] if name else {}
+    firsts = {k: design["variants"][labels[0]] for k, labels in grouped(design).items()}
+    variants = firsts if name else {}
     target = name and variants[design["baseline"]][name]
     return [
         f"{label}: mlp_dim {v['config']['model']['mlp_dim']:,}, {v[name]:,.0f} "
@@ -131,7 +176,8 @@ class Summary(NamedTuple):
     """A variant over its finished seeds."""
 
     label: str
-    losses: dict[int, float]  # by seed, at the last step
+    run: str  # the label of its runs, the best where several were tried
+    losses: dict[int, float]  # by seed, at the last step: of validation; of test where tuned
     difference: Paired | None  # to the baseline
     holm: float
     rate: float  # tokens a second
@@ -144,15 +190,15 @@ class Summary(NamedTuple):
 
 def summaries(design: dict, workdir: Path) -> list[Summary]:
     """Returns one for each variant, the baseline first."""
-    rows = {
-        (run.label, run.seed): run.rows()
-        for run in runs(design, workdir)
-        if run.state() == "finished"
-    }
-    losses = {
-        label: {seed: r[-1]["eval_loss"] for (name, seed), r in rows.items() if name == label}
-        for label in design["variants"]
-    }
+    finished = [(k, run) for k, run in chosen(design, workdir) if run.state() == "finished"]
+    rows = {(name, run.seed): run.rows() for name, run in finished}
+    losses: dict[str, dict[int, float]] = {name: {} for name in grouped(design)}
+    for name, run in finished:
+        scored = run.folder / "test.json"
+        if not design.get("tuned"):
+            losses[name][run.seed] = run.rows()[-1]["eval_loss"]
+        elif scored.exists():
+            losses[name][run.seed] = read_json(scored)["loss"]
     base = losses[design["baseline"]]
     others = {k: paired(v, base) for k, v in losses.items() if k != design["baseline"]}
     adjusted = holm({k: test.p for k, test in others.items() if test})
@@ -161,9 +207,10 @@ def summaries(design: dict, workdir: Path) -> list[Summary]:
         own = [r for (name, _), r in rows.items() if name == label]
         speed = float(np.median([rate(r) for r in own])) if own else float("nan")
         p = adjusted.get(label, float("nan"))
-        return Summary(label, losses[label], others.get(label), p, speed, [*map(curve, own)])
+        run = best(design, workdir, label) or grouped(design)[label][0]
+        return Summary(label, run, losses[label], others.get(label), p, speed, [*map(curve, own)])
 
-    return [one(label) for label in design["variants"]]
+    return [one(label) for label in grouped(design)]
 
 
 def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
@@ -172,6 +219,7 @@ def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
     return [
         {
             "label": s.label,
+            "run": s.run,
             "losses": s.losses,
             "mean": known(s.mean),
             "difference": s.difference.mean if s.difference else None,
@@ -184,7 +232,7 @@ def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
 
 
 def stored(design: dict, workdir: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields (label, what the run's JSON file of that name holds) of the finished runs."""
-    for run in runs(design, workdir):
+    """Yields (variant, what the run's JSON file of that name holds) of its finished runs."""
+    for variant, run in chosen(design, workdir):
         if (run.folder / name).exists() and run.state() == "finished":
-            yield run.label, read_json(run.folder / name)
+            yield variant, read_json(run.folder / name)

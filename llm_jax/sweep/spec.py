@@ -20,7 +20,10 @@ class Sweep:
 
     Attributes:
       axes: each a mapping of label -> {config key: value}; a variant takes a label of each.
+      tune: a mapping as of axes. Each variant is trained with all of its labels and seed 0; the one
+        of the lowest validation loss is the variant's, with further seeds, and scored on test.
       seeds: how many; every variant is trained with config.seed = 0, 1, ….
+      without: labels of variants that are left out.
       match: what every variant shares with the baseline by its model.mlp_dim.
       baseline: the label that the others are compared with; "": the first.
       lengths: tokens at which the cost of an attention layer is measured; (): not at all.
@@ -28,7 +31,9 @@ class Sweep:
     """
 
     axes: Sequence[Mapping[str, Mapping[str, Any]]] = ()
+    tune: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
+    without: Sequence[str] = ()
     match: str = "none"
     baseline: str = ""
     lengths: Sequence[int] = LENGTHS
@@ -40,26 +45,30 @@ class Sweep:
         baseline = ", ".join([self.baseline, *firsts]) if self.baseline else ""
         return dataclasses.replace(self, axes=(*self.axes, *axes), baseline=baseline)
 
-    def variants(self) -> dict[str, dict[str, str]]:
-        """Returns {label: {config key: value as text}}, the baseline first."""
+    def variants(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Returns {variant: {label of a run: {config key: value as text}}}, the baseline first.
+
+        A variant has a label for each of `tune`, without it one, its own.
+        """
         self._check()
         variants = {}
         for parts in itertools.product(*(axis.items() for axis in self.axes)):
-            label = ", ".join(name for name, _ in parts)
-            keys = [key for _, changes in parts for key in changes]
-            for key in keys:
-                if key == "seed" or keys.count(key) > 1:
-                    why = "--seeds sets it" if key == "seed" else "two axes set it"
-                    raise ConfigError(f"variant {label!r}, {key}: {why}")
-            variants[label] = {k: as_text(v) for _, changes in parts for k, v in changes.items()}
-        slugs = [slug(label) for label in variants]
-        for label, name in zip(variants, slugs, strict=True):
+            name = ", ".join(name for name, _ in parts)
+            tuned = [(*parts, choice) for choice in self.tune.items()] or [parts]
+            variants[name] = dict(map(_crossed, tuned))
+        if unknown := set(self.without) - variants.keys():
+            raise ConfigError(f"--without={unknown.pop()}: allowed are "
+                              f"{', '.join(map(repr, variants))}")
+        variants = {k: v for k, v in variants.items() if k not in self.without}
+        first = self.baseline or next(iter(variants), "")
+        if first not in variants:
+            raise ConfigError(f"--baseline={first}: allowed are {', '.join(map(repr, variants))}")
+        labels = [label for variant in variants.values() for label in variant]
+        slugs = [slug(label) for label in labels]
+        for label, name in zip(labels, slugs, strict=True):
             if not name or slugs.count(name) > 1:
                 raise ConfigError(f"variant {label!r}: its folder would be {name!r}, which is not "
                                   "its alone; labels must differ in letters and digits")
-        first = self.baseline or next(iter(variants))
-        if first not in variants:
-            raise ConfigError(f"--baseline={first}: allowed are {', '.join(map(repr, variants))}")
         return {first: variants[first]} | variants
 
     def _check(self) -> None:
@@ -70,6 +79,17 @@ class Sweep:
             raise ConfigError(f"--seeds={self.seeds}: must be at least 1")
         if self.match not in MATCHES:
             raise ConfigError(f"--match={self.match}: allowed are {', '.join(MATCHES)}")
+
+
+def _crossed(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, dict[str, str]]:
+    """One label of each axis -> their label, and their changes as text."""
+    label = ", ".join(name for name, _ in parts)
+    keys = [key for _, changes in parts for key in changes]
+    for key in keys:
+        if key == "seed" or keys.count(key) > 1:
+            why = "--seeds sets it" if key == "seed" else "two axes set it"
+            raise ConfigError(f"variant {label!r}, {key}: {why}")
+    return label, {k: as_text(v) for _, changes in parts for k, v in changes.items()}
 
 
 def read_by(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
@@ -87,15 +107,15 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def axis(text: str) -> dict[str, dict[str, str]]:
-    """Reads 'KEY=V1,V2': commas within quotes or brackets belong to a value."""
+def axis(text: str, option: str = "axis") -> dict[str, dict[str, str]]:
+    """Reads 'KEY=V1,V2' of --axis or --tune: commas within quotes or brackets belong to a value."""
     key, _, values = text.partition("=")
     parts = re.findall(r"\([^)]*\)|\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,]+", values)
     if not key or not parts:
-        raise ConfigError(f"--axis={text}: expected --axis=KEY=V1,V2,…")
+        raise ConfigError(f"--{option}={text}: expected --{option}=KEY=V1,V2,…")
     name, values = key.rsplit(".", 1)[-1], [part.strip("\"'") for part in parts]
     if twice := sorted({value for value in values if values.count(value) > 1}):
-        raise ConfigError(f"--axis={text}: {', '.join(twice)} is there twice")
+        raise ConfigError(f"--{option}={text}: {', '.join(twice)} is there twice")
     return {f"{name} {value}": {key: value} for value in values}
 
 

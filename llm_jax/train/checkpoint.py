@@ -109,7 +109,7 @@ class Checkpoints:
             | {"arrays": {name: _described(tree) for name, tree in items.items()}}
         )
         described = {"digest": _digest(text), "json": text}
-        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        trees = {k: ocp.args.StandardSave(jax.tree.map(_byte, x)) for k, x in items.items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(described), **trees)
         self.manager.save(step, args=args, force=True)  # having waited for the one before
         self._remember()
@@ -182,8 +182,10 @@ class Checkpoints:
         for name, tree in like.items():
             kinds = {path: array["kind"] for path, array in saved.get(name, {}).items()}
             _check_same(kinds, {path: _kind(x) for path, x in _named(tree)}, f"{where}/{name}")
-        trees = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        trees = {k: ocp.args.StandardRestore(jax.tree.map(_byte, x)) for k, x in like.items()}
         items = dict(self.manager.restore(step, args=ocp.args.Composite(**trees)).items())
+        back = lambda wanted, x: x.astype(jnp.uint4) if wanted.dtype == jnp.uint4 else x
+        items = {k: jax.tree.map(back, like[k], items[k]) for k in like}
         if any(_described(items[name]) != saved[name] for name in like):
             raise ValueError("its arrays are not those that were saved")
         return items, meta
@@ -261,6 +263,14 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def _byte(x: Any) -> Any:
+    """An array, or what describes it; of uint4, which TensorStore does not write, as uint8."""
+    if x.dtype != jnp.uint4:
+        return x
+    described = isinstance(x, jax.ShapeDtypeStruct)
+    return x.update(dtype=jnp.uint8) if described else x.astype(jnp.uint8)
+
+
 def _kind(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)}"
 
@@ -283,6 +293,7 @@ def _sum_bits(tree: Any) -> jax.Array:
     """Checksums [leaves] uint32: each array's words summed."""
 
     def bits(x):
+        x = x.astype(jnp.int8) if x.dtype.name.endswith("int4") else x  # a QLoRA's
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
 

@@ -20,6 +20,7 @@ from llm_jax.sharding import name
 STACKED = ("layers", "experts", "taps")  # axes along which separate parameters lie
 HEADS = ("heads", "kv_heads")
 ADAPTERS = ".*_lora_[ab]"  # paths of LoRA's arrays
+QUANTIZED = ".*/array/(qvalue|scale)"  # and of a QLoRA's kernels, which stay what they are
 
 
 class Group(NamedTuple):
@@ -115,6 +116,7 @@ def _rates(config: ConfigDict, paths: Iterable[str]) -> dict[str, float]:
     else:
         rates = first(config, "rate_factors", paths, 1.0)
         key = "optimizer.rate_factors"
+    rates |= {path: 0.0 for path in paths if re.fullmatch(QUANTIZED, path)}
     if not any(rates.values()):
         raise ConfigError(f"{key}: every parameter is frozen; nothing would learn")
     return rates

@@ -26,6 +26,7 @@ from llm_jax.data.fields import Record
 from llm_jax.data.mixture import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
+from llm_jax.objectives import labels
 from llm_jax.sharding import hardware
 from llm_jax.train import Diverged, Restart, groups, reference
 from llm_jax.train.checkpoint import Checkpoints, hushed, join, split
@@ -223,8 +224,13 @@ class Trainer:
     def _begin(self, params: Any, place: TrainState) -> TrainState:
         """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""
         given = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-        if new := [name for name in self.setup.groups if name not in given]:
-            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(new)}")
+        told = lambda name: name in given or re.fullmatch(groups.QUANTIZED, name)  # of those given
+        new = [name for name in self.setup.groups if not told(name)]
+        names = [name for name in new if not re.fullmatch(groups.ADAPTERS, name)]
+        if lora := len(new) - len(names):
+            names.append(f"{lora} arrays of LoRA")
+        if names:
+            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(names)}")
         return self.setup.draw_state(place, params)
 
     def facts(self) -> dict[str, Any]:
@@ -239,7 +245,7 @@ class Trainer:
             "data": f"{d.train}, {self.config.tokenizer.name} tokenizer of "
             f"{self.tokenizer.vocab_size:,}",
             **self.sets,
-            **({"labels": ", ".join(d.labels)} if d.labels else {}),
+            **({"labels": labels.some(d.labels)} if d.labels else {}),
             "batch": f"{d.batch_size} sequences of {m.max_length} tokens"
             + " at most" * lengths.vary(self.config),
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",
@@ -300,7 +306,9 @@ class Trainer:
         """One step; nothing here waits for the device except the first time and to log."""
         with self.meter.timing("input"):
             batch = next(self.batches)
-        self.state, metrics = self.train_step(self.state, sharding.put(batch, self.mesh))
+        self.state, metrics = self.train_step(
+            self.state, sharding.put(batch, self.mesh), np.uint32(self.config.seed)
+        )
         self.step += 1
         if self.compiling:
             self._first_step(metrics)

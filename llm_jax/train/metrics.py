@@ -139,7 +139,8 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
     axes = picture.subplots(1, columns, squeeze=False)[0]
     yield picture, axes
     for ax in axes:
-        ax.grid(alpha=0.3, which="both")
+        if not ax.images:
+            ax.grid(alpha=0.3, which="both")
         ax.spines[["top", "right"]].set_visible(False)
     picture.savefig(path, dpi=120)
 
@@ -158,7 +159,7 @@ def plot(workdir: str | Path) -> Path:
             axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
         if validation:
             axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
-        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set(xlabel="step", ylabel="loss")
         if axes.lines:
             axes.legend(frameon=False)
     return path

@@ -54,15 +54,18 @@ def answerer(
 def document(examples: Examples, record: Record, where: str) -> Record | ConfigError:
     """Returns the fields of a record but for its gold, or what is wrong with it.
 
-    A field is read from the column that data.FIELD_column names, or else from that of its own name.
+    A field is read from the column that data.FIELD_column names, or else from that of its own name;
+    the first, or else, from "text", which a plain line is.
     """
     data, columns = examples.config.data, {}
-    for name in examples.columns(examples.config):
+    names = examples.columns(examples.config)
+    for name in names:
         choice = (name, examples.stands_in.get(name, name))
         pairs = ((x, column) for x in choice for column in (data[f"{x}_column"], x))
         present = (pair for pair in pairs if pair[1] in record)
         if name not in examples.gold:
-            columns |= [next(present, (name, data[f"{name}_column"]))]
+            plain = name == names[0] and "text" in record
+            columns |= [next(present, (name, "text" if plain else data[f"{name}_column"]))]
     try:
         return fields.document(record, columns, where)
     except ConfigError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -106,7 +107,8 @@ class Setup:
             if step:
                 return items
             model = ConfigDict(self.config.model.to_dict())
-            model.lora_rank = meta["config"]["model"].get("lora_rank", 0)
+            for key, without in (("lora_rank", 0), ("lora_quantize", "none")):
+                model[key] = meta["config"]["model"].get(key, without)
             params = models.abstract_params(model)
             where = sharding.param_shardings(params, self.mesh)
             return {"params": jax.tree.map(_with_sharding, params, where)}
@@ -118,7 +120,11 @@ class Setup:
 
         Those that are not given are drawn from config.seed.
         """
-        draw = lambda params: init_state(self.model, self.tx, self.config, self._filled(params))
+
+        def draw(params, seed):
+            filled = fill(self.model, seed, params)
+            return init_state(self.model, self.tx, self.config, filled)
+
         return self._once(draw, place, params or {})
 
     def draw_params(self, params: Any) -> Any:
@@ -126,27 +132,26 @@ class Setup:
         params, place = self.put(params), sharding.param_shardings(self.params, self.mesh)
         if jax.tree.structure(params) == jax.tree.structure(self.params):
             return params
-        return self._once(self._filled, place, params)
+        return self._once(lambda params, seed: fill(self.model, seed, params), place, params)
 
     def put(self, params: Any) -> Any:
         """Some of the parameters, of NumPy or another mesh, as they lie on this one."""
         place = sharding.param_shardings(self.params, self.mesh)
 
         def put(tree, place):
-            inside = lambda k, x: put(x, place[k]) if isinstance(x, dict) else place[k]
-            return {k: inside(k, x) for k, x in tree.items()}
+            if isinstance(tree, dict):
+                return {k: put(x, place[k]) for k, x in tree.items()}
+            plain = hasattr(place, "how") and not hasattr(tree, "how")  # to be quantised there
+            return place.array.qvalue if plain else place
 
         return jax.device_put(params, put(params, place))
-
-    def _filled(self, params: Any) -> Any:
-        return fill(self.model, self.config, params)
 
     def _once(self, draw: Callable, place: Any, params: Any) -> Any:
         # It runs once: on a CPU, compiling it with all optimisations takes longer than they save.
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         with sharding.activate(self.mesh):
             run = jax.jit(draw, out_shardings=place, compiler_options=quick, donate_argnums=0)
-            return run(params)
+            return run(params, np.uint32(self.config.seed))
 
 
 def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import objectives
 from llm_jax.data.chunks import DOCUMENT
-from llm_jax.models import Model, init_params, real, router_loss
+from llm_jax.models import Model, auxiliary_loss, init_params, quantized, real
 from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
 from llm_jax.train import groups
@@ -44,17 +44,18 @@ def init_state(
     return TrainState(zero, params, opt_state, ema, zero, zero)
 
 
-def fill(model: Model, config: ConfigDict, params: dict) -> dict:
-    """Returns the model's parameters: those given and, drawn from config.seed, those they lack.
+def fill(model: Model, seed: jax.typing.ArrayLike, params: dict) -> dict:
+    """Returns the model's parameters: those given and, drawn from a seed, those they lack.
 
-    Of imported weights these are LoRA's arrays, or a new head.
+    Of imported weights these are LoRA's arrays, or a new head; those given may yet be quantised.
     """
 
-    def put(drawn: dict, given: dict) -> dict:
-        inner = lambda k, x: put(x, given.get(k, {})) if isinstance(x, dict) else given.get(k, x)
-        return {k: inner(k, x) for k, x in drawn.items()}
+    def put(drawn: Any, given: Any) -> Any:
+        if isinstance(drawn, dict):
+            return {k: put(x, given[k]) if k in given else x for k, x in drawn.items()}
+        return quantized(drawn, given)
 
-    return put(init_params(model, jax.random.key(config.seed)), params)
+    return put(init_params(model, jax.random.key(seed)), params)
 
 
 def loss(
@@ -84,7 +85,7 @@ def loss(
         others = objective.losses(outputs, jax.tree.map(lambda x: x[::-1], labels), cfg)[0]
         terms = {term: share * x + (1 - share) * others[term] for term, x in terms.items()}
     total = sum(total / weights[term] for term, total in terms.items())
-    total += router_loss(config.model, sown)
+    total += auxiliary_loss(config.model, sown)
     if r_drop:
         total += r_drop * disagreement(objective.predict(outputs, labels)["logits"])
     return total, {name: total / weights[term] for name, (total, term) in metrics.items()}
@@ -173,10 +174,11 @@ def update(
 def make_train_step(
     model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict,
     gradients: Callable = gradients,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, dict, jax.typing.ArrayLike], tuple[TrainState, dict]]:
     """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
 
-    Randomness is fold_in(key(seed), step): a resumed run repeats it. A step whose loss or
+    Randomness is fold_in(key(seed), step): a resumed run repeats it. The seed is an argument
+    (config.seed where none is given), so that seeds share a compiled program. A step whose loss or
     gradient is not finite leaves parameters and optimizer as they were and is counted.
 
     gradients: another function of the same arguments as `gradients`, for example one that takes
@@ -184,14 +186,16 @@ def make_train_step(
     """
     rate = schedule(config)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(
+        state: TrainState, batch: dict, seed: jax.typing.ArrayLike = config.seed
+    ) -> tuple[TrainState, dict]:
         trained, frozen = groups.split(config, state.params)
 
         def loss_of(trained, batch, key, weights=None):
             params = groups.join(trained, frozen)
             return loss(model, objective, config, params, batch, key, weights)
 
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         weights, parts = objective.weights(batch), config.train.microbatches
         (total, metrics), grads = gradients(loss_of, trained, batch, key, weights, parts)
         norm = optax.global_norm(grads)

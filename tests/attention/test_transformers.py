@@ -94,10 +94,12 @@ def test_qwen3_next_gated_delta_rule():
     rate, decay = 1 / (1 + np.exp(-draw(B, length, N))), -np.abs(draw(B, length, N))
     inputs = [torch.from_numpy(x).requires_grad_() for x in (q, k, v, decay, rate)]
     theirs, state = torch_chunk_gated_delta_rule(*inputs, output_final_state=True)
-    (ours, after), back = jax.vjp(
-        lambda q, k, v, decay, rate: delta.delta_rule(q, k, v, rate, decay, Mask(causal=True)),
-        q, k, v, decay, rate,
-    )  # fmt: skip
+
+    def rule(q, k, v, decay, rate):
+        rate = rate[..., None]
+        return delta.delta_rule(q * H**-0.5, rate * k, k, rate * v, decay, Mask(causal=True))
+
+    (ours, after), back = jax.vjp(rule, q, k, v, decay, rate)
     close(ours, theirs)
     close(after, state)
     found = back((jnp.asarray(v), 0 * after))

@@ -4,6 +4,7 @@ import pytest
 
 from llm_jax import objectives
 from llm_jax.data import summary, tokenizers
+from llm_jax.data.mixture import Mixture
 
 
 def _line(config, docs, name, **keys):
@@ -19,9 +20,16 @@ def test_labels_shares_and_what_a_row_cuts(config):
     docs = [{"text": "x" * n, "label": label} for n, label in
             [(3, "b"), (14, "a"), (15, "b"), (99, "b")]]  # fmt: skip
     found = _line(config, docs, "classification", data__labels=("a", "b"))
-    assert found == (
-        "4 documents; b 3, a 1; majority b 75.0%; 2 longer than 16 tokens (the longest 101)"
-    )
+    assert found == ("4 documents; b 3, a 1; majority b 75.0%; 2 texts longer than 16 tokens: cut "
+                     "(the longest 101)")  # fmt: skip
+
+
+def test_of_a_mixture_the_shares_are_told_too(config):
+    parts = {"x": [{"text": "x", "label": "a"}] * 3, "y": [{"text": "y" * 99, "label": "b"}]}
+    docs = Mixture(parts, config.data, 0)
+    found = _line(config, docs, "classification", data__labels=("a", "b"))
+    assert found == ("x 75.0%, y 25.0%; a 3, b 1; majority a 75.0%; 1 texts longer than 16 tokens: "
+                     "cut (the longest 101)")  # fmt: skip
 
 
 def test_tags_are_counted_by_word(config):
@@ -32,8 +40,24 @@ def test_tags_are_counted_by_word(config):
 
 def test_sources_and_targets_have_a_row_each(config):
     docs = [{"source": "x" * 15, "target": "x" * 15}, {"source": "x", "target": "x" * 16}]
-    found = _line(config, docs, "seq2seq", model__kind="encoder_decoder")
-    assert found == "2 documents; 1 longer than 16 tokens (the longest 17)"
+    found = _line(config, docs, "seq2seq", model__kind="encoder_decoder", data__target_length=8)
+    assert found == ("2 documents; 0 sources longer than 16 tokens (the longest 16); "
+                     "2 targets longer than 8 tokens: cut (the longest 17)")
+
+
+@pytest.mark.parametrize(("name", "counts", "found"), [
+    ("contrastive", {"text": 6, "pair": 7}, "1 texts longer than 8 tokens: cut (the longest 9)"),
+    ("preference", {"prompt": 2, "chosen": 9, "rejected": 4},
+     "1 pairs longer than 16 tokens: left out (the longest 19)"),
+    ("tagging", {"tokens": 15, "tags": 1}, "1 texts longer than 16 tokens: over several rows"),
+    ("chat", {"messages": 17}, "1 conversations, their template not counted, longer than 16"),
+    ("completion", {"source": 12, "target": 1}, "0 texts longer than 16 tokens (the longest 16)"),
+])  # fmt: skip
+def test_each_objective_says_what_becomes_of_what_is_too_long(config, name, counts, found):
+    of = {"tokens": lambda n: ["x" * n], "tags": lambda n: ["x" * n],
+          "messages": lambda n: [{"role": "user", "content": "x" * n}]}  # fmt: skip
+    doc = {field: of.get(field, "x".__mul__)(n) for field, n in counts.items()}
+    assert found in _line(config, [doc], name, model__kind="encoder")
 
 
 @pytest.mark.parametrize("name", ["causal_lm"])

@@ -17,6 +17,9 @@ SPECS = {
     "induction": "task:induction?vocab=5&length=12",
     "selective_copy": "task:selective_copy?tokens=3&vocab=6&length=16",
     "listops": "task:listops?depth=4&args=4&min_length=4&length=30",
+    "needle": "task:needle?needles=3&keys=5&vocab=6&length=12",
+    "permutations": "task:permutations?n=4&length=12",
+    "modular": "task:modular?numbers=9&base=7",
 }
 
 
@@ -108,9 +111,47 @@ def _listops(words, options):
     return {len(words) - 1: _value(body)}
 
 
+def _needle(words, options):
+    asked = words[-2]
+    keys = [word for word in words if word.startswith("k")]
+    assert len(words) == options.length and len(set(keys)) == options.needles == len(keys) - 1
+    return {len(words) - 1: words[words.index(asked) + 1]}
+
+
+def _permutations(words, options):
+    """By products of matrices."""
+    matrix = lambda word: np.eye(options.n, dtype=int)[[int(digit) for digit in word[1:]]]
+    product = np.eye(options.n, dtype=int)
+    for word in words[:-2]:
+        product = product @ matrix(word)
+    assert words[-2] == "=" and len(words) <= options.length
+    return {len(words) - 1: "p" + "".join(map(str, product.argmax(1)))}
+
+
+def _modular(words, options):
+    assert words[-2] == "=" and len(words) <= 2 * options.numbers + 1
+    return {len(words) - 1: str(eval("".join(words[:-2])) % options.base)}
+
+
 EVALUATORS = {
-    "recall": _recall, "induction": _induction, "selective_copy": _copy, "listops": _listops
+    "recall": _recall, "induction": _induction, "selective_copy": _copy, "listops": _listops,
+    "needle": _needle, "permutations": _permutations, "modular": _modular,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("depth", "place"), [(0, 0), (0.5, 15), (1, 31)])
+def test_a_needle_stands_where_it_is_told(depth, place):
+    docs = _examples(f"task:needle?length=34&depth={depth}")
+    for i in range(20):
+        words, _ = _words(docs[i])
+        assert abs(words.index(words[-2]) - place) <= 1
+
+
+def test_permutations_of_two_are_parity():
+    docs = _examples("task:permutations?n=2&length=20")
+    for i in range(50):
+        words, _ = _words(docs[i])
+        assert words[-1] == ("p01", "p10")[words[:-2].count("p10") % 2]
 
 
 @pytest.mark.parametrize("split", tasks.SPLITS)

@@ -261,7 +261,8 @@ def test_minimum_length_is_of_each_row():
         ({"positions": "relative", "attention": "dense,local", "window": 3}, True),
         pytest.param({"attention": "latent", "latent_kv": 6, "latent_rotary": 2}, True,
                      marks=pytest.mark.slow),
-        # a state, which cannot be cut
+        # the last keys alone, and a state, which cannot be cut
+        pytest.param({"attention": "dense,local", "window": 3}, False, marks=pytest.mark.slow),
         pytest.param({"attention": "linear"}, False, marks=pytest.mark.slow),
     ],
 )

@@ -11,7 +11,7 @@ import llm_jax
 from llm_jax import config as configs
 from llm_jax import hub, models, sharding
 from llm_jax.data import tokenizers
-from llm_jax.train import groups, optimizer
+from llm_jax.train import groups, optimizer, state
 from llm_jax.train.metrics import read
 from llm_jax.train.run import Setup, load_params
 from tests.hub.test_hub import ENCODER, make, same
@@ -56,7 +56,7 @@ def gpt2(tmp_path_factory):
     tokenizer = trained("bytes", ["<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
-    size = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16}
     vocab = tokenizer.get_vocab_size()
     config = transformers.GPT2Config(**size, vocab_size=vocab, initializer_range=0.3)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
@@ -105,8 +105,8 @@ def test_lora_trains_its_arrays_alone_and_is_exported_merged(
     assert all(np.array_equal(after[path], base[path]) for path in base)
     assert all(np.any(after[path]) for path in adapters)
     assert loss(lm, text_file) < loss(before, text_file) - 0.1
-    state = load_params(run)[0].abstract_state().opt_state
-    held = {path.partition("mu/")[2] for path in flat_names(state) if "mu/" in path}
+    moments = flat_names(load_params(run)[0].abstract_state().opt_state)
+    held = {path.partition("mu/")[2] for path in moments if "mu/" in path}
     assert held == adapters
 
     target = run.with_name("hf")
@@ -123,6 +123,58 @@ def test_lora_trains_its_arrays_alone_and_is_exported_merged(
     adapter = run.with_name("adapter")
     call(capsys, "export", workdir, f"--to={adapter}", "--adapter")
     np.testing.assert_allclose(logits_of_transformers(gpt2, adapter), ours, atol=1e-5)
+
+
+# The values between -1 and 1 that a weight over its block's largest may have: Dettmers 2023,
+# appendix E; the integers of qwix have half a step more than their largest.
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+       0.7229568362236023, 1.0]  # fmt: skip
+VALUES = {"nf4": NF4, "int4": np.arange(-8, 8) / 7.5, "int8": np.arange(-128, 128) / 127.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", VALUES)
+def test_qlora_holds_the_nearest_values_and_trains_adapters_alone(
+    held, gpt2, imported, keys, capsys
+):
+    """Stopped and resumed, and in one go; exported merged, and as an adapter."""
+    run, other = imported("run"), imported("other")
+    keys, base = keys | LORA | {"model.lora_quantize": held}, flat(hub.load(gpt2)[1])
+    call(capsys, "train", f"--workdir={run}", *flags(keys | {"train.steps": 2}))
+    call(capsys, "train", f"--workdir={run}", *flags(keys))
+    call(capsys, "train", f"--workdir={other}", *flags(keys))
+    lm = llm_jax.load(run)
+    same(lm.params, llm_jax.load(other).params)
+    found = flat(lm.params)
+    kernels = [path for path in base if path.endswith("/kernel")]
+    assert len(kernels) == 6
+    for path in kernels:
+        codes, scale = (found[f"{path}/array/{x}"] for x in ("qvalue", "scale"))
+        assert codes.dtype.name == {"nf4": "uint4"}.get(held, held) and codes.size > 4 * scale.size
+        sizes = [(m, n // m) for n, m in zip(codes.shape, scale.shape, strict=True)]
+        blocks = base[path].reshape([n for pair in sizes for n in pair])
+        inside = tuple(range(1, blocks.ndim, 2))
+        shares = blocks / np.abs(blocks).max(inside, keepdims=True)
+        nearest = np.array(VALUES[held])[np.abs(shares[..., None] - VALUES[held]).argmin(-1)]
+        nearest *= np.abs(blocks).max(inside, keepdims=True)
+        merged = flat(models.merge(lm.config.model, lm.params)[1])[path]
+        adapted = merged - nearest.reshape(merged.shape)
+        a, b = (found[f"{path}_lora_{x}"] for x in "ab")
+        np.testing.assert_allclose(adapted, 2 * (a @ b).reshape(merged.shape), atol=1e-5)
+    held_apart = {path for path in base if "/kernel" not in path}
+    assert all(np.array_equal(base[path], found[path]) for path in held_apart)
+
+    capsys.readouterr()
+    target, adapter = run.with_name("hf"), run.with_name("adapter")
+    call(capsys, "export", f"--workdir={run}", f"--to={target}")
+    ours = np.asarray(lm.logits({"tokens": TOKENS}))
+    np.testing.assert_allclose(logits_of_transformers(target), ours, atol=1e-4)
+    assert call(capsys, "eval", f"--workdir={run}")["loss"] == read(run)[-1]["eval_loss"]
+    call(capsys, "export", f"--workdir={run}", f"--to={adapter}", "--adapter")
+    near = np.abs(logits_of_transformers(gpt2, adapter) - ours).mean()
+    assert near < np.abs(logits_of_transformers(gpt2) - ours).mean()
 
 
 def flat_names(tree):
@@ -215,14 +267,21 @@ def test_lora_without_a_product_is_refused(caplog):
     adapted = {path for path, group in Setup(config, mesh).groups.items() if group.rate}
     assert adapted and all("/attention/" in path for path in adapted)
     assert "experts get no adapters" in caplog.text
+    with pytest.raises(configs.ConfigError, match="lora_quantize='nf4': not with model.reversible"):
+        configs.load("", [f"model.{x}" for x in
+                          ("lora_rank=2", "lora_quantize=nf4", "reversible=True")])  # fmt: skip
 
 
-def test_merging_keeps_the_function():
+@pytest.mark.parametrize("held", ["none", "nf4", *[pytest.param(x, marks=pytest.mark.slow)
+                                                   for x in ("int4", "int8")]])  # fmt: skip
+def test_merging_keeps_the_function(held):
     """Attention's heads and an encoder-decoder's cross-attention too."""
     from tests.tiny_models import tiny_model
 
     model, params = tiny_model(kind="encoder_decoder", lora_rank=3, lora_alpha=5.0)
     params = jax.tree.map(lambda x: 0.5 * x, params)  # where rounding is not blown up
+    model = models.build(configs.ConfigDict(model.cfg.to_dict() | {"lora_quantize": held}))
+    params = state.fill(model, configs.base(), params)
     tokens = {"tokens": TOKENS % 11, "encoder_tokens": TOKENS % 11}
     run = lambda model, p: models.logits(jax.jit(model.apply)({"params": p}, tokens))
     cfg, merged = models.merge(model.cfg, params)

@@ -64,7 +64,8 @@ def test_every_position_scheme(positions):
 )
 def test_every_kind_of_attention(kind):
     small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
-             "block": 2, "selected_blocks": 3}
+             "block": 2, "selected_blocks": 3, "index_topk": 4, "index_dim": 6, "value_dim": 6,
+             "num_key_heads": 2, "slots": 3, "negative_eigenvalues": True}  # fmt: skip
     model, params = build(attention=kind, **small)
     close(stepwise(model, params), whole(model, params))
 
@@ -82,8 +83,8 @@ def test_every_kind_of_attention(kind):
         {"positions": "axial", "axial_shape": (3, 4), "axial_dims": (6, 10)},
         {"num_layers": 5, "layers": "2 local window=3 rotary_base=50.0, dense num_kv_heads=1",
          "norm_place": "sandwich", "norm_zero_centered": True},
-        {"num_layers": 3, "layers": "rest delta, dense", "positions": "none", "num_kv_heads": 4},
-        {"layers": "dense short_conv=3, delta short_conv=4"},
+        {"num_layers": 3, "layers": "rest kda, dense", "positions": "none", "num_kv_heads": 4},
+        {"layers": "dense short_conv=3, kda short_conv=4"},
     ],
 )
 def test_other_shapes(changes):
@@ -125,6 +126,19 @@ def test_padding_behind_a_prompt_is_not_taken_in():
     for x in jax.tree.leaves(cache):  # [layers, B, S, K, H]
         written = np.abs(x).max(axis=(0, 3, 4)) > 0
         np.testing.assert_array_equal(written, taken)
+
+
+@pytest.mark.parametrize("kind, slots", [("local", 2), ("chunked", 5), ("dilated", 4)])
+def test_a_window_costs_no_more_than_it_reaches_back(kind, slots):
+    """Keys and values of so many tokens, and where each stands; a bias wants all of them."""
+    for positions in ("rotary", "alibi"):
+        model, params = build(attention=kind, window=3, stride=2, positions=positions)
+        reader = Reader(model, params, None, LENGTH)
+        _, cache = jax.eval_shape(reader.start, TOKENS[:, :5], PROMPTS)
+        found = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+        one = 4 * 2 * 2 * 4  # float32 keys and values of two heads of 4
+        expected = LENGTH * one if positions == "alibi" else slots * (one + 4)
+        assert found == 2 * len(PROMPTS) * expected  # two layers
 
 
 def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed():

@@ -51,7 +51,7 @@ def test_it_is_pytorchs_depthwise_convolution_of_each_segment(width, activate, p
 
 def test_packed_documents_are_as_apart():
     """The whole model, whose attention and convolutions both end with a segment."""
-    model, params = tiny_model(layers="dense short_conv=3, delta short_conv=4")
+    model, params = tiny_model(layers="dense short_conv=3, kda short_conv=4")
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, 11, (2, 1, 6))
     apply = jax.jit(lambda batch: model.apply({"params": params}, batch).hidden)

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from llm_jax import config, models, objectives
-from llm_jax.models import router_loss
+from llm_jax.models import auxiliary_loss
 from llm_jax.models.flops import count_params, train_flops
 from llm_jax.models.moe import MixtureOfExperts
 from llm_jax.train import groups, optimizer
@@ -86,7 +86,7 @@ def test_router_balance_means_what_it_does_in_transformers(layers, padded):
     mask = torch.from_numpy(np.broadcast_to(real, (B, T)).astype(np.int64)) if padded else None
     theirs = load_balancing_loss_func(tuple(logits), E, 2, mask).item()
     assert theirs > 2.1  # 2 were all experts equally busy
-    np.testing.assert_allclose(router_loss(model.cfg, sown), 0.02 * theirs, rtol=1e-5)
+    np.testing.assert_allclose(auxiliary_loss(model.cfg, sown), 0.02 * theirs, rtol=1e-5)
 
 
 def test_router_balance_is_pooled_over_layers():
@@ -95,12 +95,12 @@ def test_router_balance_is_pooled_over_layers():
     sown = {f"block_{e}": {"router": (one(e) | {"z": 0.0},)} for e in range(2)}
     sown = jax.tree.map(jnp.asarray, sown)
     cfg = layer(num_experts=2, experts_per_token=1, router_balance=1.0, router_z=0.0).cfg
-    assert router_loss(cfg, sown) == 1.0
-    assert router_loss(cfg, {"block_0": sown["block_0"]}) == 2.0
+    assert auxiliary_loss(cfg, sown) == 1.0
+    assert auxiliary_loss(cfg, {"block_0": sown["block_0"]}) == 2.0
 
 
 @pytest.mark.slow
-def test_the_objective_has_the_router_loss_of_all_layers_once(tiny, batch):
+def test_the_objective_has_the_auxiliary_loss_of_all_layers_once(tiny, batch):
     """Once, not once a layer, where every second layer has experts."""
     routed = {"model.num_experts": 4, "model.router_balance": 0.5, "model.router_z": 0.1}
     c = tiny(routed | {"model.num_layers": 4, "model.expert_every": 2})
@@ -111,7 +111,7 @@ def test_the_objective_has_the_router_loss_of_all_layers_once(tiny, batch):
     rows = batch(c)
     sown = jax.jit(lambda p: model.apply({"params": p}, rows, mutable=["losses"])[1])(state.params)
     _, metrics = jax.jit(make_train_step(model, objective, tx, c))(state, rows)
-    own = router_loss(c.model, sown)
+    own = auxiliary_loss(c.model, sown)
     assert 0.5 < own < 4
     np.testing.assert_allclose(metrics["objective"] - metrics["loss"], own, rtol=1e-4)
 
@@ -178,7 +178,7 @@ def test_padding_changes_nothing(kind, capacity):
         rows = np.where(real, rows, rng.integers(0, 11, real.shape))
         rows = {"tokens": rows, "segment_ids": real.astype(np.int32)}
         outputs, sown = apply(rows)
-        return outputs.features[real], router_loss(model.cfg, sown)
+        return outputs.features[real], auxiliary_loss(model.cfg, sown)
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     for extra in (0, 1, 8):
@@ -203,7 +203,7 @@ def test_router_z_is_the_mean_square_of_the_log_normaliser():
     model = layer(router_balance=0.0, router_z=0.5)
     _, sown = model.apply({"params": params}, x, mutable=["losses"])
     expected = 0.5 * np.square(np.log(np.exp(x @ params["router"]).sum(-1))).mean()
-    np.testing.assert_allclose(router_loss(model.cfg, sown), expected, rtol=1e-4)
+    np.testing.assert_allclose(auxiliary_loss(model.cfg, sown), expected, rtol=1e-4)
 
 
 def test_every_second_layer_and_the_losses_of_each():

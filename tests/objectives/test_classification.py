@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -105,12 +106,21 @@ def test_labels_are_the_training_sets_in_order():
     ):
         with pytest.raises(ConfigError, match=message):
             objective.resolve(settings(**change), [{"label": x} for x in labels])
-    with pytest.raises(ConfigError, match="data.label_column: '2' is none of data.labels="):
+    with pytest.raises(ConfigError, match="data.label_column: '2' is none of data.labels "):
         made().example({"text": "a", "label": "2"}, None, None)
     # Data has numbers, an imported model names.
     assert made(("bad", "good")).example({"text": "a", "label": "1"}, None, None)["label"] == [1]
     with pytest.raises(ConfigError, match="'0' is none of"):  # names that are numbers are names
         made(("1", "2")).example({"text": "a", "label": "0"}, None, None)
+
+
+@pytest.mark.parametrize(("names", "warns"), [
+    (("0.5", "-1"), True), (("1", "2"), False), (("0.5", "v1.0"), False), (("a", "b"), False),
+])  # fmt: skip
+def test_classes_that_are_numbers_are_warned_of(names, warns, caplog):
+    c = settings()
+    objectives.get("classification").resolve(c, [{"text": "a", "label": x} for x in names])
+    assert ("objective.name=regression learns numbers" in caplog.text) == warns
 
 
 def test_columns_are_read_by_name_or_number(tmp_path):
@@ -328,8 +338,9 @@ def test_regression_is_a_squared_error_and_its_scores_are_scipys():
     assert found["pearson"] == pytest.approx(stats.pearsonr(gold, guess)[0])
     assert found["spearman"] == pytest.approx(stats.spearmanr(gold, guess)[0])
     assert found["mse"] == pytest.approx(np.mean((gold - guess) ** 2))
-    with pytest.raises(ConfigError, match="data.label_column: 'x' is no number"):
-        what.example({"text": "a", "label": "x"}, None, None)
+    for label in ("x", "", "nan", "-inf", "1e999"):
+        with pytest.raises(ConfigError, match=f"data.label_column: '{label}' is no number"):
+            objective.resolve(c, [{"text": "a", "label": "1"}, {"text": "a", "label": label}])
 
 
 def test_a_number_that_training_does_not_have_may_be_held_out(tmp_path):
@@ -402,6 +413,20 @@ def test_a_report_counts_as_scikit_learn_and_shows_what_is_wrong(tmp_path):
     surest = sorted(wrong, key=lambda i: -sure[i])[: report.WORST]
     places = [text.index(json.dumps(answers[i])) for i in surest]
     assert places == sorted(places) and text.count("```") == 2 * report.WORST
+
+
+def test_any_label_can_stand_in_a_report(tmp_path):
+    """By number what is long or not in the picture's font; nothing is read as mathematics."""
+    names = ("$x_$", "a$b", "好", 'say "no"', "x" * 99)
+    records = [{"text": "a ``` b", "label": name} for name in names]
+    answers = [{"label": name, "probabilities": {name: 1.0}} for name in names[::-1]]
+    what = made(names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = what.score(records, answers)
+        report.write(tmp_path, Evaluation(values, records, answers), what, "test, step 1")
+    text = (tmp_path / "report.md").read_text()
+    assert f"The picture has numbers for 2 好, 4 {'x' * 99}." in text
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -59,13 +59,16 @@ def test_windows_cover_the_context_and_point_at_the_answer(longest, stride, answ
         assert any(row["first"][0] for row in rows)
 
 
-def test_a_question_without_an_answer_points_at_the_first_token():
+def test_a_question_without_an_answer_points_at_the_first_token(caplog):
     c = settings()
     what = making.examples(c, TOKENIZER)
     assert {int(row["first"][0]) for row in what.examples(record(""), None, None)} == {0}
     assert not c.objective.no_answer
     objectives.get("question_answering").resolve(c, [record(), record("")])
-    assert c.objective.no_answer
+    assert c.objective.no_answer and not caplog.text
+    lost = record() | {"answers": [{"text": "nowhere", "answer_start": -1}]}
+    objectives.get("question_answering").resolve(c, [record(), lost])
+    assert "the answers to 1 of 2 questions do not stand in their context" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -117,3 +117,17 @@ def test_eval_scores_and_predict_writes_what_is_written(recipe, tmp_path, capsys
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert (first["id"], first["text"]) == (3, "two and then one again")
     assert second["text"] == "one and then six again" and -3 < second["score"] < 0
+
+    # There and back, as for back-translation: rows keep what else is in them, and what was read.
+    def written(source, target, *options):
+        files = f"--input={tmp_path / source}", f"--output={tmp_path / target}"
+        assert launch.main(["predict", run, *files, *options]) == 0
+        return json.loads((tmp_path / target).read_text().splitlines()[0])
+
+    (tmp_path / "labelled.jsonl").write_text('{"text": "one two", "label": "x"}')
+    (tmp_path / "plain.txt").write_text("one two\n")
+    for name in ("labelled.jsonl", "plain.txt"):
+        row = written(name, f"{name}.out.jsonl")
+        assert (row["source"], row["text"]) == ("one two", "two and then one again")
+    back = written("labelled.jsonl.out.jsonl", "back.jsonl", "--config.data.source_column=text")
+    assert (back["source"], back["label"]) == ("one two", "x") and back["text"] != row["text"]

@@ -6,18 +6,24 @@ import pytest
 
 from llm_jax.sweep import Sweep
 
-# A stand-in for `launch.py train`: a loss of its keys, or exit code 3 where a run is told to fail.
+# A stand-in for launch.py: a loss of its keys, or exit code 3 where a run is told to fail.
 TRAIN = """
 import json, pathlib, sys
-given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
-folder, seed = pathlib.Path(given["workdir"]), int(given["config.seed"])
+verb, *options = sys.argv[1:]
+given = dict(a.removeprefix("--").split("=", 1) for a in options if "=" in a)
+folder = pathlib.Path(given["workdir"])
+if verb == "eval":  # of test it says the number of the seed, and a tenth of the kind's letters
+    print(json.dumps({"loss": int(folder.name[-1]) + len(folder.parent.name) / 10}))
+    sys.exit()
+seed = int(given["config.seed"])
 with open(folder.parent.parent.parent / "calls.txt", "a") as calls:
     calls.write(f"{folder.parent.name} {seed}\\n")
 broken = folder.parent.parent.parent / "broken.txt"
 if broken.exists() and broken.read_text() == f"{folder.parent.name} {seed}":
     print("first"), print("it broke", file=sys.stderr)
     sys.exit(3)
-loss = {"dense": 2.0, "window": 2.5, "wide": 1.5}[folder.parent.name] + 0.1 * seed ** 2
+loss = {"dense": 2.0, "window": 2.5, "wide": 1.5}[folder.parent.name.partition("-")[0]]
+loss += 0.1 * seed ** 2 + abs(float(given.get("config.optimizer.learning_rate", 0.01)) - 0.01)
 loss += 0.01 * (folder.parent.name == "wide") * seed
 rate = 100.0 if folder.parent.name == "wide" else 50.0
 rows = [
@@ -38,7 +44,7 @@ AXIS = {
 
 @pytest.fixture
 def train(tmp_path):
-    """The command that trains, and `calls`: the runs that it was asked for."""
+    """The command line without a verb, and `calls`: the runs that it was asked for."""
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     return [sys.executable, str(script)]

@@ -44,7 +44,7 @@ BAD = {
     "no validation": ({"data.validation_fraction": 0.0}, "'x': data.validation_fraction=0.0"),
     "vocabulary": ({"model.vocab_size": 100}, "'x': model.vocab_size=100: is smaller"),
     "matching": ({"model.embed_dim": 128}, "variant 'x': .*not within 1%; use --match=none"),
-    "its own size": ({"model.mlp_dim": 8}, "variant 'x', model.mlp_dim: --match=params solves"),
+    "its own size": ({"model.mlp_dim": 8}, "variant 'x': model.mlp_dim: --match=params solves"),
 }
 
 
@@ -80,6 +80,38 @@ def test_a_key_that_nothing_reads(axis, keys, message, overrides):
         assert run("x").index("--config.model.window=8") > run("x").index(
             "--config.model.window=4"
         )
+
+
+def test_what_cannot_be_is_left_out_and_said(overrides):
+    """A cell of a crossing; but neither the baseline nor all that there is beside it."""
+    kinds = {"dense": {}, "lsh": {"model.attention": "lsh"}}
+    places = {"rotary": {}, "alibi": {"model.positions": "alibi"}}
+    made = design.make(Sweep(axes=(kinds, places)), "", overrides())
+    assert list(made["variants"]) == ["dense, rotary", "dense, alibi", "lsh, rotary"]
+    assert "'lsh' cannot do model.positions='alibi'" in made["impossible"]["lsh, alibi"]
+    for baseline, without, message in (
+        ("lsh, alibi", (), "variant 'lsh, alibi': .*cannot do"),
+        ("", ("dense, alibi", "lsh, rotary"), "variant 'lsh, alibi': .*cannot do"),
+        ("", ("lsh",), "--without=lsh: allowed are 'dense, rotary'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            design.make(Sweep(axes=(kinds, places), baseline=baseline, without=without),
+                        "", overrides())  # fmt: skip
+
+
+def test_a_variant_may_be_taken_out(sweep, overrides, tmp_path):
+    design.commit(design.make(sweep, "", overrides()), tmp_path)
+    less = design.make(dataclasses.replace(sweep, without=("window",)), "", overrides())
+    assert list(design.commit(less, tmp_path)["variants"]) == ["dense", "wide"]
+
+
+def test_tuning_wants_a_test_split(sweep, overrides):
+    rates = {"fast": {"optimizer.learning_rate": 0.1}, "slow": {"optimizer.learning_rate": 0.01}}
+    sweep = dataclasses.replace(sweep, tune=rates)
+    with pytest.raises(ConfigError, match="data.test_fraction=0.0: .* by their test loss"):
+        design.make(sweep, "", overrides())
+    made = design.make(sweep, "", overrides({"data.test_fraction": 0.1}))
+    assert results.grouped(made)["window"] == ["window, fast", "window, slow"]
 
 
 def test_the_seed_is_the_sweeps(sweep, overrides):

@@ -1,5 +1,6 @@
 """Running: once each, the rest goes on when one fails, processes share, the report tells."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -39,6 +40,26 @@ def test_a_finished_run_is_not_run_again(designed, train):
     (workdir / "runs" / "wide" / "seed1" / "checkpoints" / "4").rmdir()  # interrupted, as it were
     execute.execute(found, workdir, train, tell=lambda _: None)
     assert calls(workdir) == [*order, "wide 1"]
+
+
+def test_each_variant_has_its_own_best_rate_and_is_scored_on_test(sweep, keys, train, tmp_path):
+    """All rates with seed 0, then the best alone; a rate whose run fails is not the best."""
+    workdir = tmp_path / "sweep"
+    rates = {k: {"optimizer.learning_rate": x} for k, x in (("low", 0.005), ("high", 0.03))}
+    tuned = dataclasses.replace(sweep, seeds=2, without=("wide",), tune=rates | {"own": {}})
+    found = design.make(tuned, "", [*keys, "data.test_fraction=0.1"])
+    found = design.commit(found, workdir)
+    (workdir / "broken.txt").write_text("window-own 0")
+    assert all(run.seed == 0 for run in results.runs(found, workdir))
+    execute.execute(found, workdir, train, tell=lambda _: None)
+    tried = [f"{k}-{rate} 0" for k in ("dense", "window") for rate in ("low", "high", "own")]
+    assert calls(workdir) == [*tried, "dense-own 1", "window-low 1"]
+    dense, window = results.summaries(found, workdir)
+    assert (dense.label, dense.run, window.run) == ("dense", "dense, own", "window, low")
+    assert dense.losses == {0: 0.9, 1: 1.9} and window.losses == {0: 1.0, 1: 2.0}
+    assert window.difference.mean == pytest.approx(0.1)
+    text = report.write(workdir).read_text()
+    assert "## Test loss" in text and "dense: dense, own; window: window, low" in text
 
 
 def test_a_failing_run_is_recorded_and_the_rest_goes_on(designed, train):

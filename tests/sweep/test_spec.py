@@ -15,7 +15,16 @@ PLACES = {name: {"model.norm_place": name} for name in ("pre", "post")}
 def test_variants_are_the_product_of_the_axes():
     found = Sweep(axes=(NORMS, PLACES), baseline="rmsnorm, pre").variants()
     assert list(found) == ["rmsnorm, pre", "layernorm, pre", "layernorm, post", "rmsnorm, post"]
-    assert found["layernorm, post"] == {"model.norm": "layernorm", "model.norm_place": "post"}
+    changes = {"model.norm": "layernorm", "model.norm_place": "post"}
+    assert found["layernorm, post"] == {"layernorm, post": changes}
+
+
+def test_what_is_tuned_makes_runs_of_a_variant():
+    rates = spec.axis("optimizer.learning_rate=1e-3,1e-2", "tune")
+    found = Sweep(axes=(NORMS,), tune=rates).variants()
+    assert list(found["rmsnorm"]) == ["rmsnorm, learning_rate 1e-3", "rmsnorm, learning_rate 1e-2"]
+    with pytest.raises(ConfigError, match="two axes set it"):
+        Sweep(axes=(NORMS,), tune=NORMS).variants()
 
 
 def test_a_crossed_sweep_keeps_its_baseline():

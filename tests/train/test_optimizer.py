@@ -124,7 +124,10 @@ def test_mixtral_is_decayed():
 VECTORS = """
     bias output_bias norm/scale attention_norm/scale cross_norm/scale mlp_norm/scale
     final_norm/scale query_norm/scale key_norm/scale latent_norm/scale
-    attention/sinks attention/norm attention/scale attention/log_speed
+    attention/sinks attention/norm attention/scale attention/log_speed attention/skip
+    attention/removal attention/replacement attention/ridge
+    attention/bonus attention/norm_scale attention/norm_bias attention/gamma attention/beta
+    attention/level_scale
     attention/lambda_q1 attention/lambda_k1 attention/lambda_q2 attention/lambda_k2
 """.split()
 

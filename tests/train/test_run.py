@@ -123,7 +123,7 @@ def test_attention_that_is_not_there_or_cannot(tiny, workdir):
     [
         ({"attention": "linformer"}, "'linformer' cannot do model.kind='decoder' .*can: .*dense"),
         ({"attention": "dense,nystrom"}, "'nystrom' cannot do model.kind='decoder'"),
-        ({"attention": "delta", "kind": "encoder"}, "'delta' cannot do .*'encoder' .*after it"),
+        ({"attention": "kda", "kind": "encoder"}, "'kda' cannot do .*'encoder' .*after it"),
         ({"attention": "linear", "attention_sinks": True}, "cannot do model.attention_sinks=True"),
         ({"attention": "sigmoid", "attention_sinks": True}, "these can: .*dense"),
         ({"attention": "lsh", "positions": "alibi"}, "'lsh' cannot do model.positions='alibi'"),
@@ -154,7 +154,7 @@ def test_what_leaks_is_warned_of(attention, kind, warned, workdir, caplog):
 
 def test_a_prefix_is_refused_where_nothing_can_be_seen_out_of_order(tiny, workdir):
     config = read_config(workdir)
-    config.objective.name, config.model.attention = "prefix_lm", "delta"
+    config.objective.name, config.model.attention = "prefix_lm", "kda"
     with pytest.raises(ConfigError, match="cannot do objective.name='prefix_lm'.*can: .*dense"):
         Setup(config, None)
 

@@ -86,7 +86,7 @@ def test_each_microbatch_draws_its_own_dropout(tiny, batch):
     assert abs(metrics["objective"] - other["objective"]) > 1e-4
 
 
-def test_router_losses_are_of_each_microbatch(tiny, batch):
+def test_auxiliary_losses_are_of_each_microbatch(tiny, batch):
     """A product of two means: the mean of the parts' own, which is not the large batch's."""
     config = tiny({"model.num_experts": 4, "model.router_balance": 10.0})
     rows, key = batch(config), jax.random.key(0)  # nothing is dropped
@@ -132,6 +132,18 @@ def test_parameters_are_of_the_seed(tiny, batch):
     for path, x in jax.tree.leaves_with_path(states[0]):
         other = dict(jax.tree.leaves_with_path(states[2]))[path]
         assert np.array_equal(x, other) == ("scale" in str(path)), path
+
+
+def test_seeds_share_a_program(tiny, batch):
+    """So that a sweep compiles once for all of them; dropout is then of the seed all the same."""
+    texts = set()
+    for seed in (1, 2):
+        config = tiny({"seed": seed, "model.dropout": 0.5})
+        state, step = prepared(config)
+        texts.add(step.lower(state, batch(config), np.uint32(seed)).as_text())
+    losses = [float(step(state, batch(config), np.uint32(seed))[1]["loss"]) for seed in (1, 2, 2)]
+    assert len(texts) == 1
+    assert losses[0] != losses[1] == losses[2]
 
 
 def test_the_average_follows_the_parameters(tiny, batch):

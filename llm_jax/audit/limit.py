@@ -1,0 +1,45 @@
+"""The record of a limit, and pictures."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_jax.audit.subject import Subject
+from llm_jax.train.metrics import figure
+
+Results = dict[str, dict[str, Any]]  # {run: what `measure` returned}
+
+
+class Picture(NamedTuple):
+    """A picture in audit/, or a page, and what is said below it."""
+
+    file: str
+    caption: str
+
+
+class Limit(NamedTuple):
+    """A limit of language models, measured.
+
+    Attributes:
+      about: what is measured, a sentence.
+      lacks: why it cannot be of a run; "" where it can.
+      measure: -> {"figures": [statistics.figure, …], what else `draw` needs}, as JSON.
+      draw: (results by run, the folder) -> its pictures.
+    """
+
+    name: str
+    about: str
+    lacks: Callable[[Subject], str]
+    measure: Callable[[Subject], dict[str, Any]]
+    draw: Callable[[Results, Path], list[Picture]] = lambda results, folder: []
+
+
+@contextmanager
+def panels(folder: Path, name: str, columns: int = 1, width: float = 5.4) -> Iterator[list]:
+    """Yields the axes of NAME.png, which get a legend where lines have labels."""
+    with figure(folder / f"{name}.png", width * columns, 4.0, columns) as (_, axes):
+        yield axes
+        for ax in axes:
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(frameon=False, fontsize=8)

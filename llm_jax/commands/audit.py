@@ -1,0 +1,47 @@
+"""`audit`: the limits of a trained run, measured."""
+
+import argparse
+
+from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
+from llm_jax.config import ConfigError
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """Adds the command's own options to its parser."""
+    add_step(sub)
+    sub.add_argument("--only", default="", metavar="LIMIT,…", help="these limits alone")
+    sub.add_argument("--against", action="append", default=[], metavar="WORKDIR",
+                     help="another run that has been audited, to stand beside this one")
+    sub.add_argument("--examples", type=int, default=128,
+                     help="at most so many documents or trials of a measure; 128 if not given")
+    sub.add_argument("--data", action="append", default=[], metavar="FILE",
+                     help="a further file whose loss is measured")
+    sub.add_argument("--canary", action="append", default=[], metavar="TEXT",
+                     help="a text planted in the training data; its digits are the secret")
+    sub.add_argument("--watts", type=float, default=0.0, help="power of a device, for energy")
+    sub.add_argument("--grid", type=float, default=0.0, help="kg of CO2e a kWh")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    """Measures, and writes audit/report.md and report.html into the run folder."""
+    from llm_jax import audit
+
+    if args.examples < 2:
+        raise ConfigError(f"--examples={args.examples}: must be at least 2")
+    for name in ("watts", "grid"):
+        if not 0 <= (value := getattr(args, name)) < float("inf"):
+            raise ConfigError(f"--{name}={value}: must be at least 0")
+    names = audit.chosen(args.only)
+    options = audit.Options(args.examples, tuple(args.data), tuple(args.canary), args.watts,
+                            args.grid)  # fmt: skip
+    subject = audit.Subject(args.workdir, args.step, options)
+    read_otherwise(subject.config, overrides)
+    path = audit.audit(subject, names, args.against, tell)
+    print(f"step {subject.step}: {path}, and {path.with_suffix('.html')}")
+    return {"step": subject.step, "report": str(path), "limits": names}
+
+
+VERB = Verb(run, add, "the limits of a run: cost, generalisation, opacity, privacy, bias …",
+            keys=True, about="""\
+Measures the limits of a trained run, as docs/audit.md has them, into WORKDIR/audit/: a JSON file a
+limit, report.md and report.html, every figure with its error and the command that makes it.""")

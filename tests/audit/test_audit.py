@@ -1,0 +1,82 @@
+"""The frame: statistics, reports, the command; cost and generalisation."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from llm_jax import audit, commands
+from llm_jax.audit import generalisation, report, statistics
+from llm_jax.files import read_json
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(60):
+        found = statistics.mean("mean", rng.normal(1.0, 1.0, 40))
+        hits += found["low"] < 1 < found["high"]
+    assert 50 <= hits <= 60  # of 95 %
+
+
+def test_rows_of_one_group_are_drawn_together():
+    values, groups = np.repeat([0.0, 1.0], 100), np.repeat([0, 1], 100)
+    alone = statistics.bootstrapped("x", np.mean, values)
+    together = statistics.bootstrapped("x", np.mean, values, groups=groups)
+    assert alone["high"] - alone["low"] < 0.2
+    assert (together["low"], together["high"], together["n"]) == (0, 1, 2)
+
+
+def test_ece_of_probabilities_that_are_true_is_that_of_chance_and_of_others_their_distance():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    label = (rng.random((len(p), 1)) > p.cumsum(1)).sum(1)
+    assert generalisation.ece(*generalisation.confident(logits, label)) < 0.015
+    assert generalisation.temperature(logits, label) == pytest.approx(1, abs=0.03)
+    assert generalisation.temperature(3 * logits, label) == pytest.approx(3, abs=0.1)
+    always = np.full(1000, 0.9), np.arange(1000) < 600
+    assert generalisation.ece(*always) == pytest.approx(0.3)
+
+
+def test_the_losses_are_those_of_eval(gpt, capsys):
+    subject = audit.Subject(gpt, options=audit.Options(examples=10_000))
+    sums, weights = subject.row_losses(subject.documents("validation"))
+    commands.main(["eval", f"--workdir={gpt}", "--max_batches=0", "--json"])
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert statistics.ratio(sums, weights) == pytest.approx(said["loss"], rel=1e-5)
+    assert weights.sum() == said["tokens"]
+
+
+def test_the_command_writes_reports_that_need_nothing_else(gpt, classifier, capsys):
+    once = ["audit", "--only=cost,generalisation", "--examples=16", "--watts=100", "--grid=0.5"]
+    for run in (classifier, gpt):
+        more = [f"--against={classifier}"] if run == gpt else []
+        assert commands.main([*once, f"--workdir={run}", *more, "--json"]) == 0
+    cost = read_json(gpt / "audit" / "cost.json")
+    figures = {figure["name"]: figure["value"] for figure in cost["figures"]}
+    (hours,) = (x for name, x in figures.items() if name.startswith("training steps"))
+    assert figures["energy, at 100 W a device"] == pytest.approx(hours / 10)
+    assert figures["at 0.5 kg CO2e a kWh"] == pytest.approx(hours / 20)
+    assert cost["command"] in (gpt / "audit" / "report.md").read_text() and cost["commit"]
+    text = (gpt / "audit" / "report.md").read_text()
+    assert f"# Audit: {gpt.name} against {classifier.name}" in text
+    html = (gpt / "audit" / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html) and "://" not in html
+    assert html.count("data:image/png;base64,") == len(re.findall(r"!\[", text)) >= 1
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [(["--only=costs"], "'costs' is not one of cost"), (["--examples=1"], "at least 2"),
+     (["--watts=-1"], "--watts=-1.0"), (["--against=/nowhere"], "/nowhere: has not been audited")],
+)  # fmt: skip
+def test_wrong_options_are_refused(gpt, options, said, capsys):
+    assert commands.main(["audit", f"--workdir={gpt}", "--only=", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_figure_is_shown_with_its_interval():
+    assert report.shown(statistics.figure("a", 1234567.0)) == "1,234,567"
+    assert report.shown(statistics.figure("a", 0.5, "", 0.25, 0.75)) == "0.5 [0.25, 0.75]"
+    assert report.shown(statistics.figure("a", float("nan"))) == "–"
