@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from llm_jax.data.examples import Arrays
 
 WINDOW = 16  # batches whose rows are sorted together
-SHORTEST = 16  # positions of a batch
+SHORTEST = 16  # positions of a batch; all lengths are multiples of 8
 
 
 def vary(config: ConfigDict) -> bool:
@@ -17,7 +17,7 @@ def vary(config: ConfigDict) -> bool:
     With several streams a process packs only its own; and a mesh may split a row.
     """
     return (config.data.packing == "none" and config.data.shards == 1
-            and config.mesh.context in (1, 2, 4, 8, SHORTEST))
+            and config.mesh.context in (1, 2, 4, 8))
 
 
 def alike(
@@ -46,14 +46,15 @@ def alike(
 def trimmed(rows: Sequence[Arrays]) -> list[Arrays]:
     """Returns rows without the positions that are padding in all of them.
 
-    Each side keeps as many as its longest row needs, rounded up to a power of two, so that few
-    programs are compiled.
+    Each side keeps as many as its longest row needs, rounded up to a power of two or one and a half
+    times one, so that few programs are compiled.
     """
     rows = [dict(row) for row in rows]
     for side in ("", "encoder_"):
         ids = [row[f"{side}segment_ids"] for row in rows if f"{side}segment_ids" in row]
         most, longest = len(ids[0]) if ids else 0, max((int((x > 0).sum()) for x in ids), default=0)
-        kept = min(most, max(SHORTEST, 1 << (longest - 1).bit_length()))
+        quarter = max(SHORTEST // 2, (1 << (longest - 1).bit_length()) // 4)
+        kept = min(most, max(SHORTEST, -(-longest // quarter) * quarter))
         for row in rows:
             row |= {name: x[:kept] for name, x in row.items()
                     if name.startswith("encoder_") == bool(side) and np.shape(x)[:1] == (most,)}

@@ -27,8 +27,8 @@ def answerer(
 ) -> Callable[[Any, list[Record]], list[Record]]:
     """Returns (params, records) -> the answer to each, {"error": …} where there is none.
 
-    Batches have data.batch_size rows and as many positions as the longest needs, rounded up to a
-    power of two, so that few programs are compiled.
+    Batches have data.batch_size rows and as many positions as the longest needs, rounded up as
+    in training, so that few programs are compiled.
 
     Args:
       mesh: over which batches are spread; None: where the parameters are.
