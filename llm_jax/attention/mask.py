@@ -15,7 +15,7 @@ def _static(default):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
-    """The visible keys of each query: (causal & (near | global) | prefix) & same segment.
+    """The visible keys of each query: (causal | prefix) & (near | global) & same segment.
 
     Padding is segment 0 on both sides: padded queries see padded keys, so no row of a
     packed batch is empty, and no real token sees padding.
@@ -25,7 +25,7 @@ class Mask:
       key_segments: [B, S] int; given together with query_segments.
       query_offset: () or [B] int; index of the first query among the keys, for decoding
         with a cache. None: 0.
-      prefix: [B] int; every query sees this many leading keys (a prefix language model).
+      prefix: [B] int; so many leading keys earlier queries see too (a prefix language model).
       key_places: [B, S] int; where the keys stand, of a cache that keeps the last alone. None:
         each at its index.
       causal: a query sees no later key.
@@ -81,9 +81,8 @@ class Mask:
             key = (first + jnp.arange(S))[None, None, :]
             if self.key_places is not None:
                 key = jax.lax.dynamic_slice_in_dim(self.key_places, first, S, axis=1)[:, None]
-            visible = self.near(query, key)
-            if self.prefix is not None:
-                visible |= key < jnp.reshape(self.prefix, (-1, 1, 1))
+            prefix = None if self.prefix is None else jnp.reshape(self.prefix, (-1, 1, 1))
+            visible = self.near(query, key, prefix)
         if self.query_segments is not None:
             ours = jax.lax.dynamic_slice_in_dim(self.query_segments, start, T, axis=1)
             theirs = jax.lax.dynamic_slice_in_dim(self.key_segments, first, S, axis=1)
@@ -98,8 +97,8 @@ class Mask:
             return places
         return places + jnp.reshape(self.query_offset, (-1, 1))
 
-    def near(self, query: Array, key: Array) -> Array:
-        """Returns bool: whether queries see keys, by their indices; no segments or prefix."""
+    def near(self, query: Array, key: Array, prefix: Array | None = None) -> Array:
+        """Returns bool: whether queries see keys, by their indices; no segments."""
         visible = jnp.ones((), bool)
         if self.window is not None:
             visible &= jnp.abs(query - key) < self.window
@@ -109,7 +108,9 @@ class Mask:
             visible &= (query - key) % self.stride == 0
         if self.global_tokens:
             visible |= (query < self.global_tokens) | (key < self.global_tokens)
-        return visible & (key <= query) if self.causal else visible
+        if not self.causal:
+            return visible
+        return visible & ((key <= query) if prefix is None else (key <= query) | (key < prefix))
 
     def span(self, queries: tuple, T: int, S: int) -> tuple:
         """Returns start and stop of keys outside which these queries see nothing.

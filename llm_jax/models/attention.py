@@ -63,9 +63,9 @@ class Attention(nn.Module):
         cfg = self.cfg
         variant = variants.get(self.kind)
         query, key, value, options = self.project(variant, x, mask, source, positions)
-        query, key, value = jax.tree.map(self._annotated, (query, key, value))
         if not self.cross and self._caches(variant):
             key, value, mask = self._remember(key, value, mask, positions)
+        query, key, value = jax.tree.map(self._annotated, (query, key, value))
         options |= self._learned(variant, x, positions)
         if variant.decide:
             options["decided"] = self._decide(variant, query)

@@ -36,10 +36,9 @@ def visible(mask, T, S):
     )
     for b, t, s in np.ndindex(2, T, S):
         q = t + offset[b]
-        see = s <= q if mask.causal else True
+        see = s <= q or s < prefix[b] if mask.causal else True
         if mask.window is not None:
-            see = see and (q - s < mask.window if mask.causal else abs(q - s) < mask.window)
-        see = see or s < prefix[b]
+            see = see and abs(q - s) < mask.window
         if mask.query_segments is not None:
             see = see and mask.query_segments[b, t] == mask.key_segments[b, s]
         out[b, t, s] = see
@@ -69,6 +68,7 @@ SMALL = jnp.array([[1, 1, 1, 2, 2, 0, 0]] * 2)
         Mask(query_offset=jnp.array(2), causal=True),
         Mask(query_offset=jnp.array([0, 3]), causal=True, window=2),
         Mask(prefix=jnp.array([0, 4]), causal=True),
+        Mask(prefix=jnp.array([0, 5]), causal=True, window=2),
     ],
 )
 def test_dense_mask_is_what_the_docstring_says(mask):

@@ -141,8 +141,11 @@ def test_a_window_costs_no_more_than_it_reaches_back(kind, slots):
         assert found == 2 * len(PROMPTS) * expected  # two layers
 
 
-def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed():
-    model, params = build(positions="relative")
+@pytest.mark.parametrize(
+    "changes", [{"positions": "relative"}, {"attention": "local", "window": 3}]
+)
+def test_a_prompt_that_sees_itself_in_a_cache_longer_than_needed(changes):
+    model, params = build(**changes)
     right = whole(model, params, None, True)
     close(stepwise(model, params, None, True, 2 * LENGTH), right)
     assert np.abs(right - whole(model, params)).max() > 1e-2

@@ -99,7 +99,7 @@ def test_a_config_file_defines_a_sweep(tmp_path):
 def test_recipes_expand_and_reports_are_written_without_jax():
     code = (
         "import sys; from llm_jax.sweep import execute, report, spec\n"
-        "for name in ('attention', 'positions', 'norms', 'heads', 'tasks'):\n"
+        "for name in ('attention', 'positions', 'norms', 'heads', 'tasks', 'mixers'):\n"
         "    assert len(spec.load(f'configs/ablations/{name}.py').variants()) >= 4\n"
         "assert 'jax' not in sys.modules"
     )

@@ -1,0 +1,75 @@
+"""Which sequence mixer should a small decoder have, each at a learning rate of its own?
+
+python launch.py sweep --config=configs/ablations/mixers.py --workdir=runs/mixers
+python launch.py sweep --config=configs/ablations/mixers.py:hybrids --workdir=runs/hybrids
+
+All kinds of attention that a decoder can have, at equal parameters; of three rates each takes the
+one with the lowest validation loss of seed 0, and is scored on test with all seeds. Linear kinds
+have short convolutions before them, as in their papers (Yang 2024 and 2025, Dao & Gu 2024, Kimi
+2025), and no rotary positions, which a state has no need of.
+
+:hybrids has softmax in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the rest Gated DeltaNet
+(as Qwen3-Next and Kimi Linear have 1 of 4). :main is a kind of each group. Of :all there are about
+40 kinds, 5 runs each of one to three minutes of a CPU core.
+"""
+
+from configs.ablations import small
+from llm_jax.sweep import Sweep
+
+SOFTMAX = {
+    "softmax": {"model.attention": "flash"},
+    "window 32": {"model.attention": "local", "model.window": 32},
+    "strided 16": {"model.attention": "strided", "model.stride": 16},
+    "longformer": {"model.attention": "longformer", "model.window": 32},
+    "bigbird": {"model.attention": "bigbird", "model.block": 16, "model.random_blocks": 1},
+    "lsh": {"model.attention": "lsh", "model.lsh_chunk": 32},
+    "moba": {"model.attention": "moba", "model.block": 16, "model.selected_blocks": 4},
+    "nsa": {"model.attention": "nsa", "model.block": 16, "model.selected_blocks": 4,
+            "model.window": 32},
+    "dsa": {"model.attention": "dsa", "model.index_topk": 64, "model.index_dim": 16},
+    "talking heads": {"model.attention": "talking_heads"},
+    "sigmoid": {"model.attention": "sigmoid"},
+    "differential": {"model.attention": "differential"},
+    "latent": {"model.attention": "latent", "model.latent_kv": 64, "model.latent_rotary": 16},
+    "forgetting": {"model.attention": "forgetting", "model.positions": "none"},
+    "path": {"model.attention": "path", "model.positions": "none"},
+    "stick breaking": {"model.attention": "stick_breaking", "model.positions": "none"},
+}  # fmt: skip
+LINEAR = (
+    "linear", "performer", "based", "rebased", "retnet", "gated_linear", "gla", "hgrn2", "gsa",
+    "rwkv6", "mamba2", "log_linear", "deltanet", "gated_deltanet", "gated_deltaproduct", "kda",
+    "rwkv7", "mesa_net",
+)  # fmt: skip
+OWN = {"performer": {"model.random_features": 64}, "gsa": {"model.slots": 32},
+       "mamba2": {"model.num_key_heads": 1}}  # fmt: skip
+KINDS = SOFTMAX | {
+    name: {"model.attention": name, "model.positions": "none", "model.short_conv": 4}
+    | OWN.get(name, {})
+    for name in LINEAR
+}
+MAIN = ("softmax", "window 32", "nsa", "forgetting", "linear", "gla", "mamba2", "gated_deltanet",
+        "kda", "rwkv7")  # fmt: skip
+STATE = "gated_deltanet positions=none short_conv=4"
+LAYERS = {
+    "all softmax": "flash",
+    "1 softmax of 2": f"1 {STATE}, 1 flash",
+    "1 softmax of 4": f"3 {STATE}, 1 flash",
+    "1 softmax of 8": f"7 {STATE}, 1 flash",
+    "no softmax": STATE,
+}
+HYBRIDS = {name: {"model.layers": text} for name, text in LAYERS.items()}
+VARIANTS = {"all": KINDS, "main": {name: KINDS[name] for name in MAIN}, "hybrids": HYBRIDS}
+RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)}
+
+
+def get_config(variant="all"):
+    c = small()
+    c.data.test_fraction = 0.03
+    if variant == "hybrids":
+        c.model.num_layers = 8
+        c.model.embed_dim = 96
+    return c
+
+
+def get_sweep(variant="all"):
+    return Sweep(axes=(VARIANTS[variant],), tune=RATES, match="params")
