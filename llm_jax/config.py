@@ -196,8 +196,9 @@ PROJECTIONS = (
     "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
 )  # fmt: skip
 VALUE_SIZED = (
-    "retnet", "gated_linear", "gla", "hgrn2", "gsa", "based", "rebased", "mamba2", "log_linear",
+    "retnet", "gated_linear", "gla", "hgrn2", "gsa", "based", "rebased", "log_linear",
 )  # fmt: skip
+STATE_SPACE = "mamba2", "mamba3"
 DELTA = "deltanet", "gated_deltanet", "gated_deltaproduct", "kda"
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
@@ -259,8 +260,8 @@ class Layer:
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # dimensions of a head added for it
     # Sizes of recurrent kinds: of a head's values (0: head_dim); how many heads queries and keys
     # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
-    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *DELTA, "mesa_net"))
-    num_key_heads = whole(0, 0, 2**16, when=kinds("mamba2", *DELTA, "mesa_net"))
+    value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *STATE_SPACE, *DELTA, "mesa_net"))
+    num_key_heads = whole(0, 0, 2**16, when=kinds(*STATE_SPACE, *DELTA, "mesa_net"))
     # Corrections of a token, each with a key and a value of its own.
     num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
     negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
@@ -273,7 +274,7 @@ class Layer:
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
     attention_scale = number(
-        0.0, when=absent("model.attention", *DELTA, "rwkv7", "mesa_net", "linear", "mamba2")
+        0.0, when=absent("model.attention", *DELTA, "rwkv7", "mesa_net", "linear", *STATE_SPACE)
     )  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
@@ -283,6 +284,7 @@ class Layer:
     qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
     # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
     short_conv = whole(0, 0, 64)
+    short_conv_bias = flag(False, when=given("model.short_conv"))  # added behind it (Mamba-2)
     # Attention's output times a projection of its input, behind a sigmoid (most recurrent: SiLU).
     output_gate = flag(False)
     # Of two matrices that it is the product of (Kimi Linear: head_dim); 0: one matrix.

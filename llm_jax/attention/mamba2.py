@@ -21,8 +21,9 @@ def attend(
       S_t = exp(-speed d_t) S_(t-1) + d_t k_t v_t^T,  d = softplus(step).
 
     Dao 2024, https://arxiv.org/abs/2405.21060, section 7.1: the query is its C, the key B, the
-    value x; of both there are num_key_heads, one for each group of heads. With short_conv=4, this
-    and the layer's projections are all of its block. No scale: scoring is not read.
+    value x; of both there are num_key_heads, one for each group of heads. With short_conv=4
+    and short_conv_bias, this and the layer's projections are all of its block; its limits of d are
+    not there. No scale: scoring is not read.
 
     Args:
       step: [B, T, N]; the projection's bias is dt_bias.

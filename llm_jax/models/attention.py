@@ -121,8 +121,8 @@ class Attention(nn.Module):
                 return y
             # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
             convolution = ShortConvolution(
-                cfg.short_conv, axis, variant.state is not None, self.cache_length,
-                name=f"{name}_conv",
+                cfg.short_conv, axis, variant.state is not None, cfg.short_conv_bias,
+                self.cache_length, name=f"{name}_conv",
             )  # fmt: skip
             return convolution(y, mask.query_segments, positions)
 

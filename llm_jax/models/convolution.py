@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 def convolve(
-    x: jax.Array, kernel: jax.Array, segments: jax.Array | None, activate: bool
+    x: jax.Array, kernel: jax.Array, segments: jax.Array | None, activate: bool,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns y_t = sum_i kernel_i x_(t+i), [B, T, N, H], in float32; `activate`: SiLU of it.
+    """Returns y_t = sum_i kernel_i x_(t+i) + bias, [B, T, N, H], float32; `activate`: SiLU of it.
 
     Depthwise and causal, x [B, W - 1 + T, N, H] with what came before in front, kernel [W, N, H],
     its last row for the token itself. segments [B, T] do not see each other.
@@ -24,6 +25,7 @@ def convolve(
             before = jnp.pad(segments, ((0, 0), (W - 1 - i, 0)))[:, :T]
             taken = jnp.where((before == segments)[..., None, None], taken, 0)
         y += taken
+    y = y if bias is None else y + bias
     return (jax.nn.silu(y) if activate else y).astype(x.dtype)
 
 
@@ -36,6 +38,7 @@ class ShortConvolution(nn.Module):
     width: int
     axis: str  # logical, of the heads
     activate: bool
+    use_bias: bool = False
     cache_length: int = 0
 
     @nn.compact
@@ -48,6 +51,10 @@ class ShortConvolution(nn.Module):
         init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         init = nn.with_logical_partitioning(init, ("taps", self.axis, "kv"))
         kernel = self.param("kernel", init, (self.width, *x.shape[2:]))
+        bias = None
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis, "kv"))
+            bias = self.param("bias", init, x.shape[2:])
         before = jnp.zeros(kept, x.dtype)
         if self.cache_length:
             inputs = self.variable("cache", "inputs", jnp.zeros, kept, x.dtype)
@@ -57,4 +64,4 @@ class ShortConvolution(nn.Module):
             read = (positions < self.cache_length).sum(1, keepdims=True)
             last = (read + jnp.arange(self.width - 1))[..., None, None]
             inputs.value = jnp.take_along_axis(x, last, axis=1)
-        return convolve(x, kernel, segments, self.activate)
+        return convolve(x, kernel, segments, self.activate, bias)

@@ -255,6 +255,30 @@ def dsa(a):
     return fla("dsa.naive").naive_dsa(*arrays, topk=reads("dsa")["index_topk"]), None
 
 
+@reference
+def mamba3(a):
+    """A token at a time, by the paper's proposition 1: the source has kernels for GPUs alone."""
+    size, share = F.softplus(a["step"]), a["trapezoid"].sigmoid()
+    decay = torch.exp(-F.softplus(a["speed"]).clamp(min=1e-4) * size)
+    angle = (np.pi * size[..., None] * a["angles"].tanh()[:, :, None]).cumsum(1)
+    R, turn = angle.shape[-1], torch.polar(torch.ones_like(angle), angle)
+
+    def prepared(name):
+        x = heads(F.rms_norm(a[name], (8,), a[f"scale_{name}"], eps=1e-5)) + a[f"bias_{name}"]
+        turned = torch.complex(x[..., :R], x[..., R : 2 * R]) * turn
+        return torch.cat([turned.real, turned.imag, x[..., 2 * R :]], dim=-1)
+
+    q, k, v = prepared("query"), prepared("key"), heads(a["value"])
+    state, before, outputs = 0, 0, []
+    for t in range(v.shape[1]):
+        added = k[:, t, :, :, None] * v[:, t, :, None]
+        of = lambda x, t=t: x[:, t, :, None, None]
+        state = of(decay) * (state + of((1 - share) * size) * before) + of(share * size) * added
+        before = added
+        outputs.append(torch.einsum("bnm,bnmv->bnv", q[:, t], state))
+    return (torch.stack(outputs, 1) + a["skip"][:, None] * v) * F.silu(a["z"]), None
+
+
 def along(x):
     return x.ndim > 2 and x.shape[1] == T
 

@@ -19,6 +19,7 @@ from llm_jax.attention import (
     longformer,
     nystrom,
 )
+from llm_jax.models.attention import Attention
 from llm_jax.models.latent import LatentAttention
 from llm_jax.models.positions import rotary_rates, rotary_strength
 
@@ -251,6 +252,46 @@ def test_deepseek_v3_latents(query_rank):
     model = LatentAttention(cfg, "latent")
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     close(model.apply({"params": params}, x, Mask(causal=True), positions=positions), expected)
+
+
+def test_mamba2_mixer():
+    """The whole layer, with its convolution and two groups of heads."""
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    D, V, G, S, W = 16, 8, 2, 6, 4
+    config = transformers.Mamba2Config(
+        hidden_size=D, num_heads=N, head_dim=V, expand=2, state_size=S, n_groups=G, conv_kernel=W,
+        chunk_size=16, num_hidden_layers=1, use_conv_bias=True,
+    )  # fmt: skip
+    layer, x = Mamba2Mixer(config, 0).eval(), draw(B, T, D)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.copy_(torch.from_numpy(draw(*weight.shape)) * 0.5)
+        expected = layer(torch.from_numpy(x))
+    weights = {name: weight.detach().numpy() for name, weight in layer.named_parameters()}
+    shapes = {"z": (N, V), "value": (N, V), "key": (G, S), "query": (G, S), "step": (N,)}
+    ends = np.cumsum([np.prod(shape) for shape in shapes.values()])[:-1]
+    parts = np.split(weights["in_proj.weight"].T, ends, axis=1)
+    params = {name: {"kernel": part.reshape(D, *shape)} for (name, shape), part in
+              zip(shapes.items(), parts, strict=True)}  # fmt: skip
+    params["step"]["bias"] = weights["dt_bias"]
+    convolved, taps = ("value", "key", "query"), weights["conv1d.weight"][:, 0].T
+    for name, kernel, bias in zip(
+        convolved, *(np.split(a, ends[1:3] - ends[0], axis=-1)
+                     for a in (taps, weights["conv1d.bias"])), strict=True,
+    ):  # fmt: skip
+        shape = shapes[name]
+        params[f"{name}_conv"] = {"kernel": kernel.reshape(W, *shape), "bias": bias.reshape(shape)}
+    params |= {"log_speed": weights["A_log"], "skip": weights["D"],
+               "norm": weights["norm.weight"].reshape(N, V),
+               "out": {"kernel": weights["out_proj.weight"].T.reshape(N, V, D)}}  # fmt: skip
+    m = configs.base().model
+    m.update({
+        "embed_dim": D, "num_heads": N, "head_dim": S, "value_dim": V, "num_key_heads": G,
+        "short_conv": W, "short_conv_bias": True, "use_bias": False, "positions": "none",
+    })  # fmt: skip
+    model = Attention(FrozenConfigDict(configs.resolve(m, 10)), "mamba2")
+    close(model.apply({"params": params}, x, Mask(causal=True)), expected)
 
 
 @pytest.mark.parametrize("length", [512, 2**20])  # of the second YaRN's ramp has no end

@@ -57,6 +57,7 @@ CASES = {
     "based": {"attention": "based", "head_dim": 8, "value_dim": 32},
     "rebased": {"attention": "rebased", "head_dim": 8, "value_dim": 32},
     "mamba2": {"attention": "mamba2", "num_key_heads": 2, "value_dim": 48},
+    "mamba3": {"attention": "mamba3", "num_key_heads": 2, "value_dim": 48},
     "log_linear": {"attention": "log_linear"},
     "linformer": ENCODER | {"attention": "linformer"},
     "nystrom": ENCODER | {"attention": "nystrom"},

@@ -127,7 +127,8 @@ VECTORS = """
     attention/sinks attention/norm attention/scale attention/log_speed attention/skip
     attention/removal attention/replacement attention/ridge
     attention/bonus attention/norm_scale attention/norm_bias attention/gamma attention/beta
-    attention/level_scale
+    attention/level_scale attention/scale_query attention/scale_key attention/bias_query
+    attention/bias_key
     attention/lambda_q1 attention/lambda_k1 attention/lambda_q2 attention/lambda_k2
 """.split()
 
