@@ -249,7 +249,7 @@ def test_kinds_of_attention_read_what_the_config_says():
                     said.add((key.removeprefix("model."), name))
     read = {(key, name) for name, kind in attention.VARIANTS.items() for key in kind.reads}
     always = {(key, name) for key, name in read if KEYS[f"model.{key}"].when is None}
-    assert {key for key, _ in always} == {"max_length"}
+    assert {key for key, _ in always} == {"max_length", "norm_epsilon"}
     projections = {("latent_kv", "latent"), ("latent_query", "latent")}  # of its layer
     assert said == (read - always) | projections
 
