@@ -390,7 +390,11 @@ def test_values_and_gradients_equal_the_definition(name, which):
     jax.tree.map(close, *both_ways(name, which))
 
 
-@pytest.mark.parametrize("name", able("causal"))
+# Of recurrent kinds test_fla.py holds both to what reads a token, and a segment, at a time.
+held = lambda name, *which: pytest.param(name, *which, marks=[slow] * (name in RECURRENT))
+
+
+@pytest.mark.parametrize("name", map(held, able("causal")))
 def test_a_token_changes_nothing_before_it(name):
     at = 77
     along = lambda x: x is not None and x.ndim > 2 and x.shape[1] == T
@@ -400,7 +404,7 @@ def test_a_token_changes_nothing_before_it(name):
     assert np.abs(before - after)[:, at:].max() > 1e-3
 
 
-@pytest.mark.parametrize("name, which", [case for case in CASES if "packed" in case[1]])
+@pytest.mark.parametrize("name, which", [held(*case) for case in CASES if "packed" in case[1]])
 def test_segments_do_not_see_each_other(name, which):
     first = (PACKED == 1)[0]
     along = lambda x: x is not None and x.ndim > 2 and x.shape[1] == T
