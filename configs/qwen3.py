@@ -1,12 +1,12 @@
-"""Qwen3, dense (2025, https://arxiv.org/abs/2505.09388, table 1), as released.
+"""Qwen3 (2025, https://arxiv.org/abs/2505.09388, tables 1 and 2), as released.
 
 python launch.py train --config=configs/qwen3.py:0.6b --workdir=runs/qwen3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
 Qwen2 without its biases, with a norm over each head's queries and keys, and heads of 128 whatever
-the width. Pretraining ended at rows of 32,768 tokens (section 3.2), which released configs stretch
-to 40,960. The report tells neither batch, steps nor learning rate: these are LLaMA 2's, of its
-size nearest to each.
+the width; 30b-a3b and 235b-a22b have 128 experts a layer, eight a token. Pretraining ended at
+rows of 32,768 tokens (section 3.2), which released configs stretch to 40,960. The report tells
+neither batch, steps nor learning rate: these are LLaMA 2's, of its size nearest to each.
 """
 
 from configs import llama
@@ -19,6 +19,8 @@ VARIANTS = {
     "8b": (36, 4096, 32, 12288, "7b"),
     "14b": (40, 5120, 40, 17408, "13b"),
     "32b": (64, 5120, 64, 25600, "70b"),
+    "30b-a3b": (48, 2048, 32, 768, "7b"),
+    "235b-a22b": (94, 4096, 64, 1536, "13b"),
 }
 
 
@@ -36,6 +38,11 @@ def get_config(variant="0.6b"):
     c.model.norm_epsilon = 1e-6
     c.model.rotary_base = 1e6
     c.model.qk_norm = True
-    c.model.tie_embeddings = width <= 2560
+    c.model.tie_embeddings = width <= 2560 and mlp > 2000
+    if "-a" in variant:
+        c.model.num_kv_heads = 4
+        c.model.num_experts = 128
+        c.model.experts_per_token = 8
+        c.model.router_balance = 0.001
     c.data.batch_size = 128
     return c

@@ -187,6 +187,7 @@ COUNT = 2**31 - 1  # steps are int32
 BEYOND = 10**300  # more than any key's range
 ROTARY = given("model.positions", "rotary")
 SCALED = ROTARY & absent("model.rotary_scaling", "none")
+YARN = ROTARY & given("model.rotary_scaling", "yarn")
 STRETCHED = ROTARY & given("model.rotary_scaling", "yarn", "llama3")
 EXPERTS = given("model.num_experts")
 MASKING = given(
@@ -224,10 +225,13 @@ class Layer:
     norm = one_of("layernorm", "rmsnorm")
     # Of a sublayer's input | the sum (2017) | input and output (Gemma 2) | output (OLMo 2).
     norm_place = one_of("pre", "post", "sandwich", "reordered")
+    # Attention's input is normed; not in ModernBERT's first layer, behind the embeddings' norm.
+    attention_norm = flag(True, when=given("model.norm_place", "pre"))
     norm_zero_centered = flag(False)  # the scale is 1 + w, and w starts at 0 (Gemma)
     norm_epsilon = number(1e-5, over=0, most=1)
     activation = one_of(
-        "gelu_tanh", "gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"
+        "gelu_tanh", "gelu", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu",
+        "clamped_swiglu",
     )  # fmt: skip
     use_bias = flag(True)  # in dense layers and LayerNorm
     attention_bias = flag(True, when=given("model.use_bias"))  # in attention's dense layers
@@ -239,6 +243,10 @@ class Layer:
     rotary_scaling = one_of("none", "linear", "ntk", "yarn", "llama3", when=ROTARY)
     rotary_factor = number(8.0, 1, when=SCALED)
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
+    rotary_truncate = flag(True, when=YARN)  # the ramp begins and ends at whole dimensions
+    rotary_strength = number(0.0, most=100, when=YARN)  # of queries, keys; 0: 0.1 log(factor) + 1
+    # Neighbouring dimensions turn together (RoFormer, DeepSeek), not those of two halves.
+    rotary_interleaved = flag(False, when=ROTARY)
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
     # local, longformer, nsa: keys that a query sees, itself and those before it; dilated: as many,
     # a stride apart; chunked: length of a chunk.
@@ -294,6 +302,18 @@ class Layer:
     experts_per_token = whole(2, 1, when=EXPERTS)
     # Capacity factor: slots of an expert / (tokens x experts_per_token / num_experts); 0: dropless.
     expert_capacity = number(0.0, most=1024, when=EXPERTS)
+    expert_slots = whole(0, when=EXPERTS)  # of an expert and row, instead of a factor
+    expert_bias = flag(False, when=EXPERTS)  # in the experts and in the router (gpt-oss)
+    shared_experts = whole(0, when=EXPERTS)  # as wide as so many, all tokens' own (DeepSeekMoE)
+    router_scores = one_of("softmax", "sigmoid", when=EXPERTS)  # sigmoid: DeepSeek-V3
+    # A bias of each score by which experts are chosen, but not weighed (DeepSeek-V3, 2.1.2).
+    router_bias = flag(False, when=EXPERTS)
+    # Gates of the experts chosen add up to one.
+    router_normalized = flag(True, when=EXPERTS & absent("model.experts_per_token", 1))
+    router_scale = number(1.0, over=0, when=EXPERTS)  # times the gates (DeepSeek)
+    # Experts lie in groups; only those of router_top_groups can be chosen (DeepSeek-V2, 2.2.2).
+    router_groups = whole(1, 1, when=EXPERTS)
+    router_top_groups = whole(1, 1, when=EXPERTS & absent("model.router_groups", 1))
 
 
 class Model:
@@ -339,6 +359,7 @@ class Model:
     output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
+    output_softcap = number(0.0, when=WORDS_OUT)  # logits held within it (Gemma 2: 30); 0: free
     # BERT: a dense layer over the first token (decoder: the last) for heads that are pooled.
     pooler = flag(False)
     pooler_activation = one_of("tanh", "relu", "gelu", when=given("model.pooler", True))
@@ -992,6 +1013,17 @@ def _expert_conflicts(m: ConfigDict) -> Iterator[str]:
     if m.experts_per_token > m.num_experts:
         yield (f"model.experts_per_token={m.experts_per_token}: must be 1 to "
                f"model.num_experts={m.num_experts}")
+    if m.expert_slots and m.expert_capacity:
+        yield f"model.expert_slots={m.expert_slots}: not with expert_capacity={m.expert_capacity}"
+    groups, size = m.router_groups, m.num_experts // m.router_groups
+    least = 2 if m.router_scores == "sigmoid" else 1  # experts that stand for their group
+    if groups > 1 and (m.num_experts % groups or size < least):
+        yield (f"model.router_groups={groups}: must divide model.num_experts={m.num_experts} into "
+               f"groups of at least {least}")
+    if groups > 1 and not m.experts_per_token / size <= m.router_top_groups <= groups:
+        yield (f"model.router_top_groups={m.router_top_groups}: at most model.router_groups="
+               f"{groups}, with {size} experts each, of at least model.experts_per_token="
+               f"{m.experts_per_token}")
     if m.reversible or m.mlp_chunk:
         yield (f"model.num_experts={m.num_experts}: not with model.reversible={m.reversible} or "
                f"model.mlp_chunk={m.mlp_chunk}")

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from llm_jax import attention, hub, models
 from llm_jax import config as configs
@@ -85,7 +87,18 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+
+_LATENT = {
+    "moe_intermediate_size": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+    "v_head_dim": 6, "num_key_value_heads": 4,
+}  # fmt: skip
 
 CASES: dict[str, Case] = {
     "gpt2-a": Case("GPT2LMHeadModel", _gpt2(2, 24, 3, 61)),
@@ -132,6 +145,55 @@ CASES: dict[str, Case] = {
                                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}),
         (2, 37),
     ),
+    "gemma2-a": Case(
+        "Gemma2ForCausalLM",
+        _bert(4, 24, 4, 33, 61, num_key_value_heads=2, head_dim=10, sliding_window=4,
+              query_pre_attn_scalar=25, attn_logit_softcapping=2.0, final_logit_softcapping=1.5),
+    ),
+    "olmo3-a": Case(
+        "Olmo3ForCausalLM",
+        _bert(5, 24, 4, 33, 61, num_key_value_heads=2, sliding_window=4,
+              rope_parameters={"full_attention": YARN | {"attention_factor": 1.1},
+                               "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}),
+    ),
+    "smollm3-a": Case("SmolLM3ForCausalLM", _bert(4, 24, 4, 33, 61, num_key_value_heads=2,
+                                                  pad_token_id=0, no_rope_layer_interval=2)),
+    "smollm3-windows": Case(
+        "SmolLM3ForCausalLM",
+        _bert(3, 20, 5, 33, 97, num_key_value_heads=1, pad_token_id=0, sliding_window=4,
+              use_sliding_window=True, no_rope_layers=[1, 0, 0], rope_parameters=YARN),
+        (2, 37),
+    ),
+    "phi3-a": Case("Phi3ForCausalLM", _bert(2, 24, 4, 33, 61, num_key_value_heads=2,
+                                            pad_token_id=0, sliding_window=5)),
+    "qwen3-moe": Case(
+        "Qwen3MoeForCausalLM",
+        _bert(3, 24, 4, 33, 61, num_key_value_heads=2, head_dim=10, moe_intermediate_size=12,
+              num_experts=4, num_experts_per_tok=2, mlp_only_layers=[1]),
+    ),
+    "gpt-oss": Case(
+        "GptOssForCausalLM",
+        _bert(4, 24, 4, 20, 61, num_key_value_heads=2, head_dim=10, num_local_experts=4,
+              num_experts_per_tok=2, sliding_window=4, rope_parameters=YARN | {"truncate": False}),
+    ),
+    "deepseek-v2": Case(
+        "DeepseekV2ForCausalLM",
+        _bert(2, 24, 4, 33, 61, **_LATENT, n_routed_experts=4, num_experts_per_tok=2,
+              q_lora_rank=None),
+    ),
+    "deepseek-v2-groups": Case(
+        "DeepseekV2ForCausalLM",
+        _bert(3, 24, 4, 33, 61, **_LATENT, n_routed_experts=6, num_experts_per_tok=3, n_group=3,
+              topk_group=2, topk_method="group_limited_greedy", routed_scaling_factor=3.0,
+              first_k_dense_replace=1, q_lora_rank=12, rope_parameters=YARN),
+        (2, 37),
+    ),
+    "deepseek-v3": Case(
+        "DeepseekV3ForCausalLM",
+        _bert(3, 24, 4, 33, 61, **_LATENT, n_routed_experts=8, num_experts_per_tok=3, n_group=4,
+              topk_group=2, first_k_dense_replace=1, q_lora_rank=12,
+              rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}),
+    ),
     "bert-a": Case("BertForPreTraining", _bert(2, 24, 3, 50, 61)),
     "bert-b": Case("BertForPreTraining", _bert(3, 20, 5, 33, 97, hidden_act="gelu_new"), (2, 37)),
     "bert-mlm": Case("BertForMaskedLM", _bert(1, 14, 1, 9, 53), (5, 7)),
@@ -163,6 +225,10 @@ CASES: dict[str, Case] = {
         _bert(2, 20, 5, 33, 97, embedding_size=7, hidden_act="gelu"),
         (2, 37),
     ),
+    "modernbert-a": Case(
+        "ModernBertForMaskedLM",
+        _bert(4, 24, 3, 33, 61, local_attention=6, pad_token_id=0, global_attn_every_n_layers=2),
+    ),
     "t5-v1.0-a": Case("T5ForConditionalGeneration", _t5(2, 24, 3, 50, 61)),
     "t5-v1.0-b": Case(
         "T5ForConditionalGeneration",
@@ -178,6 +244,11 @@ CASES: dict[str, Case] = {
         "T5ForConditionalGeneration",
         _t5(1, 14, 5, 33, 97, feed_forward_proj="gated-silu", tie_word_embeddings=False),
         (2, 37),
+    ),
+    "switch": Case(
+        "SwitchTransformersForConditionalGeneration",
+        _t5(4, 24, 3, 50, 61, num_decoder_layers=2, num_sparse_encoder_layers=2,
+            num_sparse_decoder_layers=1, num_experts=3, expert_capacity=3),
     ),
     "marian-a": Case("MarianMTModel", _marian(2, 24, 3, 50, 61)),
     "marian-b": Case(
@@ -217,23 +288,11 @@ HASHED = ("reformer-lsh-a", "reformer-long")  # of which `train_hashed` follows 
 # Compiling takes longer than running here, and half as long without LLVM's optimisations.
 QUICK = {"xla_backend_optimization_level": "0"}
 
-# The class of a config for the class of a model.
-_CONFIGS = {
-    "GPT2": "GPT2Config", "Llama": "LlamaConfig", "Bert": "BertConfig", "Roberta": "RobertaConfig",
-    "DistilBert": "DistilBertConfig", "Electra": "ElectraConfig", "Albert": "AlbertConfig",
-    "Mistral": "MistralConfig", "Mixtral": "MixtralConfig", "Qwen2": "Qwen2Config",
-    "Qwen3": "Qwen3Config", "Olmo2": "Olmo2Config", "Gemma3": "Gemma3TextConfig",
-    "T5": "T5Config", "Marian": "MarianConfig", "Reformer": "ReformerConfig",
-}  # fmt: skip
-
-
 def reference(case: Case, seed: int = 0) -> torch.nn.Module:
     """Returns the PyTorch model for evaluation, all of it random, norms and biases too."""
     torch.manual_seed(seed)
-    name = next(v for k, v in _CONFIGS.items() if case.reference.startswith(k))
-    model = getattr(transformers, case.reference)(
-        getattr(transformers, name)(attn_implementation="eager", **case.config)
-    )
+    kind = getattr(transformers, case.reference)
+    model = kind(kind.config_class(attn_implementation="eager", **case.config))
     untied = case.reference.startswith("T5") and case.config.get("tie_word_embeddings") is False
     if untied:  # as published checkpoints of version 1.1 are, though their class now ties at birth
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
@@ -241,6 +300,9 @@ def reference(case: Case, seed: int = 0) -> torch.nn.Module:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer += 0.1 * torch.randn_like(buffer)
     return ready(model)
 
 
@@ -330,7 +392,8 @@ def loss_of(outputs: models.Outputs, ours: dict) -> jax.Array:
         real = ours["segment_ids"][..., None]
         return (outputs.features**3 * real).sum() + (outputs.heads["pooled"]**3).sum()
     total, _ = cross_entropy(
-        outputs.hidden, outputs.matrix, ours["targets"], weights, bias=outputs.bias
+        outputs.hidden, outputs.matrix, ours["targets"], weights, bias=outputs.bias,
+        softcap=outputs.softcap,
     )
     total /= weights.sum()
     if "sequence" in outputs.heads:
@@ -404,7 +467,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
             result[key] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1))
 
     family = hub.families.get(theirs.config.model_type)
-    tensors = gradients(theirs)
+    tensors = gradients(theirs, folder / "gradients")
     wanted = plan(family, model)
     full = lambda name: name if name in tensors else name.removeprefix(family.prefix)
     expected_grads = from_tensors(wanted, lambda name: tensors[full(name)])
@@ -423,23 +486,17 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     return result
 
 
-def gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Gradients by the names that files have for the parameters; version 5 joins experts."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:  # it has no part in the loss
-            continue
-        name = name.replace(".mlp.", ".block_sparse_moe.") if ".mlp.e" in name else name
-        name = name.replace(".mlp.gate.", ".block_sparse_moe.gate.")
-        start, joined, which = name.partition("experts.")
-        if not joined:
-            found[name] = parameter.grad.numpy()
-            continue
-        parts = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}[which]
-        for expert, grad in enumerate(parameter.grad):
-            for part, x in zip(parts, grad.chunk(len(parts)), strict=True):
-                found[f"{start}experts.{expert}.{part}.weight"] = x.numpy()
-    return found
+def gradients(model: torch.nn.Module, folder: Path) -> dict[str, np.ndarray]:
+    """Gradients by the names that files have for the parameters: a model of them, saved."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter, own in zip(twin.parameters(), model.parameters(), strict=True):
+            grad = torch.zeros_like(own) if own.grad is None else own.grad
+            parameter.copy_(grad)
+        for buffer in twin.buffers():
+            buffer.zero_()
+    twin.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
 
 
 def round_trip(theirs, inputs: dict, model, params, folder: Path) -> bool:

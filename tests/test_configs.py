@@ -29,6 +29,24 @@ COUNTS = {
     ("llama", "405b"): 405_853_388_800,
     ("mixtral", "8x7b"): 46_702_792_704,
     ("mixtral", "8x22b"): 140_620_634_112,
+    ("gpt_oss", "20b"): 20_914_757_184,
+    ("gpt_oss", "120b"): 116_829_156_672,
+    ("deepseek", "v2-lite"): 15_706_484_224,
+    ("deepseek", "v2"): 235_741_434_880,
+    ("deepseek", "v3"): 671_026_419_200,
+    ("gemma2", "2b"): 2_614_341_888,
+    ("gemma2", "9b"): 9_241_705_984,
+    ("gemma2", "27b"): 27_227_128_320,
+    ("olmo3", "7b"): 7_298_011_136,
+    ("olmo3", "32b"): 32_233_522_176,
+    ("smollm3", "3b"): 3_075_098_624,
+    ("phi3", "mini-4k"): 3_821_079_552,
+    ("phi3", "medium-4k"): 13_960_238_080,
+    ("phi3", "4-14b"): 14_659_507_200,
+    ("modernbert", "base"): 149_655_232,
+    ("modernbert", "large"): 395_881_664,
+    ("qwen3", "30b-a3b"): 30_532_122_624,
+    ("qwen3", "235b-a22b"): 235_093_634_560,
     ("gemma3", "270m"): 268_098_176,
     ("gemma3", "1b"): 999_885_952,
     ("gemma3", "4b"): 3_880_263_168,
@@ -90,8 +108,9 @@ PRINTED = {
 }
 
 FAMILIES = (
-    "albert", "bert", "distilbert", "gemma3", "gpt2", "gpt3", "llama", "mistral", "mixtral",
-    "olmo2", "qwen2", "qwen3", "reformer", "roberta", "switch", "t5", "transformer",
+    "albert", "bert", "deepseek", "distilbert", "gemma2", "gemma3", "gpt2", "gpt3", "gpt_oss",
+    "llama", "mistral", "mixtral", "modernbert", "olmo2", "olmo3", "phi3", "qwen2", "qwen3",
+    "reformer", "roberta", "smollm3", "switch", "t5", "transformer",
 )  # fmt: skip
 
 

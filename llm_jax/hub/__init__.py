@@ -90,6 +90,7 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
 
 def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> None:
     """Compares the layers of config.json with those in the file, before any are made."""
+    counted = [n for n in tensors if not any(re.fullmatch(p, n) for p in family.dropped)]
     for stack in ("encoder", "decoder"):
         starts = {
             re.escape(theirs.partition("{}")[0])
@@ -98,7 +99,7 @@ def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> N
         }
         if starts:
             pattern = re.compile(rf"(?:{'|'.join(starts)})(\d+)\.")
-            in_files = len({m[1] for name in tensors if (m := pattern.match(name))})
+            in_files = len({m[1] for name in counted if (m := pattern.match(name))})
             both = model.kind == "encoder_decoder" and stack == "decoder"
             ours = "num_decoder_layers" if both else "num_layers"
             key = next(key.theirs for key in family.keys if key.ours == ours)

@@ -81,7 +81,7 @@ def _factors(params: Mapping, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarr
         node = functools.reduce(lambda node, part: node[part], piece.path[:-1], params)
         pair = [node.get(f"{piece.path[-1]}_lora_{x}") for x in "ab"]
         if pair[0] is None:
-            blocks.append(np.zeros((piece.theirs[-1], 0)))
+            blocks.append(np.zeros((piece.theirs[piece.cut], 0)))
             continue
         a, b = (np.asarray(x[piece.index], np.float32) for x in pair)
         above.append(a.T)

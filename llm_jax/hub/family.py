@@ -1,4 +1,4 @@
-"""What a table of hub/families.py says, and the two things read from it: configs and tensors.
+"""What a table of hub/families says, and the two things read from it: configs and tensors.
 
 A family names, for each module of ours, the module of Hugging Face's that holds the same
 parameters. Everything else follows from our parameter tree: the last part of a path gives
@@ -58,9 +58,12 @@ class Family:
         where that one is left out.
       dropped: patterns of tensors that carry nothing, beside DROPPED.
       if_zero: tensors that are left out where they are zero.
+      within: end of a tensor's name -> axes of our outputs, such as heads, in each entry of which
+        its pieces lie side by side; else they do as wholes.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
       by_kind: kind of attention -> entries that its layers have instead.
       experts: entries that layers with experts have instead, a second '{}' for the expert.
+      given: key of config.model -> entries that layers have instead where it is set.
       nulls: entries of which null is a value of its own, which `read` sees.
       linear: their matrices are [out, in]; GPT-2's, but for heads, are [in, out].
       head_activation: model.activation that the masked-LM head of theirs always has.
@@ -87,9 +90,11 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     if_zero: tuple[str, ...] = ()
+    within: Mapping[str, int] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     by_kind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nulls: tuple[str, ...] = ()
     linear: bool = True
     head_activation: str = ""
@@ -130,11 +135,11 @@ FREE = {
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
 ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
-MAY_BE_0 = ("type_vocab_size", "position_offset")  # sizes of which 0 is not "derived"
+MAY_BE_0 = ("type_vocab_size", "position_offset", "latent_query")  # 0 is a size, not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
 # What these do not read, and what a feed-forward layer without experts does not.
 OF_KINDS = ("window", "stride", "global_tokens", "block", "random_", "landmarks", "latent_", "lsh_")
-OF_EXPERTS = ("expert", "router_")
+OF_EXPERTS = ("expert", "router_", "shared_experts")
 ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}
 
 
@@ -346,11 +351,14 @@ class Piece(NamedTuple):
     stack: tuple[int, ...]  # leading axes of ours: layers, experts
     index: tuple[int, ...]  # on them
     ours: tuple[int, ...]
-    theirs: tuple[int, ...]
-    transposed: bool
+    theirs: tuple[int, ...]  # the tensor's shape, were the piece alone in it
+    cut: int  # the axis of theirs on which pieces lie side by side
+    order: tuple[int, ...]  # of our axes in theirs
+    outer: int  # entries of theirs, in each of which the piece has `width` rows
+    width: int
 
 
-Plan = dict[str, list[Piece]]  # their tensor -> what lies in it, side by side on the last axis
+Plan = dict[str, list[Piece]]  # their tensor -> what lies in it, side by side
 
 
 def shapes_of(model: ConfigDict) -> dict:
@@ -381,6 +389,8 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     out: Plan = {}
     gated = family.gated_modules if model.activation in GATED else {}
     table = family.experts | family.modules | gated | family.by_head.get(model.head, {})
+    for key, entries in family.given.items():
+        table |= entries if model[key] else {}
     for ours, theirs in table.items():
         for path in by_module.get(ours, ()):
             if model.share_layers and "{}" in theirs:
@@ -395,7 +405,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
                 name += ".bias" if path[-1] == "bias" else ".weight"
             axes = name.count("{}")
             for index in np.ndindex(shape[:axes]):
-                piece = _piece(family, path, shape[:axes], index, shape[axes:])
+                piece = _piece(family, name, path, shape[:axes], index, shape[axes:])
                 if name in family.units:
                     at = family.units[name]
                     piece = piece._replace(theirs=(*piece.ours[:at], 1, *piece.ours[at:]))
@@ -409,22 +419,39 @@ def plan(family: Family, model: ConfigDict) -> Plan:
 
 
 NUMBERED = re.compile(r"\b(layers|block)_\d+\b")
-MATRICES = ("kernel", "router", "gate", "up", "down")
+EXPERTS = ("router", "gate", "up", "down")  # bare matrices of mixtures of experts
 
 
-def _piece(family: Family, path: tuple, stack: tuple, index: tuple, shape: tuple) -> Piece:
-    if path[-1] not in MATRICES:
-        flat = (math.prod(shape),) if path[-1] == "bias" else shape
-        return Piece(path, stack, index, shape, flat, False)
-    inputs = 2 if path[-2] == "out" else 1  # attention's output contracts heads and head_dim
-    matrix = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
-    linear = family.linear or path[0] in HEADS
-    return Piece(path, stack, index, shape, matrix[:: -1 if linear else 1], linear)
+def _piece(
+    family: Family, name: str, path: tuple, stack: tuple, index: tuple, shape: tuple
+) -> Piece:
+    """Where a parameter lies: ours are [experts, inputs, outputs], theirs mostly outputs first."""
+    last, n = path[-1], len(shape)
+    if not last.startswith(("kernel", "bias", "up_", *EXPERTS)):
+        return Piece(path, stack, index, shape, shape, 0, tuple(range(n)), 1, shape[0])
+    if last.endswith("bias"):
+        inputs, batch = 0, n - 1 if last.startswith(EXPERTS) else 0
+    elif last in EXPERTS:
+        inputs, batch = 1, n - 2
+    else:  # attention's output contracts heads and head_dim
+        inputs, batch = 2 if path[-2] == "out" else 1, 0
+    each, ins, outs = range(batch), range(batch, batch + inputs), range(batch + inputs, n)
+    # All experts in one tensor are as ours.
+    turned = (family.linear or path[0] in HEADS) and not batch
+    order = (*each, *outs, *ins) if turned else range(n)
+    size = lambda axes: math.prod(shape[axis] for axis in axes)
+    theirs = [size(part) for part in ((outs, ins) if turned else (ins, outs))]
+    theirs = (*shape[:batch], *(theirs if inputs else [size(outs)]))
+    within = next((k for end, k in family.within.items() if name.endswith(end)), 0)
+    outer = size(each) * (1 if turned else size(ins)) * size(outs[:within])
+    cut = batch + (inputs > 0 and not turned)
+    return Piece(path, stack, index, shape, theirs, cut, tuple(order), outer, size(outs[within:]))
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
     """Returns the shape of a tensor of theirs."""
-    return (*pieces[0].theirs[:-1], sum(piece.theirs[-1] for piece in pieces))
+    shape, cut = pieces[0].theirs, pieces[0].cut
+    return (*shape[:cut], sum(piece.theirs[cut] for piece in pieces), *shape[cut + 1 :])
 
 
 def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
@@ -432,16 +459,18 @@ def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
     params: dict = {}
     for name, pieces in plan.items():
         tensor, start = get(name), 0
+        inner = math.prod(pieces[0].ours) // (pieces[0].outer * pieces[0].width)
+        rows = tensor.reshape(pieces[0].outer, -1, inner)
         for piece in pieces:
             node = params
             for part in piece.path[:-1]:
                 node = node.setdefault(part, {})
             if piece.path[-1] not in node:
                 node[piece.path[-1]] = np.empty(piece.stack + piece.ours, np.float32)
-            part = tensor[..., start : start + piece.theirs[-1]]
-            start += piece.theirs[-1]
-            part = (part.T if piece.transposed else part).reshape(piece.ours)
-            node[piece.path[-1]][piece.index] = part
+            part = rows[:, start : start + piece.width]
+            start += piece.width
+            part = part.reshape([piece.ours[axis] for axis in piece.order])
+            node[piece.path[-1]][piece.index] = part.transpose(np.argsort(piece.order))
     return params
 
 
@@ -454,9 +483,9 @@ def to_tensors(
         parts = []
         for piece in plan[name]:
             x = functools.reduce(lambda node, part: node[part], piece.path, params)
-            x = np.asarray(x[piece.index])
-            x = x.reshape(piece.theirs[::-1]).T if piece.transposed else x.reshape(piece.theirs)
-            parts.append(x)
-        tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
+            x = np.asarray(x[piece.index]).transpose(piece.order)
+            parts.append(x.reshape(piece.outer, piece.width, -1))
+        tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+        tensor = tensor.reshape(shape_of(plan[name]))
         out[name] = np.ascontiguousarray(tensor, dtype=dtype)
     return out

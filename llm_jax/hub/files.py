@@ -35,8 +35,13 @@ class Tensors:
             self._where |= dict.fromkeys(names, name)
         # As the first converted TensorFlow checkpoints call them.
         old = {".gamma": ".weight", ".beta": ".bias"}
-        self._names = {}
+        self._names, self._scales = {}, {}
         for name in self._where:
+            if name.endswith("_blocks") and f"{name[:-7]}_scales" in self._where:
+                self._names[name[:-7]] = name
+                self._scales[name] = f"{name[:-7]}_scales"
+            if name in self._scales or name in self._scales.values():
+                continue
             stem, dot, last = name.rpartition(".")
             self._names[stem + old.get(dot + last, dot + last)] = name
 
@@ -58,21 +63,50 @@ class Tensors:
         """Goes on as if the tensor were not there."""
         del self._names[name]
 
-    def _slice(self, name: str):
-        return self._files[self._where[self._names[name]]].get_slice(self._names[name])
+    def _slice(self, stored: str):
+        return self._files[self._where[stored]].get_slice(stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Reads no more than the header."""
-        return tuple(self._slice(name).get_shape())
+        stored = self._names[name]
+        shape = tuple(self._slice(stored).get_shape())
+        if stored not in self._scales:
+            return shape
+        if shape[:-1] != tuple(self._slice(self._scales[stored]).get_shape()) or shape[-1] != 16:
+            return ()
+        *experts, outputs, groups, _ = shape
+        return (*experts, 32 * groups, outputs)
 
     def dtype(self, name: str) -> str:
-        """As safetensors calls it: F32, BF16, ..."""
-        return self._slice(name).get_dtype()
+        """As safetensors calls it: F32, BF16, ...; what becomes of MXFP4 is BF16."""
+        stored = self._names[name]
+        if stored not in self._scales:
+            return self._slice(stored).get_dtype()
+        found = {self._slice(x).get_dtype() for x in (stored, self._scales[stored])}
+        return "BF16" if found == {"U8"} else "no MXFP4"
 
     def get(self, name: str) -> np.ndarray:
         """Reads one tensor; a number comes as one of shape [1]."""
         stored = self._names[name]
-        return np.atleast_1d(self._files[self._where[stored]].get_tensor(stored))
+        read = lambda name: self._files[self._where[name]].get_tensor(name)
+        if stored in self._scales:
+            return _dequantised(read(stored), read(self._scales[stored]))
+        return np.atleast_1d(read(stored))
+
+
+# Of E2M1, four bits: sign, exponent, mantissa (OCP Microscaling Formats 1.0, section 5.3.3).
+E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
+E2M1 = np.concatenate([E2M1, -E2M1])
+
+
+def _dequantised(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """MXFP4 as gpt-oss has it: blocks [E, O, G, 16], scales [E, O, G] -> float32 [E, 32 G, O].
+
+    A byte has two numbers, the lower four bits first; each 32 share an exponent, 127 for 0.
+    """
+    pairs = np.stack([blocks & 15, blocks >> 4], axis=-1)
+    values = np.ldexp(E2M1[pairs], scales.astype(np.int32)[..., None, None] - 127)
+    return values.reshape(*blocks.shape[:-2], -1).swapaxes(-1, -2)
 
 
 def _shards(folder: Path) -> list[str]:

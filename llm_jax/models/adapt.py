@@ -15,7 +15,7 @@ from llm_jax import config
 FORMATS = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
 # Paths of layers. The modules below them are projections, feed-forward products and experts;
 # attention scores and routers are computed by the layer itself and stay as they are.
-LAYER = "(.*/)?(attention|cross_attention|mlp)"
+LAYER = "(.*/)?(attention|cross_attention|mlp(/shared)?)"
 BLOCK = 64  # inputs of a kernel that share a scale, at most (Dettmers 2023, section 4)
 
 

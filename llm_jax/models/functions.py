@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from llm_jax.attention.norm import rms_norm
 
-__all__ = ["gelu", "gelu_tanh", "layer_norm", "relu", "rms_norm", "silu"]
+__all__ = ["clamped_swiglu", "gelu", "gelu_tanh", "layer_norm", "relu", "rms_norm", "silu"]
 
 relu = jax.nn.relu
 
@@ -45,6 +45,16 @@ def gelu_tanh(x: Array) -> Array:
 def silu(x: Array) -> Array:
     """Returns x logistic(x) (arXiv 1606.08415, arXiv 1710.05941)."""
     return x * lax.logistic(x)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def clamped_swiglu(gate: Array, up: Array) -> Array:
+    """Returns (u + 1) g logistic(1.702 g), g = min(gate, 7), u = up within -7 and 7.
+
+    The experts' gate of gpt-oss (2025, https://arxiv.org/abs/2508.10925, section 2.2).
+    """
+    g = jnp.minimum(gate.astype(jnp.float32), 7)
+    return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.layers import PLAIN, Dense, Norm
+from llm_jax.models.layers import PLAIN, Dense, Norm, plain
 
 
 class MaskedLMHead(nn.Module):
@@ -20,7 +20,7 @@ class MaskedLMHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
         dense = Dense(cfg, (cfg.embed_dim,), (cfg.embedding_dim,), ("embed", "norm"), name="dense")
-        return Norm(cfg, name="norm")(PLAIN[cfg.activation](dense(x)))
+        return Norm(cfg, name="norm")(plain(cfg.activation)(dense(x)))
 
 
 class Pooler(nn.Module):
@@ -43,7 +43,7 @@ class DetectionHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg, D = self.cfg, (self.cfg.embed_dim,)
-        x = PLAIN[cfg.activation](Dense(cfg, D, D, ("embed", "norm"), name="dense")(x))
+        x = plain(cfg.activation)(Dense(cfg, D, D, ("embed", "norm"), name="dense")(x))
         return Dense(cfg, D, (), ("embed",), name="score")(x)
 
 

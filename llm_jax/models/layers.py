@@ -4,7 +4,7 @@ Parameters are float32 and carry logical axis names; activations are in `cfg.dty
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -19,12 +19,21 @@ PLAIN = {
     "relu": functions.relu,
     "silu": functions.silu,
 }
-GATED = {
-    "geglu": functions.gelu,
-    "geglu_tanh": functions.gelu_tanh,
-    "reglu": functions.relu,
-    "swiglu": functions.silu,
+GATED = {  # of the gate and of what it gates
+    "geglu": lambda gate, up: functions.gelu(gate) * up,
+    "geglu_tanh": lambda gate, up: functions.gelu_tanh(gate) * up,
+    "reglu": lambda gate, up: functions.relu(gate) * up,
+    "swiglu": lambda gate, up: functions.silu(gate) * up,
+    "clamped_swiglu": functions.clamped_swiglu,
 }
+
+
+UNGATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
+
+
+def plain(activation: str) -> Callable[[jax.Array], jax.Array]:
+    """The function of an activation, or of the gate of a gated one."""
+    return PLAIN[UNGATED.get(activation, activation)]
 
 
 def annotate(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -134,7 +143,7 @@ class Mlp(nn.Module):
         h = Dense(cfg, D, F, ("embed", "mlp"), name="up")(x)
         if cfg.activation in GATED:
             gate = Dense(cfg, D, F, ("embed", "mlp"), name="gate")(x)
-            h = GATED[cfg.activation](gate) * h
+            h = GATED[cfg.activation](gate, h)
         else:
             h = PLAIN[cfg.activation](h)
         h = annotate(h, "batch", "length", "activation_mlp")

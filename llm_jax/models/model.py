@@ -18,7 +18,7 @@ from llm_jax.models.layers import both_streams, normal
 
 
 class Outputs(NamedTuple):
-    """What a model returns; logits = hidden @ matrix.T + bias.
+    """What a model returns; logits l = hidden @ matrix.T + bias, softcapped c tanh(l / c).
 
     heads: what each head but the language models' gives, float32, by its name: "sequence"
     [B, num_labels], "token" [B, T, num_labels], "span" [B, T, 2], "detection" [B, T] (and, of an
@@ -31,13 +31,16 @@ class Outputs(NamedTuple):
     features: jax.Array | None = None  # [B, T, D], the last block's output
     encoded: jax.Array | None = None  # [B, S, D] of an encoder-decoder
     heads: dict[str, jax.Array] = {}  # noqa: RUF012
+    softcap: float | None = None  # c; None: none
 
 
 def logits(outputs: Outputs) -> jax.Array:
     """[B, T, V] float32, for decoding and tests; training goes through objectives/."""
     hidden, matrix = outputs.hidden, outputs.matrix.astype(outputs.hidden.dtype)
     scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    return scores if outputs.bias is None else scores + outputs.bias
+    scores = scores if outputs.bias is None else scores + outputs.bias
+    c = outputs.softcap
+    return scores if c is None else c * jnp.tanh(scores / c)
 
 
 class Model(nn.Module):
@@ -161,7 +164,8 @@ class Model(nn.Module):
                 x = pooled if head.pooled else features
                 x = self.head_dropout(x, deterministic=deterministic)
                 results[name] = getattr(self, name)(x).astype(jnp.float32)
-        return Outputs(hidden, matrix, bias, features, heads=results)
+        cap = cfg.output_softcap or None
+        return Outputs(hidden, matrix, bias, features, heads=results, softcap=cap)
 
 
 def segments_of(batch: dict, side: str = "") -> jax.Array | None:

@@ -13,16 +13,21 @@ from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import split
-from llm_jax.models.layers import GATED, PLAIN, annotate, normal, residual_scale
+from llm_jax.models.layers import GATED, PLAIN, Mlp, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
     """Sum over the top k experts e of gate_e(x) Mlp_e(x): x [B, T, D] -> [B, T, D].
 
     Gates are the router's softmax, of several experts made to add up to one (Shazeer 2017;
-    Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088).
+    Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088), or
+    as router_* says: sigmoids, a bias that bears on the choice alone, groups of experts
+    (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2). The bias learns by no gradient, and
+    is not adapted to the load: it stays as it is. shared_experts are added ungated (DeepSeekMoE,
+    Dai 2024, https://arxiv.org/abs/2401.06066, 3.2).
     Capacity factor c: of a row with n real tokens each expert takes the first ceil(c k n / E); the
-    others are dropped, which leaves them the residual branch's 0. 0 is dropless. Padding takes no
+    others are dropped, which leaves them the residual branch's 0. expert_slots is such a number
+    itself, as in transformers' Switch. With neither it is dropless. Padding takes no
     capacity. GShard serves all first choices before any second one (Lepikhin 2020,
     https://arxiv.org/abs/2006.16668, algorithm 1), so that with k > 1 later tokens decide what
     earlier ones lose; here they cannot, and a decoder stays causal. What `auxiliary_loss` needs is
@@ -44,17 +49,43 @@ class MixtureOfExperts(nn.Module):
         init = nn.with_logical_partitioning(normal(cfg, cfg.embed_dim), ("embed", None))
         router_DE = self.param("router", init, (cfg.embed_dim, E))
         logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), router_DE, precision="highest")
-        gates_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-        top_BTk, expert_BTk = jax.lax.top_k(gates_BTE, k)
-        if k > 1:
+        if cfg.expert_bias:
+            logits_BTE += self._vector("logit_bias")
+        score = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[cfg.router_scores]
+        scores_BTE = score(logits_BTE)
+        expert_BTk = self._choose(scores_BTE)
+        top_BTk = jnp.take_along_axis(scores_BTE, expert_BTk, axis=-1)
+        if k > 1 and cfg.router_normalized:
             top_BTk /= top_BTk.sum(-1, keepdims=True)
-        self._sow(logits_BTE, gates_BTE, expert_BTk, real_BT)
+        top_BTk *= cfg.router_scale
+        share_BTE = scores_BTE / scores_BTE.sum(-1, keepdims=True)
+        self._sow(logits_BTE, share_BTE, expert_BTk, real_BT)
         kernels = self._kernels()
-        if cfg.expert_capacity:
+        if cfg.expert_capacity or cfg.expert_slots:
             y_BTD = self._with_capacity(x_BTD, top_BTk, expert_BTk, kernels, real_BT)
         else:
             y_BTD = self._dropless(x_BTD, top_BTk, expert_BTk, kernels)
+        if cfg.shared_experts:
+            wide = FrozenConfigDict({**cfg, "mlp_dim": cfg.shared_experts * cfg.mlp_dim})
+            y_BTD += Mlp(wide, self.deterministic, name="shared")(x_BTD)
         return y_BTD.astype(x_BTD.dtype)
+
+    def _vector(self, name):
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+        return self.param(name, zeros, (self.cfg.num_experts,))
+
+    def _choose(self, scores_BTE):
+        """The top k experts [B, T, k], of the best groups: by their best, of sigmoids two best."""
+        cfg, scores = self.cfg, scores_BTE
+        if cfg.router_bias:
+            scores += self._vector("choice_bias")
+        scores = jax.lax.stop_gradient(scores)
+        if (G := cfg.router_groups) > 1:
+            groups = scores.reshape(*scores.shape[:2], G, -1)
+            best = jax.lax.top_k(groups, 2 if cfg.router_scores == "sigmoid" else 1)[0].sum(-1)
+            kept = jax.nn.one_hot(jax.lax.top_k(best, cfg.router_top_groups)[1], G).sum(2)
+            scores = jnp.where(kept[..., None] > 0, groups, -jnp.inf).reshape(scores.shape)
+        return jax.lax.top_k(scores, cfg.experts_per_token)[1]
 
     def _sow(self, logits_BTE, gates_BTE, expert_BTk, real_BT):
         sent_BTE = jax.nn.one_hot(expert_BTk, self.cfg.num_experts).sum(2)
@@ -74,6 +105,9 @@ class MixtureOfExperts(nn.Module):
         for name, (fan_in, out, scale, axes) in shapes.items():
             init = nn.with_logical_partitioning(normal(cfg, fan_in, scale), axes)
             kernels[name] = self.param(name, init, (E, fan_in, out)).astype(cfg.dtype)
+            if cfg.expert_bias:
+                init = nn.with_logical_partitioning(nn.initializers.zeros, axes[::2])
+                kernels[f"{name}_bias"] = self.param(f"{name}_bias", init, (E, out))
         return kernels
 
     def _with_capacity(self, x_BTD, top_BTk, expert_BTk, kernels, real_BT):
@@ -82,6 +116,7 @@ class MixtureOfExperts(nn.Module):
         E, k = cfg.num_experts, cfg.experts_per_token
         # A table by number of real tokens, from Python, whose rounding does not depend on XLA.
         of = [max(1, math.ceil(cfg.expert_capacity * k * n / E)) for n in range(T + 1)]
+        of = [min(cfg.expert_slots, T)] * (T + 1) if cfg.expert_slots else of
         C, capacity_B = of[T], of[T]
         # Earlier tokens first, of each its first choice first.
         wants_BNE = jax.nn.one_hot(expert_BTk.reshape(B, T * k), E, dtype=jnp.int32)
@@ -96,7 +131,9 @@ class MixtureOfExperts(nn.Module):
         sent = jnp.einsum("btec,btd->ebcd", place_BTkEC.sum(2).astype(x_BTD.dtype), x_BTD)
         sent_EBCD = annotate(sent, "experts", "expert_batch", None, "activation_embed")
         # x [E, B, C, I] by kernel [E, I, O], expert by expert.
-        multiply = lambda x, kernel: jax.lax.dot_general(x, kernel, (((3,), (1,)), ((0,), (0,))))
+        product = lambda x, kernel: jax.lax.dot_general(x, kernel, (((3,), (1,)), ((0,), (0,))))
+        each = lambda bias_EO: bias_EO[:, None, None]
+        multiply = lambda x, kernel, bias: _add(product(x, kernel), bias, each)
         done = self.experts(sent_EBCD, kernels, multiply, self._dropout_key())
         done_EBCD = annotate(done, "experts", "expert_batch", None, "activation_embed")
         return jnp.einsum("btec,ebcd->btd", weigh_BTEC, done_EBCD)
@@ -123,12 +160,15 @@ class MixtureOfExperts(nn.Module):
                 first = jax.lax.axis_index(experts) * len(kernels["up"])
                 take = lambda a: jax.lax.all_gather(a, experts, tiled=True)
                 x_BTD, top_BTk, expert_BTk = take(x_BTD), take(top_BTk), take(expert_BTk)
+            if mlp and "down_bias" in kernels:  # added by each of those that are summed
+                kernels |= {"down_bias": kernels["down_bias"] / parts[3]}
             y_BTD = self._grouped(first, x_BTD, top_BTk, expert_BTk, kernels, key)
             y_BTD = jax.lax.psum(y_BTD, mlp) if mlp else y_BTD
             return jax.lax.psum_scatter(y_BTD, experts, tiled=True) if experts else y_BTD
 
         rows, up = PartitionSpec(batch, length), PartitionSpec(experts, None, mlp)
-        kinds = dict.fromkeys(kernels, up) | {"down": PartitionSpec(experts, mlp)}
+        other = {"up": up, "gate": up, "down_bias": PartitionSpec(experts)}
+        kinds = {name: other.get(name, PartitionSpec(experts, mlp)) for name in kernels}
         specs = (rows, rows, rows, kinds, PartitionSpec())
         spread = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
         return spread(x_BTD, top_BTk, expert_BTk, kernels, self._dropout_key())
@@ -140,7 +180,9 @@ class MixtureOfExperts(nn.Module):
         expert_N = jnp.where((expert_N >= 0) & (expert_N < E), expert_N, E)  # others' stand last
         order_N = jnp.argsort(expert_N)
         sizes_E = jnp.bincount(expert_N, length=E).astype(jnp.int32)
-        multiply = lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E)
+        of_row = lambda bias_EO: bias_EO[jnp.minimum(expert_N[order_N], E - 1)]
+        product = lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E)
+        multiply = lambda x, kernel, bias: _add(product(x, kernel), bias, of_row)
         done_ND = self.experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
         done_ND = jnp.where((jnp.arange(len(done_ND)) < sizes_E.sum())[:, None], done_ND, 0)
         done_BTkD = done_ND[jnp.argsort(order_N)].reshape(B, T, k, D)
@@ -159,13 +201,18 @@ class _Experts(nn.Module):
     def __call__(
         self, x: Array, kernels: dict[str, Array], multiply: Callable, key: Array | None
     ) -> Array:
-        """multiply: (x, kernel) -> x kernel, expert by expert; key: of dropout, or None."""
+        """multiply: (x, kernel, bias or None), expert by expert; key: of dropout, or None."""
         act, rate = self.cfg.activation, self.cfg.mlp_dropout
-        h = multiply(x, kernels["up"])
-        h = GATED[act](multiply(x, kernels["gate"])) * h if act in GATED else PLAIN[act](h)
+        layer = lambda x, name: multiply(x, kernels[name], kernels.get(f"{name}_bias"))
+        h = layer(x, "up")
+        h = GATED[act](layer(x, "gate"), h) if act in GATED else PLAIN[act](h)
         if key is not None:
             h = jnp.where(jax.random.bernoulli(key, 1 - rate, h.shape), h / (1 - rate), 0)
-        return multiply(h, kernels["down"])
+        return layer(h, "down")
+
+
+def _add(y: Array, bias: Array | None, spread: Callable[[Array], Array]) -> Array:
+    return y if bias is None else y + spread(bias).astype(y.dtype)
 
 
 def auxiliary_loss(cfg: Any, sown: dict) -> Array | float:

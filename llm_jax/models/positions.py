@@ -40,9 +40,12 @@ def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
         waves = L * rates / (2 * math.pi)
         keep = jnp.clip((waves - 1) / (4 - 1), 0, 1)
     elif scaling == "yarn":
-        # The dimension that turns so many times within L, rounded as in the paper's code.
+        # The dimension that turns so many times within L; the paper's code rounds it.
         at = lambda waves: half * math.log(L / (2 * math.pi * waves)) / math.log(base)
-        first, last = max(math.floor(at(32)), 0), min(math.ceil(at(1)), 2 * half - 1)
+        first, last = at(32), at(1)
+        if cfg.rotary_truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * half - 1)
         keep = 1 - jnp.clip((jnp.arange(half) - first) / max(last - first, 0.001), 0, 1)
     else:
         return rates
@@ -51,16 +54,25 @@ def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
 
 def rotary_strength(cfg: FrozenConfigDict) -> float:
     """What YaRN multiplies queries and keys by: 0.1 log s + 1 (its equation 22), else 1."""
-    return 0.1 * math.log(cfg.rotary_factor) + 1 if cfg.rotary_scaling == "yarn" else 1.0
+    if cfg.rotary_scaling != "yarn":
+        return 1.0
+    return cfg.rotary_strength or 0.1 * math.log(cfg.rotary_factor) + 1
 
 
 def rotate(cfg: FrozenConfigDict, x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary positions (Su 2021, 3.4.2), halves paired: x [B, T, N, H], positions [B, T]."""
+    """Rotary positions (Su 2021, 3.4.2): x [B, T, N, H], positions [B, T].
+
+    Dimension i turns with i + H / 2; with rotary_interleaved 2 i with 2 i + 1, as in the paper.
+    """
     angles = positions[..., None, None] * rotary_rates(cfg, x.shape[-1])
     strength = rotary_strength(cfg)
     sin, cos = strength * jnp.sin(angles), strength * jnp.cos(angles)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    if cfg.rotary_interleaved:
+        a, b, join = y[..., ::2], y[..., 1::2], lambda *x: jnp.stack(x, -1).reshape(y.shape)
+    else:
+        a, b, join = *jnp.split(y, 2, axis=-1), lambda *x: jnp.concatenate(x, axis=-1)
+    return join(a * cos - b * sin, b * cos + a * sin).astype(x.dtype)
 
 
 class RelativeBias(nn.Module):

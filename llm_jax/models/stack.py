@@ -50,7 +50,7 @@ class Block(nn.Module):
         attend = attention_layer(cfg.attention)(cfg, cfg.attention, **flags, name="attention")
         sublayers = [
             (
-                "attention_norm",
+                "attention_norm" if cfg.attention_norm or cfg.norm_place != "pre" else None,
                 lambda y: attend(y, context.mask, bias=context.bias, positions=context.positions),
             )
         ]

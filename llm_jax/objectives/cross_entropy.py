@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
 def token_losses(
     hidden: Array, output_matrix: Array, targets: Array,
     *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
-    pieces: int = 0,
+    pieces: int = 0, softcap: float | None = None,
 ) -> Array:
     """Returns each token's loss [B, T] in nats, float32; arguments as of `cross_entropy`.
 
@@ -52,14 +52,14 @@ def token_losses(
     pass computes the logits anew, which `cross_entropy` does not.
     """
     params = hidden, output_matrix, bias
-    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing, softcap)
     return _tokens(params, targets, layout).losses(label_smoothing, z_loss)
 
 
 def cross_entropy(
     hidden: Array, output_matrix: Array, targets: Array, weights: Array,
     *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
-    pieces: int = 0, counted: Array | None = None,
+    pieces: int = 0, counted: Array | None = None, softcap: float | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Returns the weighted sum of the tokens' losses, and sums to report.
 
@@ -79,6 +79,7 @@ def cross_entropy(
       chunk: positions of the length axis whose logits exist at a time; 0: chosen.
       pieces: of the vocabulary, taken one after the other; 0: chosen, 1: the whole.
       counted: [B, T], weights of tokens in `correct`; None: as in the loss.
+      softcap: c of logits c tanh(l / c) in place of l (Gemma 2, 2024, section 2); None: none.
 
     Returns:
       The loss, and a dict of sums over tokens times their weights: loss (in nats, without
@@ -86,7 +87,7 @@ def cross_entropy(
     """
     weights = weights.astype(jnp.float32)
     params = hidden, output_matrix, bias
-    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing)
+    layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing, softcap)
     if layout.pieces > 1:
         tokens = _tokens(params, targets, layout)
         total = (weights * tokens.losses(label_smoothing, z_loss)).sum()
@@ -109,7 +110,7 @@ def of_outputs(
     """Returns the `cross_entropy` of a model's outputs; cfg: config.objective."""
     return cross_entropy(
         outputs.hidden, outputs.matrix, targets, weights, bias=outputs.bias, counted=counted,
-        label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss,
+        label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss, softcap=outputs.softcap,
     )  # fmt: skip
 
 
@@ -136,13 +137,14 @@ class _Layout(NamedTuple):
     chunk: int
     pieces: int
     mean: bool  # whether the mean of the logits is asked for
+    softcap: float | None
 
 
-def _layout(hidden, output_matrix, chunk, pieces, label_smoothing) -> _Layout:
+def _layout(hidden, output_matrix, chunk, pieces, label_smoothing, softcap) -> _Layout:
     B, T, V = *hidden.shape[:2], len(output_matrix)
     pieces = pieces or (1 if chunk else piece_count(B, T, V))
     chunk = T if pieces > 1 else chunk or chunk_length(B, T, V)
-    return _Layout(chunk, pieces, label_smoothing > 0)
+    return _Layout(chunk, pieces, label_smoothing > 0, softcap)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -239,13 +241,13 @@ def _by_chunks(f: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Any,
     return jax.tree.map(join, parts), totals
 
 
-def _by_pieces(f: Callable, carry: Any, params: tuple, count: int) -> tuple[Any, Any]:
+def _by_pieces(f: Callable, carry: Any, params: tuple, layout: _Layout) -> tuple[Any, Any]:
     """carry, out = f(carry, logits of a piece of the vocabulary, its matrix, its words [v]).
 
     Returns the last carry, and the outputs [v, ...] as of the whole vocabulary.
     """
     hidden, matrix, bias = params
-    V = len(matrix)
+    V, count, cap = len(matrix), layout.pieces, layout.softcap
     rows = -(-V // count)
 
     def cut(x):
@@ -259,6 +261,7 @@ def _by_pieces(f: Callable, carry: Any, params: tuple, count: int) -> tuple[Any,
             matrix = annotate(matrix, "vocab", "activation_embed")
         logits = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         words = index + count * jnp.arange(rows)
         logits = logits if rows * count == V else jnp.where(words < V, logits, HIDDEN)
         return f(carry, logits, matrix, words)
@@ -291,7 +294,7 @@ def _look(params, targets, layout) -> Tokens:
 
     zeros = jnp.zeros(targets.shape)
     start = zeros + 2 * HIDDEN, jnp.full(targets.shape, V), zeros, zeros, zeros
-    (largest, first, total, hit, mean), _ = _by_pieces(look, start, params, layout.pieces)
+    (largest, first, total, hit, mean), _ = _by_pieces(look, start, params, layout)
     return Tokens(largest + jnp.log(total), hit, mean, (first == targets).astype(jnp.float32))
 
 
@@ -305,11 +308,13 @@ def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tu
         slope += jnp.where(targets[..., None] == words, d_target[..., None], 0)
         if layout.mean:
             slope += jnp.where(words < V, d_mean[..., None] / V, 0)
+        if layout.softcap is not None:
+            slope *= 1 - jnp.square(jnp.maximum(logits / layout.softcap, -1))
         d_bias = None if bias is None else slope.sum((0, 1))
         slope = slope.astype(hidden.dtype)
         d_hidden += jnp.einsum("btv,vd->btd", slope, matrix, preferred_element_type=jnp.float32)
         d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
         return d_hidden, (annotate(d_matrix, "vocab", "embed"), d_bias)
 
-    d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, layout.pieces)
+    d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, layout)
     return d_hidden.astype(hidden.dtype), d_rest

@@ -58,7 +58,9 @@ class Preference(completion.Completion):
 
 def log_probabilities(outputs, batch):
     """Returns those of the chosen and the rejected answer, [B, 2]."""
-    each = token_losses(outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias)
+    each = token_losses(
+        outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias, softcap=outputs.softcap
+    )
     of = lambda side: -(each * batch["weights"] * (batch["side"] == side)).sum(-1)
     return jnp.stack([of(1), of(2)], axis=-1)
 

@@ -84,7 +84,10 @@ def at_reach(
     @jax.jit
     def sums(params, batch):
         outputs = setup.model.apply({"params": params}, batch)
-        losses = token_losses(outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias)
+        losses = token_losses(
+            outputs.hidden, outputs.matrix, batch["targets"],
+            bias=outputs.bias, softcap=outputs.softcap,
+        )  # fmt: skip
         bins = jnp.where(batch["weights"] > 0, batch["positions"] // width, count)
         add = lambda x: jnp.zeros(count + 1).at[bins].add(x)[:count]
         return add(losses), add(jnp.ones_like(losses))

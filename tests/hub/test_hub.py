@@ -1,6 +1,7 @@
 """Hugging Face folders written and read back, whole, in shards, and wrong in every way."""
 
 import json
+import math
 import re
 
 import jax
@@ -24,7 +25,10 @@ PAIRS = {"head": "mlm,sequence", "pooler": True, "num_labels": 2, "type_vocab_si
 RELATIVE = {"positions": "relative", "norm": "rmsnorm", "use_bias": False, "attention_scale": 1.0}
 LLAMA = {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activation": "swiglu",
          "num_kv_heads": 2, "head_dim": 6, "tie_embeddings": False}  # fmt: skip
-MODELS = {
+LATENT = LLAMA | {"attention": "latent", "num_kv_heads": 4, "head_dim": 4, "latent_kv": 5,
+                  "latent_rotary": 4, "rotary_interleaved": True,
+                  "norm_epsilon": 1e-6}  # fmt: skip
+MODELS = {  # but phi3, which has no model of its own
     "gpt2": {},
     "llama": LLAMA,
     "mistral": LLAMA | {"attention": "local", "window": 3},
@@ -39,13 +43,49 @@ MODELS = {
         "window": 5,
         "attention_scale": 0.2,
     },
+    "gemma2": LLAMA | {
+        "norm_place": "sandwich", "norm_zero_centered": True, "scale_embeddings": True,
+        "activation": "geglu_tanh", "layers": "1 local, 1 dense", "window": 5,
+        "attention_softcap": 5.0, "output_softcap": 3.0,
+    },
+    "olmo3": LLAMA | {
+        "qk_norm": True, "qk_norm_joint": True, "norm_place": "reordered", "head_dim": 4,
+        "layers": "2 local rotary_base=10000.0 rotary_scaling=none, 1 dense", "window": 5,
+        "rotary_scaling": "yarn",
+        "rotary_strength": 1.5,
+    },
+    "smollm3": LLAMA | {"head_dim": 4, "layers": "2 dense, 1 dense positions=none"},
+    "qwen3_moe": LLAMA | {"qk_norm": True, "num_experts": 3,
+                          "layers": "1 dense num_experts=0 mlp_dim=9, 2 dense"},
+    "gpt_oss": LLAMA | {
+        "use_bias": True, "attention_sinks": True, "num_experts": 3, "expert_bias": True,
+        "activation": "clamped_swiglu", "layers": "1 local, 1 dense", "window": 5,
+        "rotary_scaling": "yarn", "rotary_truncate": False,
+    },
+    "deepseek_v3": LATENT | {
+        "layers": "1 num_experts=0 mlp_dim=9, rest", "num_experts": 4, "shared_experts": 2,
+        "latent_query": 6, "router_scores": "sigmoid", "router_bias": True, "router_scale": 2.0,
+        "router_groups": 2, "router_top_groups": 1, "rotary_scaling": "yarn",
+        "rotary_strength": 1.0, "attention_scale": 8**-0.5 * (0.1 * math.log(8.0) + 1) ** 2,
+    },
+    "deepseek_v2": LATENT | {"num_experts": 4, "shared_experts": 1, "router_normalized": False},
     "bert": ENCODER | PAIRS,
     "roberta": MASKED | {"position_offset": 2, "type_vocab_size": 1},
     "distilbert": MASKED,
     "electra": ENCODER | {"head": "detection", "embedding_dim": 10, "type_vocab_size": 2},
     "albert": ENCODER | PAIRS | {"embedding_dim": 10, "share_layers": True},
+    "modernbert": {
+        "kind": "encoder", "positions": "rotary", "embed_norm": True, "use_bias": False,
+        "activation": "geglu", "head": "mlm", "num_layers": 4, "window": 4,
+        "layers": "1 dense attention_norm=False, 2 local rotary_base=1000.0 rotary_scaling=none, "
+                  "1 dense",
+    },
     "t5": RELATIVE | {"kind": "encoder_decoder", "activation": "geglu_tanh",
                       "num_decoder_layers": 1, "tie_embeddings": False, "max_length": 512},
+    "switch_transformers": RELATIVE | {
+        "kind": "encoder_decoder", "activation": "relu", "num_layers": 4, "num_experts": 3,
+        "experts_per_token": 1, "expert_every": 2, "expert_slots": 5, "scale_output": True,
+    },
     "marian": {"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal",
                "activation": "relu", "scale_embeddings": True},
     "reformer": {"reversible": True, "attention_bias": False, "output_bias": True,
@@ -447,3 +487,36 @@ def test_tokenizers_come_back(kind, tmp_path):
     assert found["eos_token_id"] == tokenizer.eos_id
     if kind == "sentencepiece":
         assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == buffer.getvalue()
+
+
+@pytest.mark.parametrize("broken", ["", "scales"])
+def test_mxfp4(broken, tmp_path):
+    """As transformers undoes it; scales of another shape are refused by name."""
+    torch = pytest.importorskip("torch")
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    model, params = make(MODELS["gpt_oss"] | {"embed_dim": 32, "mlp_dim": 32, "num_layers": 2})
+    hub.save(model, params, None, tmp_path)
+    file, rng = tmp_path / "model.safetensors", np.random.default_rng(0)
+    tensors, expected = load_file(file), {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = rng.integers(0, 256, (experts, outputs, inputs // 32, 16)).astype(np.uint8)
+        scales = rng.integers(120, 130, blocks.shape[:-1]).astype(np.uint8)
+        as_torch = torch.tensor(blocks), torch.tensor(scales)
+        undone = mxfp4.convert_moe_packed_tensors(*as_torch, dtype=torch.float32)
+        expected[name] = undone.numpy()
+        scales = scales[:, 1:] if broken else scales
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, file)
+    about(tmp_path, quantization_config={"quant_method": "mxfp4"})
+    if broken:
+        with pytest.raises(ConfigError, match="of another shape: .*experts.gate_up_proj"):
+            hub.load(tmp_path)
+        return
+    block = hub.load(tmp_path)[1]["decoder"]["stack"]["layers"]
+    for i in range(2):
+        found, name = block[f"block_{i}"]["mlp"], f"model.layers.{i}.mlp.experts."
+        for part, at in (("gate", 0), ("up", 1)):
+            both = expected[f"{name}gate_up_proj"]
+            np.testing.assert_array_equal(found[part][0], both[..., at::2])
+        np.testing.assert_array_equal(found["down"][0], expected[f"{name}down_proj"])

@@ -26,7 +26,10 @@ CASES = {
     "gpt2": "gpt2-a", "llama": "llama-gqa", "bert": "bert-a", "roberta": "roberta-a",
     "distilbert": "distilbert-a", "electra": "electra-a", "albert": "albert-a",
     "t5-1.0": "t5-v1.0-a", "t5-1.1": "t5-v1.1-a", "marian": "marian-a",
-    "reformer": "reformer-lsh-a",
+    "reformer": "reformer-lsh-a", "gemma2": "gemma2-a", "olmo3": "olmo3-a",
+    "smollm3": "smollm3-a", "phi3": "phi3-a", "qwen3_moe": "qwen3-moe", "gpt_oss": "gpt-oss",
+    "deepseek_v2": "deepseek-v2-groups", "deepseek_v3": "deepseek-v3", "switch": "switch",
+    "modernbert": "modernbert-a",
 }  # fmt: skip
 SCORES = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
 # Not of the model: the hashes that parity.rotations_of follows, and how outputs are handed over.

@@ -228,4 +228,5 @@ def test_flops_count_the_experts_a_token_meets():
     (one, few), (two, more) = of(num_experts=8, experts_per_token=1), of(num_experts=8)
     (_, most), (alone, _) = of(num_experts=16, experts_per_token=1), of()
     mlp = 3 * 4 * 2 * 8 * 2 * 256 * 1024  # 4 layers, 8 tokens
-    assert two - one == mlp and one > alone and few == more < most
+    shared, _ = of(num_experts=8, experts_per_token=1, shared_experts=1)
+    assert shared - one == two - one == mlp and one > alone and few == more < most

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax import config, decode, hub, models
-from llm_jax.hub.families import REFORMER
+from llm_jax.hub.families.reformer import REFORMER
 from llm_jax.hub.family import from_tensors, plan, to_hf
 from llm_jax.models import reversible
 from llm_jax.models.embeddings import Embeddings, TokenEmbed

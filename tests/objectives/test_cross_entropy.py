@@ -28,10 +28,11 @@ def arrays(dtype=jnp.float32, B=B, T=T, D=D, V=V):
     return hidden, matrix, bias, weights, targets
 
 
-def tokens(hidden, matrix, bias, targets, a=0.0, b=0.0):
+def tokens(hidden, matrix, bias, targets, a=0.0, b=0.0, cap=None):
     """Each token's loss, log-likelihood, z-loss and hit, from the whole logits."""
     logits = jnp.einsum("btd,vd->btv", hidden, matrix).astype(jnp.float32)
     logits = logits if bias is None else logits + bias
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     z = jnp.log(jnp.exp(logits).sum(-1))
     nll = z - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     spread = (z[..., None] - logits).mean(-1)
@@ -39,8 +40,8 @@ def tokens(hidden, matrix, bias, targets, a=0.0, b=0.0):
     return loss, nll, b * z**2, logits.argmax(-1) == targets
 
 
-def whole(hidden, matrix, bias, weights, targets, a, b):
-    loss, *parts = tokens(hidden, matrix, bias, targets, a, b)
+def whole(hidden, matrix, bias, weights, targets, a, b, cap=None):
+    loss, *parts = tokens(hidden, matrix, bias, targets, a, b, cap)
     names = ("loss", "z_loss", "correct", "weight")
     sums = zip(names, [*parts, jnp.ones_like(loss)], strict=True)
     return (weights * loss).sum(), {name: (weights * x).sum() for name, x in sums}
@@ -56,17 +57,19 @@ def on(mesh):
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(["with_bias", "a", "b"], [(False, 0.0, 0.0), (True, 0.1, 1e-2)])
-def test_sums_and_all_gradients_equal_the_definition(mesh, layout, with_bias, a, b):
+@pytest.mark.parametrize(
+    ["with_bias", "a", "b", "cap"], [(False, 0.0, 0.0, None), (True, 0.1, 1e-2, 1.5)]
+)
+def test_sums_and_all_gradients_equal_the_definition(mesh, layout, with_bias, a, b, cap):
     hidden, matrix, bias, weights, targets = arrays()
     given = hidden, matrix, bias if with_bias else None, weights
     share = {"loss": 0.3, "z_loss": -2.0, "correct": 0.7, "weight": 0.1}
 
     def ours(hidden, matrix, bias, weights):
-        options = {"bias": bias, "label_smoothing": a, "z_loss": b} | layout
+        options = {"bias": bias, "label_smoothing": a, "z_loss": b, "softcap": cap} | layout
         return cross_entropy(hidden, matrix, targets, weights, **options)
 
-    theirs = lambda *given: whole(*given, targets, a, b)
+    theirs = lambda *given: whole(*given, targets, a, b, cap)
     # Of the loss alone, of everything that is returned, and of what is reported alone.
     mixtures = [
         lambda total, sums: 3 * total,

@@ -46,7 +46,8 @@ MODELS = {
     "both": {"model.kind": "encoder_decoder", "model.positions": "relative",
              "objective.name": "seq2seq"},
     "experts with room": {"model.num_experts": 4, "model.expert_capacity": 1.0},
-    "experts for all": {"model.num_experts": 4, "model.activation": "swiglu"},
+    "experts for all": {"model.num_experts": 4, "model.activation": "swiglu",
+                        "model.expert_bias": True, "model.shared_experts": 1},
     "experts in stages": {"model.num_experts": 4, "model.router_balance": 0.5,
                           "model.router_z": 0.1},
 }

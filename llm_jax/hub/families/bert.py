@@ -1,0 +1,410 @@
+"""BERT and those that follow from it."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.hub.families import llama, rope
+from llm_jax.hub.families.parts import ACTIVATIONS, GATED, ONE_CLASSIFIER, block, classifies
+from llm_jax.hub.family import Family, Key
+
+# BERT and those that follow from it.
+POST_NORM = {
+    "kind": "encoder",
+    "norm_place": "post",
+    "norm_epsilon": 1e-12,
+    "embed_norm": True,
+    "head": "none",
+}
+BERT_SIZES = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+
+
+def _bert_keys(**defaults: Any) -> tuple[Key, ...]:
+    default = BERT_SIZES | defaults
+    return (
+        Key("vocab_size", "vocab_size", default["vocab_size"]),
+        Key("max_position_embeddings", "max_length", 512),
+        Key("type_vocab_size", "type_vocab_size", 2),
+        Key("hidden_size", "embed_dim", default["hidden_size"]),
+        Key("num_hidden_layers", "num_layers", default["num_hidden_layers"]),
+        Key("num_attention_heads", "num_heads", default["num_attention_heads"]),
+        Key("intermediate_size", "mlp_dim", default["intermediate_size"]),
+        Key("hidden_act", "activation", default["hidden_act"], ACTIVATIONS),
+        Key("layer_norm_eps", "norm_epsilon", 1e-12),
+        Key("hidden_dropout_prob", "dropout", default["hidden_dropout_prob"]),
+        Key("attention_probs_dropout_prob", "attention_dropout",
+            default["attention_probs_dropout_prob"]),
+        Key("initializer_range", "initializer_range", 0.02),
+    )  # fmt: skip
+
+
+BERT_IDS = {"pad_token_id": "pad_id"}
+BERT_FIXED = {
+    "tie_word_embeddings": (True,),
+    "position_embedding_type": (None, "absolute"),
+}
+
+
+def _write_types(hf: dict, model: ConfigDict) -> dict:
+    if not hf["type_vocab_size"]:
+        raise ConfigError("model.type_vocab_size=0: this family needs 1 or more")
+    return hf
+
+
+def _embeddings(name: str) -> dict[str, str]:
+    return {
+        "embed": f"{name}.embeddings.word_embeddings",
+        "encoder/embeddings/positions": f"{name}.embeddings.position_embeddings",
+        "encoder/embeddings/types": f"{name}.embeddings.token_type_embeddings",
+        "encoder/embeddings/norm": f"{name}.embeddings.LayerNorm",
+    }
+
+
+def _bert_modules(name: str) -> dict[str, str]:
+    return _embeddings(name) | block(
+        "encoder", name + ".encoder.layer.{}",
+        "attention.self.query attention.self.key attention.self.value attention.output.dense",
+        "intermediate.dense output.dense", "attention.output.LayerNorm output.LayerNorm",
+    )  # fmt: skip
+
+
+def _classes(name: str) -> dict[str, str]:
+    """Their classes of the heads that are not of pretraining."""
+    heads = {"sequence": "SequenceClassification", "token": "TokenClassification",
+             "span": "QuestionAnswering"}  # fmt: skip
+    return {head: f"{name}For{task}" for head, task in heads.items()} | {"none": f"{name}Model"}
+
+
+def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
+    """As ONE_CLASSIFIER, where a dense layer stands before the classifier of sequences."""
+    return ONE_CLASSIFIER | {"sequence": {"pooler/dense": dense, "sequence": classifier}}
+
+
+BERT = Family(
+    name="bert",
+    model=POST_NORM,
+    ids=BERT_IDS,
+    keys=_bert_keys(),
+    fixed=BERT_FIXED,
+    prefix="bert.",
+    modules=_bert_modules("bert") | {
+        "pooler/dense": "bert.pooler.dense",
+        "transform/dense": "cls.predictions.transform.dense",
+        "transform/norm": "cls.predictions.transform.LayerNorm",
+        "output_bias": "cls.predictions.bias",
+        "sequence": "cls.seq_relationship",
+    },
+    heads={
+        "head": {
+            "cls.predictions.": "mlm", "cls.seq_relationship.": "sequence",
+            "classifier.": classifies, "qa_outputs.": "span",
+        },
+        "pooler": {
+            "cls.seq_relationship.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
+            "bert.pooler.": True,
+        },
+        "num_labels": {"cls.seq_relationship.": 2},
+    },
+    by_head=ONE_CLASSIFIER,
+    classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
+    copies={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+        # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
+        "cls.seq_relationship.weight": "classifier.weight",
+        "cls.seq_relationship.bias": "classifier.bias",
+    },
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_offset(hf: dict, names: Collection[str]) -> dict:
+    """RoBERTa counts positions from behind the padding id, in a table longer by as many."""
+    pad, length = hf.get("pad_token_id", 1), hf.get("max_position_embeddings", 512)
+    for name, value in (("pad_token_id", pad), ("max_position_embeddings", length)):
+        configs.typed(f"config.json: {name}", 0, value)
+    if not 0 <= pad < length - 1:
+        raise ConfigError(f"config.json: pad_token_id={pad}: roberta counts positions from it, and "
+                          f"has max_position_embeddings={length}")
+    return hf | {"position_offset": pad + 1, "max_position_embeddings": length - pad - 1}
+
+
+def _write_offset(hf: dict, model: ConfigDict) -> dict:
+    offset = hf.pop("position_offset")
+    if offset < 1:
+        raise ConfigError(f"model.position_offset={offset}: roberta needs 1 or more (published: 2)")
+    length = hf["max_position_embeddings"] + offset
+    return _write_types(hf | {"pad_token_id": offset - 1, "max_position_embeddings": length}, model)
+
+
+def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tuple:
+    """Moves the rows of positions in use to where transformers looks: behind the padding id.
+
+    It counts the tokens that are not padding; a real token of that id would shift all that follow.
+    """
+    pad, shift = tokenizer.pad_id, model.position_offset
+    if pad in (tokenizer.bos_id, tokenizer.eos_id):
+        raise ConfigError(f"roberta counts positions from its padding token, and id {pad} of this "
+                          "tokenizer also begins or ends a text")
+    if pad + 1 == shift:
+        return model, params
+    model = ConfigDict(model.to_dict() | {"position_offset": pad + 1})
+    encoder = params["encoder"]
+    embeddings = encoder["embeddings"]
+    rows = np.asarray(embeddings["positions"]["embedding"])[shift:]
+    table = {"embedding": np.pad(rows, [(pad + 1, 0), (0, 0)])}
+    encoder = {**encoder, "embeddings": {**embeddings, "positions": table}}
+    return model, {**params, "encoder": encoder}
+
+
+ROBERTA = Family(
+    name="roberta",
+    model=POST_NORM,
+    keys=(*_bert_keys(vocab_size=50265), Key("position_offset", "position_offset")),
+    fixed=BERT_FIXED,
+    prefix="roberta.",
+    modules=_bert_modules("roberta") | {
+        "pooler/dense": "roberta.pooler.dense",
+        "transform/dense": "lm_head.dense",
+        "transform/norm": "lm_head.layer_norm",
+        "output_bias": "lm_head.bias",
+    },
+    heads={
+        "head": {
+            "lm_head.": "mlm", "classifier.dense.": "sequence", "classifier.weight": "token",
+            "qa_outputs.": "span",
+        },
+        "pooler": {"roberta.pooler.": True, "classifier.dense.": True},
+    },
+    by_head=_with_dense("classifier.dense", "classifier.out_proj"),
+    head_activation="gelu",
+    classes=_classes("Roberta") | {"mlm": "RobertaForMaskedLM"},
+    copies={
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
+    read=_read_offset,
+    write=_write_offset,
+    place=_behind_padding,
+)  # fmt: skip
+
+DISTILBERT = Family(
+    name="distilbert",
+    model=POST_NORM | {"pooler_activation": "relu"},
+    ids=BERT_IDS,
+    keys=(
+        Key("vocab_size", "vocab_size", 30522),
+        Key("max_position_embeddings", "max_length", 512),
+        Key("dim", "embed_dim", 768),
+        Key("n_layers", "num_layers", 6),
+        Key("n_heads", "num_heads", 12),
+        Key("hidden_dim", "mlp_dim", 3072),
+        Key("activation", "activation", "gelu", ACTIVATIONS),
+        Key("dropout", "dropout", 0.1),
+        Key("attention_dropout", "attention_dropout", 0.1),
+        Key("initializer_range", "initializer_range", 0.02),
+    ),
+    fixed={"tie_word_embeddings": (True,)},
+    synonyms={
+        "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"
+    },
+    prefix="distilbert.",
+    modules=_embeddings("distilbert") | {
+        "transform/dense": "vocab_transform",
+        "transform/norm": "vocab_layer_norm",
+        "output_bias": "vocab_projector.bias",
+    } | block(
+        "encoder", "distilbert.transformer.layer.{}",
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
+        "ffn.lin1 ffn.lin2", "sa_layer_norm output_layer_norm",
+    ),
+    heads={
+        "head": {
+            "vocab_": "mlm", "pre_classifier.": "sequence", "classifier.": classifies,
+            "qa_outputs.": "span",
+        },
+        "pooler": {"pre_classifier.": True},
+    },
+    by_head=_with_dense("pre_classifier", "classifier"),
+    classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
+    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+)  # fmt: skip
+
+ELECTRA = Family(
+    name="electra",
+    model=POST_NORM | {"pooler_activation": "gelu"},
+    ids=BERT_IDS,
+    keys=(
+        *_bert_keys(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
+        Key("embedding_size", "embedding_dim", 128),
+    ),
+    fixed=BERT_FIXED,
+    prefix="electra.",
+    modules=_bert_modules("electra") | {
+        "encoder/embeddings/projection": "electra.embeddings_project",
+        "transform/dense": "generator_predictions.dense",
+        "transform/norm": "generator_predictions.LayerNorm",
+        "output_bias": "generator_lm_head.bias",
+        "detection/dense": "discriminator_predictions.dense",
+        "detection/score": "discriminator_predictions.dense_prediction",
+    },
+    heads={
+        "head": {
+            "generator_": "mlm", "discriminator_predictions.": "detection",
+            "classifier.dense.": "sequence", "classifier.weight": "token", "qa_outputs.": "span",
+        },
+        "pooler": {"classifier.dense.": True},
+    },
+    by_head=_with_dense("classifier.dense", "classifier.out_proj"),
+    head_activation="gelu",
+    classes=_classes("Electra")
+    | {"mlm": "ElectraForMaskedLM", "detection": "ElectraForPreTraining"},
+    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_albert(hf: dict, names: Collection[str]) -> dict:
+    if hf.get("embedding_size", 128) == hf.get("hidden_size", 4096):
+        raise ConfigError(f"config.json: embedding_size={hf.get('embedding_size', 128)} equals "
+                          "hidden_size; llm_jax has no projection between embeddings of the "
+                          "model's own width")
+    return hf
+
+
+ALBERT = Family(
+    name="albert",
+    model=POST_NORM | {"share_layers": True},
+    keys=(
+        *_bert_keys(
+            vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
+            hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        ),
+        Key("embedding_size", "embedding_dim", 128),
+    ),
+    fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
+    prefix="albert.",
+    modules=_embeddings("albert") | {
+        "encoder/embeddings/projection": "albert.encoder.embedding_hidden_mapping_in",
+        "pooler/dense": "albert.pooler",
+        "transform/dense": "predictions.dense",
+        "transform/norm": "predictions.LayerNorm",
+        "output_bias": "predictions.bias",
+        "sequence": "sop_classifier.classifier",
+    } | block(
+        "encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0",
+        "attention.query attention.key attention.value attention.dense", "ffn ffn_output",
+        "attention.LayerNorm full_layer_layer_norm",
+    ),
+    heads={
+        "head": {
+            "predictions.": "mlm", "sop_classifier.": "sequence", "classifier.": classifies,
+            "qa_outputs.": "span",
+        },
+        "pooler": {
+            "sop_classifier.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
+            "albert.pooler.": True,
+        },
+        "num_labels": {"sop_classifier.": 2},
+    },
+    by_head=ONE_CLASSIFIER,
+    classes=_classes("Albert")
+    | {"mlm,sequence": "AlbertForPreTraining", "mlm": "AlbertForMaskedLM"},
+    copies={
+        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+        "predictions.decoder.bias": "predictions.bias",
+    },
+    read=_read_albert,
+    write=_write_types,
+)  # fmt: skip
+
+
+def _read_modernbert(hf: dict, names: Collection[str]) -> dict:
+    """A full layer, then two local ones; windows are theirs to both sides and the token itself."""
+    if hf.pop("rope_scaling", None):
+        raise ConfigError("config.json: rope_scaling: modernbert stretches both of its bases by "
+                          "it; llm_jax that of full attention alone, in rope_parameters")
+    n, period = llama.depth(hf, 22), hf.pop("global_attn_every_n_layers", 3)
+    window = hf.pop("local_attention", 128)
+    for name, value in (("global_attn_every_n_layers", period), ("local_attention", window)):
+        if configs.typed(f"config.json: {name}", 0, value) < 1:
+            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
+    types = ["sliding_attention" if i % period else "full_attention" for i in range(n)]
+    types = llama.read_types(hf, window // 2 + 1, types)
+    hf["rope_theta"] = hf.pop("global_rope_theta", 160_000.0)
+    hf, local = rope.read_by_type(hf, names, 160_000.0, "local_rope_theta", 10_000.0)
+    more = [local * (kind == "sliding_attention") for kind in types]
+    more[:1] = [f"{x} attention_norm=False" for x in more[:1]]
+    return hf | llama.read_layers(types, more)
+
+
+def _write_modernbert(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = llama.write_layers(hf, model)
+    hf = rope.write_by_type(hf, model, types)
+    del hf["rope_theta"], hf["rope_scaling"]
+    full, local = (hf["rope_parameters"][kind]["rope_theta"] for kind in rope.KINDS)
+    return hf | {
+        "layer_types": types, "local_attention": 2 * (window or 65) - 2,
+        "global_rope_theta": full, "local_rope_theta": local,
+    }  # fmt: skip
+
+
+MODERNBERT = Family(
+    name="modernbert",
+    model={
+        "kind": "encoder", "positions": "rotary", "embed_norm": True, "use_bias": False,
+        "head": "none",
+    },
+    ids=BERT_IDS,
+    keys=(
+        Key("vocab_size", "vocab_size", 50368),
+        Key("max_position_embeddings", "max_length", 8192),
+        Key("hidden_size", "embed_dim", 768),
+        Key("num_hidden_layers", "num_layers", 22),
+        Key("num_attention_heads", "num_heads", 12),
+        Key("intermediate_size", "mlp_dim", 1152),
+        Key("hidden_activation", "activation", "gelu", {"gelu": "geglu"} | GATED),
+        Key("norm_eps", "norm_epsilon", 1e-5),
+        Key("embedding_dropout", "dropout", 0.0),
+        Key("mlp_dropout", "mlp_dropout", 0.0),
+        Key("attention_dropout", "attention_dropout", 0.0),
+        Key("initializer_range", "initializer_range", 0.02),
+        *llama.LAYERS, *rope.KEYS,
+    ),
+    fixed=rope.FIXED | {
+        "norm_bias": (False,), "attention_bias": (False,), "mlp_bias": (False,),
+        "classifier_bias": (False,), "decoder_bias": (True,), "classifier_activation": ("gelu",),
+        "tie_word_embeddings": (True,), "sparse_prediction": (False,),
+        "rope_parameters.truncate": (True,),  # which it does not read
+    },
+    prefix="model.",
+    modules={
+        "embed": "model.embeddings.tok_embeddings",
+        "encoder/embeddings/norm": "model.embeddings.norm",
+        "encoder/final_norm": "model.final_norm",
+        "transform/dense": "head.dense",
+        "transform/norm": "head.norm",
+        "output_bias": "decoder.bias",
+    } | block("encoder", "model.layers.{}", "attn.Wqkv attn.Wqkv attn.Wqkv attn.Wo",
+              "mlp.Wi mlp.Wi mlp.Wo", "attn_norm mlp_norm"),
+    heads={"head": {"decoder.": "mlm", "head.": "mlm"}},
+    head_activation="geglu",
+    classes={"mlm": "ModernBertForMaskedLM", "none": "ModernBertModel"},
+    copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    read=_read_modernbert,
+    write=_write_modernbert,
+)  # fmt: skip

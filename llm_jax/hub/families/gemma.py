@@ -1,0 +1,124 @@
+"""Gemma."""
+
+import dataclasses
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax.config import ConfigError
+from llm_jax.hub.families import llama, rope
+from llm_jax.hub.family import Key
+
+
+def _read_scale(hf: dict) -> dict:
+    """query_pre_attn_scalar as the scale of scores; 0: what heads say."""
+    scalar, head_dim = hf.pop("query_pre_attn_scalar", 256), hf.get("head_dim", 256)
+    scalar = configs.typed("config.json: query_pre_attn_scalar", 0.0, scalar)
+    if scalar <= 0:
+        raise ConfigError(f"config.json: query_pre_attn_scalar={scalar}: must be above 0")
+    return hf | {"attention_scale": 0.0 if scalar == head_dim else scalar**-0.5}
+
+
+def _write_scale(hf: dict) -> dict:
+    scale = hf.pop("attention_scale")
+    return hf | {"query_pre_attn_scalar": round(scale**-2) if scale else hf["head_dim"]}
+
+
+def _read_gemma2(hf: dict, names: Collection[str]) -> dict:
+    n = llama.depth(hf, 26)
+    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
+    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    for name, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
+        hf[name] = hf.get(name, default) or 0.0  # null: none
+    return rope.read(_read_scale(hf | llama.read_layers(types)), names)
+
+
+def _write_gemma2(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = llama.write_layers(rope.check_width(hf), model)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        hf[name] = hf[name] or None
+    hf = _write_scale(rope.write(hf, model))
+    return hf | {"layer_types": types, "sliding_window": window or 4096}
+
+
+GEMMA2 = dataclasses.replace(
+    llama.LLAMA,
+    name="gemma2",
+    model=llama.LIKE_LLAMA | {
+        "norm_place": "sandwich", "norm_zero_centered": True, "scale_embeddings": True,
+    },
+    keys=(
+        *llama.keys(
+            vocab_size=256000, max_position_embeddings=8192, hidden_size=2304,
+            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
+            tie_word_embeddings=True,
+        ), *llama.LAYERS,
+        Key("attention_scale", "attention_scale"),
+        Key("attn_logit_softcapping", "attention_softcap"),
+        Key("final_logit_softcapping", "output_softcap"),
+    ),
+    fixed=rope.FIXED | {
+        "attention_bias": (False,),
+        "use_bidirectional_attention": (None, False),
+    },
+    nulls=("attn_logit_softcapping", "final_logit_softcapping"),
+    modules=llama.LLAMA.modules | llama.in_layers({
+        "attention_norm_out": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_norm_out": "post_feedforward_layernorm",
+    }),
+    classes=llama.decoders("Gemma2"),
+    read=_read_gemma2,
+    write=_write_gemma2,
+)  # fmt: skip
+
+
+def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
+    """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
+    n, period = hf.get("num_hidden_layers", 26), hf.pop("sliding_window_pattern", 6)
+    for name, value in (("num_hidden_layers", n), ("sliding_window_pattern", period)):
+        if configs.typed(f"config.json: {name}", 0, value) < 1:
+            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
+    types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
+    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    hf, local = rope.read_by_type(hf, names, 1e6, "rope_local_base_freq", 10_000.0)
+    hf |= llama.read_layers(types, [local * (kind == "sliding_attention") for kind in types])
+    return _read_scale(hf)
+
+
+def _write_gemma3(hf: dict, model: ConfigDict) -> dict:
+    hf, types, window = llama.write_layers(hf, model)
+    hf = _write_scale(rope.write_by_type(rope.check_width(hf), model, types))
+    return hf | {
+        "rope_local_base_freq": hf["rope_parameters"]["sliding_attention"]["rope_theta"],
+        "layer_types": types,
+        "sliding_window": window or 4096,
+    }
+
+
+GEMMA3 = dataclasses.replace(
+    llama.LLAMA,
+    name="gemma3_text",
+    model=GEMMA2.model | {"qk_norm": True},
+    keys=(
+        *llama.keys(
+            vocab_size=262208, max_position_embeddings=131072, hidden_size=2304,
+            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
+            tie_word_embeddings=True,
+        ), *llama.LAYERS,
+        Key("attention_scale", "attention_scale"),
+    ),
+    fixed=rope.FIXED | {
+        "attention_bias": (False,),
+        "final_logit_softcapping": (None,),
+        "attn_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+    },
+    modules=GEMMA2.modules | llama.in_layers(llama.QK_NORMS),
+    classes={"lm": "Gemma3ForCausalLM"},
+    read=_read_gemma3,
+    write=_write_gemma3,
+)  # fmt: skip
