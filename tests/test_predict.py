@@ -3,6 +3,7 @@
 import copy
 import fcntl
 import json
+import resource
 
 import jax
 import numpy as np
@@ -136,6 +137,20 @@ def test_an_output_is_continued_behind_its_last_whole_line(run, tmp_path, cut, c
     assert [row["text"] for row in again] == [row["text"] for row in rows]
     kept = whole[:cut].count(b"\n")
     assert output.read_bytes().splitlines()[:kept] == whole.splitlines()[:kept]
+
+
+def test_a_full_disk_is_told_and_gone_on_from(run, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("\n".join(texts(5)))
+    where = f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'o'}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        assert commands.main(["predict", f"--workdir={run[0]}", *where]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "o: the disk is full; free some space" in capsys.readouterr().err
+    rows = predict(run[0], tmp_path / "in.txt", tmp_path / "o")
+    assert [row["text"] for row in rows] == texts(5)
 
 
 def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):

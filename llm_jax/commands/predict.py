@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
-from llm_jax.files import parse_json
+from llm_jax.files import is_full, parse_json
 
 ABOUT = """Predicts each row of a file: labels, entities, answers, …
 
@@ -41,7 +41,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     """Writes a row of output for each of the input."""
     from llm_jax import sharding
-    from llm_jax.train import ensemble
+    from llm_jax.train import Restart, ensemble
     from llm_jax.train.predict import answerer, predict
 
     setup, tokenizer, params, step = ensemble.load([args.workdir, *args.ensemble], args.step)
@@ -64,17 +64,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             read.append(record)
             yield document
 
-    count, told, refused = 0, time.time(), Refused(done)
-    with file as lines, sharding.activate(setup.mesh):
-        for count, found in enumerate(predict(answer, params, documents(), size), start=1):
-            row = read.pop(0) | found
-            if "error" in found:
-                refused.tell(done + count, found["error"])
-            lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            if time.time() - told > EVERY:
-                lines.flush()
-                tell(f"{done + count:,} rows")
-                told = time.time()
+    refused, answers = Refused(done), predict(answer, params, documents(), size)
+    try:
+        with file as lines, sharding.activate(setup.mesh):
+            count = _write(lines, answers, read, refused)
+    except OSError as error:
+        if is_full(error):
+            raise Restart(f"--output={output}: the disk is full; free some space, and the same "
+                          "command goes on") from error
+        raise
     if refused.end(count):
         if output:
             output.unlink()
@@ -83,6 +81,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     where = f"; they are in {output}" * bool(output)
     tell(f"step {step}: {progress}, {refused.count:,} of them could not be read{where}")
     return {"step": step, "rows": done + count, "errors": refused.count, "output": args.output}
+
+
+def _write(lines: TextIO, answers: Iterator[dict], read: list[dict], refused: "Refused") -> int:
+    """Writes each row that was read with its answer, and tells how far it is; returns how many."""
+    count, told = 0, time.time()
+    for count, found in enumerate(answers, start=1):
+        if "error" in found:
+            refused.tell(refused.done + count, found["error"])
+        lines.write(json.dumps(read.pop(0) | found, ensure_ascii=False, default=str) + "\n")
+        if time.time() - told > EVERY:
+            lines.flush()
+            tell(f"{refused.done + count:,} rows")
+            told = time.time()
+    return count
 
 
 class Refused:
