@@ -374,7 +374,7 @@ class Model:
     lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
     # Of PROJECTIONS; (): all. Experts get none.
     lora_targets = texts(empty=False, when=given("model.lora_rank"))
-    # QLoRA: how the frozen projections' and feed-forward kernels are held.
+    # QLoRA: how the frozen kernels of projections and feed-forward layers are held, but experts'.
     lora_quantize = one_of("none", "int8", "int4", "nf4", when=given("model.lora_rank"))
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches; 0: as many as mesh.pipeline has stages.
