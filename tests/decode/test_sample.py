@@ -264,6 +264,7 @@ def test_minimum_length_is_of_each_row():
         # the last keys alone, and a state, which cannot be cut
         pytest.param({"attention": "dense,local", "window": 3}, False, marks=pytest.mark.slow),
         pytest.param({"attention": "linear"}, False, marks=pytest.mark.slow),
+        pytest.param({"short_conv": 3}, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_text_goes_on_from_the_memory_of_another(changes, kept, monkeypatch):
