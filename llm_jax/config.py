@@ -985,8 +985,6 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
                f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
-    if m.reversible and "dsa" in m.attention.split(","):
-        yield "model.reversible=True with model.attention='dsa', whose indexer would not learn"
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")

@@ -75,6 +75,7 @@ KINDS = {
     name: ({} if "causal" in kind.supports else ENCODER)
     | ({} if "packing" in kind.supports else {"data.packing": "none"})
     | {"model.attention": name}
+    | ({"model.block": 4, "model.selected_blocks": 2} if name == "moba" else {})
     for name, kind in attention.VARIANTS.items()
 }
 OTHERS = {  # where the next number or word would not do
