@@ -166,7 +166,8 @@ class Stack(nn.Module):
         cfg, body = self.cfg, _Group
         if cfg.remat != "none" and not cfg.reversible:
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
-        stacked = dict.fromkeys(("cache", "losses", "hidden", "weights"), 0)
+        kept = "cache", "losses", "hidden", "weights", "intermediates", "perturbations"
+        stacked = dict.fromkeys(kept, 0)
         stacked |= {} if cfg.share_layers else {"params": 0}
         scanned = nn.scan(
             body,
