@@ -13,7 +13,7 @@ from llm_jax import models
 from llm_jax.audit.subject import Subject
 from llm_jax.models.trace import token_vectors, trace
 
-STEPS = 48  # of the path that integrated gradients take
+STEPS = 128  # of the path that integrated gradients take
 LONGEST = 32  # tokens of a text that are looked at
 
 
@@ -40,7 +40,7 @@ class Text:
 
 
 class Reader:
-    """A model's answer to a text of which some tokens are seen, the others the mean token vector.
+    """A model's answer to a text of which some tokens are seen, the others zero vectors.
 
     The answer is a class, or of a decoder of words the token that comes next. Its score is
     log p / (1 - p).
@@ -92,19 +92,17 @@ class Reader:
 
     @partial(jax.jit, static_argnums=0)
     def _logits(self, params, batch, seen, free):
-        own, mean = self.vectors(params, batch["tokens"])
-        vectors = jnp.where((seen | ~free)[..., None], own, mean)
+        vectors = token_vectors(self.model, params, batch["tokens"]) * (seen | ~free)[..., None]
         return self.answer(params, self._copies(batch, len(seen)), vectors=vectors)
 
     @partial(jax.jit, static_argnums=0)
     def gradients(self, params, batch, free, target):
-        """Gradient x (input - mean token vector) [T]: at the input, and along the path (IG)."""
-        own, mean = self.vectors(params, batch["tokens"])
-        start = jnp.where(free[:, None], mean, own)
+        """Gradient x input [T], of what is free: at the input, and along the path from 0 (IG)."""
+        own = token_vectors(self.model, params, batch["tokens"])
+        start = own * ~free[:, None]
         score = lambda v: log_odds(self.answer(params, batch, vectors=v), target)[0]
         slope = lambda share: jax.grad(score)(start + share * (own - start))
-        # The midpoint rule in u, share = u^3: near the mean token vector, which is small, a norm
-        # turns quickly.
+        # The midpoint rule in u, share = u^3: near 0 a norm makes the function steep.
         u = (jnp.arange(STEPS) + 0.5) / STEPS
         path = jax.lax.map(lambda u: 3 * u**2 * slope(u**3), u).mean(0)
         each = lambda gradient: (gradient * (own - start)).sum(-1)[0]
@@ -122,11 +120,6 @@ class Reader:
         hidden = jnp.take_along_axis(outputs.hidden, last, axis=1)
         return models.logits(outputs._replace(hidden=hidden))[:, 0]
 
-    def vectors(self, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The vectors of tokens [B, T, E], and the mean of all tokens [1, E]."""
-        table = token_vectors(self.model, params, jnp.arange(self.model.cfg.vocab_size)[None])
-        return token_vectors(self.model, params, tokens), table.mean(1)
-
     @staticmethod
     def _copies(batch, count):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), batch)
@@ -139,12 +132,12 @@ def log_odds(logits: jax.Array, target: int) -> jax.Array:
 
 
 def gradient_x_input(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """(x - mean) . df/dx of each token (Shrikumar 2016)."""
+    """x . df/dx of each token (Shrikumar 2016)."""
     return reader.gradients(params, text.batch, text.free, text.target)[0]
 
 
 def integrated_gradients(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """(x - mean) . mean of df/dx on the way there from the mean (Sundararajan 2017).
+    """x . mean of df/dx on the straight way from 0 to x (Sundararajan 2017).
 
     They sum to the difference of both ends' scores, but for the error of so many steps.
     """

@@ -18,10 +18,10 @@ from llm_jax.audit.statistics import bootstrapped, mean, ratio, share
 from llm_jax.audit.subject import Subject, needs
 from llm_jax.config import ConfigError
 from llm_jax.files import write_text
-from llm_jax.models.trace import trace
+from llm_jax.models.trace import token_vectors, trace
 from llm_jax.sweep.figures import styles
 
-TEXTS, SHOWN = 24, 4  # that are measured, and that have a page
+TEXTS, SHOWN = 16, 4  # that are measured, and that have a page
 SHARES = np.linspace(0, 1, 11)  # of the tokens, taken away or put in
 HALF = (SHARES > 0) & (SHARES <= 0.5)
 
@@ -142,9 +142,8 @@ def patch(
 
     In each, one layer's input at one position, `gone` or `read`, is that of the whole text.
     """
-    own, mean = reader.vectors(params, batch["tokens"])
-    places = jnp.arange(reader.length)
-    without = jnp.where((places == gone)[:, None], mean, own)
+    own = token_vectors(reader.model, params, batch["tokens"])
+    without = own * (jnp.arange(reader.length) != gone)[:, None]
     whole, spoilt = (trace(reader.model, params, batch, vectors=x).hidden[:-1, 0]
                      for x in (own, without))  # fmt: skip
     L, D = len(whole), whole.shape[-1]
