@@ -297,6 +297,7 @@ class Layer:
     output_gate = flag(False)
     # Of two matrices that it is the product of (Kimi Linear: head_dim); 0: one matrix.
     output_gate_rank = whole(0, when=given("model.output_gate", True))
+    feed_forward = flag(True)  # False: a layer is its attention alone (Mamba-2)
     mlp_chunk = whole(0)  # positions that the feed-forward layer takes at a time; 0: all
     num_experts = whole(0, 0, 2**16)  # a router chooses among them; 0: one feed-forward layer
     experts_per_token = whole(2, 1, when=EXPERTS)
@@ -985,8 +986,9 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if "lm" in m.head.split(",") and m.tie_embeddings and m.embedding_dim not in (0, m.embed_dim):
         yield (f"model.embedding_dim={m.embedding_dim}: a tied output of model.head='lm' needs "
                f"model.embed_dim={m.embed_dim}; use head='mlm' or tie_embeddings=False")
-    if m.reversible and "dsa" in m.attention.split(","):
-        yield "model.reversible=True with model.attention='dsa', whose indexer would not learn"
+    if not m.feed_forward and (m.reversible or m.num_experts):
+        yield (f"model.feed_forward=False: not with model.reversible={m.reversible} or "
+               f"model.num_experts={m.num_experts}")
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")

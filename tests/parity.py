@@ -194,6 +194,11 @@ CASES: dict[str, Case] = {
               topk_group=2, first_k_dense_replace=1, q_lora_rank=12,
               rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}),
     ),
+    "mamba2-a": Case(
+        "Mamba2ForCausalLM",
+        {"num_hidden_layers": 2, "hidden_size": 24, "num_heads": 6, "head_dim": 8,
+         "state_size": 5, "n_groups": 2, "vocab_size": 61, "chunk_size": 8, "pad_token_id": 0},
+    ),
     "bert-a": Case("BertForPreTraining", _bert(2, 24, 3, 50, 61)),
     "bert-b": Case("BertForPreTraining", _bert(3, 20, 5, 33, 97, hidden_act="gelu_new"), (2, 37)),
     "bert-mlm": Case("BertForMaskedLM", _bert(1, 14, 1, 9, 53), (5, 7)),

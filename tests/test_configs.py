@@ -47,6 +47,12 @@ COUNTS = {
     ("modernbert", "large"): 395_881_664,
     ("qwen3", "30b-a3b"): 30_532_122_624,
     ("qwen3", "235b-a22b"): 235_093_634_560,
+    ("mamba2", "130m"): 128_989_632,
+    ("mamba2", "370m"): 368_346_624,
+    ("mamba2", "780m"): 780_161_280,
+    ("mamba2", "1.3b"): 1_343_757_312,
+    ("mamba2", "2.7b"): 2_702_599_680,
+    ("mamba2", "codestral-7b"): 7_285_403_648,
     ("gemma3", "270m"): 268_098_176,
     ("gemma3", "1b"): 999_885_952,
     ("gemma3", "4b"): 3_880_263_168,
@@ -109,8 +115,8 @@ PRINTED = {
 
 FAMILIES = (
     "albert", "bert", "deepseek", "distilbert", "gemma2", "gemma3", "gpt2", "gpt3", "gpt_oss",
-    "llama", "mistral", "mixtral", "modernbert", "olmo2", "olmo3", "phi3", "qwen2", "qwen3",
-    "reformer", "roberta", "smollm3", "switch", "t5", "transformer",
+    "llama", "mamba2", "mistral", "mixtral", "modernbert", "olmo2", "olmo3", "phi3", "qwen2",
+    "qwen3", "reformer", "roberta", "smollm3", "switch", "t5", "transformer",
 )  # fmt: skip
 
 

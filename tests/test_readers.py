@@ -75,12 +75,14 @@ KINDS = {
     name: ({} if "causal" in kind.supports else ENCODER)
     | ({} if "packing" in kind.supports else {"data.packing": "none"})
     | {"model.attention": name}
+    | ({"model.block": 4, "model.selected_blocks": 2} if name == "moba" else {})
     for name, kind in attention.VARIANTS.items()
 }
 OTHERS = {  # where the next number or word would not do
     "model.axial_shape": (8, 2), "model.axial_dims": (4, 12), "model.lsh_buckets": (4,),
     "model.expert_every": 1, "model.random_blocks": 0, "model.block": 4, "model.window": 3,
     "model.stride": 3, "model.landmarks": 4, "model.lsh_chunk": 8, "model.latent_rotary": 2,
+    "model.index_topk": 4,
     "model.rotary_original_length": 4, "model.relative_max_distance": 20,
     "model.relative_buckets": 8, "objective.mask_rate": 0.5, "objective.span_length": 2.0,
     "optimizer.decay_factors": ((".*", 0.5),), "optimizer.rate_factors": ((".*", 0.5),),

@@ -16,7 +16,9 @@ from llm_jax.files import read_json
 
 __all__ = ["LIMITS", "Limit", "Options", "Subject", "audit", "chosen"]
 
-NAMES = ("cost", "generalisation")
+NAMES = (
+    "cost", "generalisation", "context", "meaning", "opacity", "privacy", "bias", "robustness",
+)  # fmt: skip
 LIMITS: dict[str, Limit] = {
     name: import_module(f"llm_jax.audit.{name}").LIMIT for name in NAMES
 }

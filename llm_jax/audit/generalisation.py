@@ -42,7 +42,7 @@ def measure(subject: Subject) -> dict:
     after = confident(logits[~fit] / heat, label[~fit])
     before = (x[~fit] for x in (confidence, correct))
     found += [
-        figure("temperature fitted to half of it", heat),
+        figure("temperature", heat, error=f"fitted to {fit.sum():,} predictions"),
         bootstrapped("ECE of the other half", ece, *before, groups=row[~fit]),
         bootstrapped("ECE of it with the temperature", ece, *after, groups=row[~fit]),
     ]

@@ -73,8 +73,7 @@ class Subject:
 
     def batches(self, documents: Sequence[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the documents as evaluation has them."""
-        examples = self.objective.examples(self.lm.tokenizer, self.config)
-        yield from pipeline.eval_batches(examples, documents)
+        yield from pipeline.eval_batches(self._examples, documents)
 
     def row_losses(self, documents: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
         """Sum of the loss and its weight (tokens, or 1 of a classifier), of each row [n]."""
@@ -111,10 +110,17 @@ class Subject:
         answers = self._answer(self.lm.params, [{"text": text} for text in texts])
         return np.array([list(answer["probabilities"].values()) for answer in answers])
 
+    def gold(self, records: Sequence[Record]) -> np.ndarray:
+        """The place of each record's label among a classifier's."""
+        return np.array([self._examples.target(record) for record in records])
+
+    @functools.cached_property
+    def _examples(self) -> Any:
+        return self.objective.examples(self.lm.tokenizer, self.config)
+
     @functools.cached_property
     def _answer(self) -> Any:
-        examples = self.objective.examples(self.lm.tokenizer, self.config)
-        return answerer(self.lm.model, self.objective, examples)
+        return answerer(self.lm.model, self.objective, self._examples)
 
 
 def needs(*kinds: str, hidden: bool = False):

@@ -341,6 +341,7 @@ def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
     unused = [start for kind, start in ONLY_WITH.items() if ours.positions != kind]
     unused += OF_KINDS if plain else ()
     unused += () if ours.num_experts else OF_EXPERTS
+    unused += () if ours.feed_forward else ("mlp_dim", "activation")
     return key in FREE or key.startswith(tuple(unused))
 
 
@@ -408,7 +409,8 @@ def plan(family: Family, model: ConfigDict) -> Plan:
                 piece = _piece(family, name, path, shape[:axes], index, shape[axes:])
                 if name in family.units:
                     at = family.units[name]
-                    piece = piece._replace(theirs=(*piece.ours[:at], 1, *piece.ours[at:]))
+                    theirs = (*piece.theirs[:at], 1, *piece.theirs[at:])
+                    piece = piece._replace(theirs=theirs, cut=piece.cut + (at <= piece.cut))
                 places = (numbers[index[0]], *index[1:]) if index else ()
                 out.setdefault(name.format(*places), []).append(piece)
     if paths:
@@ -427,9 +429,9 @@ def _piece(
 ) -> Piece:
     """Where a parameter lies: ours are [experts, inputs, outputs], theirs mostly outputs first."""
     last, n = path[-1], len(shape)
-    if not last.startswith(("kernel", "bias", "up_", *EXPERTS)):
+    if not last.startswith(("kernel", "bias", "norm", "up_", *EXPERTS)):
         return Piece(path, stack, index, shape, shape, 0, tuple(range(n)), 1, shape[0])
-    if last.endswith("bias"):
+    if last.endswith("bias") or last == "norm":
         inputs, batch = 0, n - 1 if last.startswith(EXPERTS) else 0
     elif last in EXPERTS:
         inputs, batch = 1, n - 2

@@ -61,10 +61,9 @@ class Block(nn.Module):
             )
         if cfg.num_experts:
             experts = MixtureOfExperts(cfg, self.deterministic, name="mlp")
-            feed_forward = lambda y: experts(y, self._real(context))
-        else:
-            feed_forward = Mlp(cfg, self.deterministic, name="mlp")
-        sublayers.append(("mlp_norm", feed_forward))
+            sublayers.append(("mlp_norm", lambda y: experts(y, self._real(context))))
+        elif cfg.feed_forward:
+            sublayers.append(("mlp_norm", Mlp(cfg, self.deterministic, name="mlp")))
         if only is not None:
             return self.branch(x, *sublayers[only])
         for name, sublayer in sublayers:
@@ -167,7 +166,8 @@ class Stack(nn.Module):
         cfg, body = self.cfg, _Group
         if cfg.remat != "none" and not cfg.reversible:
             body = nn.remat(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan)
-        stacked = dict.fromkeys(("cache", "losses", "hidden", "weights"), 0)
+        kept = "cache", "losses", "hidden", "weights", "intermediates", "perturbations"
+        stacked = dict.fromkeys(kept, 0)
         stacked |= {} if cfg.share_layers else {"params": 0}
         scanned = nn.scan(
             body,

@@ -28,13 +28,13 @@ BINS = 8  # of the length that was trained at
 TEXT = 2**17  # tokens of validation text, the same documents at every length
 
 
-def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
+def measure(workdir: str | Path, reaches: list[int], tokens: int = TEXT) -> dict[str, Any]:
     """Returns {'length', 'bin', 'reaches': {multiple of length: result of `at_reach`}}.
 
     Where a model cannot take that length, the reason: {'reason': text}.
     """
     setup, tokenizer, params, step = load_params(workdir)
-    documents = some(setup.objective.splits(setup.config)["validation"], tokenizer)
+    documents = some(setup.objective.splits(setup.config)["validation"], tokenizer, tokens)
     length = setup.config.model.max_length
     width = max(1, length // BINS)
     by_reach = {}
@@ -47,11 +47,11 @@ def measure(workdir: str | Path, reaches: list[int]) -> dict[str, Any]:
     return {"step": step, "length": length, "bin": width, "reaches": by_reach}
 
 
-def some(documents: Sequence[Record], tokenizer: Tokenizer) -> list[Record]:
-    """Returns a fixed random sample of documents, of TEXT tokens or a little more, or all."""
+def some(documents: Sequence[Record], tokenizer: Tokenizer, least: int) -> list[Record]:
+    """Returns a fixed random sample of documents, of so many tokens or a little more, or all."""
     chosen, tokens = [], 0
     for i in np.random.default_rng(0).permutation(len(documents)):
-        if tokens >= TEXT:
+        if tokens >= least:
             break
         chosen.append(documents[int(i)])
         tokens += sum(len(tokenizer.encode(text)) for text in sources.texts(chosen[-1:]))

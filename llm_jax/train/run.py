@@ -194,6 +194,8 @@ def _check_kind(config: ConfigDict, cfg: FrozenConfigDict) -> None:
         able.sort(key=lambda n: len(attention.get(n).supports ^ variant.supports))
         raise ConfigError(f"{said}: {kind!r} cannot do {needed[ability][1]} "
                           f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}")
+    if variant.loss and cfg.reversible:
+        raise ConfigError(f"{said}: {kind!r} learns by a loss that model.reversible=True loses")
     if variant.leaks and cfg.kind == "decoder":
         log.warning("%s: with %r, %s", said, kind, variant.leaks)
     try:

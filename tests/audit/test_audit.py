@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +82,37 @@ def test_a_figure_is_shown_with_its_interval():
     assert report.shown(statistics.figure("a", 1234567.0)) == "1,234,567"
     assert report.shown(statistics.figure("a", 0.5, "", 0.25, 0.75)) == "0.5 [0.25, 0.75]"
     assert report.shown(statistics.figure("a", float("nan"))) == "–"
+
+
+DOC = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+ROWS = re.findall(r"^\| (\w+) \|.*\| `(--only.*)` \|$", DOC, re.MULTILINE)
+
+
+def test_the_page_lists_every_limit_and_adds_one_that_works(gpt, monkeypatch):
+    assert [name for name, _ in ROWS] == list(audit.LIMITS)
+    assert all(shlex.split(command)[0] == f"--only={name}" for name, command in ROWS)
+    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    added = {}
+    exec(compile(code, "docs/audit.md", "exec"), added)
+    monkeypatch.setitem(audit.LIMITS, "openings", added["LIMIT"])
+    subject = audit.Subject(gpt, options=audit.Options(examples=8))
+    assert "first words" in audit.audit(subject, ["openings"]).read_text()
+    (gpt / "audit" / "openings.json").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["gpt", "classifier"])
+def test_every_command_of_the_page(run, request, tmp_path, monkeypatch):
+    folder = request.getfixturevalue(run)
+    monkeypatch.chdir(tmp_path)
+    text = "abc def\n" if run == "gpt" else "text\tlabel\nfine film\t1\ndull film\t0\n"
+    name = "other.txt" if run == "gpt" else "other.tsv"
+    Path(name).write_text(text)
+    for limit, command in ROWS:
+        options = [x.replace("other.txt", name) for x in shlex.split(command)]
+        assert commands.main(["audit", f"--workdir={folder}", "--examples=8", *options]) == 0
+        subject = audit.Subject(folder)
+        lacks = audit.LIMITS[limit].lacks(subject)
+        assert (folder / "audit" / f"{limit}.json").exists() == (not lacks)
+    report = (folder / "audit" / "report.html").read_text()
+    assert "://" not in report and "data:image/png" in report

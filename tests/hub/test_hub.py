@@ -74,6 +74,11 @@ MODELS = {  # but phi3, which has no model of its own
     "distilbert": MASKED,
     "electra": ENCODER | {"head": "detection", "embedding_dim": 10, "type_vocab_size": 2},
     "albert": ENCODER | PAIRS | {"embedding_dim": 10, "share_layers": True},
+    "mamba2": {
+        "attention": "mamba2", "feed_forward": False, "norm": "rmsnorm", "positions": "none",
+        "use_bias": False, "head_dim": 5, "value_dim": 8, "num_key_heads": 2, "mlp_dim": 0,
+        "short_conv": 4, "short_conv_bias": True,
+    },
     "modernbert": {
         "kind": "encoder", "positions": "rotary", "embed_norm": True, "use_bias": False,
         "activation": "geglu", "head": "mlm", "num_layers": 4, "window": 4,

@@ -281,7 +281,7 @@ def test_merging_keeps_the_function(held):
     model, params = tiny_model(kind="encoder_decoder", lora_rank=3, lora_alpha=5.0)
     params = jax.tree.map(lambda x: 0.5 * x, params)  # where rounding is not blown up
     model = models.build(configs.ConfigDict(model.cfg.to_dict() | {"lora_quantize": held}))
-    params = state.fill(model, configs.base(), params)
+    params = state.fill(model, 0, params)
     tokens = {"tokens": TOKENS % 11, "encoder_tokens": TOKENS % 11}
     run = lambda model, p: models.logits(jax.jit(model.apply)({"params": p}, tokens))
     cfg, merged = models.merge(model.cfg, params)

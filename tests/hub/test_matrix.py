@@ -29,7 +29,7 @@ CASES = {
     "reformer": "reformer-lsh-a", "gemma2": "gemma2-a", "olmo3": "olmo3-a",
     "smollm3": "smollm3-a", "phi3": "phi3-a", "qwen3_moe": "qwen3-moe", "gpt_oss": "gpt-oss",
     "deepseek_v2": "deepseek-v2-groups", "deepseek_v3": "deepseek-v3", "switch": "switch",
-    "modernbert": "modernbert-a",
+    "modernbert": "modernbert-a", "mamba2": "mamba2-a",
 }  # fmt: skip
 SCORES = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
 # Not of the model: the hashes that parity.rotations_of follows, and how outputs are handed over.

@@ -100,10 +100,14 @@ def test_each_block_of_attention_drops_weights_of_its_own(name, monkeypatch):
     monkeypatch.setattr(blockwise, "LARGEST", {"cpu": (2**14, 64)})
     variant, T = attention.get(name), 512
     options = {"window": 64, "stride": 2, "block": 64, "random_blocks": 0, "max_length": T,
-               "lsh_chunk": 64, "lsh_hashes": 1, "lsh_buckets": (4,)}  # fmt: skip
+               "selected_blocks": 2, "lsh_chunk": 64, "lsh_hashes": 1,
+               "lsh_buckets": (4,)}  # fmt: skip
     options = {x: options[x] for x in variant.reads}
+    made = variant.projections(2, 2, 8, **options)
     for weight, (shape, *_) in variant.weights(2, 2, 8, **options).items():
         options[weight] = jnp.eye(*shape)
+    # Nothing is forgotten.
+    options |= {name: jnp.full((2, T, *x.shape), 30.0) for name, x in made.items()}
     mask = Mask(causal=True, window=64 if name == "dense" else None)
     scoring = Scoring(dropout_key=jax.random.key(0), dropout_rate=0.5)
 

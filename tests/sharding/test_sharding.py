@@ -40,6 +40,9 @@ MODELS = {
     # Kinds that are not a function of one query and its keys; dropout of weights.
     "linked": {"model.attention": "bigbird,gated_linear", "model.positions": "learned",
                "model.block": 4, "model.short_conv": 4},
+    # Kinds that choose keys by those of all tokens.
+    "choosing": {"model.attention": "moba,dsa", "model.block": 4, "model.selected_blocks": 2,
+                 "model.index_topk": 5, "model.index_dim": 8},
     "dropped": {"model.attention_dropout": 0.2},
     "deep": {"model.num_layers": 8, "model.attention": "dense,local", "model.window": 5,
              "model.pipeline_pieces": 8, "model.remat": "full", "data.batch_size": 16},
@@ -122,6 +125,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         slow("far", (2, 1, 1, 4)),
         slow("far", (1, 2, 2, 2)),
         slow("linked", (2, 1, 2, 2)),
+        slow("choosing", (2, 1, 2, 2)),
         slow("dropped", (2, 2, 2)),
         slow("odd", (2, 1, 1, 1, 1, 2)),
         slow("far", (1, 1, 2, 2, 1, 2)),

@@ -130,6 +130,7 @@ def test_attention_that_is_not_there_or_cannot(tiny, workdir):
         ({"attention": "bigbird", "positions": "relative"}, "these can: .*longformer"),
         ({"attention": "latent", "num_kv_heads": 1}, "cannot do model.num_kv_heads"),
         ({"attention": "differential", "num_kv_heads": 1}, "1 key heads are an odd number"),
+        ({"layers": "rest dense, dsa", "reversible": True}, "'dsa' learns by a loss"),
         ({"attention": "linear", "attention_softcap": 3.0}, "'linear' cannot do .*softcap"),
     ],
 )

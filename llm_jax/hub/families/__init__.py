@@ -7,7 +7,7 @@ name of each module.
 from typing import Any
 
 from llm_jax.config import ConfigError
-from llm_jax.hub.families import bert, deepseek, experts, gemma, gpt2, llama, reformer, t5
+from llm_jax.hub.families import bert, deepseek, experts, gemma, gpt2, llama, mamba, reformer, t5
 from llm_jax.hub.family import Family
 
 # In the order in which a config is tried; the first that expresses it is its family.
@@ -18,7 +18,7 @@ FAMILIES: dict[str, Family] = {
         llama.OLMO2, gemma.GEMMA2, gemma.GEMMA3, llama.OLMO3, llama.SMOLLM3, llama.PHI3,
         experts.QWEN3_MOE, experts.GPT_OSS, deepseek.DEEPSEEK_V3, deepseek.DEEPSEEK_V2, bert.BERT,
         bert.ROBERTA, bert.DISTILBERT, bert.ELECTRA, bert.ALBERT, bert.MODERNBERT, t5.T5,
-        t5.SWITCH, t5.MARIAN, reformer.REFORMER,
+        t5.SWITCH, t5.MARIAN, reformer.REFORMER, mamba.MAMBA2,
     )
 }
 

@@ -1,0 +1,181 @@
+"""Attribution: how much each token of a text speaks for the model's answer, by several methods."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import models
+from llm_jax.audit.subject import Subject
+from llm_jax.models.trace import token_vectors, trace
+
+STEPS = 128  # of the path that integrated gradients take
+LONGEST = 32  # tokens of a text that are looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text as the model reads it, padded to T tokens.
+
+    Attributes:
+      batch: tokens, segment_ids [1, T].
+      free: [T], whether a token may be taken away: neither padding nor a special token.
+      pieces: the tokens as text.
+      target: the class, or the token to come next, that the model thinks likeliest.
+    """
+
+    batch: dict[str, np.ndarray]
+    free: np.ndarray
+    pieces: list[str]
+    target: int
+
+    @property
+    def last(self) -> int:
+        """The position that is read: of a decoder the last token, of an encoder the first."""
+        return int(self.batch["segment_ids"].sum()) - 1
+
+
+class Reader:
+    """A model's answer to a text of which some tokens are seen, the others zero vectors.
+
+    The answer is a class, or of a decoder of words the token that comes next. Its score is
+    log p / (1 - p).
+    """
+
+    def __init__(self, subject: Subject):
+        self.lm, self.model = subject.lm, subject.lm.model
+        self.params, self.classes = subject.lm.params, subject.kind == "classes"
+        self.length = min(LONGEST, self.model.cfg.max_length)
+        self.read_first = self.model.cfg.kind == "encoder"
+
+    def texts(self, texts: list[str]) -> list[Text]:
+        """Reads texts, cut to what is looked at; those of less than 4 tokens are left out."""
+        tokenizer, rows = self.lm.tokenizer, []
+        before, behind = tokenizer.around(self.model.cfg.kind)
+        for text in texts:
+            ids = [int(i) for i in tokenizer.encode(text)]
+            ids = ids[: self.length - len(before) - len(behind)]
+            if len(ids) < 4:
+                continue
+            row = [*before, *ids, *behind]
+            free = [False] * len(before) + [True] * len(ids) + [False] * len(behind)
+            pad = self.length - len(row)
+            tokens = np.array([row + [tokenizer.pad_id] * pad], np.int32)
+            batch = {"tokens": tokens, "segment_ids": (np.arange(self.length) < len(row))[None] * 1}
+            known = tokenizer.pieces()
+            pieces = [tokenizer.decode([i]) or known[i] for i in row]
+            made = Text(batch, np.array(free + [False] * pad), pieces, 0)
+            target = int(self.logits(made, np.ones((1, self.length), bool)).argmax())
+            rows.append(dataclasses.replace(made, target=target))
+        return rows
+
+    def logits(self, text: Text, seen: np.ndarray, params: Any = None) -> np.ndarray:
+        """Logits [N, C] of a text whose tokens are seen [N, T], T at a time."""
+        params, found = self.params if params is None else params, []
+        for at in range(0, len(seen), self.length):
+            part = np.ones((self.length, self.length), bool)
+            part[: len(seen[at : at + self.length])] = seen[at : at + self.length]
+            found.append(self._logits(params, text.batch, part, text.free))
+        return np.concatenate(found)[: len(seen)]
+
+    def probability(self, text: Text, seen: np.ndarray) -> np.ndarray:
+        """[N], of the answer that the whole text has."""
+        return np.exp(np.asarray(jax.nn.log_softmax(self.logits(text, seen))))[:, text.target]
+
+    def score(self, text: Text, seen: np.ndarray, params: Any = None) -> np.ndarray:
+        """[N], log p / (1 - p) of the answer that the whole text has."""
+        return np.asarray(log_odds(self.logits(text, seen, params), text.target))
+
+    @partial(jax.jit, static_argnums=0)
+    def _logits(self, params, batch, seen, free):
+        vectors = token_vectors(self.model, params, batch["tokens"]) * (seen | ~free)[..., None]
+        return self.answer(params, self._copies(batch, len(seen)), vectors=vectors)
+
+    @partial(jax.jit, static_argnums=0)
+    def gradients(self, params, batch, free, target):
+        """Gradient x input [T], of what is free: at the input, and along the path from 0 (IG)."""
+        own = token_vectors(self.model, params, batch["tokens"])
+        start = own * ~free[:, None]
+        score = lambda v: log_odds(self.answer(params, batch, vectors=v), target)[0]
+        slope = lambda share: jax.grad(score)(start + share * (own - start))
+        # The midpoint rule in u, share = u^3: near 0 a norm makes the function steep.
+        u = (jnp.arange(STEPS) + 0.5) / STEPS
+        path = jax.lax.map(lambda u: 3 * u**2 * slope(u**3), u).mean(0)
+        each = lambda gradient: (gradient * (own - start)).sum(-1)[0]
+        return each(slope(1.0)), each(path)
+
+    def answer(self, params: Any, batch: dict, **given: Any) -> jax.Array:
+        """Logits [B, C]; given: of `trace`."""
+        return self.said(trace(self.model, params, batch, **given).outputs, batch)
+
+    def said(self, outputs: models.Outputs, batch: dict) -> jax.Array:
+        """Logits [B, C] of the outputs of a model."""
+        if self.classes:
+            return outputs.heads["sequence"]
+        last = (batch["segment_ids"].sum(1) - 1)[:, None, None]
+        hidden = jnp.take_along_axis(outputs.hidden, last, axis=1)
+        return models.logits(outputs._replace(hidden=hidden))[:, 0]
+
+    @staticmethod
+    def _copies(batch, count):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), batch)
+
+
+def log_odds(logits: jax.Array, target: int) -> jax.Array:
+    """log p / (1 - p) of the target, [N, C] -> [N]."""
+    others = jnp.where(jnp.arange(logits.shape[-1]) == target, -jnp.inf, logits)
+    return logits[:, target] - jax.nn.logsumexp(others, -1)
+
+
+def gradient_x_input(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """x . df/dx of each token (Shrikumar 2016)."""
+    return reader.gradients(params, text.batch, text.free, text.target)[0]
+
+
+def integrated_gradients(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """x . mean of df/dx on the straight way from 0 to x (Sundararajan 2017).
+
+    They sum to the difference of both ends' scores, but for the error of so many steps.
+    """
+    return reader.gradients(params, text.batch, text.free, text.target)[1]
+
+
+def occlusion(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """How much the score falls without a token (Zeiler and Fergus 2014)."""
+    each = ~np.eye(reader.length, dtype=bool)
+    whole = reader.score(text, np.ones((1, reader.length), bool), params)
+    return whole - reader.score(text, each, params)
+
+
+def attention(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """Attention of the position that is read, in the last layer, mean over heads."""
+    return _attention(reader, text, params)[-1][0 if reader.read_first else text.last]
+
+
+def rollout(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """Attention through all layers, (A + I) / 2 multiplied (Abnar and Zuidema 2020)."""
+    flow = np.eye(reader.length)
+    for weights in _attention(reader, text, params):
+        flow = (weights + np.eye(reader.length)) / 2 @ flow
+    return flow[0 if reader.read_first else text.last]
+
+
+def _attention(reader, text, params):
+    """[layers, T, T], mean over heads."""
+    lm = dataclasses.replace(reader.lm, params=params)
+    return np.asarray(lm.attention_weights(text.batch))[:, 0].mean(1)
+
+
+def chance(reader: Reader, text: Text, params: Any) -> np.ndarray:
+    """Random numbers, which any method should beat."""
+    return np.random.default_rng(text.batch["tokens"].sum()).random(reader.length)
+
+
+METHODS: dict[str, Callable[[Reader, Text, Any], np.ndarray]] = {
+    "gradient x input": gradient_x_input, "integrated gradients": integrated_gradients,
+    "occlusion": occlusion, "attention": attention, "attention rollout": rollout, "random": chance,
+}  # fmt: skip

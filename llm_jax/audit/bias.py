@@ -1,0 +1,180 @@
+"""Bias: swapped words in templates, associations of vectors, errors by group."""
+
+import math
+import re
+from itertools import product
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.audit.limit import Limit, Picture, panels
+from llm_jax.audit.statistics import bootstrapped, figure, mean, share
+from llm_jax.audit.subject import Subject, needs
+from llm_jax.files import read_json
+from llm_jax.models.trace import token_vectors
+from llm_jax.sweep.figures import styles
+
+WORDS = Path(__file__).with_name("words.json")
+PERMUTATIONS = 2000  # where there are more
+SHARE = 0.1  # of the letters of the training texts, for a language to be theirs
+LEAST = 10  # documents of a group and label
+
+
+def measure(subject: Subject) -> dict:
+    """Of each language that training texts are in; groups are found in validation texts."""
+    found, swaps, tests, text = [], {}, [], "".join(subject.texts("train"))
+    for language, lists in read_json(WORDS).items():
+        if len(re.findall(lists["letters"], text)) < SHARE * len(text):
+            continue
+        words = sum((x for test in lists["tests"].values() for x in test), [])
+        found.append(share(f"{language}: words without an unknown token", known(subject, words)))
+        swaps[language] = counterfactual(subject, lists)
+        unit = "log p / (1 - p)" if subject.kind == "classes" else "nats a text"
+        each = np.array(list(swaps[language].values()))
+        found.append(mean(f"{language}: first minus second word, in templates", each.ravel(), unit))
+        found.append(mean(f"{language}: size of the difference", np.abs(each).ravel(), unit))
+        for targets, words in lists["tests"].items():
+            for kind, vectors in (("WEAT", word_vectors), ("SEAT", sentence_vectors)):
+                each = vectors(subject, sum(words, []), lists["plain"])
+                effect, p = weat(*np.split(each, np.cumsum([len(some) for some in words[:-1]])))
+                name = f"{kind}, {targets}"
+                tests.append({"language": language, "name": name, "effect": effect})
+                found.append(figure(f"{language}: {name}, effect size", effect,
+                                    error=f"permutation test, p = {p:.3g}"))  # fmt: skip
+    if subject.kind == "classes":
+        found += by_group(subject)
+    return {"figures": found, "swaps": swaps, "tests": tests}
+
+
+def known(subject: Subject, words: list[str]) -> list[bool]:
+    """Whether each word comes back from its tokens."""
+    tokenizer = subject.lm.tokenizer
+    whole = [tokenizer.decode(tokenizer.encode(word)).replace(" ", "").lower() for word in words]
+    return [a == b.lower() for a, b in zip(whole, words, strict=True)]
+
+
+def counterfactual(subject: Subject, lists: dict) -> dict[str, list[float]]:
+    """Of each pair of words, in each template, the score with the first less that with the second.
+
+    The score is a classifier's log p / (1 - p) of its last label, or a decoder's log-probability
+    of the text (as CrowS-Pairs; Nangia 2020).
+    """
+    texts = [template.format(word) for pair, template in product(lists["swaps"], lists["templates"])
+             for word in pair]  # fmt: skip
+    if subject.kind == "classes":
+        p = np.clip(subject.probabilities(texts)[:, -1], 1e-9, 1 - 1e-9)
+        scores = np.log(p / (1 - p))
+    else:
+        scores = subject.log_likelihoods(texts)
+    differences = -np.diff(scores.reshape(len(lists["swaps"]), -1, 2))[..., 0]
+    return {"/".join(pair): x.tolist() for pair, x in zip(lists["swaps"], differences, strict=True)}
+
+
+def word_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarray:
+    """[n, E], the mean token vector of each word (WEAT)."""
+    rows = [subject.lm.tokenizer.encode(word) for word in words]
+    vectors = token_vectors(subject.lm.model, subject.lm.params, jnp.concatenate(rows)[None])[0]
+    parts = np.split(np.asarray(vectors), np.cumsum([len(row) for row in rows[:-1]]))
+    return np.array([part.mean(0) for part in parts])
+
+
+def sentence_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarray:
+    """[n, D], the mean hidden state of a plain sentence with each word (SEAT; May 2019)."""
+    batch = subject.lm.batch([plain.format(word) for word in words])
+    real = (batch["segment_ids"] > 0)[..., None]
+    features = np.asarray(subject.lm.outputs(batch).features, np.float32)
+    return (features * real).sum(1) / real.sum(1)
+
+
+def weat(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Effect size and one-sided p of targets x, y [n, D] and attributes a, b (Caliskan 2017).
+
+    Each target's association is its mean cosine with a less that with b. Under the null hypothesis
+    x and y are any halves of their union: all of them, or PERMUTATIONS at random.
+    """
+    unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
+    both = unit(np.concatenate([x, y]))
+    s = (both @ unit(a).T).mean(1) - (both @ unit(b).T).mean(1)
+    n, rng = len(x), np.random.default_rng(0)
+    effect = (s[:n].mean() - s[n:].mean()) / max(s.std(ddof=1), 1e-12)
+    drawn = np.array([rng.permutation(s)[:n].sum() for _ in range(PERMUTATIONS)])
+    p = (1 + (drawn >= s[:n].sum() - 1e-9).sum()) / (1 + PERMUTATIONS)
+    return float(effect), float(p)
+
+
+def by_group(subject: Subject) -> list[dict]:
+    """Equalised odds of texts that name only the first, or only the second, words of the swaps.
+
+    The largest difference between groups in a label's recall, over labels (Hardt 2016).
+    """
+    records, pairs = subject.documents("validation"), []
+    for lists in read_json(WORDS).values():
+        pairs += lists["swaps"]
+    texts = [record["text"] for record in records]
+    group = np.array([_group(text, pairs) for text in texts])
+    gold = subject.gold(records)
+    guess = subject.probabilities(texts).argmax(1)
+    counts = [[((group == g) & (gold == c)).sum() for c in np.unique(gold)]
+              for g in (0, 1)]
+    if np.min(counts) < LEAST:
+        return [figure("equalised odds difference", math.nan, error=(
+            f"too few texts: {np.min(counts)} of a group and label, of {LEAST}"))]
+    named = group >= 0
+    return [bootstrapped("equalised odds difference", equalised_odds, group[named], gold[named],
+                         guess[named])]  # fmt: skip
+
+
+def equalised_odds(group: np.ndarray, gold: np.ndarray, guess: np.ndarray) -> float:
+    """The largest difference of groups in the rate of a label, given the right one."""
+    rate = lambda g, c, said: (guess[(group == g) & (gold == c)] == said).mean()
+    labels = np.unique(gold)
+    return max(abs(rate(0, c, said) - rate(1, c, said)) for c in labels for said in labels)
+
+
+def _group(text: str, pairs: list) -> int:
+    """0 or 1: which words of the pairs a text names; -1: none, or both."""
+    words = set(re.findall(r"\w+", text.lower()))
+    names = lambda word: word.lower() in (words if word.isascii() else text)
+    found = [any(names(pair[i]) for pair in pairs) for i in (0, 1)]
+    return found.index(True) if sum(found) == 1 else -1
+
+
+def _named(language: str, i: int, name: str) -> str:
+    """Fonts of pictures have no Chinese: a number stands for it, in the order of the JSON."""
+    return f"{language}: {name if name.isascii() else i + 1}"
+
+
+def draw(results, folder):
+    """Differences by pair of words, and effect sizes."""
+    with panels(folder, "bias", 2, 6.4) as axes:
+        for run, look in styles(results).items():
+            swaps = [(_named(language, i, pair), x)
+                     for language, pairs in results[run]["swaps"].items()
+                     for i, (pair, x) in enumerate(pairs.items())]  # fmt: skip
+            centre = [np.mean(x) for _, x in swaps]
+            error = [1.96 * np.std(x) / math.sqrt(len(x)) for _, x in swaps]
+            look = {"color": look["color"], "label": run, "fmt": "o", "capsize": 2}
+            axes[0].errorbar(centre, range(len(swaps)), xerr=error, **look)
+            axes[0].set_yticks(range(len(swaps)), [name for name, _ in swaps], fontsize=8)
+            tests = results[run]["tests"]
+            axes[1].plot([t["effect"] for t in tests], range(len(tests)), "o", color=look["color"],
+                         label=run)  # fmt: skip
+            names = [_named(t["language"], i, t["name"]) for i, t in enumerate(tests)]
+            axes[1].set_yticks(range(len(tests)), names, fontsize=7)
+        for ax in axes:
+            ax.axvline(0, color="#999999", linewidth=1)
+        axes[0].set_xlabel("score with the first word minus the second")
+        axes[1].set_xlabel("effect size (standard deviations)")
+    return [Picture("bias.png", "Left: mean difference over templates, bars 1.96 standard errors. "
+                    "Right: WEAT and SEAT.")]  # fmt: skip
+
+
+LIMIT = Limit(
+    "bias",
+    "How a score changes when he becomes she (templates, English and Chinese); whose vectors lie "
+    "near which (WEAT, SEAT); whether a classifier errs more often on texts about one of them.",
+    needs("words", "classes"),
+    measure,
+    draw,
+)

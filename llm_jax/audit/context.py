@@ -1,0 +1,114 @@
+"""Long context: loss by position, and whether a sentence is found again in a long text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_jax.audit.limit import Limit, Picture, panels
+from llm_jax.audit.statistics import figure, mean, share
+from llm_jax.audit.subject import Subject, needs
+from llm_jax.sweep import context
+from llm_jax.sweep.figures import styles
+
+REACHES = [1, 2]  # times the length that was trained at
+TEXT = 256  # tokens for each of --examples
+LENGTHS, DEPTHS = (0.25, 0.5, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)
+CHOICES, NEEDLE, QUESTION = 4, "The code is {}. ", "The code is"
+
+
+def measure(subject: Subject) -> dict:
+    """Losses by position (sweep.context), and needles by length and depth."""
+    size = TEXT * subject.options.examples
+    by_position = context.measure(subject.workdir, REACHES, size)
+    found = []
+    for reach, at in by_position["reaches"].items():
+        if "bins" in at:
+            name = f"loss at {reach} times the length trained at"
+            over = f"over {at['tokens']:,} tokens"
+            found.append(figure(name, at["loss"], "nats a token", error=over))
+    text = np.concatenate([subject.lm.tokenizer.encode(x) for x in subject.texts()])
+    trials = max(4, subject.options.examples // 8)
+    cells = []
+    for length in (int(part * subject.config.model.max_length) for part in LENGTHS):
+        for depth in DEPTHS:
+            right, gain = needle(subject, text, length, depth, trials)
+            cells.append({"length": length, "depth": depth, "accuracy": float(right.mean())})
+            found.append(share(f"needle, {length} tokens, depth {depth:.0%}: found", right,
+                               f"of {CHOICES} codes"))  # fmt: skip
+            if depth == DEPTHS[-1]:
+                found.append(mean(f"needle, {length} tokens, at the end: gain", gain, "nats"))
+    return {"figures": found, **by_position, "needles": cells}
+
+
+def needle(
+    subject: Subject, text: np.ndarray, length: int, depth: float, trials: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether, in each trial, the code in the text is likelier than others; and by how much.
+
+    A sentence with a code of 5 digits stands at a depth (0: the beginning) in `length` tokens of
+    text that end with its first words. The gain is the code's log-probability there, less that
+    where the sentence had another code.
+    """
+    encode, rng = subject.lm.tokenizer.encode, np.random.default_rng(0)
+    rows, starts = [], []
+    for _ in range(trials):
+        codes = [f" {code}" for code in rng.integers(10_000, 100_000, CHOICES)]
+        asked = encode(QUESTION)
+        longest = max(len(encode(NEEDLE.format(x.strip()))) + len(encode(x)) for x in codes)
+        room = max(0, length - len(asked) - longest)
+        at = rng.integers(max(1, len(text) - room))
+        hay, cut = text[at : at + room], round(depth * room)
+
+        def row(said: str, code: str, hay=hay, cut=cut, asked=asked) -> None:
+            sentence = encode(NEEDLE.format(said.strip()))
+            before = np.concatenate([hay[:cut], sentence, hay[cut:], asked])
+            rows.append(np.concatenate([before, encode(code)]))
+            starts.append(len(before))
+
+        for code in codes:
+            row(codes[0], code)
+        row(codes[1], codes[0])
+    found = subject.log_likelihoods(rows, starts).reshape(trials, CHOICES + 1)
+    right = found[:, 0] > found[:, 1:CHOICES].max(1)
+    return right, found[:, 0] - found[:, CHOICES]
+
+
+def draw(results, folder):
+    """Loss by position, and a heat map of needles for each run."""
+    with panels(folder, "context", 1 + len(results)) as axes:
+        look = styles(results)
+        for ax, (run, result) in zip(axes[1:], results.items(), strict=True):
+            for reach, at in result["reaches"].items():
+                middle = (np.arange(len(at.get("bins", []))) + 0.5) * result["bin"]
+                label = f"{run}, rows of {int(reach) * result['length']}"
+                style = look[run] | {"alpha": 1 if reach == "1" else 0.5}
+                loss = [np.nan if x is None else x for x in at.get("bins", [])]
+                axes[0].plot(middle, loss, label=label, **style)
+            _heat(ax, run, result["needles"])
+        axes[0].set(xlabel="position in the text", ylabel="validation loss (nats per token)")
+    return [Picture("context.png", "Left: loss by position, within the length trained at and "
+                    f"beyond. Right: share of needles found among {CHOICES} codes (chance "
+                    f"{1 / CHOICES:.0%}).")]  # fmt: skip
+
+
+def _heat(ax, run: str, cells: Sequence[dict]) -> None:
+    lengths = sorted({cell["length"] for cell in cells})
+    table = np.full((len(DEPTHS), len(lengths)), np.nan)
+    for cell in cells:
+        table[DEPTHS.index(cell["depth"]), lengths.index(cell["length"])] = cell["accuracy"]
+    ax.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(lengths)), lengths)
+    ax.set_yticks(range(len(DEPTHS)), [f"{depth:.0%}" for depth in DEPTHS])
+    ax.set(xlabel="tokens", ylabel="depth of the needle", title=f"needles found: {run}")
+    for (i, j), x in np.ndenumerate(table):
+        ax.text(j, i, f"{x:.2f}", ha="center", va="center", color="black" if x > 0.5 else "white")
+
+
+LIMIT = Limit(
+    "context",
+    "Loss by position, within the length trained at and at twice that; whether a code in a text is "
+    "found again, by length of the text and depth of the code.",
+    needs("words"),
+    measure,
+    draw,
+)
