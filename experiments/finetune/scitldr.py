@@ -43,7 +43,7 @@ def train() -> dict:
     keys = {
         "data.train": files["train"], "data.validation": files["dev"], "data.test": files["test"],
         "data.batch_size": 8, "data.target_length": 64, "model.max_length": 384,
-        "train.steps": 800, "optimizer.warmup_steps": 160, "eval.every": 800, "eval.max_batches": 2,
+        "train.steps": 500, "optimizer.warmup_steps": 100, "eval.every": 500, "eval.max_batches": 2,
         "eval.max_new_tokens": 48,
     }  # fmt: skip
     found = study.train(NAME, "run", "configs/finetune/summarise.py", keys)

@@ -3,8 +3,8 @@
 One encoder-decoder from nothing (configs/finetune/translate.py) learns T5's way (Raffel 2020) from
 three sources, each with a prefix of its own: what a review says (SST-2), English captions in German
 (Multi30k), and what kind of name a name is (WikiANN). A source counts for at most 10,000 documents
-in the mixture. Each task is scored on its own test set, by what the model writes, greedily; beside
-it the answer that is most frequent in training.
+in the mixture. Each task is scored on the first 300 of its test set, by what the model writes,
+greedily; beside it the answer that is most frequent in training.
 
     python experiments/finetune/text_to_text.py
 """
