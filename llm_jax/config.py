@@ -273,6 +273,7 @@ class Layer:
     # Corrections of a token, each with a key and a value of its own.
     num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
     negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
+    ttt_batch = whole(16, 1, 2**16, when=kinds("ttt_linear"))  # tokens of an inner mini-batch
     solver_steps = whole(30, 1, 1024, when=kinds("mesa_net"))  # of conjugate gradients
     slots = whole(64, 1, when=kinds("gsa"))  # of the memory
     forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
@@ -281,9 +282,9 @@ class Layer:
     # Even factors of the number of buckets; (): about two a chunk.
     lsh_buckets = numbers(2, when=kinds("lsh"))
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
-    attention_scale = number(
-        0.0, when=absent("model.attention", *DELTA, "rwkv7", "mesa_net", "linear", *STATE_SPACE)
-    )  # fmt: skip
+    attention_scale = number(0.0, when=absent(
+        "model.attention", *DELTA, "rwkv7", "mesa_net", "ttt_linear", "linear", *STATE_SPACE
+    ))  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
     # A norm over each head's queries and keys.

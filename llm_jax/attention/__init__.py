@@ -31,6 +31,7 @@ from llm_jax.attention import (
     stick_breaking,
     strided,
     talking_heads,
+    ttt_linear,
 )  # fmt: skip
 from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
@@ -81,6 +82,7 @@ VARIANTS: dict[str, Variant] = {
     "kda": delta.KDA,
     "rwkv7": rwkv7.VARIANT,
     "mesa_net": mesa_net.VARIANT,
+    "ttt_linear": ttt_linear.VARIANT,
     "linformer": linformer.VARIANT,
     "nystrom": nystrom.VARIANT,
 }

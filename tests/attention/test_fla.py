@@ -279,6 +279,25 @@ def mamba3(a):
     return (torch.stack(outputs, 1) + a["skip"][:, None] * v) * F.silu(a["z"]), None
 
 
+@reference
+def ttt_linear(a):
+    """By autograd, at the weights before the mini-batch."""
+    q, k, v = (heads(a[x]) for x in ("query", "key", "value"))
+
+    def f(x, W):
+        z = (torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)[..., None, :] @ W)[..., 0, :]
+        return x + F.layer_norm(z, z.shape[-1:], eps=1e-5) * a["norm_scale"] + a["norm_bias"]
+
+    W, y = a["start"].transpose(0, 1).expand(len(q), -1, -1, -1), []
+    for t in range(q.shape[1]):
+        before = W if t % READS["ttt_batch"] == 0 else before  # noqa: F821
+        loss = (f(k[:, t], before) - v[:, t]).square().sum() / 2
+        (gradient,) = torch.autograd.grad(loss, before, create_graph=True)
+        W = W - a["rate"][:, t, :, None, None].sigmoid() / q.shape[-1] * gradient
+        y.append(f(q[:, t], W))
+    return torch.stack(y, dim=1), None
+
+
 def along(x):
     return x.ndim > 2 and x.shape[1] == T
 

@@ -18,7 +18,7 @@ READS = {
     "selected_blocks": 4, "index_topk": 20, "index_heads": 16, "index_dim": 4, "lsh_chunk": 16,
     "lsh_hashes": 2, "lsh_buckets": (), "value_dim": 12, "num_key_heads": 2, "slots": 6,
     "forget_floor": 0.1, "num_householder": 2, "negative_eigenvalues": True,
-    "norm_epsilon": 1e-5, "solver_steps": 30,
+    "norm_epsilon": 1e-5, "solver_steps": 30, "ttt_batch": 16,
 }  # fmt: skip
 PACKED = np.array([[1] * 60 + [2] * 70 + [0] * 20, [1] * 150], np.int32)
 PADDED = np.array([[1] * 130 + [0] * 20, [1] * 150], np.int32)

@@ -65,7 +65,8 @@ def test_every_position_scheme(positions):
 def test_every_kind_of_attention(kind):
     small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
              "block": 2, "selected_blocks": 3, "index_topk": 4, "index_dim": 6, "value_dim": 6,
-             "num_key_heads": 2, "slots": 3, "negative_eigenvalues": True}  # fmt: skip
+             "num_key_heads": 2, "slots": 3, "negative_eigenvalues": True,
+             "ttt_batch": 4}  # fmt: skip
     model, params = build(attention=kind, **small)
     close(stepwise(model, params), whole(model, params))
 

@@ -48,6 +48,7 @@ CASES = {
     "gated_deltaproduct": {"attention": "gated_deltaproduct", "max_length": T // 2},
     "rwkv7": {"attention": "rwkv7", "max_length": T // 2},
     "mesa_net": {"attention": "mesa_net", "solver_steps": 1},
+    "ttt_linear": {"attention": "ttt_linear", "ttt_batch": T},
     "short convolutions": {"attention": "gated_deltanet", "short_conv": 4},
     "retnet": {"attention": "retnet", "value_dim": 64},
     "gla": {"attention": "gla", "value_dim": 64},
