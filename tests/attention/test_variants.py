@@ -378,6 +378,10 @@ def asks(name):
     return PARTS & attention.get(name).supports
 
 
+FEW = ("dense", "flash", "nsa", "path", "linear", "kda", "mamba2")
+few = lambda names: [name if name in FEW else pytest.param(name, marks=slow) for name in names]
+
+
 def cases(quick):
     """All but recurrent kinds', those that are not quick marked slow."""
     cases = [case for case in CASES if case[0] not in RECURRENT]
@@ -417,7 +421,7 @@ def test_segments_do_not_see_each_other(name, which):
     assert np.abs(before - after)[first].max() > 1e-3
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", few(KINDS))
 def test_bfloat16_stays_near_float32(name):
     which = "causal" if "causal" in attention.get(name).supports else "bidirectional"
     half = {
@@ -618,7 +622,7 @@ def test_each_says_where_it_comes_from():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in attention.VARIANTS if "weights" in attention.get(n).supports]
+    "name", few(n for n in attention.VARIANTS if "weights" in attention.get(n).supports)
 )
 def test_weights_are_the_output_for_one_hot_values(name):
     given = drawn(name) if name != "lsh" else drawn("dense") | {"key": None}
