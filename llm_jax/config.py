@@ -245,6 +245,8 @@ class Layer:
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
     rotary_truncate = flag(True, when=YARN)  # the ramp begins and ends at whole dimensions
     rotary_strength = number(0.0, most=100, when=YARN)  # of queries, keys; 0: 0.1 log(factor) + 1
+    # Leading dimensions of a head that turn (Qwen3-Next: a quarter); 0: all.
+    rotary_dim = whole(0, 0, 2**16, when=ROTARY & absent("model.attention", "latent"))
     # Neighbouring dimensions turn together (RoFormer, DeepSeek), not those of two halves.
     rotary_interleaved = flag(False, when=ROTARY)
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
@@ -307,6 +309,8 @@ class Layer:
     expert_slots = whole(0, when=EXPERTS)  # of an expert and row, instead of a factor
     expert_bias = flag(False, when=EXPERTS)  # in the experts and in the router (gpt-oss)
     shared_experts = whole(0, when=EXPERTS)  # as wide as so many, all tokens' own (DeepSeekMoE)
+    # Times the sigmoid of a projection of their input to one number (Qwen2-MoE).
+    shared_gate = flag(False, when=EXPERTS & given("model.shared_experts"))
     router_scores = one_of("softmax", "sigmoid", when=EXPERTS)  # sigmoid: DeepSeek-V3
     # A bias of each score by which experts are chosen, but not weighed (DeepSeek-V3, 2.1.2).
     router_bias = flag(False, when=EXPERTS)
@@ -929,6 +933,8 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
                "(0 means one for each head)")
     if rotary and head_dim % 2:
         yield f"model.positions='rotary': needs an even head_dim, got {head_dim}"
+    if rotary and pattern != ["latent"] and (m.rotary_dim % 2 or m.rotary_dim > head_dim):
+        yield f"model.rotary_dim={m.rotary_dim}: must be even, and at most head_dim={head_dim}"
     if rotary and m.rotary_scaling == "ntk" and head_dim < 4:
         yield f"model.rotary_scaling='ntk': needs a head_dim of at least 4, got {head_dim}"
     if rotary and "latent" in pattern and m.latent_rotary % 2:

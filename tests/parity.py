@@ -171,6 +171,15 @@ CASES: dict[str, Case] = {
         _bert(3, 24, 4, 33, 61, num_key_value_heads=2, head_dim=10, moe_intermediate_size=12,
               num_experts=4, num_experts_per_tok=2, mlp_only_layers=[1]),
     ),
+    "qwen3-next": Case(
+        "Qwen3NextForCausalLM",
+        _bert(3, 24, 4, 33, 61, num_key_value_heads=2, head_dim=8, moe_intermediate_size=12,
+              shared_expert_intermediate_size=12, num_experts=4, num_experts_per_tok=2,
+              linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=5,
+              linear_value_head_dim=6, full_attention_interval=3,
+              rope_parameters={"rope_type": "default", "rope_theta": 50.0,
+                               "partial_rotary_factor": 0.5}),
+    ),
     "gpt-oss": Case(
         "GptOssForCausalLM",
         _bert(4, 24, 4, 20, 61, num_key_value_heads=2, head_dim=10, num_local_experts=4,

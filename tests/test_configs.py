@@ -53,6 +53,7 @@ COUNTS = {
     ("mamba2", "1.3b"): 1_343_757_312,
     ("mamba2", "2.7b"): 2_702_599_680,
     ("mamba2", "codestral-7b"): 7_285_403_648,
+    ("qwen3_next", "80b-a3b"): 79_674_391_296,
     ("gemma3", "270m"): 268_098_176,
     ("gemma3", "1b"): 999_885_952,
     ("gemma3", "4b"): 3_880_263_168,
@@ -116,6 +117,7 @@ PRINTED = {
 FAMILIES = (
     "albert", "bert", "deepseek", "distilbert", "gemma2", "gemma3", "gpt2", "gpt3", "gpt_oss",
     "llama", "mamba2", "mistral", "mixtral", "modernbert", "olmo2", "olmo3", "phi3", "qwen2",
+    "qwen3_next",
     "qwen3", "reformer", "roberta", "smollm3", "switch", "t5", "transformer",
 )  # fmt: skip
 

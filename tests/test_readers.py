@@ -36,7 +36,7 @@ CASES = {
     "blocks": {"model.attention": "bigbird", "model.block": 2},
     "lora": {"model.lora_rank": 2},
     "experts": {"model.num_experts": 4, "model.expert_capacity": 1.0, "model.expert_every": 2,
-                "model.router_groups": 2},
+                "model.router_groups": 2, "model.shared_experts": 1},
     "reversible": {"model.reversible": True, "model.attention": "lsh", "model.lsh_chunk": 4},
     "bert": ENCODER | {"objective.name": "bert", "data.packing": "none", "model.pooler": True,
                        "model.type_vocab_size": 2, "model.head": "mlm,sequence",

@@ -6,7 +6,8 @@ python launch.py sweep --config=configs/ablations/mixers.py:hybrids --workdir=ru
 All kinds of attention that a decoder can have, at equal parameters; of three rates each takes the
 one with the lowest validation loss of seed 0, and is scored on test with all seeds. Linear kinds
 have short convolutions before them, as in their papers (Yang 2024 and 2025, Dao & Gu 2024, Kimi
-2025), and no rotary positions, which a state has no need of.
+2025), and no rotary positions, which a state has no need of (RetNet has them, and Mamba-3 no
+convolutions).
 
 :hybrids has softmax in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the rest Gated DeltaNet
 (as Qwen3-Next and Kimi Linear have 1 of 4). :main is a kind of each group. Of :all there are about
@@ -37,11 +38,12 @@ SOFTMAX = {
 }  # fmt: skip
 LINEAR = (
     "linear", "performer", "based", "rebased", "retnet", "gated_linear", "gla", "hgrn2", "gsa",
-    "rwkv6", "mamba2", "log_linear", "deltanet", "gated_deltanet", "gated_deltaproduct", "kda",
-    "rwkv7", "mesa_net",
+    "rwkv6", "mamba2", "mamba3", "log_linear", "deltanet", "gated_deltanet",
+    "gated_deltaproduct", "kda", "rwkv7", "mesa_net",
 )  # fmt: skip
 OWN = {"performer": {"model.random_features": 64}, "gsa": {"model.slots": 32},
-       "mamba2": {"model.num_key_heads": 1}}  # fmt: skip
+       "mamba2": {"model.num_key_heads": 1}, "retnet": {"model.positions": "rotary"},
+       "mamba3": {"model.num_key_heads": 1, "model.short_conv": 0}}  # fmt: skip
 KINDS = SOFTMAX | {
     name: {"model.attention": name, "model.positions": "none", "model.short_conv": 4}
     | OWN.get(name, {})

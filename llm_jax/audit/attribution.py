@@ -25,18 +25,15 @@ class Text:
       batch: tokens, segment_ids [1, T].
       free: [T], whether a token may be taken away: neither padding nor a special token.
       pieces: the tokens as text.
+      read: the position that the head reads: of an encoder the first, of a decoder the last.
       target: the class, or the token to come next, that the model thinks likeliest.
     """
 
     batch: dict[str, np.ndarray]
     free: np.ndarray
     pieces: list[str]
-    target: int
-
-    @property
-    def last(self) -> int:
-        """The position that is read: of a decoder the last token, of an encoder the first."""
-        return int(self.batch["segment_ids"].sum()) - 1
+    read: int = 0
+    target: int = 0
 
 
 class Reader:
@@ -50,7 +47,6 @@ class Reader:
         self.lm, self.model = subject.lm, subject.lm.model
         self.params, self.classes = subject.lm.params, subject.kind == "classes"
         self.length = min(LONGEST, self.model.cfg.max_length)
-        self.read_first = self.model.cfg.kind == "encoder"
 
     def texts(self, texts: list[str]) -> list[Text]:
         """Reads texts, cut to what is looked at; those of less than 4 tokens are left out."""
@@ -68,7 +64,8 @@ class Reader:
             batch = {"tokens": tokens, "segment_ids": (np.arange(self.length) < len(row))[None] * 1}
             known = tokenizer.pieces()
             pieces = [tokenizer.decode([i]) or known[i] for i in row]
-            made = Text(batch, np.array(free + [False] * pad), pieces, 0)
+            read = 0 if self.model.cfg.kind == "encoder" else len(row) - 1
+            made = Text(batch, np.array(free + [False] * pad), pieces, read)
             target = int(self.logits(made, np.ones((1, self.length), bool)).argmax())
             rows.append(dataclasses.replace(made, target=target))
         return rows
@@ -93,7 +90,7 @@ class Reader:
     @partial(jax.jit, static_argnums=0)
     def _logits(self, params, batch, seen, free):
         vectors = token_vectors(self.model, params, batch["tokens"]) * (seen | ~free)[..., None]
-        return self.answer(params, self._copies(batch, len(seen)), vectors=vectors)
+        return self.answer(params, copies(batch, len(seen)), vectors=vectors)
 
     @partial(jax.jit, static_argnums=0)
     def gradients(self, params, batch, free, target):
@@ -120,9 +117,10 @@ class Reader:
         hidden = jnp.take_along_axis(outputs.hidden, last, axis=1)
         return models.logits(outputs._replace(hidden=hidden))[:, 0]
 
-    @staticmethod
-    def _copies(batch, count):
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), batch)
+
+def copies(batch: Any, count: int) -> Any:
+    """Arrays [1, …] as [count, …]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), batch)
 
 
 def log_odds(logits: jax.Array, target: int) -> jax.Array:
@@ -153,7 +151,7 @@ def occlusion(reader: Reader, text: Text, params: Any) -> np.ndarray:
 
 def attention(reader: Reader, text: Text, params: Any) -> np.ndarray:
     """Attention of the position that is read, in the last layer, mean over heads."""
-    return _attention(reader, text, params)[-1][0 if reader.read_first else text.last]
+    return _attention(reader, text, params)[-1][text.read]
 
 
 def rollout(reader: Reader, text: Text, params: Any) -> np.ndarray:
@@ -161,7 +159,7 @@ def rollout(reader: Reader, text: Text, params: Any) -> np.ndarray:
     flow = np.eye(reader.length)
     for weights in _attention(reader, text, params):
         flow = (weights + np.eye(reader.length)) / 2 @ flow
-    return flow[0 if reader.read_first else text.last]
+    return flow[text.read]
 
 
 def _attention(reader, text, params):

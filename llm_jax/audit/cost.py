@@ -62,15 +62,17 @@ def trained(subject: Subject) -> list[dict]:
     found = [
         figure("tokens trained on (logged steps stand for those between)", tokens),
         figure("training", flops_per_token(subject.config) * tokens, "FLOPs"),
-        figure(f"training steps on {devices} devices", hours, "device-hours"),
+        figure(f"training steps, devices: {devices}", hours, "device-hours"),
     ]
     asked = subject.options
     if asked.watts:
         energy = hours * asked.watts / 1000
-        found.append(figure(f"energy, at {asked.watts:g} W a device", energy, "kWh"))
+        stated = f"{asked.watts:g} W a device are stated"
+        found.append(figure("energy", energy, "kWh", error=stated))
         if asked.grid:
             carbon = energy * asked.grid
-            found.append(figure(f"at {asked.grid:g} kg CO2e a kWh", carbon, "kg CO2e"))
+            stated = f"{asked.grid:g} kg a kWh are stated"
+            found.append(figure("emission", carbon, "kg CO2e", error=stated))
     return found
 
 

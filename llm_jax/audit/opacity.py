@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
+from llm_jax import config as configs
 from llm_jax import models
-from llm_jax.audit.attribution import METHODS, Reader, Text, log_odds
+from llm_jax.audit.attribution import METHODS, Reader, Text, copies, log_odds
 from llm_jax.audit.limit import Limit, Picture, Results, panels
 from llm_jax.audit.report import page
 from llm_jax.audit.statistics import bootstrapped, mean, ratio, share
@@ -108,8 +109,8 @@ def _by_layer(reader: Reader, texts: list[Text]) -> tuple[list[dict], dict]:
         whole = np.ones((1, reader.length), bool)
         left = reader.score(text, ~np.eye(reader.length, dtype=bool))
         left = np.where(text.free, left, np.inf)  # without the token that matters most
-        gone, read = int(left.argmin()), 0 if reader.read_first else text.last
-        odds = patch(reader, reader.params, text.batch, gone, read, text.target)
+        gone = int(left.argmin())
+        odds = patch(reader, reader.params, text.batch, gone, text.read, text.target)
         patched.append(np.asarray(odds) - left[gone])
         effect.append(reader.score(text, whole)[0] - left[gone])
         if names:
@@ -151,8 +152,7 @@ def patch(
     difference = (whole - spoilt)[layer, place]
     changes = jnp.zeros((L, 2 * L, reader.length, D), difference.dtype)
     changes = changes.at[layer, jnp.arange(2 * L), place].set(difference)
-    batch, vectors = (jax.tree.map(lambda x: jnp.broadcast_to(x, (2 * L, *x.shape[1:])), y)
-                      for y in (batch, without))  # fmt: skip
+    batch, vectors = copies((batch, without), 2 * L)
     logits = reader.answer(params, batch, vectors=vectors, changes=changes)
     return log_odds(logits, target).reshape(L, 2)
 
@@ -162,9 +162,11 @@ def components(reader: Reader) -> list[str]:
     cfg = reader.model.cfg
     if reader.classes or cfg.norm_place == "post":
         return []
-    each = (f"layer {i + 1}'s {part}" for i in range(cfg.num_layers)
-            for part in ("attention", "feed-forward"))  # fmt: skip
-    return ["embeddings", *each]
+    names = ["embeddings"]
+    for i, layer in enumerate(configs.layers(cfg, cfg.num_layers), start=1):
+        both = layer.num_experts or layer.feed_forward
+        names += [f"layer {i}'s {part}" for part in ("attention", "feed-forward")[: 1 + bool(both)]]
+    return names
 
 
 @partial(jax.jit, static_argnums=0)

@@ -21,13 +21,7 @@ FALSE = 0.05  # the low rate of false positives
 
 def measure(subject: Subject) -> dict:
     """Membership of documents in training; extraction and exposure of a decoder of words."""
-    members, others = (subject.documents(split) for split in ("train", "validation"))
-    scores = np.concatenate([-document_losses(subject, x) for x in (members, others)])
-    member = np.arange(len(scores)) < len(members)
-    found = [
-        bootstrapped("membership inference by loss: AUC", auc, scores, member),
-        bootstrapped(f"true positives at {FALSE:.0%} false ones", at_low, scores, member),
-    ]
+    found, (fpr, tpr) = membership(subject)
     if subject.kind == "words":
         for split in ("train", "validation"):
             texts = [subject.lm.tokenizer.encode(text) for text in subject.texts(split)]
@@ -40,8 +34,19 @@ def measure(subject: Subject) -> dict:
             found.append(figure(f"exposure of {canary!r}", bits, "bits", error=(
                 f"against {SECRETS:,} secrets: at most {math.log2(SECRETS + 1):.1f}, by chance "
                 "1.4 on average")))  # fmt: skip
-    fpr, tpr = roc(scores, member)
     return {"figures": found, "roc": {"fpr": fpr.tolist(), "tpr": tpr.tolist()}}
+
+
+def membership(subject: Subject) -> tuple[list[dict], tuple[np.ndarray, np.ndarray]]:
+    """Membership inference by loss (Yeom 2018): AUC and what is told at a low rate; the ROC."""
+    members, others = (subject.documents(split) for split in ("train", "validation"))
+    scores = np.concatenate([-document_losses(subject, x) for x in (members, others)])
+    member = np.arange(len(scores)) < len(members)
+    found = [
+        bootstrapped("membership inference by loss: AUC", auc, scores, member),
+        bootstrapped(f"true positives at {FALSE:.0%} false ones", at_low, scores, member),
+    ]
+    return found, roc(scores, member)
 
 
 def document_losses(subject: Subject, documents: Sequence) -> np.ndarray:

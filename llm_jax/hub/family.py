@@ -58,8 +58,8 @@ class Family:
         where that one is left out.
       dropped: patterns of tensors that carry nothing, beside DROPPED.
       if_zero: tensors that are left out where they are zero.
-      within: end of a tensor's name -> axes of our outputs, such as heads, in each entry of which
-        its pieces lie side by side; else they do as wholes.
+      within: end of a tensor's name -> key of the layer's config: in each of so many parts, such as
+        heads, its pieces lie side by side; else they do as wholes.
       units: tensors of theirs -> the axis of length 1 that they have and ours have not.
       by_kind: kind of attention -> entries that its layers have instead.
       experts: entries that layers with experts have instead, a second '{}' for the expert.
@@ -90,7 +90,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     if_zero: tuple[str, ...] = ()
-    within: Mapping[str, int] = field(default_factory=dict)
+    within: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
     by_kind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -396,7 +396,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
         for path in by_module.get(ours, ()):
             if model.share_layers and "{}" in theirs:
                 continue  # theirs has one for each layer
-            shape, name = paths.pop(path), theirs
+            shape, name, layer = paths.pop(path), theirs, model
             if numbers := configs.numbers(model, "/".join(path)):
                 layer = layers[path[0]][numbers[0]]
                 own = family.by_kind.get(layer.attention, {})
@@ -406,11 +406,12 @@ def plan(family: Family, model: ConfigDict) -> Plan:
                 name += ".bias" if path[-1] == "bias" else ".weight"
             axes = name.count("{}")
             for index in np.ndindex(shape[:axes]):
-                piece = _piece(family, name, path, shape[:axes], index, shape[axes:])
+                part = path, shape[:axes], index, shape[axes:]
+                piece = _piece(family, layer, name, *part)
                 if name in family.units:
-                    at = family.units[name]
-                    theirs = (*piece.theirs[:at], 1, *piece.theirs[at:])
-                    piece = piece._replace(theirs=theirs, cut=piece.cut + (at <= piece.cut))
+                    at, flat = family.units[name], piece.theirs
+                    with_unit = (*flat[:at], 1, *flat[at:])
+                    piece = piece._replace(theirs=with_unit, cut=piece.cut + (at <= piece.cut))
                 places = (numbers[index[0]], *index[1:]) if index else ()
                 out.setdefault(name.format(*places), []).append(piece)
     if paths:
@@ -425,7 +426,7 @@ EXPERTS = ("router", "gate", "up", "down")  # bare matrices of mixtures of exper
 
 
 def _piece(
-    family: Family, name: str, path: tuple, stack: tuple, index: tuple, shape: tuple
+    family: Family, layer: Any, name: str, path: tuple, stack: tuple, index: tuple, shape: tuple
 ) -> Piece:
     """Where a parameter lies: ours are [experts, inputs, outputs], theirs mostly outputs first."""
     last, n = path[-1], len(shape)
@@ -444,10 +445,10 @@ def _piece(
     size = lambda axes: math.prod(shape[axis] for axis in axes)
     theirs = [size(part) for part in ((outs, ins) if turned else (ins, outs))]
     theirs = (*shape[:batch], *(theirs if inputs else [size(outs)]))
-    within = next((k for end, k in family.within.items() if name.endswith(end)), 0)
-    outer = size(each) * (1 if turned else size(ins)) * size(outs[:within])
+    parts = next((layer[key] for end, key in family.within.items() if name.endswith(end)), 1)
+    outer = size(each) * (1 if turned else size(ins)) * parts
     cut = batch + (inputs > 0 and not turned)
-    return Piece(path, stack, index, shape, theirs, cut, tuple(order), outer, size(outs[within:]))
+    return Piece(path, stack, index, shape, theirs, cut, tuple(order), outer, size(outs) // parts)
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import split
-from llm_jax.models.layers import GATED, PLAIN, Mlp, annotate, normal, residual_scale
+from llm_jax.models.layers import GATED, PLAIN, Dense, Mlp, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
@@ -23,7 +23,7 @@ class MixtureOfExperts(nn.Module):
     Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088), or
     as router_* says: sigmoids, a bias that bears on the choice alone, groups of experts
     (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2). The bias learns by no gradient, and
-    is not adapted to the load: it stays as it is. shared_experts are added ungated (DeepSeekMoE,
+    is not adapted to the load: it stays as it is. shared_experts are added (DeepSeekMoE,
     Dai 2024, https://arxiv.org/abs/2401.06066, 3.2).
     Capacity factor c: of a row with n real tokens each expert takes the first ceil(c k n / E); the
     others are dropped, which leaves them the residual branch's 0. expert_slots is such a number
@@ -67,7 +67,12 @@ class MixtureOfExperts(nn.Module):
             y_BTD = self._dropless(x_BTD, top_BTk, expert_BTk, kernels)
         if cfg.shared_experts:
             wide = FrozenConfigDict({**cfg, "mlp_dim": cfg.shared_experts * cfg.mlp_dim})
-            y_BTD += Mlp(wide, self.deterministic, name="shared")(x_BTD)
+            shared_BTD = Mlp(wide, self.deterministic, name="shared")(x_BTD)
+            if cfg.shared_gate:
+                width = (cfg.embed_dim,)
+                gate = Dense(cfg, width, (), ("embed",), use_bias=False, name="shared_gate")
+                shared_BTD *= jax.nn.sigmoid(gate(x_BTD))[..., None]
+            y_BTD += shared_BTD
         return y_BTD.astype(x_BTD.dtype)
 
     def _vector(self, name):

@@ -64,6 +64,9 @@ def rotate(cfg: FrozenConfigDict, x: jax.Array, positions: jax.Array) -> jax.Arr
 
     Dimension i turns with i + H / 2; with rotary_interleaved 2 i with 2 i + 1, as in the paper.
     """
+    if 0 < cfg.rotary_dim < x.shape[-1] and cfg.attention != "latent":
+        turned, left = jnp.split(x, [cfg.rotary_dim], axis=-1)
+        return jnp.concatenate([rotate(cfg, turned, positions), left], axis=-1)
     angles = positions[..., None, None] * rotary_rates(cfg, x.shape[-1])
     strength = rotary_strength(cfg)
     sin, cos = strength * jnp.sin(angles), strength * jnp.cos(angles)

@@ -320,7 +320,11 @@ def test_every_recurrent_kind_has_one():
     assert set(RECURRENT) <= set(REFERENCES)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+# Of others test_variants.py holds values and gradients to their definitions, too.
+@pytest.mark.parametrize("name", [
+    name if attention.get(name).state else pytest.param(name, marks=pytest.mark.slow)
+    for name in REFERENCES
+])  # fmt: skip
 def test_packed_segments_equal_separate_calls(name):
     """Values, and gradients of all arguments."""
     pieces = [piece for piece in PIECES if name not in PLACED or piece[1] == 0]
@@ -344,6 +348,7 @@ def test_packed_segments_equal_separate_calls(name):
         close(gradients[key], torch.zeros_like(x) if x.grad is None else x.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REFERENCES if attention.get(name).state])
 def test_a_state_handed_over_goes_on(name):
     variant, a, half = attention.get(name), drawn(name, T), 40

@@ -46,7 +46,7 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(kind, changes,
     reader = attribution.Reader(SimpleNamespace(lm=lm, kind=kind))
     tokens = np.random.default_rng(0).integers(0, 40, (1, reader.length))
     free = np.arange(reader.length) > 0
-    text = attribution.Text({"tokens": tokens, "segment_ids": np.ones_like(tokens)}, free, [], 0)
+    text = attribution.Text({"tokens": tokens, "segment_ids": np.ones_like(tokens)}, free, [])
     likeliest = int(reader.logits(text, everything(reader)).argmax())
     text = dataclasses.replace(text, target=likeliest)
     found = attribution.integrated_gradients(reader, text, params)
@@ -76,10 +76,9 @@ def test_patching_below_the_first_layer_gives_all_back_where_the_token_was_and_n
 ):
     reader, (text, *_) = read
     places = np.flatnonzero(text.free)
-    read_at = 0 if reader.read_first else text.last
-    gone = int(places[places != read_at][0])
+    gone = int(places[places != text.read][0])
     without = np.arange(reader.length) != gone
-    odds = opacity.patch(reader, reader.params, text.batch, gone, read_at, text.target)
+    odds = opacity.patch(reader, reader.params, text.batch, gone, text.read, text.target)
     whole, left = reader.score(text, np.stack([everything(reader)[0], without]))
     np.testing.assert_allclose(odds[0], [whole, left], atol=1e-4)
 

@@ -28,6 +28,8 @@ LLAMA = {"norm": "rmsnorm", "positions": "rotary", "use_bias": False, "activatio
 LATENT = LLAMA | {"attention": "latent", "num_kv_heads": 4, "head_dim": 4, "latent_kv": 5,
                   "latent_rotary": 4, "rotary_interleaved": True,
                   "norm_epsilon": 1e-6}  # fmt: skip
+DELTA = ("gated_deltanet num_heads=4 num_key_heads=2 head_dim=5 value_dim=7 short_conv=3 "
+         "positions=none qk_norm=False")  # fmt: skip
 MODELS = {  # but phi3, which has no model of its own
     "gpt2": {},
     "llama": LLAMA,
@@ -57,6 +59,11 @@ MODELS = {  # but phi3, which has no model of its own
     "smollm3": LLAMA | {"head_dim": 4, "layers": "2 dense, 1 dense positions=none"},
     "qwen3_moe": LLAMA | {"qk_norm": True, "num_experts": 3,
                           "layers": "1 dense num_experts=0 mlp_dim=9, 2 dense"},
+    "qwen3_next": LLAMA | {
+        "qk_norm": True, "norm_zero_centered": True, "output_gate": True, "rotary_dim": 2,
+        "num_experts": 3, "shared_experts": 2, "shared_gate": True,
+        "layers": f"1 {DELTA}, 1 dense, 2 {DELTA}", "num_layers": 4,
+    },
     "gpt_oss": LLAMA | {
         "use_bias": True, "attention_sinks": True, "num_experts": 3, "expert_bias": True,
         "activation": "clamped_swiglu", "layers": "1 local, 1 dense", "window": 5,

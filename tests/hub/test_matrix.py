@@ -27,7 +27,8 @@ CASES = {
     "distilbert": "distilbert-a", "electra": "electra-a", "albert": "albert-a",
     "t5-1.0": "t5-v1.0-a", "t5-1.1": "t5-v1.1-a", "marian": "marian-a",
     "reformer": "reformer-lsh-a", "gemma2": "gemma2-a", "olmo3": "olmo3-a",
-    "smollm3": "smollm3-a", "phi3": "phi3-a", "qwen3_moe": "qwen3-moe", "gpt_oss": "gpt-oss",
+    "smollm3": "smollm3-a", "phi3": "phi3-a", "qwen3_moe": "qwen3-moe", "qwen3_next": "qwen3-next",
+    "gpt_oss": "gpt-oss",
     "deepseek_v2": "deepseek-v2-groups", "deepseek_v3": "deepseek-v3", "switch": "switch",
     "modernbert": "modernbert-a", "mamba2": "mamba2-a",
 }  # fmt: skip

@@ -59,9 +59,15 @@ def test_every_position_scheme(positions):
     close(stepwise(model, params), whole(model, params))
 
 
-@pytest.mark.parametrize(
-    "kind", sorted(name for name, v in attention.VARIANTS.items() if "cache" in v.supports)
-)
+# Kinds that keep something of their own; those of keys and values alone are alike.
+ALIKE = ("flash", "blockwise", "talking_heads", "sigmoid", "differential", "strided", "performer",
+         "based", "rebased", "retnet", "gated_linear", "hgrn2", "deltanet", "stick_breaking")
+
+
+@pytest.mark.parametrize("kind", [
+    pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
+    for name, v in attention.VARIANTS.items() if "cache" in v.supports
+])  # fmt: skip
 def test_every_kind_of_attention(kind):
     small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
              "block": 2, "selected_blocks": 3, "index_topk": 4, "index_dim": 6, "value_dim": 6,

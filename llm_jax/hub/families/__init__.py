@@ -16,9 +16,9 @@ FAMILIES: dict[str, Family] = {
     for family in (
         gpt2.GPT2, llama.LLAMA, llama.MISTRAL, experts.MIXTRAL, llama.QWEN2, llama.QWEN3,
         llama.OLMO2, gemma.GEMMA2, gemma.GEMMA3, llama.OLMO3, llama.SMOLLM3, llama.PHI3,
-        experts.QWEN3_MOE, experts.GPT_OSS, deepseek.DEEPSEEK_V3, deepseek.DEEPSEEK_V2, bert.BERT,
-        bert.ROBERTA, bert.DISTILBERT, bert.ELECTRA, bert.ALBERT, bert.MODERNBERT, t5.T5,
-        t5.SWITCH, t5.MARIAN, reformer.REFORMER, mamba.MAMBA2,
+        experts.QWEN3_MOE, experts.QWEN3_NEXT, experts.GPT_OSS, deepseek.DEEPSEEK_V3,
+        deepseek.DEEPSEEK_V2, bert.BERT, bert.ROBERTA, bert.DISTILBERT, bert.ELECTRA, bert.ALBERT,
+        bert.MODERNBERT, t5.T5, t5.SWITCH, t5.MARIAN, reformer.REFORMER, mamba.MAMBA2,
     )
 }
 

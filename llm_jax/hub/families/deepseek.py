@@ -125,7 +125,7 @@ DEEPSEEK_V3 = dataclasses.replace(
     given={"latent_query": llama.in_layers({"attention/query": "self_attn.q_b_proj"})},
     experts=experts.EXPERTS
     | llama.in_layers({"mlp/choice_bias": "mlp.gate.e_score_correction_bias"}),
-    within={"kv_b_proj.weight": 1},  # a head's key before its value
+    within={"kv_b_proj.weight": "num_heads"},  # a head's key before its value
     dropped=(*llama.LLAMA.dropped, r"model\.layers\.61\..*"),  # multi-token prediction, as released
     classes=llama.decoders("DeepseekV3"),
     read=lambda hf, names: _read_v3(_check_v3(hf), names),

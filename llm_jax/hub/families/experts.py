@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from ml_collections import ConfigDict
 
 from llm_jax import config as configs
+from llm_jax import pattern
 from llm_jax.config import ConfigError
 from llm_jax.hub.families import llama, rope
-from llm_jax.hub.family import Key
+from llm_jax.hub.family import SAME, Key
 
 
 def check_gates(hf: dict, k: int, family: str) -> None:
@@ -70,19 +71,24 @@ EXPERTS = llama.in_layers({
 })  # fmt: skip
 
 
-def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
-    if hf.get("norm_topk_prob"):
-        check_gates(hf, 8, "qwen3_moe")
-    n, step = llama.depth(hf, 24), hf.pop("decoder_sparse_step", 1)
-    only = hf.pop("mlp_only_layers", None) or []
+def _dense(hf: dict, n: int) -> list[bool]:
+    """Which of the layers have no experts."""
+    step, only = hf.pop("decoder_sparse_step", 1), hf.pop("mlp_only_layers", None) or []
     if type(step) is not int or step < 1 or not isinstance(only, list):
         raise ConfigError(f"config.json: decoder_sparse_step={step!r}, mlp_only_layers={only!r}: "
                           "must be 1 or more, and a list")
+    return [i in only or (i + 1) % step > 0 for i in range(n)]
+
+
+def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
+    if hf.get("norm_topk_prob"):
+        check_gates(hf, 8, "qwen3_moe")
+    n = llama.depth(hf, 24)
     window = hf.pop("sliding_window", 4096)
     window = window if hf.pop("use_sliding_window", False) else None
     hf.pop("max_window_layers", None), hf.pop("layer_types", None)  # which it does not read
     types = ["full_attention" if window is None else "sliding_attention"] * n
-    more = read_dense(hf, 6144, [i in only or (i + 1) % step > 0 for i in range(n)])
+    more = read_dense(hf, 6144, _dense(hf, n))
     return rope.read(hf | llama.read_layers(llama.read_types(hf, window, types), more), names)
 
 
@@ -165,8 +171,120 @@ GPT_OSS = dataclasses.replace(
         "mlp/up_bias": "mlp.experts.gate_up_proj_bias",
         "mlp/down_bias": "mlp.experts.down_proj_bias",
     }),
-    within={"gate_up_proj": 1, "gate_up_proj_bias": 1},  # a unit's gate before its up
+    within={"gate_up_proj": "mlp_dim", "gate_up_proj_bias": "mlp_dim"},
     classes=llama.decoders("GptOss"),
     read=_read_gpt_oss,
     write=_write_gpt_oss,
+)  # fmt: skip
+
+
+_LINEAR = {  # key of our layers with gated_deltanet -> theirs of all of them
+    "num_heads": "linear_num_value_heads", "num_key_heads": "linear_num_key_heads",
+    "head_dim": "linear_key_head_dim", "value_dim": "linear_value_head_dim",
+    "short_conv": "linear_conv_kernel_dim",
+}  # fmt: skip
+_LINEAR_SIZES = dict(zip(_LINEAR, (32, 16, 128, 128, 4), strict=True))
+
+
+def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
+    """Layers of linear attention have sizes of their own, and no positions."""
+    if hf.get("norm_topk_prob", True):
+        check_gates(hf, 10, "qwen3_next")
+    n, period = llama.depth(hf, 48), hf.pop("full_attention_interval", 4)
+    if configs.typed("config.json: full_attention_interval", 0, period) < 1:
+        raise ConfigError(f"config.json: full_attention_interval={period}: must be 1 or more")
+    known, types = ("full_attention", "linear_attention"), hf.pop("layer_types", None)
+    types = types or [known[(i + 1) % period > 0] for i in range(n)]
+    if not isinstance(types, list) or len(types) != n or not set(types) <= set(known):
+        raise ConfigError(f"config.json: layer_types={types!r}: lists 'full_attention' and "
+                          f"'linear_attention' for num_hidden_layers={n}")
+    sizes = {key: configs.typed(f"config.json: {name}", 0, hf.pop(name, _LINEAR_SIZES[key]))
+             for key, name in _LINEAR.items()}  # fmt: skip
+    linear = "gated_deltanet " + " ".join(f"{key}={size}" for key, size in sizes.items())
+    linear += " positions=none qk_norm=False"
+    kinds = {"full_attention": "dense", "linear_attention": linear}
+    more = read_dense(hf, 5632, _dense(hf, n))
+    hf["layers"] = pattern.write([kinds[t] + x for t, x in zip(types, more, strict=True)])
+    width, shared = hf.get("moe_intermediate_size", 512), "shared_expert_intermediate_size"
+    wide = configs.typed(f"config.json: {shared}", 0, hf.pop(shared, 512))
+    if wide % configs.typed("config.json: moe_intermediate_size", 0, width):
+        raise ConfigError(f"config.json: {shared}={wide}: must be a multiple of "
+                          f"moe_intermediate_size={width}")
+    scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    turned = hf.pop("partial_rotary_factor", 0.25)
+    turned = scaling.get("partial_rotary_factor", turned) if isinstance(scaling, dict) else 0.0
+    head = configs.typed("config.json: head_dim", 0, hf.get("head_dim", 256))
+    turned = int(head * configs.typed("config.json: rope_parameters", 0.0, turned))
+    hf = rope.read(hf | {"shared_experts": wide // width, "rotary_dim": turned}, names)
+    hf.pop("rope_parameters.partial_rotary_factor", None)
+    return hf
+
+
+def _write_qwen3_next(hf: dict, model: ConfigDict) -> dict:
+    layers = configs.layers(model, model.num_layers)
+    linear = [layer for layer in layers if layer.attention not in SAME]
+    dense, wide = dense_layers(model, "qwen3_next")
+    hf = rope.write({k: v for k, v in hf.items() if k != "layers"}, model)
+    turned = hf.pop("rotary_dim") / model.head_dim or 1.0
+    for part in ("rope_parameters", "rope_scaling"):
+        hf[part] = hf[part] and hf[part] | {"partial_rotary_factor": turned}
+    sizes = {name: linear[0][key] if linear else _LINEAR_SIZES[key]
+             for key, name in _LINEAR.items()}  # fmt: skip
+    return hf | sizes | {
+        "layer_types": ["full_attention" if x.attention in SAME else "linear_attention"
+                        for x in layers],
+        "mlp_only_layers": dense, "decoder_sparse_step": 1, "intermediate_size": wide,
+        "partial_rotary_factor": turned,
+        "shared_expert_intermediate_size": hf.pop("shared_experts") * model.mlp_dim,
+    }  # fmt: skip
+
+
+_OF_LINEAR = {
+    "query": "in_proj_qkvz", "key": "in_proj_qkvz", "value": "in_proj_qkvz",
+    "gate": "in_proj_qkvz", "out": "out_proj",
+}  # fmt: skip
+QWEN3_NEXT = dataclasses.replace(
+    QWEN3_MOE,
+    name="qwen3_next",
+    model=llama.LIKE_LLAMA | {
+        "qk_norm": True, "norm_zero_centered": True, "output_gate": True, "shared_gate": True,
+    },
+    keys=(
+        *llama.keys(vocab_size=151936, hidden_size=2048, num_hidden_layers=48, head_dim=256,
+                    num_attention_heads=16, num_key_value_heads=2, max_position_embeddings=32768,
+                    intermediate_size=None),
+        Key("moe_intermediate_size", "mlp_dim", 512),
+        Key("num_experts", "num_experts", 512),
+        Key("num_experts_per_tok", "experts_per_token", 10),
+        Key("norm_topk_prob", "router_normalized", True),
+        Key("router_aux_loss_coef", "router_balance", 0.001),
+        Key("layers", "layers"),
+        Key("shared_experts", "shared_experts"),
+        Key("rotary_dim", "rotary_dim"),
+    ),
+    modules=QWEN3_MOE.modules | llama.in_layers({
+        "attention/gate": "self_attn.q_proj",
+        "attention/beta": "linear_attn.in_proj_ba",
+        "attention/decay/kernel": "linear_attn.in_proj_ba.weight",
+        "attention/decay/bias": "linear_attn.dt_bias",
+        "attention/query_conv": "linear_attn.conv1d",
+        "attention/key_conv": "linear_attn.conv1d",
+        "attention/value_conv": "linear_attn.conv1d",
+        "attention/log_speed": "linear_attn.A_log",
+        "attention/norm": "linear_attn.norm.weight",
+        "mlp/shared/gate": "mlp.shared_expert.gate_proj",
+        "mlp/shared/up": "mlp.shared_expert.up_proj",
+        "mlp/shared/down": "mlp.shared_expert.down_proj",
+        "mlp/shared_gate": "mlp.shared_expert_gate",
+    }),
+    by_kind={"gated_deltanet": llama.in_layers(
+        {f"attention/{ours}": f"linear_attn.{theirs}" for ours, theirs in _OF_LINEAR.items()}
+    )},
+    within={"q_proj.weight": "num_heads", "in_proj_qkvz.weight": "num_key_heads",
+            "in_proj_ba.weight": "num_key_heads"},
+    units={"model.layers.{}.linear_attn.conv1d.weight": 1},
+    dropped=(*llama.LLAMA.dropped, r"mtp\..*"),  # multi-token prediction
+    classes=llama.decoders("Qwen3Next"),
+    read=_read_qwen3_next,
+    write=_write_qwen3_next,
 )  # fmt: skip
