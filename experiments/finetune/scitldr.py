@@ -79,9 +79,11 @@ def report(runs: dict[str, dict]) -> study.Report:
     if "run" in runs:
         shown = [[one["target"], one["text"]] for one in runs["run"]["shown"]]
         text += "\n\n" + table(["written by people", "by the model"], shown)
-        text += f"\n\n    {runs['run']['command']}"
-    reached = f"{100 * runs['run']['rouge1']:.1f}" if "run" in runs else "not run"
-    target = study.Target("ROUGE beside lead-1", reached, "run" in runs)
+        text += "\n\nFrom so few texts, and from nothing, it has learned what such summaries sound like, "
+        text += f"not what a paper is about.\n\n    {runs['run']['command']}"
+    sides = (f"{100 * runs[name]['rouge1']:.1f}" for name in ("run", "lead") if "run" in runs)
+    reached = " beside ".join(sides) or "not run"
+    target = study.Target("ROUGE-1 beside lead-1's", reached, "run" in runs)
     return study.Report([target], text)
 
 
