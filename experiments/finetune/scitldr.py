@@ -79,8 +79,8 @@ def report(runs: dict[str, dict]) -> study.Report:
     if "run" in runs:
         shown = [[one["target"], one["text"]] for one in runs["run"]["shown"]]
         text += "\n\n" + table(["written by people", "by the model"], shown)
-        text += "\n\nFrom so few texts, and from nothing, it has learned what such summaries sound like, "
-        text += f"not what a paper is about.\n\n    {runs['run']['command']}"
+        text += "\n\nFrom so few texts, and from nothing, it has learned what such summaries sound "
+        text += f"like, not what a paper is about.\n\n    {runs['run']['command']}"
     sides = (f"{100 * runs[name]['rouge1']:.1f}" for name in ("run", "lead") if "run" in runs)
     reached = " beside ".join(sides) or "not run"
     target = study.Target("ROUGE-1 beside lead-1's", reached, "run" in runs)
