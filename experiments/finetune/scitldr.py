@@ -81,9 +81,9 @@ def report(runs: dict[str, dict]) -> study.Report:
         text += "\n\n" + table(["written by people", "by the model"], shown)
         text += "\n\nFrom so few texts, and from nothing, it has learned what such summaries sound "
         text += f"like, not what a paper is about.\n\n    {runs['run']['command']}"
-    sides = (f"{100 * runs[name]['rouge1']:.1f}" for name in ("run", "lead") if "run" in runs)
-    reached = " beside ".join(sides) or "not run"
-    target = study.Target("ROUGE-1 beside lead-1's", reached, "run" in runs)
+    score = {name: f"{100 * run['rouge1']:.1f}" for name, run in runs.items()}
+    reached = f"measured: ROUGE-1 {score.get('run', 'not run')}, lead-1's {score['lead']}"
+    target = study.Target("ROUGE beside lead-1", reached, "run" in runs)
     return study.Report([target], text)
 
 
