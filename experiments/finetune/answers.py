@@ -158,6 +158,7 @@ def report(runs: dict[str, dict]) -> study.Report:
     targets, rows = [], []
     for name, what in {**SETS, "nothing": "CMRC 2018, Chinese, from nothing"}.items():
         if name not in runs:
+            targets.append(study.Target(f"{what}: F1 rises in training", "not run", False))
             continue
         before, after, other = runs[f"{name}-untrained"], runs[name], runs[f"{name}-matched"]
         sides = {key: (before[f"eval_{key}"], after[f"eval_{key}"], other[key])
