@@ -62,7 +62,7 @@ MODELS = {  # but phi3, which has no model of its own
     "qwen3_next": LLAMA | {
         "qk_norm": True, "norm_zero_centered": True, "output_gate": True, "rotary_dim": 2,
         "num_experts": 3, "shared_experts": 2, "shared_gate": True,
-        "layers": f"1 {DELTA}, 1 dense, 2 {DELTA}", "num_layers": 4,
+        "layers": f"1 {DELTA}, 1 dense",
     },
     "gpt_oss": LLAMA | {
         "use_bias": True, "attention_sinks": True, "num_experts": 3, "expert_bias": True,
