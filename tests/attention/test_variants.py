@@ -470,6 +470,20 @@ def test_bias_cap_and_sinks(name, which):
     jax.tree.map(close, *both_ways(name, which, asked))
 
 
+@slow
+@pytest.mark.parametrize("name", RECURRENT)
+def test_extreme_gates_have_finite_values_and_gradients(name):
+    gates = attention.get(name).projections(N, K, H, **reads(name))
+    a = {k: 1e3 * x if k in gates else x for k, x in drawn(name, 40).items()}
+
+    def loss(a):
+        y = call(name, a, Mask(causal=True))
+        return jnp.sin(y).sum(), y
+
+    gradients, y = jax.jit(jax.grad(loss, has_aux=True))(a)
+    assert all(np.isfinite(x).all() for x in (y, *jax.tree.leaves(gradients)))
+
+
 def test_performer_is_softmax_on_average():
     rng = np.random.default_rng(4)
     # Scores of ordinary size: the variance grows exponentially with them.
