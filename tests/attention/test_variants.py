@@ -440,7 +440,7 @@ def test_bfloat16_stays_near_float32(name):
 
 # In blocks, one of which is not full; shorter than one; a single token.
 @pytest.mark.parametrize("name", able("causal"))
-@pytest.mark.parametrize("length", [5, 1])
+@pytest.mark.parametrize("length", [pytest.param(5, marks=slow), 1])
 def test_short_rows(name, length):
     a = drawn(name, length)
     ours = attend(name, "causal")(a)
@@ -454,7 +454,7 @@ def test_short_rows(name, length):
 @pytest.mark.parametrize(
     "name, which",
     [
-        pytest.param(name, which, marks=slow) if which in PLAIN else (name, which)
+        (name, which) if which == "causal" else pytest.param(name, which, marks=slow)
         for name, which in CASES
         if asks(name)
     ],

@@ -117,7 +117,12 @@ def make(changes, vocab_size=19):
     return model, jax.tree.map(draw, shapes_of(model))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+QUICK = ("gpt2", "llama", "bert", "t5", "reformer", "gpt_oss", "deepseek_v3", "qwen3_next")
+
+
+@pytest.fixture(scope="module", params=[
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+])  # fmt: skip
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "hf"
     model, params = make(MODELS[request.param])
@@ -356,7 +361,10 @@ def test_llama3_frequencies_other_than_published(tmp_path):
         ("gpt2", {"kind": "encoder"}, "kind"),
         ("llama", {"num_experts": 2}, "model.num_experts=2"),
         *(
-            (family, changes, re.escape("model.{}={!r}".format(*next(iter(changes.items())))))
+            pytest.param(
+                family, changes, re.escape("model.{}={!r}".format(*next(iter(changes.items())))),
+                marks=[pytest.mark.slow] * (family == "gpt2"),
+            )
             for family in ("gpt2", "llama")
             for changes in (
                 {"attention": "local"},
