@@ -110,6 +110,7 @@ NOT_ZERO = {
     "model.stride", "model.block", "model.random_features", "model.landmarks", "model.latent_kv",
     "model.lsh_chunk", "model.lsh_hashes", "model.expert_every", "model.experts_per_token",
     "model.slots", "model.num_householder", "model.solver_steps", "model.ttt_batch",
+    "model.router_scale", "model.router_groups", "model.router_top_groups",
     "model.selected_blocks", "model.index_topk", "model.index_heads", "model.index_dim",
     "objective.mask_rate", "objective.span_length", "tokenizer.vocab_size", "data.batch_size",
     "data.shards", "data.ramp_start", "data.mixture_temperature", "data.doc_stride",

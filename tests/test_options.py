@@ -53,8 +53,8 @@ CALLS = {
     }),
 }  # fmt: skip
 BESIDE = {"--compiles": ["--search"], "--index": ["--of=2"], "--of": ["--of=2"]}
-VALUES = {"--only": "cost", "--config": "configs/quickstart.py", "--axis": "a=1,2", "--index": "1",
-          "--prompts": launch.__file__}  # fmt: skip
+VALUES = {"--only": "cost", "--config": "configs/quickstart.py", "--axis": "a=1,2",
+          "--tune": "a=1,2", "--index": "1", "--prompts": launch.__file__}  # fmt: skip
 
 
 def options(verb):

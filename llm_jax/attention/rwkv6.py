@@ -33,7 +33,8 @@ def attend(
     N, H = query.shape[2:]
     query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
     key, v = repeat(key, N), repeat(value, N)
-    log_decay = -jnp.exp(decay.astype(jnp.float32))
+    # Behind 50 nothing is left of a state, and far behind there is no gradient but inf * 0.
+    log_decay = -jnp.exp(jnp.minimum(decay.astype(jnp.float32), 50.0))
     y, after = sum_of_products(query, key, v, mask, log_decay, state, valid, strict=True)
     y += jnp.sum(query * bonus * key, axis=-1, keepdims=True) * v
     y = layer_norm(y, norm_scale, norm_bias).astype(value.dtype)

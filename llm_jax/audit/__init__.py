@@ -58,8 +58,8 @@ def audit(
             tell(f"{name}: {lack}")
             continue
         tell(f"{name} …")
-        result = limit.measure(subject)
-        record.write(folder / f"{name}.json", step=subject.step, **result)
+        result = {"step": subject.step} | limit.measure(subject)
+        record.write(folder / f"{name}.json", **result)
     found = {name: {_label(run, runs): read_json(file) for run in runs
                     if (file := run / "audit" / f"{name}.json").is_file()}
              for name in LIMITS}  # fmt: skip

@@ -43,34 +43,26 @@ def measure(subject: Subject) -> dict:
 def needle(
     subject: Subject, text: np.ndarray, length: int, depth: float, trials: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether, in each trial, the code in the text is likelier than others; and by how much.
+    """Whether, in each trial, a code in the text makes itself likelier than others do; by how much.
 
     A sentence with a code of 5 digits stands at a depth (0: the beginning) in `length` tokens of
-    text that end with its first words. The gain is the code's log-probability there, less that
-    where the sentence had another code.
+    text that end with its first words. One code's log-probability is taken behind each of CHOICES
+    texts, that with itself and those with others, so that no code is favoured for its own sake. The
+    gain is that behind its own text less the mean of the others.
     """
-    encode, rng = subject.lm.tokenizer.encode, np.random.default_rng(0)
-    rows, starts = [], []
+    encode, rng = subject.lm.tokenizer.encode, np.random.default_rng((length, int(100 * depth)))
+    rows, starts, asked = [], [], encode(QUESTION)
     for _ in range(trials):
-        codes = [f" {code}" for code in rng.integers(10_000, 100_000, CHOICES)]
-        asked = encode(QUESTION)
-        longest = max(len(encode(NEEDLE.format(x.strip()))) + len(encode(x)) for x in codes)
-        room = max(0, length - len(asked) - longest)
-        at = rng.integers(max(1, len(text) - room))
-        hay, cut = text[at : at + room], round(depth * room)
-
-        def row(said: str, code: str, hay=hay, cut=cut, asked=asked) -> None:
-            sentence = encode(NEEDLE.format(said.strip()))
-            before = np.concatenate([hay[:cut], sentence, hay[cut:], asked])
-            rows.append(np.concatenate([before, encode(code)]))
-            starts.append(len(before))
-
-        for code in codes:
-            row(codes[0], code)
-        row(codes[1], codes[0])
-    found = subject.log_likelihoods(rows, starts).reshape(trials, CHOICES + 1)
-    right = found[:, 0] > found[:, 1:CHOICES].max(1)
-    return right, found[:, 0] - found[:, CHOICES]
+        codes = [str(code) for code in rng.integers(10_000, 100_000, CHOICES)]
+        sentences, code = [encode(NEEDLE.format(x)) for x in codes], encode(f" {codes[0]}")
+        room = max(0, length - len(asked) - max(map(len, sentences)) - len(code))
+        at, cut = rng.integers(max(1, len(text) - room)), round(depth * room)
+        hay = text[at : at + room]
+        for sentence in sentences:
+            rows.append(np.concatenate([hay[:cut], sentence, hay[cut:], asked, code]))
+            starts.append(len(rows[-1]) - len(code))
+    found = subject.log_likelihoods(rows, starts).reshape(trials, CHOICES)
+    return found[:, 0] > found[:, 1:].max(1), found[:, 0] - found[:, 1:].mean(1)
 
 
 def draw(results, folder):
@@ -87,7 +79,7 @@ def draw(results, folder):
             _heat(ax, run, result["needles"])
         axes[0].set(xlabel="position in the text", ylabel="validation loss (nats per token)")
     return [Picture("context.png", "Left: loss by position, within the length trained at and "
-                    f"beyond. Right: share of needles found among {CHOICES} codes (chance "
+                    f"beyond. Right: share of needles found, among {CHOICES} codes (chance "
                     f"{1 / CHOICES:.0%}).")]  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def _designed(args, overrides) -> dict:
     design = designs.commit(designs.make(sweep, args.config, overrides), Path(args.workdir))
     for line in results.describe_match(design):
         tell(f"matched {line}")
-    for name, reason in design["impossible"].items():
+    for name, reason in design.get("impossible", {}).items():
         tell(f"left out {name!r}: {reason}")
     return design
 

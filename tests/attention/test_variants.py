@@ -440,7 +440,7 @@ def test_bfloat16_stays_near_float32(name):
 
 # In blocks, one of which is not full; shorter than one; a single token.
 @pytest.mark.parametrize("name", able("causal"))
-@pytest.mark.parametrize("length", [5, 1])
+@pytest.mark.parametrize("length", [pytest.param(5, marks=slow), 1])
 def test_short_rows(name, length):
     a = drawn(name, length)
     ours = attend(name, "causal")(a)
@@ -454,7 +454,7 @@ def test_short_rows(name, length):
 @pytest.mark.parametrize(
     "name, which",
     [
-        pytest.param(name, which, marks=slow) if which in PLAIN else (name, which)
+        (name, which) if which == "causal" else pytest.param(name, which, marks=slow)
         for name, which in CASES
         if asks(name)
     ],
@@ -468,6 +468,20 @@ def test_bias_cap_and_sinks(name, which):
     rtol = 3e-5 if name == "differential" else 1e-5
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5, rtol=rtol)
     jax.tree.map(close, *both_ways(name, which, asked))
+
+
+@slow
+@pytest.mark.parametrize("name", RECURRENT)
+def test_extreme_gates_have_finite_values_and_gradients(name):
+    gates = attention.get(name).projections(N, K, H, **reads(name))
+    a = {k: 1e3 * x if k in gates else x for k, x in drawn(name, 40).items()}
+
+    def loss(a):
+        y = call(name, a, Mask(causal=True))
+        return jnp.sin(y).sum(), y
+
+    gradients, y = jax.jit(jax.grad(loss, has_aux=True))(a)
+    assert all(np.isfinite(x).all() for x in (y, *jax.tree.leaves(gradients)))
 
 
 def test_performer_is_softmax_on_average():

@@ -30,6 +30,7 @@ TIED_T5 = MODELS["t5"] | {"tie_embeddings": True, "output_bias": False}
 EXPORTS = MODELS | {
     "reformer": MODELS["reformer"] | {"attention": "chunked", "window": 4},  # without hashes
     "llama-linear": LLAMA | {"rotary_scaling": "linear", "rotary_factor": 2.0},
+    "llama-yarn": LLAMA | {"rotary_scaling": "yarn", "rotary_original_length": 6},
     "llama-3": LLAMA | {"rotary_scaling": "llama3", "rotary_original_length": 6,
                         "rotary_base": 500.0},
     "llama-bias": LLAMA | {"use_bias": True, "tie_embeddings": True, "initializer_range": 1.5},

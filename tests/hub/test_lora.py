@@ -160,9 +160,10 @@ def test_qlora_holds_the_nearest_values_and_trains_adapters_alone(
         nearest = np.array(VALUES[held])[np.abs(shares[..., None] - VALUES[held]).argmin(-1)]
         nearest *= np.abs(blocks).max(inside, keepdims=True)
         merged = flat(models.merge(lm.config.model, lm.params)[1])[path]
-        adapted = merged - nearest.reshape(merged.shape)
         a, b = (found[f"{path}_lora_{x}"] for x in "ab")
-        np.testing.assert_allclose(adapted, 2 * (a @ b).reshape(merged.shape), atol=1e-5)
+        left = (merged - 2 * (a @ b).reshape(merged.shape)).reshape(blocks.shape)
+        # As near, since two may be the nearest: a block's largest is half a step from both.
+        np.testing.assert_allclose(abs(left - blocks), abs(nearest - blocks), atol=1e-5)
     held_apart = {path for path in base if "/kernel" not in path}
     assert all(np.array_equal(base[path], found[path]) for path in held_apart)
 

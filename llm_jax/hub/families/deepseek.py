@@ -37,7 +37,8 @@ def _read_v3(hf: dict, names: Collection[str], layers: int = 61, first: int = 3,
         hf["layers"] = f"{min(first, n)}{more[0]}" + ", rest" * (first < n)
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     scaling = scaling if isinstance(scaling, dict) else {}
-    if strength := scaling.get("mscale_all_dim"):
+    stretched = scaling.get("rope_type", scaling.get("type", "default")) != "default"
+    if (strength := scaling.get("mscale_all_dim")) and stretched:
         hf["attention_scale"] = _scale(plain + turned, scaling.get("factor"), strength)
     return rope.read(hf | {"q_lora_rank": rank or 0}, names)
 

@@ -21,7 +21,7 @@ def check_gates(hf: dict, k: int, family: str) -> None:
 
 def read_dense(hf: dict, default: int, dense: Sequence[bool]) -> list[str]:
     """What each layer has beside its kind, where some are dense, of intermediate_size."""
-    wide = configs.typed("config.json: intermediate_size", 0, hf.pop("intermediate_size", default))
+    wide = llama.size(hf, "intermediate_size", default, "mlp_dim")
     return [f" num_experts=0 mlp_dim={wide}" if x else "" for x in dense]
 
 
@@ -198,8 +198,10 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
     if not isinstance(types, list) or len(types) != n or not set(types) <= set(known):
         raise ConfigError(f"config.json: layer_types={types!r}: lists 'full_attention' and "
                           f"'linear_attention' for num_hidden_layers={n}")
-    sizes = {key: configs.typed(f"config.json: {name}", 0, hf.pop(name, _LINEAR_SIZES[key]))
-             for key, name in _LINEAR.items()}  # fmt: skip
+    sizes = {key: llama.size(hf, name, _LINEAR_SIZES[key], key) for key, name in _LINEAR.items()}
+    if sizes["num_heads"] % sizes["num_key_heads"]:
+        said = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
+        raise ConfigError(f"config.json: {' does not divide '.join(said)}")
     linear = "gated_deltanet " + " ".join(f"{key}={size}" for key, size in sizes.items())
     linear += " positions=none qk_norm=False"
     kinds = {"full_attention": "dense", "linear_attention": linear}

@@ -108,6 +108,16 @@ def depth(hf: dict, default: int) -> int:
     return configs.typed("config.json: num_hidden_layers", 0, hf.get("num_hidden_layers", default))
 
 
+def size(hf: dict, name: str, default: int, key: str) -> int:
+    """An entry taken out of config.json that a layer of ours has in its words, as `key`."""
+    value = configs.typed(f"config.json: {name}", 0, hf.pop(name, default))
+    known = configs.KEYS[f"model.{key}"]
+    if value < 1 or not known.allows(value):
+        allowed = known.allowed if value > 0 else "must be 1 or more"
+        raise ConfigError(f"config.json: {name}={value}: {allowed}")
+    return value
+
+
 def write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | None]:
     """config.json without our list, and what it says: their layer_types, and the window."""
     layers = configs.layers(model, model.num_layers)
