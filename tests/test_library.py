@@ -88,7 +88,7 @@ def test_layers_of_a_pattern_come_in_their_order():
         Pretrained(configs.base(), model, p, None).hidden_states({"tokens": IDS % 11})
         for model, p in ((one, params), (two, turned))
     )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_either_side_has_states_of_its_own():

@@ -43,7 +43,7 @@ SHOWN = {
 TEXT = """# The limits of two small models, measured
 
 **How**: a GPT of the quickstart's size, trained for {gpt} steps, and a classifier of SST-2 that
-begins with nothing, for {sst2}, each audited by one command
+begins with nothing, for {sst2}, each audited by `launch.py audit`
 ([docs/audit.md](../../docs/audit.md)):
 
 ```

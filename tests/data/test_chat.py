@@ -84,10 +84,15 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         chat.scored(ours, TALK)
 
 
-@pytest.mark.parametrize("messages", [["a", 3], [{"role": "user"}], "x", [{"content": "a"}], 3])
+@pytest.mark.parametrize("messages", [["a", 3], [{"role": "user"}], [{"content": "a"}], 3])
 def test_what_is_no_conversation_is_refused(messages):
     with pytest.raises(ConfigError, match="chat template: cannot render"):
         chat.render(Bytes(), messages)
+
+
+def test_a_plain_line_is_the_users_message():
+    asked = [{"role": "user", "content": "x"}]
+    assert chat.render(Bytes(), "x") == chat.render(Bytes(), asked)
 
 
 def test_a_template_may_refuse():
