@@ -1029,7 +1029,7 @@ def _expert_conflicts(m: ConfigDict) -> Iterator[str]:
     if groups > 1 and (m.num_experts % groups or size < least):
         yield (f"model.router_groups={groups}: must divide model.num_experts={m.num_experts} into "
                f"groups of at least {least}")
-    if groups > 1 and not m.experts_per_token / size <= m.router_top_groups <= groups:
+    elif groups > 1 and not m.experts_per_token / size <= m.router_top_groups <= groups:
         yield (f"model.router_top_groups={m.router_top_groups}: at most model.router_groups="
                f"{groups}, with {size} experts each, of at least model.experts_per_token="
                f"{m.experts_per_token}")

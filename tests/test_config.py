@@ -92,6 +92,11 @@ REFUSED = {
 }
 
 
+def test_there_are_no_more_groups_than_experts():
+    with pytest.raises(ConfigError, match="model.router_groups=4: must divide model.num_experts=2"):
+        load("", ["model.num_experts=2", "model.router_groups=4"])
+
+
 @pytest.mark.parametrize("override", REFUSED)
 def test_refused(override):
     with pytest.raises(ConfigError, match=REFUSED[override]):

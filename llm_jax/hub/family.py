@@ -154,6 +154,7 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     for name in null:
         if hf.get(name, "") is None:
             raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
+    spelled = {name: other for other, name in family.synonyms.items() if other in hf}
     hf = family.read(_one_name(family, {
         k: v for k, v in hf.items() if v is not None or k in family.nulls
     }), names)
@@ -178,7 +179,10 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
             raise ConfigError(f"config.json: {key}={hf[key]!r}, but the output head of "
                               f"{family.name} always has {family.head_activation!r}; llm_jax has "
                               "one activation for both")
-    return _checked(model, came_from)
+    return _checked(model, {
+        ours: key._replace(theirs=spelled.get(key.theirs, key.theirs))
+        for ours, key in came_from.items()
+    })
 
 
 def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:

@@ -77,10 +77,9 @@ GEMMA2 = dataclasses.replace(
 
 def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
     """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
-    n, period = hf.get("num_hidden_layers", 26), hf.pop("sliding_window_pattern", 6)
-    for name, value in (("num_hidden_layers", n), ("sliding_window_pattern", period)):
-        if configs.typed(f"config.json: {name}", 0, value) < 1:
-            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
+    n, period = llama.depth(hf, 26), hf.pop("sliding_window_pattern", 6)
+    if configs.typed("config.json: sliding_window_pattern", 0, period) < 1:
+        raise ConfigError(f"config.json: sliding_window_pattern={period}: must be 1 or more")
     types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
     types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
     hf, local = rope.read_by_type(hf, names, 1e6, "rope_local_base_freq", 10_000.0)

@@ -104,14 +104,17 @@ def read_layers(types: list[str], more: Sequence[str] = ()) -> dict[str, str]:
 
 
 def depth(hf: dict, default: int) -> int:
-    """num_hidden_layers, a number."""
-    return configs.typed("config.json: num_hidden_layers", 0, hf.get("num_hidden_layers", default))
+    """num_hidden_layers, as many as a stack may have."""
+    return _allowed("num_hidden_layers", hf.get("num_hidden_layers", default), "num_layers")
 
 
 def size(hf: dict, name: str, default: int, key: str) -> int:
     """An entry taken out of config.json that a layer of ours has in its words, as `key`."""
-    value = configs.typed(f"config.json: {name}", 0, hf.pop(name, default))
-    known = configs.KEYS[f"model.{key}"]
+    return _allowed(name, hf.pop(name, default), key)
+
+
+def _allowed(name: str, value: int, key: str) -> int:
+    value, known = configs.typed(f"config.json: {name}", 0, value), configs.KEYS[f"model.{key}"]
     if value < 1 or not known.allows(value):
         allowed = known.allowed if value > 0 else "must be 1 or more"
         raise ConfigError(f"config.json: {name}={value}: {allowed}")

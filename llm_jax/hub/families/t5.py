@@ -118,20 +118,20 @@ T5 = Family(
 
 def _read_switch(hf: dict, names: Collection[str]) -> dict:
     """Every n-th layer has experts, n by the number of those that do."""
-    n, sides = hf.get("num_layers", 12), {}
+    n, steps, said = hf.get("num_layers", 12), set(), []
     for name in ("encoder_sparse_step", "decoder_sparse_step"):  # which follow
         hf.pop(name, None)
     layers = hf.pop("num_decoder_layers", 12)
     hf["num_decoder_layers"] = n if layers is None else layers
-    for side, size in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+    for side, of in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
         name = f"num_sparse_{side}_layers"
         sparse = configs.typed(f"config.json: {name}", 0, hf.pop(name, 3))
-        size = configs.typed(f"config.json: {size}", 0, hf.get(size, n))
-        sides[name] = (sparse, size // sparse if sparse > 0 else size)
-    steps = {step for _, step in sides.values()}
+        layers = configs.typed(f"config.json: {of}", 0, hf.get(of, n))
+        steps.add(layers // sparse if sparse > 0 else layers)
+        said.append(f"{name}={sparse} of {of}={layers}")
     if len(steps) > 1 or not steps <= {1, 2}:  # of 3, theirs begin elsewhere
-        said = ", ".join(f"{name}={sparse}" for name, (sparse, _) in sides.items())
-        raise ConfigError(f"config.json: {said}: llm_jax has experts in each layer or every second")
+        raise ConfigError(f"config.json: {', '.join(said)}: llm_jax has experts in each layer or "
+                          "every second")
     tied = hf.get("tie_word_embeddings", True)
     return hf | {"expert_every": steps.pop(), "scale_decoder_outputs": tied}
 
