@@ -85,7 +85,7 @@ STACKS = {
 B, T, D = 2, 9, 16
 
 
-QUICK = list(STACKS)[:2]
+QUICK = list(STACKS)[1:2]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from llm_jax import attention
 from llm_jax.attention import Bias, Mask, Scoring, blockwise, dense, flash
+from tests.slow import every
 
 SEGMENTS = jnp.array([[1] * 100 + [2] * 150 + [0] * 21, [1] * 271])
 MASKS = {
@@ -103,7 +104,7 @@ CASES += [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("variant, name", CASES)
+@pytest.mark.parametrize("variant, name", every(2, CASES))
 def test_variants_equal_the_textbook(variant, name):
     mask, attend = MASKS[name], attention.get(variant).attend
     seen = True if mask.dense(1, 1) is None else mask.dense(271, 271)

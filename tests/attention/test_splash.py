@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llm_jax.attention import Bias, Mask, Scoring, dense, platform, splash
+from tests.slow import every
 
 B, N, K, H = 2, 4, 2, 32
 SEGMENTS = jnp.array([[1] * 100 + [2] * 130 + [0] * 26, [1] * 256])
@@ -21,7 +22,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", every(3, CASES))
 def test_kernel_equals_dense(name):
     mask, scoring, T, S = CASES[name]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)

@@ -42,6 +42,7 @@ def test_ece_of_probabilities_that_are_true_is_that_of_chance_and_of_others_thei
     assert generalisation.ece(*always) == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_eval(gpt, capsys):
     subject = audit.Subject(gpt, options=audit.Options(examples=10_000))
     sums, weights = subject.row_losses(subject.documents("validation"))

@@ -51,6 +51,7 @@ def test_exposure_is_that_of_chance_for_what_was_never_seen_and_the_most_for_wha
 
 
 @pytest.mark.parametrize("run", ["gpt", pytest.param("classifier", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_untrained_model_tells_no_members(run, request):
     subject = audit.Subject(request.getfixturevalue(run))
     drawn = jax.jit(models.init_params, static_argnums=0)(subject.lm.model, jax.random.key(7))

@@ -267,6 +267,7 @@ def test_minimum_length_is_of_each_row():
         pytest.param({"short_conv": 3}, False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_text_goes_on_from_the_memory_of_another(changes, kept, monkeypatch):
     """Of texts that go on, differ early, late or not at all, are shorter, or outgrow the model."""
     model, params = tiny_model(max_length=LENGTH, **changes)

@@ -13,6 +13,7 @@ from llm_jax import hub, models  # noqa: E402
 from llm_jax.config import ConfigError  # noqa: E402
 from llm_jax.hub import adapter  # noqa: E402
 from tests.hub.test_hub import MODELS, make  # noqa: E402
+from tests.slow import every  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(2, 19, (3, 9))
 CLASSIFIES = {"head": "sequence", "num_labels": 3, "pooler": True}
@@ -46,7 +47,7 @@ def opened(folder):
     return model
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", every(3, CASES))
 def test_peft_makes_of_the_base_what_is_exported_merged(case, tmp_path):
     model, params = make(CASES[case] | {"lora_rank": 3, "lora_alpha": 2.0, "num_layers": 2})
     params = jax.tree.map(lambda x: 0.3 * x, params)

@@ -27,7 +27,7 @@ MORE = {
     "GPT2": {"pad_token_id": 1},
     "Llama": {"pad_token_id": 1, "num_key_value_heads": 1, "tie_word_embeddings": True},
 }  # fmt: skip
-QUICK = ("Bert", "Electra", "GPT2")
+QUICK = ("Bert", "GPT2")
 TASKS = {"SequenceClassification": "sequence", "TokenClassification": "token",
          "QuestionAnswering": "span"}  # fmt: skip
 

@@ -14,6 +14,7 @@ from llm_jax.hub import runs
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.metrics import read
 from tests.hub.test_hub import make
+from tests.slow import every
 
 
 class Killed(BaseException):
@@ -97,7 +98,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("name", every(2, DAMAGE))
 def test_damage_to_an_import(name, commands, whole, tmp_path):
     run = shutil.copytree(whole[0], tmp_path / "run")
     DAMAGE[name](run)

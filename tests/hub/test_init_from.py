@@ -116,6 +116,7 @@ def test_a_head_whose_labels_have_no_names_is_new(source, command, tmp_path, cap
 @pytest.mark.parametrize(
     "moment", ["during", *(pytest.param(x, marks=pytest.mark.slow) for x in ("before", "after"))]
 )
+@pytest.mark.slow
 def test_killed_at_its_first_checkpoint(moment, source, command, tmp_path, monkeypatch, capsys):
     """The same command begins again; with a checkpoint, without the source."""
     call(capsys, *command("whole"))

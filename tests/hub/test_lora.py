@@ -17,6 +17,7 @@ from llm_jax.train.run import Setup, load_params
 from tests.hub.test_hub import ENCODER, make, same
 from tests.hub.test_launch import call, refused
 from tests.hub.test_tokenizer_matrix import trained
+from tests.slow import but
 
 pytest.importorskip("qwix")
 TOKENS = np.random.default_rng(0).integers(0, 200, (4, 16))
@@ -273,8 +274,7 @@ def test_lora_without_a_product_is_refused(caplog):
                           ("lora_rank=2", "lora_quantize=nf4", "reversible=True")])  # fmt: skip
 
 
-@pytest.mark.parametrize("held", ["none", "nf4", *[pytest.param(x, marks=pytest.mark.slow)
-                                                   for x in ("int4", "int8")]])  # fmt: skip
+@pytest.mark.parametrize("held", but(["nf4"], ["none", "nf4", "int4", "int8"]))
 def test_merging_keeps_the_function(held):
     """Attention's heads and an encoder-decoder's cross-attention too."""
     from tests.tiny_models import tiny_model

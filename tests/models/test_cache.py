@@ -12,6 +12,7 @@ import pytest
 
 from llm_jax import attention, hub, models
 from llm_jax.decode.cache import Reader
+from tests.slow import every
 from tests.tiny_models import tiny_model
 
 LENGTH, STEPS = 12, 6
@@ -53,7 +54,7 @@ def close(found, right):
     np.testing.assert_allclose(found, right, rtol=0, atol=1e-5 * np.abs(right).max())
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", every(2, POSITIONS))
 def test_every_position_scheme(positions):
     model, params = build(positions=positions, attention="dense,local", window=3)
     close(stepwise(model, params), whole(model, params))

@@ -15,6 +15,7 @@ from llm_jax.attention import Mask, Scoring, blockwise
 from llm_jax.models import split
 from llm_jax.models.moe import MixtureOfExperts
 from llm_jax.models.stack import Context, Stack
+from tests.slow import every
 
 
 def resolved(**changes):
@@ -95,7 +96,7 @@ DROPS = [name for name, kind in attention.VARIANTS.items() if {"dropout", "weigh
          <= kind.supports and name not in ("linformer", "nystrom", "latent")]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DROPS)
+@pytest.mark.parametrize("name", every(3, DROPS))
 def test_each_block_of_attention_drops_weights_of_its_own(name, monkeypatch):
     monkeypatch.setattr(blockwise, "LARGEST", {"cpu": (2**14, 64)})
     variant, T = attention.get(name), 512

@@ -16,6 +16,7 @@ from llm_jax.config import base
 from llm_jax.models import Outputs
 from llm_jax.train.state import init_state, make_eval_step, make_train_step
 from tests import making
+from tests.slow import every
 
 # Those of texts and pairs, and classes; tags, answers, numbers, vectors, chats, preferences have
 # their own.
@@ -98,7 +99,7 @@ def test_next_token_losses(name):
     assert weights["answers"] == answers.sum()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", every(3, NAMES))
 def test_label_smoothing_and_z_loss_reach_every_objective(name):
     """Of PaLM's z-loss and of optax's smoothed labels; metrics report the loss without them."""
     c, _, _, batch = _setup(name)
@@ -246,7 +247,7 @@ def test_what_electras_generator_gets_right_is_not_replaced():
         np.testing.assert_array_equal(replaced, places)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", every(3, NAMES))
 def test_parts_add_up_to_the_whole(name):
     c, _, _, batch = _setup(name)
     outputs, terms, metrics, weights = _run(name)

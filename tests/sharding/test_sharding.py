@@ -149,6 +149,7 @@ def test_the_same_losses_as_one_device(model, mesh, trained):
 @pytest.mark.parametrize(
     "mesh", [(2, 1, 1, 1, 2, 2), slow((2, 1, 2, 1, 1, 2)), slow((1, 1, 1, 2, 2, 2))], ids=str
 )
+@pytest.mark.slow
 def test_the_same_evaluation_as_one_device(mesh, trained, batch):
     found = []
     for sizes in ((1, 1, 1), mesh):

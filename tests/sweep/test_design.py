@@ -119,6 +119,7 @@ def test_the_seed_is_the_sweeps(sweep, overrides):
         design.make(sweep, "", overrides({"seed": 3}))
 
 
+@pytest.mark.slow
 def test_another_sweep_in_the_folder(sweep, overrides, tmp_path):
     make = lambda sweep, keys=None: design.make(sweep, "", overrides(keys))
     first = design.commit(make(sweep), tmp_path)

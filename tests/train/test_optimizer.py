@@ -15,6 +15,7 @@ from llm_jax.config import ConfigError
 from llm_jax.train import groups, optimizer
 from llm_jax.train.run import Setup
 from llm_jax.train.state import make_train_step
+from tests.slow import every
 
 
 def rates(steps, **changes):
@@ -133,7 +134,7 @@ VECTORS = """
 """.split()
 
 
-@pytest.mark.parametrize("kind", attention.VARIANTS)
+@pytest.mark.parametrize("kind", every(3, attention.VARIANTS))
 def test_of_every_kind_of_attention_all_but_vectors_is_decayed(kind):
     config = configs.base()
     config.model.update(attention=kind, embed_dim=32, num_heads=4, latent_query=8, num_experts=2)
