@@ -211,6 +211,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
         for ax in axes:
             ax.xaxis.get_major_locator().set_params(integer=True)
         axes[1].set(xlabel="patched before layer", ylabel="share of the effect restored")
+        axes[1].set_ylim(bottom=min(axes[1].get_ylim()[0], -0.03))  # small differences look small
     caption = ("Left: the logit lens. Right: the token that matters most is taken away, and one "
                "layer's input is put back, at that token or where the answer is read.")
     return [*pictures, Picture("layers.png", caption)]
