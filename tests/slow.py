@@ -9,8 +9,7 @@ import pytest
 def but(quick: Iterable[Any], cases: Iterable[Any]) -> list:
     """Returns the cases, all but some of them slow."""
     quick = [*quick]
-    slow = lambda case: pytest.param(*_arguments(case), marks=pytest.mark.slow)
-    return [case if case in quick else slow(case) for case in cases]
+    return [case if case in quick else _slow(case) for case in cases]
 
 
 def every(n: int, cases: Iterable[Any]) -> list:
@@ -19,5 +18,7 @@ def every(n: int, cases: Iterable[Any]) -> list:
     return but(cases[::n], cases)
 
 
-def _arguments(case):
-    return case if isinstance(case, tuple) else (case,)
+def _slow(case):
+    if isinstance(case, type(pytest.param())):  # with marks, or a name, of its own
+        return pytest.param(*case.values, marks=[*case.marks, pytest.mark.slow], id=case.id)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
