@@ -932,7 +932,7 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
         yield (f"model.num_kv_heads={m.num_kv_heads}: must divide model.num_heads={m.num_heads} "
                "(0 means one for each head)")
     if rotary and head_dim % 2:
-        yield f"model.positions='rotary': needs an even head_dim, got {head_dim}"
+        yield f"model.positions='rotary': needs an even model.head_dim, got {head_dim}"
     if rotary and pattern != ["latent"] and (m.rotary_dim % 2 or m.rotary_dim > head_dim):
         yield f"model.rotary_dim={m.rotary_dim}: must be even, and at most head_dim={head_dim}"
     if rotary and m.rotary_scaling == "ntk" and head_dim < 4:

@@ -224,7 +224,7 @@ def test_parameter_groups_are_pairs_of_pattern_and_factor():
 
 
 def test_rotary_needs_an_even_head():
-    with pytest.raises(ConfigError, match="needs an even head_dim, got 5"):
+    with pytest.raises(ConfigError, match="needs an even model.head_dim, got 5"):
         load("", ["model.positions=rotary", "model.head_dim=5"])
 
 

@@ -149,12 +149,21 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
     Raises:
       ConfigError: an entry of config.json that our model cannot express, with its value.
     """
+    spelled = {name: other for other, name in family.synonyms.items()
+               if other in hf and name not in hf}  # fmt: skip
+    try:
+        return _to_model(family, hf, names)
+    except ConfigError as error:
+        text = re.sub(r"\w+", lambda m: spelled.get(m[0], m[0]), str(error))
+        raise ConfigError(text) from error
+
+
+def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
     # null is allowed where it means the same as a missing entry.
     null = [key.theirs for key in family.keys if key.default not in (None, ())]
     for name in null:
         if hf.get(name, "") is None:
             raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
-    spelled = {name: other for other, name in family.synonyms.items() if other in hf}
     hf = family.read(_one_name(family, {
         k: v for k, v in hf.items() if v is not None or k in family.nulls
     }), names)
@@ -179,10 +188,7 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
             raise ConfigError(f"config.json: {key}={hf[key]!r}, but the output head of "
                               f"{family.name} always has {family.head_activation!r}; llm_jax has "
                               "one activation for both")
-    return _checked(model, {
-        ours: key._replace(theirs=spelled.get(key.theirs, key.theirs))
-        for ours, key in came_from.items()
-    })
+    return _checked(model, came_from)
 
 
 def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ LLAMA = MODELS["llama"]
 TIED_T5 = MODELS["t5"] | {"tie_embeddings": True, "output_bias": False}
 EXPORTS = MODELS | {
     "reformer": MODELS["reformer"] | {"attention": "chunked", "window": 4},  # without hashes
+    # transformers takes its rotary pairs as complex numbers, in rows of an even length.
+    "deepseek_v2": MODELS["deepseek_v2"] | {"latent_kv": 6},
     "llama-linear": LLAMA | {"rotary_scaling": "linear", "rotary_factor": 2.0},
     "llama-yarn": LLAMA | {"rotary_scaling": "yarn", "rotary_original_length": 6},
     "llama-3": LLAMA | {"rotary_scaling": "llama3", "rotary_original_length": 6,

@@ -123,7 +123,7 @@ QUICK = ("gpt2",)
 
 
 # What is refused where it is left out, but by the names of other entries: open.
-OPEN = {"smollm3": {"num_attention_heads"}, "deepseek_v2": {"topk_group"}}
+OPEN = {"deepseek_v2": {"topk_group"}}
 
 
 @pytest.fixture(scope="module", params=[
