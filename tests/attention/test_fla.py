@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from llm_jax import attention
-from llm_jax.attention import Mask
-from tests.attention.test_variants import READS, RECURRENT, B, N, call, drawn, reads
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+from llm_jax import attention  # noqa: E402
+from llm_jax.attention import Mask  # noqa: E402
+from tests.attention.test_variants import READS, RECURRENT, B, N, call, drawn, reads  # noqa: E402
 
 FLA = importlib.util.find_spec("fla")
 pytestmark = pytest.mark.skipif(FLA is None, reason="needs fla-core, see requirements-dev.txt")

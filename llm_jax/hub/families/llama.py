@@ -138,6 +138,11 @@ def write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | No
 
 def read_mistral(hf: dict, names: Collection[str], window: int | None = 4096,
                   theta: float = 10_000.0) -> dict:  # fmt: skip
+    """config.json of a model with one window in all layers, or none, as `keys` have it.
+
+    Args:
+      window, theta: sliding_window and rope_theta where it leaves them out.
+    """
     window = hf.pop("sliding_window", window)
     hf.pop("layer_types", None)  # which transformers does not read either
     kind = "full_attention" if window is None else "sliding_attention"
@@ -146,6 +151,7 @@ def read_mistral(hf: dict, names: Collection[str], window: int | None = 4096,
 
 
 def write_mistral(hf: dict, model: ConfigDict) -> dict:
+    """The way back; raises ConfigError where layers differ in their window."""
     hf, types, window = write_layers(hf, model)
     if len(set(types)) > 1:
         raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} has one kind of "

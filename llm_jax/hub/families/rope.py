@@ -82,6 +82,7 @@ def check_width(hf: dict) -> dict:
 
 
 def write_llama(hf: dict, model: ConfigDict) -> dict:
+    """`write` of a model that transformers opens only where its heads divide its width."""
     return write(check_width(hf), model)
 
 
