@@ -121,8 +121,13 @@ def by_version_4(exported):
     return exported
 
 
+# What version 4 computes otherwise than 5 and the released code: Mamba-2's norm over all groups of
+# heads together; DeepSeek-V3's experts of groups left out with a score of 0, above negative ones.
+OTHERWISE_IN_4 = ("mamba2", "deepseek_v3")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OTHERWISE_IN_4])
 def test_transformers_4_says_the_same(by_version_4, name):
     folder, ours = by_version_4(name)
     agree(ours, np.load(folder / "logits.npy"))
