@@ -2,6 +2,7 @@
 
 python launch.py sweep --config=configs/ablations/mixers.py --workdir=runs/mixers
 python launch.py sweep --config=configs/ablations/mixers.py:hybrids --workdir=runs/hybrids
+python launch.py sweep --config=configs/ablations/mixers.py:recall --workdir=runs/recall
 
 All kinds of attention that a decoder can have, at equal parameters; of three rates each takes the
 one with the lowest validation loss of seed 0, and is scored on test with all seeds. Linear kinds
@@ -12,9 +13,14 @@ convolutions).
 :hybrids has softmax in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the rest Gated DeltaNet
 (as Qwen3-Next and Kimi Linear have 1 of 4). :main is a kind of each group. Of :all there are about
 40 kinds, 5 runs each of one to three minutes of a CPU core.
+
+:recall, :hybrid_recall, :needle, :parity and :s3 are synthetic tasks, which two layers 64 wide
+learn in less than a minute; :bytes is :main of two layers. All kinds then have the short
+convolutions and no positions, so that nothing differs but the mixer, and two heads of 16: a state
+of 512 numbers, which :recall has more pairs than fit in. experiments/mixers has the outcome.
 """
 
-from configs.ablations import small
+from configs.ablations import small, tasks
 from llm_jax.sweep import Sweep
 
 SOFTMAX = {
@@ -39,7 +45,7 @@ SOFTMAX = {
 LINEAR = (
     "linear", "performer", "based", "rebased", "retnet", "gated_linear", "gla", "hgrn2", "gsa",
     "rwkv6", "mamba2", "mamba3", "log_linear", "deltanet", "gated_deltanet",
-    "gated_deltaproduct", "kda", "rwkv7", "mesa_net",
+    "gated_deltaproduct", "kda", "rwkv7", "mesa_net", "ttt_linear",
 )  # fmt: skip
 OWN = {"performer": {"model.random_features": 64}, "gsa": {"model.slots": 32},
        "mamba2": {"model.num_key_heads": 1}, "retnet": {"model.positions": "rotary"},
@@ -60,13 +66,54 @@ LAYERS = {
     "no softmax": STATE,
 }
 HYBRIDS = {name: {"model.layers": text} for name, text in LAYERS.items()}
-VARIANTS = {"all": KINDS, "main": {name: KINDS[name] for name in MAIN}, "hybrids": HYBRIDS}
+HYBRIDS_OF_4 = {name: keys for name, keys in HYBRIDS.items() if name != "1 softmax of 8"}
+NEEDLE = {name: KINDS[name] for name in ("softmax", "window 32", "gated_deltanet")}
+NEEDLE |= {"window 32, sink": KINDS["window 32"] | {"model.attention_sinks": True}}
+REFLECTED = {"model.negative_eigenvalues": True}
+TRACKING = {name: KINDS[name] for name in ("softmax", "linear", "gla", "mamba2", "rwkv7")}
+for _name in ("deltanet", "gated_deltanet", "gated_deltaproduct"):
+    TRACKING |= {_name: KINDS[_name], f"{_name}, to -1": KINDS[_name] | REFLECTED}
+# Kinds, task, tokens of a row, rows a step, steps.
+RECALL = "recall?pairs=32&min_pairs=4&queries=32&vocab=128&length=128&power=1", 128, 16, 400
+TASKS = {
+    "recall": (KINDS, *RECALL),
+    "hybrid_recall": (HYBRIDS_OF_4, *RECALL),
+    "needle": (NEEDLE, "needle?length=256", 256, 16, 400),
+    "parity": (TRACKING, "permutations?n=2&length=18", 20, 128, 600),
+    "s3": (TRACKING, "permutations?n=3&length=18", 20, 128, 600),
+}
+MAIN_KINDS = {name: KINDS[name] for name in MAIN}
+VARIANTS = {"all": KINDS, "main": MAIN_KINDS, "bytes": MAIN_KINDS, "hybrids": HYBRIDS}
+VARIANTS |= {name: kinds for name, (kinds, *_) in TASKS.items()}
 RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)}
 
 
+def task(name):
+    """Two layers, 64 wide, of a synthetic task."""
+    _, spec, length, rows, steps = TASKS[name]
+    c = tasks.get_config()
+    c.data.train = f"task:{spec}"
+    c.data.batch_size = rows
+    c.model.max_length = length
+    c.model.num_layers = 4 if name == "hybrid_recall" else 2
+    c.model.num_heads, c.model.head_dim = 2, 16
+    c.model.mlp_dim = 128
+    c.model.positions = "none"
+    c.model.short_conv = 4
+    c.model.use_bias = False
+    c.train.steps = steps
+    c.eval.every = 50
+    return c
+
+
 def get_config(variant="all"):
+    if variant in TASKS:
+        return task(variant)
     c = small()
     c.data.test_fraction = 0.03
+    if variant == "bytes":
+        c.model.num_layers = 2
+        c.data.batch_size = 4
     if variant == "hybrids":
         c.model.num_layers = 8
         c.model.embed_dim = 96

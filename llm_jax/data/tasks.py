@@ -67,9 +67,12 @@ class Recall(Task):
     which is to be predicted; '.' fills the gaps. Place g of those for a query is drawn in
     proportion to g^(power - 1): 0.01 as published, 1 uniform. Half of the vocabulary are keys.
     As published, none is asked twice; more queries than pairs are drawn independently.
+    min_pairs: of an example so many pairs, or twice, four times … as many up to `pairs`, each
+    equally often; 0: always `pairs`.
     """
 
     pairs: int = _option(8, 1, 2**16)
+    min_pairs: int = _option(0, 0, 2**16)
     queries: int = _option(8, 1, 2**16)
     vocab: int = _option(64, 4, 2**17)
     power: float = _option(0.01, 0.001, 1.0)
@@ -79,6 +82,8 @@ class Recall(Task):
         return [f"{kind}{i}" for kind in "kv" for i in range(self.vocab // 2)] + ["."]
 
     def fault(self):
+        if self.min_pairs > self.pairs:
+            return f"min_pairs={self.min_pairs} must be at most pairs={self.pairs}"
         if self.pairs > self.vocab // 2:
             return f"pairs={self.pairs} must be at most vocab / 2 = {self.vocab // 2}"
         if (need := 2 * (self.pairs + self.queries)) > self.length:
@@ -86,15 +91,18 @@ class Recall(Task):
         return ""
 
     def draw(self, rng):
-        keys, values = (rng.choice(self.vocab // 2, self.pairs, replace=False) for _ in "kv")
+        pairs = self.pairs
+        if self.min_pairs:
+            pairs = self.min_pairs << int(rng.integers((pairs // self.min_pairs).bit_length()))
+        keys, values = (rng.choice(self.vocab // 2, pairs, replace=False) for _ in "kv")
         words = ["."] * self.length
-        words[: 2 * self.pairs : 2] = [f"k{i}" for i in keys]
-        words[1 : 2 * self.pairs : 2] = [f"v{i}" for i in values]
-        places = np.arange(1, self.length // 2 - self.pairs + 1)
+        words[: 2 * pairs : 2] = [f"k{i}" for i in keys]
+        words[1 : 2 * pairs : 2] = [f"v{i}" for i in values]
+        places = np.arange(1, self.length // 2 - pairs + 1)
         p = places ** (self.power - 1)
         chosen = rng.choice(places, self.queries, replace=False, p=p / p.sum())
-        asked = rng.choice(self.pairs, self.queries, replace=self.queries > self.pairs)
-        starts = (2 * (self.pairs + chosen - 1)).tolist()
+        asked = rng.choice(pairs, self.queries, replace=self.queries > pairs)
+        starts = (2 * (pairs + chosen - 1)).tolist()
         for start, pair in zip(starts, asked, strict=True):
             words[start : start + 2] = f"k{keys[pair]}", f"v{values[pair]}"
         return words, {start + 1 for start in starts}

@@ -109,9 +109,9 @@ def figures(setup: Setup) -> dict[str, Any]:
 def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
     """Returns (compiled step, its HLO, ""), or (None, HLO, XLA's message) where memory is short."""
     place = jax.tree.map(lambda x: x.sharding, state)
-    seed = jax.ShapeDtypeStruct((), "uint32")
+    numbers = (jax.ShapeDtypeStruct((), dtype) for dtype in ("uint32", "float32"))
     with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh):
-        lowered = setup.train_step(place).lower(state, batch, seed)
+        lowered = setup.train_step(place).lower(state, batch, *numbers)
         # The text is taken from a dump: jaxlib cannot parse all that a newer libtpu writes.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled, refusal = None, ""

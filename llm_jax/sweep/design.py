@@ -17,7 +17,7 @@ from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep, read_by
 from llm_jax.train.run import Setup, flops_per_token
 
-STEP = 8  # model.mlp_dim is solved in multiples of this
+STEP = 8  # model.mlp_dim is solved in multiples of this; of models too small for it, of 1
 TOLERANCE = 0.01
 MEASURES: dict[str, Callable[[ConfigDict], float]] = {
     "params": lambda config: count_params(config.model), "flops": flops_per_token,
@@ -117,11 +117,12 @@ def _match(config: ConfigDict, keys: dict[str, str], measure: str, target: float
     at = lambda dim: MEASURES[measure](_with_dim(config, dim))
     own, low, high = config.model.mlp_dim, at(STEP), at(2 * STEP)
     exact = STEP + (target - low) * STEP / (high - low)
-    below = max(STEP, int(exact // STEP) * STEP)
+    step = STEP if high - low <= 2 * TOLERANCE * target else 1
+    below = max(step, int(exact // step) * step)
     # Its own size first: what matches already stays as it is.
-    dim = min((own, below, below + STEP), key=lambda dim: abs(dim - exact))
+    dim = min((own, below, below + step), key=lambda dim: abs(dim - exact))
     if abs(at(dim) / target - 1) > TOLERANCE:
-        raise ConfigError(f"with model.mlp_dim={dim}, the nearest multiple of {STEP}, it has "
+        raise ConfigError(f"with model.mlp_dim={dim}, the nearest multiple of {step}, it has "
                           f"{at(dim):,.0f} {measure} where the baseline has {target:,.0f}: not "
                           f"within {TOLERANCE:.0%}; use --match=none")
     if dim != own:

@@ -306,8 +306,9 @@ class Trainer:
         """One step; nothing here waits for the device except the first time and to log."""
         with self.meter.timing("input"):
             batch = next(self.batches)
+        numbers = np.uint32(self.config.seed), np.float32(self.config.optimizer.learning_rate)
         self.state, metrics = self.train_step(
-            self.state, sharding.put(batch, self.mesh), np.uint32(self.config.seed)
+            self.state, sharding.put(batch, self.mesh), *numbers
         )
         self.step += 1
         if self.compiling:

@@ -14,8 +14,12 @@ from ml_collections import ConfigDict
 from llm_jax.train.groups import Group, name
 
 
-def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+def schedule(
+    config: ConfigDict, peak: jax.typing.ArrayLike | None = None
+) -> Callable[[jax.Array], jax.Array]:
     """Returns step -> learning rate: linear warm-up, then config.optimizer.schedule.
+
+    peak: None: config.optimizer.learning_rate.
 
     inverse_sqrt: peak * sqrt(start / step) from start = warmup_steps + hold_steps on, the peak
     between them (Vaswani 2017, 5.3: no hold; Raffel 2020, 3.1.2: no warm-up). cosine, linear: to
@@ -23,7 +27,8 @@ def schedule(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     the last decay_steps (Hu 2024, MiniCPM, section 4).
     """
     o, steps = config.optimizer, config.train.steps
-    peak, last = o.learning_rate, o.learning_rate * o.final_fraction
+    peak = o.learning_rate if peak is None else peak
+    last = peak * o.final_fraction
     warmup = round(o.warmup_steps * (steps if o.warmup_steps < 1 else 1))
     after_warmup = max(steps - warmup, 1)
     if o.schedule == "constant":
@@ -51,6 +56,7 @@ def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransfo
     behind it the proximal step of L1, see `_steps`.
 
     It is for the trained parameters alone, None standing in for the others (`groups.split`).
+    Its update takes `peak`, see `schedule`.
     """
     o = config.optimizer
     parts = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
@@ -76,13 +82,13 @@ def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransf
     unfreeze_steps (gradual unfreezing; Howard and Ruder 2018, 3.3). L1 brings each entry of a
     matrix nearer to 0 by rate factor l1, and not past it (Duchi and Singer 2009, 5.1).
     """
-    o, rate_at = config.optimizer, schedule(config)
+    o = config.optimizer
 
-    def step(count, path, update, param):
+    def step(rate, count, path, update, param):
         group = groups[name(path)]
         far = np.array(group.distance)
         far = far.reshape(far.shape + (1,) * (param.ndim - far.ndim))
-        rate = group.rate * rate_at(count)
+        rate = group.rate * rate
         if o.layer_decay != 1:
             rate = rate * np.float32(o.layer_decay) ** far
         if o.unfreeze_steps:
@@ -96,13 +102,14 @@ def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransf
             update = new - param
         return update
 
-    def apply(updates, state, params):
-        one = lambda *leaf: step(state.count, *leaf)
+    def apply(updates, state, params, *, peak=None, **_):
+        rate = schedule(config, peak)(state.count)
+        one = lambda *leaf: step(rate, state.count, *leaf)
         updates = jax.tree_util.tree_map_with_path(one, updates, params)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     start = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-    return optax.GradientTransformation(start, apply)
+    return optax.GradientTransformationExtraArgs(start, apply)
 
 
 def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:

@@ -145,7 +145,7 @@ def gradients(
 
 def update(
     tx: optax.GradientTransformation, config: ConfigDict, state: TrainState, grads: Any,
-    finite: jax.Array,
+    finite: jax.Array, peak: jax.typing.ArrayLike | None = None,
 ) -> TrainState:
     """Returns the next state; where `finite` is false only the counters move.
 
@@ -153,7 +153,7 @@ def update(
     step that is not skipped. Frozen parameters, None in grads, stay what they are.
     """
     trained, frozen = groups.split(config, state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    updates, opt_state = tx.update(grads, state.opt_state, trained, peak=peak)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     new, ema = keep(optax.apply_updates(trained, updates), trained), state.ema
     if ema is not None:
@@ -174,20 +174,21 @@ def update(
 def make_train_step(
     model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict,
     gradients: Callable = gradients,
-) -> Callable[[TrainState, dict, jax.typing.ArrayLike], tuple[TrainState, dict]]:
+) -> Callable[..., tuple[TrainState, dict]]:
     """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
 
     Randomness is fold_in(key(seed), step): a resumed run repeats it. The seed is an argument
-    (config.seed where none is given), so that seeds share a compiled program. A step whose loss or
-    gradient is not finite leaves parameters and optimizer as they were and is counted.
+    (config.seed where none is given), and so is the schedule's peak, so that seeds and learning
+    rates share a compiled program. A step whose loss or gradient is not finite leaves parameters
+    and optimizer as they were and is counted.
 
     gradients: another function of the same arguments as `gradients`, for example one that takes
       and clips each example's by itself (DP-SGD; Abadi 2016).
     """
-    rate = schedule(config)
 
     def train_step(
-        state: TrainState, batch: dict, seed: jax.typing.ArrayLike = config.seed
+        state: TrainState, batch: dict, seed: jax.typing.ArrayLike = config.seed,
+        peak: jax.typing.ArrayLike = config.optimizer.learning_rate,
     ) -> tuple[TrainState, dict]:
         trained, frozen = groups.split(config, state.params)
 
@@ -199,11 +200,12 @@ def make_train_step(
         weights, parts = objective.weights(batch), config.train.microbatches
         (total, metrics), grads = gradients(loss_of, trained, batch, key, weights, parts)
         norm = optax.global_norm(grads)
-        new = update(tx, config, state, grads, jnp.isfinite(total) & jnp.isfinite(norm))
+        new = update(tx, config, state, grads, jnp.isfinite(total) & jnp.isfinite(norm),
+                     peak)  # fmt: skip
         metrics |= {
             "objective": total,
             "grad_norm": norm,
-            "learning_rate": rate(state.step - state.skipped),
+            "learning_rate": schedule(config, peak)(state.step - state.skipped),
             "tokens": objectives.tokens(batch),
             "skipped": new.skipped,
             "skipped_in_a_row": new.skipped_in_a_row,

@@ -173,6 +173,13 @@ def test_more_queries_than_pairs_repeat_keys():
         assert places == set(_recall(words, docs.task)) and len(places) == 9
 
 
+def test_recall_has_each_number_of_pairs_equally_often():
+    docs = _examples("task:recall?pairs=12&min_pairs=3&queries=2&vocab=24&length=30")
+    rows = (_words(docs[i])[0] for i in range(300))
+    counts = np.bincount([sum(word[0] == "v" for word in set(row)) for row in rows])
+    assert set(np.flatnonzero(counts)) == {3, 6, 12} and counts.max() < 130
+
+
 def test_listops_as_published():
     task = tasks.parse("task:listops", "data.train")
     assert (task.min_length, task.length, task.depth, task.args) == (500, 2000, 10, 10)
@@ -242,6 +249,7 @@ def test_a_task_brings_its_splits_and_longer_ones_may_follow(tiny):
         ("task:recall?pairs=many", "pairs='many' must be an integer from 1 to 65536"),
         ("task:recall?pairs", "pairs='' must be an integer"),
         ("task:recall?pairs=0", "pairs='0' must be an integer from 1"),
+        ("task:recall?pairs=4&min_pairs=5", "min_pairs=5 must be at most pairs=4"),
         ("task:recall?power=nan", "power='nan' must be a number from 0.001 to 1.0"),
         ("task:recall?pairs=40", "pairs=40 must be at most vocab / 2 = 32"),
         ("task:recall?length=31", r"length=31 must be at least 2 \(pairs \+ queries\) = 32"),

@@ -143,7 +143,7 @@ def test_rates_are_of_all_devices_and_processes(tiny, silent, tmp_path, monkeypa
     """One of two processes, which compiles for an hour and then takes a second a step."""
     now, seen = [0.0], []
 
-    def step(state, batch, seed):
+    def step(state, batch, seed, peak):
         now[0] += 1.0 if seen else 3600.0
         seen.append(int((batch["segment_ids"] > 0).sum()))
         return state, {}

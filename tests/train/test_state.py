@@ -134,13 +134,17 @@ def test_parameters_are_of_the_seed(tiny, batch):
         assert np.array_equal(x, other) == ("scale" in str(path)), path
 
 
-def test_seeds_share_a_program(tiny, batch):
+def test_seeds_and_rates_share_a_program(tiny, batch):
     """So that a sweep compiles once for all of them; dropout is then of the seed all the same."""
-    texts = set()
-    for seed in (1, 2):
-        config = tiny({"seed": seed, "model.dropout": 0.5})
+    texts, rates = set(), (1e-3, 1e-2)
+    for seed, rate in zip((1, 2), rates, strict=True):
+        keys = {"seed": seed, "model.dropout": 0.5, "optimizer.learning_rate": rate}
+        config = tiny(keys)
         state, step = prepared(config)
-        texts.add(step.lower(state, batch(config), np.uint32(seed)).as_text())
+        numbers = np.uint32(seed), np.float32(rate)
+        texts.add(step.lower(state, batch(config), *numbers).as_text())
+    taken = [step(state, batch(config), np.uint32(2), rate)[1]["learning_rate"] for rate in rates]
+    assert float(taken[1]) == pytest.approx(10 * float(taken[0]))
     losses = [float(step(state, batch(config), np.uint32(seed))[1]["loss"]) for seed in (1, 2, 2)]
     assert len(texts) == 1
     assert losses[0] != losses[1] == losses[2]
