@@ -74,7 +74,7 @@ TRACKING = {name: KINDS[name] for name in ("softmax", "linear", "gla", "mamba2",
 for _name in ("deltanet", "gated_deltanet", "gated_deltaproduct"):
     TRACKING |= {_name: KINDS[_name], f"{_name}, to -1": KINDS[_name] | REFLECTED}
 # Kinds, task, tokens of a row, rows a step, steps.
-RECALL = "recall?pairs=32&min_pairs=4&queries=32&vocab=128&length=128&power=1", 128, 16, 400
+RECALL = "recall?pairs=32&min_pairs=4&queries=32&vocab=64&length=128&power=1", 128, 16, 250
 TASKS = {
     "recall": (KINDS, *RECALL),
     "hybrid_recall": (HYBRIDS_OF_4, *RECALL),

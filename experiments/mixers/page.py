@@ -1,6 +1,5 @@
 """Writes README.md and its pictures from what lies in results/; no number is typed by hand."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,9 @@ ORDERS = {
     "hybrid_recall": ("32", [
         ("1 softmax of 4", "no softmax", KIMI), ("1 softmax of 2", "no softmax", KIMI),
     ]),
-    "needle": ("depth 0", [("softmax", "window 32", BASED), ("gated_deltanet", "window 32", GATED)]),
+    "needle": ("depth 0", [
+        ("softmax", "window 32", BASED), ("gated_deltanet", "window 32", GATED),
+    ]),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Trains every kind of attention on tasks that tell them apart, measures decoding, writes README.md.
+"""Trains kinds of attention on tasks that tell them apart, measures decoding, writes README.md.
 
     python experiments/mixers/run.py [STUDY …] [--kinds=softmax,linear]     # or --page alone
 
@@ -33,7 +33,7 @@ from llm_jax.train.run import Setup  # noqa: E402
 from llm_jax.train.state import init_state  # noqa: E402
 
 SPEC = "configs/ablations/mixers.py"
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 SEEDS = 3
 SOLVED = 0.999  # validation accuracy at which a run ends before its last step
 TEST_BATCHES = 8  # of validation and of each test set
@@ -47,7 +47,7 @@ class Study:
     max_length: int = 0  # of the longest test; 0: the config's
 
 
-RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=128&length=128&power=1"
+RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=64&length=128&power=1"
           for n in (4, 8, 16, 32)}  # fmt: skip
 GROUP = "task:permutations?n={}&length={}"
 STUDIES = {
@@ -188,7 +188,7 @@ def study(name: str, kinds: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", help=f"of: decode, {', '.join(STUDIES)}")
-    parser.add_argument("--kinds", default="", help="separated by semicolons; default: all")
+    parser.add_argument("--kinds", default="", help="separated by semicolons")
     parser.add_argument("--page", action="store_true", help="only README.md, of what is recorded")
     options = parser.parse_args()
     if not options.page:
