@@ -33,7 +33,7 @@ from llm_jax.train.run import Setup  # noqa: E402
 from llm_jax.train.state import init_state  # noqa: E402
 
 SPEC = "configs/ablations/mixers.py"
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2)
 SEEDS = 3
 SOLVED = 0.999  # validation accuracy at which a run ends before its last step
 TEST_BATCHES = 8  # of validation and of each test set
