@@ -124,7 +124,7 @@ def orders(name: str, study: dict) -> str:
             verdict = "equal" if gain == 0 else "agrees" if gain > 0 else "**disagrees**"
         shown = f"{gain:+.3f}" + (f" ± {half:.3f}" if half == half else "")
         rows.append([f"{better} over {worse}", source, shown, verdict])
-    return record.table(["published order", "by", f"gain here, {test}", ""], rows)
+    return record.table(["published order", "by", f"gain here, {test}", ""], rows) if rows else ""
 
 
 def dots(path: Path, study: dict, label: str) -> None:
@@ -210,30 +210,95 @@ def made(study: dict) -> str:
 
 TEXT = """# Sequence mixers beside each other
 
-**Claim.** One decoder, one line of it changed, gives any published sequence mixer; what they are
-known to differ in (how much they recall, whether they track a state, what a token costs) is seen
-with models that a CPU core trains in seconds, where it is of a kind that does not need size.
+**Claim.** One line of a config gives a decoder any published sequence mixer; and what mixers are
+known to differ in, as far as it does not need size (how much they recall, whether they track a
+state, what a token costs), is seen with models that a CPU core trains in seconds.
 
-**How.** `python experiments/mixers/run.py` makes what is missing in results/ and writes this page;
-the models are those of [configs/ablations/mixers.py](../../configs/ablations/mixers.py), which
-`launch.py sweep` runs too. All kinds of a task have equally many parameters (within 1 %, by the
-width of the feed-forward layers), the same batches in the same order, short convolutions of 4
-before the mixer and no positions (RetNet turns, Mamba-3 has no convolutions), so that nothing
-differs but the mixer. Each takes the one of the rates {rates} with the lowest validation loss of
-seed 0, and is scored on a test set that chose nothing, with {seeds} seeds. *±* is half of a 95 %
-interval over these seeds; gains are paired by seed, and a published order *agrees* or
-**disagrees** where that interval leaves out zero. All curves of all seeds are in results/.
+**How.** `python experiments/mixers/run.py` makes what is missing in results/ and writes this page.
+The models are those of [configs/ablations/mixers.py](../../configs/ablations/mixers.py), which
+`launch.py sweep` runs too. Within a task all kinds have equally many parameters (to 1 %, by the
+width of the feed-forward layers) and the same batches in the same order. Each takes the learning
+rate, of {rates}, with the lower validation loss of seed 0, and is scored with {seeds} seeds on a
+test set that chose nothing. *±* is half of a 95 % interval over these seeds. A gain is the mean
+over pairs of one seed; a published order **agrees** or **disagrees** with it where that interval
+leaves out zero, and is else undecided. Curves of all seeds and rates are in results/.
 
 """
 SECTIONS = {
-    "recall": """## Recall, by the number of pairs
-
-Multi-query associative recall (Zoology): keys with their values, then {rows} as many queries …
-""",
-}
+    "decode": ("What a token costs in decoding", """
+One layer, {width} wide, four heads of 64, float32, without feed-forward: bytes that a row of so
+many tokens keeps, and the time of one more token over dense attention's, the median of rounds
+in which the two take turns (and quartiles), on a CPU core that other work shared. MoBA, NSA and
+PaTH compute anew at each step what their papers keep
+([docs/attention.md](../../docs/attention.md)).
+"""),
+    "recall": ("Recall", """
+Multi-query associative recall (Zoology): 4, 8, 16 or 32 pairs of key and value in a row, then
+32 queries. Two layers, 64 wide, two heads of 16; short convolutions of 4 before every mixer,
+softmax too, and no positions (RetNet's keys turn; Mamba-3 has no convolutions), so that nothing
+differs but the mixer. Guessing gives 0.03. A run ends early once its validation accuracy is
+0.999.
+"""),
+    "parity": ("State tracking: parity", """
+The product of up to 16 permutations of two things, then of up to 32 and 64, longer than any row
+of training. The models as above. Guessing gives 0.5. *to -1*: betas reach 2, so that a
+transition has negative eigenvalues.
+"""),
+    "s3": ("State tracking: S3", """
+The same of three things, a group whose elements do not commute; guessing gives 0.17.
+"""),
+    "bytes": ("Language modelling", """
+Bytes of the text that ships with Python; two layers, 128 wide, four heads, rows of 256. Softmax
+kinds have rotary positions, linear ones short convolutions, as their papers have them. Test
+loss in nats per byte.
+"""),
+    "hybrid_recall": ("Hybrids", """
+Recall as above by four layers, some of them softmax, the others Gated DeltaNet.
+"""),
+    "needle": ("A needle in a row", """
+One of 16 keys with its value at a depth of a row of 256 random words, 0 being the beginning;
+asked for at the end.
+"""),
+}  # fmt: skip
 LIMITS = """## What this does not show
+
+Models of under a tenth (language: half) of a million parameters, trained for seconds on one to five
+million tokens. Orders that come from size, from long training or from long documents are out of
+reach, and so are differences of a few percent in loss: three seeds resolve large effects only, and
+of orders *undecided* here nothing follows. A kind that fails may do so for want of steps or of a
+third learning rate, not of capacity; where softmax and a linear kind differ in recall, state and
+training are not told apart. Kinds keep the small settings of the config (windows, blocks, slots),
+which were not tuned. Decoding is timed on a CPU, in which memory is fast beside arithmetic, so that
+a GPU's ratios are others.
 """
 
 
-def write() -> None:
-    pass
+def pictures(name: str, study: dict) -> str:
+    """Draws a study; returns the lines that show it."""
+    path = HERE / f"{name}.png"
+    if name == "bytes":
+        curves(path, study)
+    elif name == "hybrid_recall":
+        ratios(path, study)
+    else:
+        dots(path, study, "accuracy")
+    return f"![{SECTIONS[name][0]}]({path.name})"
+
+
+def write(rates: tuple[float, ...], seeds: int) -> None:
+    """Writes README.md of the studies that have results."""
+    parts = [TEXT.format(rates=" and ".join(f"{rate:g}" for rate in rates), seeds=seeds)]
+    for name, (title, text) in SECTIONS.items():
+        study = load(name)
+        if not study:
+            continue
+        parts.append(f"## {title}\n{text.format(width=256)}\n")
+        if name == "decode":
+            parts.append(costs(HERE / "decode.png", study) + f"\n\n![{title}](decode.png)")
+        else:
+            told = [scores(study), orders(name, study), pictures(name, study)]
+            how = "{steps} steps of {rows} rows of {length} tokens: `{task}`."
+            told.append(how.format(**next(iter(study.values()))["train"]))
+            parts.append("\n\n".join(told))
+        parts.append(f"\n\n{made(study)}\n\n")
+    (HERE / "README.md").write_text("".join([*parts, LIMITS]))

@@ -197,7 +197,7 @@ def main() -> None:
         kinds = [kind for kind in options.kinds.split(";") if kind]
         for name in options.studies or ["decode", *STUDIES]:
             {"decode": decode.study}.get(name, partial(study, name))(kinds)
-    page.write()
+    page.write(RATES, SEEDS)
 
 
 if __name__ == "__main__":
