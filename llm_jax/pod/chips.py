@@ -45,7 +45,8 @@ def _described(topology: str, slices: int) -> list:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
     # Two plans may be made at a time: neither has a TPU to itself.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    options = {"wrap": wraps(topology)}
+    options |= {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
         with quiet():
             return topologies.get_topology_desc(
@@ -55,6 +56,26 @@ def _described(topology: str, slices: int) -> list:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--topology={topology}: libtpu knows no such shape ({reason}); one that "
                           f"it does is {TPUS[topology.partition(':')[0]]}") from error
+
+
+def slice_of(device: jax.Device) -> int:
+    """Number of the slice of TPUs, or node of GPUs, inside which devices have their fast links."""
+    gpu = device.platform == "gpu"
+    return device.process_index if gpu else getattr(device, "slice_index", 0) or 0
+
+
+def wraps(topology: str) -> tuple[bool, bool, bool]:
+    """Sides of a slice of TPUs that are rings: libtpu takes them for open where it is not told.
+
+    Cubes of 4x4x4 are joined by optical switches, which close all sides of a slice of whole cubes;
+    v5e's and v6e's sides are closed where they are a pod's, 16 long. Jouppi et al. 2023,
+    https://arxiv.org/abs/2304.01433, section 2; slice by slice in Google's MaxText,
+    accelerator_to_spec_map.py.
+    """
+    sides = [int(side) for side in topology.partition(":")[2].split("x")]
+    if len(sides) == 3:
+        return (all(side % 4 == 0 for side in sides),) * 3
+    return tuple(side == 16 for side in sides) + (False,)
 
 
 def _here(topology: str, kind: str, count: int) -> list:

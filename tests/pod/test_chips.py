@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llm_jax.pod import chips
 from llm_jax.sharding.hardware import chip
 
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: BF16 TFLOPs, HBM GiB, HBM GBps, bidirectional
@@ -43,6 +44,19 @@ def test_gpus(kind, page):
 def test_an_a100_is_known_by_its_data_sheet():
     """312 TFLOPS of BF16, dense; twice that only of sparse matrices."""
     assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-80GB")).flops == 312e12
+
+
+@pytest.mark.parametrize(
+    ("topology", "rings"),
+    [  # of cloud.google.com/tpu/docs: tori of whole cubes; of v5e and v6e sides as long as a pod
+        ("v5p:4x4x4", (True, True, True)), ("v4:4x8x12", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)), ("tpu7x:2x2x1", (False, False, False)),
+        ("v5e:16x16", (True, True, False)), ("v6e:8x16", (False, True, False)),
+        ("v6e:8x8", (False, False, False)),
+    ],
+)  # fmt: skip
+def test_sides_that_are_rings(topology, rings):
+    assert chips.wraps(topology) == rings
 
 
 def test_what_is_not_known_has_no_rates():
