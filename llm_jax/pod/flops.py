@@ -7,12 +7,14 @@ import numpy as np
 
 from llm_jax.pod.hlo import Program, dimensions, shape_of
 
-# Products of an attention kernel over the width of (a key, a value): scores and their gradient,
-# which each pass of a backward in two computes anew; output; gradients of queries, keys, values.
+# Products of an attention kernel over the width of (a key, a value): scores, which each pass of a
+# backward computes anew, output, and gradients: of weights, values, queries and keys.
 KERNELS = {
-    "splash_m[hq]a_fwd": (1, 1),
-    "splash_m[hq]a_dq": (2, 1),
-    "splash_m[hq]a_dkv": (2, 2),
+    r"splash_m[hq]a_fwd": (1, 1),
+    r"splash_m[hq]a_dq": (2, 1),
+    r"splash_m[hq]a_dkv": (2, 2),
+    r"cudnn\$fmha\w*Softmax\b": (1, 1),
+    r"cudnn\$fmha\w*SoftmaxBackward": (3, 2),
 }
 
 
@@ -64,16 +66,24 @@ def _taps(window: dict[str, str], size: int, taps: int, places: int) -> int:
 
 
 def _attention(inside, line) -> float:
-    """FLOPs of an attention kernel over the share of blocks that its mask leaves."""
-    kernel = next((k for k in KERNELS if re.search(k, line.name)), None)
-    share = re.search(r"blocks_(\d+)_of_(\d+)", line.attributes)
-    if not (kernel and share):
+    """FLOPs of an attention kernel, over the pairs or blocks that its mask leaves."""
+    about = f"{line.name} {line.attributes}"
+    products = next((n for kernel, n in KERNELS.items() if re.search(kernel, about)), None)
+    if products is None:
         return 0.0
     shapes = [shape_of(inside, name) for name in line.operands]
     query, key, value = [dimensions(s) for s in shapes if re.match(r"bf16|f32|f16", s)][:3]
-    keys, values = KERNELS[kernel]
-    pairs = math.prod(query[:-1]) * key[-2] * int(share.group(1)) / int(share.group(2))
-    return 2.0 * pairs * (keys * key[-1] + values * value[-1])
+    axis = 1 if "cudnn" in about else -2  # of positions: heads come behind or before them
+    T, S = query[axis], key[axis]
+    blocks = re.search(r"blocks_(\d+)_of_(\d+)", about)
+    window = int(_group(r'sliding_window_length": (\d+)', about) or 0) or S
+    seen = 1.0 if "NO_MASK" in about else 0.0
+    if blocks:
+        seen = int(blocks.group(1)) / int(blocks.group(2))
+    elif '"CAUSAL"' in about:
+        seen = (window * T - window * (window - 1) / 2) / (T * S)
+    each = products[0] * key[-1] + products[1] * value[-1]
+    return 2.0 * math.prod(query[:-1]) * S * seen * each
 
 
 def _group(pattern: str, text: str) -> str:

@@ -40,7 +40,8 @@ def _work(plan):
            f"bytes a chip and step: {gigabytes(plan['hbm_traffic_bytes'])} in HBM"]  # fmt: skip
     if plan["unknown_loops"]:
         out[-1] += f" (at least: {plan['unknown_loops']} loops of unknown length counted once)"
-    for net, sent in (("ICI", plan["ici_bytes"]), ("DCN", plan["dcn_bytes"])):
+    near, far = ("NVLink", "network") if "NVIDIA" in plan["chip"] else ("ICI", "DCN")
+    for net, sent in ((near, plan["ici_bytes"]), (far, plan["dcn_bytes"])):
         out += [f"  {net} {kind:<20} {gigabytes(n):>12}" for kind, n in sent.items() if n]
     return out
 

@@ -27,7 +27,7 @@ def search(
     devices = chips.devices(topology, slices)
     chip = hardware.chip(devices[0])
     if chip is None or not chip.hbm:
-        raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU")
+        raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU or GPU")
     if compiles < 1:
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
     settings = list(candidates(config, len(devices)))

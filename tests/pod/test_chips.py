@@ -17,10 +17,13 @@ TPUS = {
     ("TPU7x",): (2307, 192, 7380, 1200, 100, 2),
 }
 # NVIDIA's data sheets of the SXM boards: dense BF16 TFLOPs, GB, TB/s, NVLink GB/s both ways, and
-# the network card of ConnectX-7, Gb/s.
+# the network card of DGX (ConnectX-7; A100: ConnectX-6), Gb/s.
 GPUS = {
     ("NVIDIA H100 80GB HBM3",): (989, 80, 3.35, 900, 400),
-    ("NVIDIA H200",): (989, 141, 4.8, 900, 400),
+    ("NVIDIA H200", "NVIDIA H200 141GB HBM3e"): (989, 141, 4.8, 900, 400),
+    ("NVIDIA B200",): (2250, 180, 8, 1800, 400),
+    ("NVIDIA GB200",): (2500, 186, 8, 1800, 400),
+    ("NVIDIA A100-SXM4-80GB",): (312, 80, 2.039, 600, 200),
 }
 
 
@@ -43,7 +46,7 @@ def test_gpus(kind, page):
 
 def test_an_a100_is_known_by_its_data_sheet():
     """312 TFLOPS of BF16, dense; twice that only of sparse matrices."""
-    assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-80GB")).flops == 312e12
+    assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-40GB")).flops == 312e12
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,28 @@ def test_products_and_kernels_as_a_tpu_has_them():
     project = 2 * 2 * 8192 * 4096 * 32 * 128
     attend = 2 * 3 * (2 * 32 * 8192 * 8192 * 128) * 136 / 256  # dq: scores, their gradient, its own
     assert flops.computed(hlo.Program(TPU)) == project + attend
+
+
+CUDNN = """HloModule jit_step
+
+ENTRY %main (q: bf16[4,512,8,64], k: bf16[4,512,2,64]) -> bf16[4,8,512,64] {
+  %q = bf16[4,512,8,64]{3,2,1,0} parameter(0)
+  %k = bf16[4,512,2,64]{3,2,1,0} parameter(1)
+  ROOT %attend = (bf16[4,8,512,64]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"mask_type": "CAUSAL", "sliding_window_length": 0}}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("changes", "products", "pairs"),
+    [
+        ((), 2, 512 * 513 / 2),
+        (("Softmax", "ScaleBiasSoftmaxBackward"), 5, 512 * 513 / 2),
+        (("CAUSAL", "NO_MASK"), 2, 512 * 512),
+        (('window_length": 0', 'window_length": 3'), 2, 512 * 3 - 3),
+        (("CAUSAL", "PADDING"), 0, 0),  # what is not known counts nothing
+    ],
+)
+def test_attention_as_cudnn_has_it(changes, products, pairs):
+    text = CUDNN.replace(*changes) if changes else CUDNN
+    assert flops.computed(hlo.Program(text)) == products * 2 * 4 * 8 * pairs * 64

@@ -72,7 +72,7 @@ def test_roofline_arithmetic():
     moved = {"ici_bytes": {"all-gather": 1e8, "all-reduce": 1e8}, "dcn_bytes": {"all-reduce": 5e6},
              "hbm_traffic_bytes": 2e9, "unknown_loops": 0, "computed_flops": 3e9}  # fmt: skip
     found = plan.roofline(todo, moved, 2, chip)
-    assert found["roofline_seconds"] == pytest.approx({"compute": 3, "HBM": 2, "network": 2.5})
+    assert found["roofline_seconds"] == pytest.approx({"compute": 3, "HBM": 2, "network": 2})
     assert found["bound_by"] == "compute" and found["predicted_step_seconds"] == 3
     assert found["predicted_tokens_per_second"] == pytest.approx(100 / 3)
     assert found["predicted_mfu"] == pytest.approx(4 / 6)
@@ -96,7 +96,7 @@ def test_a_plan_is_told_in_milliseconds_and_gigabytes():
     [
         ({}, "v9:4x4", "there are v4:2x2x4"),
         ({}, "v5p:big", "there are v4:2x2x4"),
-        ({}, "h100:8", "GPUs are compiled for only where they are"),
+        ({}, "h100:8", "of GPUs it is nodes x GPUs a node: h100:8x8"),
         ({}, "cpu:9999", "this machine has 8"),
         ({"model.vocab_size": 0, "tokenizer.name": "bpe"}, "cpu:8", "model.vocab_size=0"),
         ({"mesh.data": 3}, "cpu:8", "multiply to 12"),
@@ -108,10 +108,19 @@ def test_refusals(tiny, changes, topology, message):
         plan.make(tiny(TINY | changes), topology)
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "file"),
+    [("v5p:4x4x4", "requirements-plan.txt"), ("h100:8x8", "requirements-plan-gpu.txt")],
+)
+def test_without_a_compiler_it_says_what_to_install(topology, file, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install libtpu"):
-        chips.devices("v5p:4x4x4")
+    with pytest.raises(ConfigError, match=f"pip install -r {file}"):
+        chips.devices(topology)
+
+
+def test_nodes_of_gpus_are_no_slices():
+    with pytest.raises(ConfigError, match="--slices=2: .* of GPUs, whose nodes --topology has, 1"):
+        chips.devices("h100:8x8", slices=2)
 
 
 def test_what_does_not_fit_says_what_would_help(tiny, monkeypatch):
@@ -205,3 +214,20 @@ def test_a_tpu_is_compiled_for_where_its_compiler_is(tiny):
     assert sharding.make_mesh(split, chips.devices("v5p:4x4x4")).size == 64
     with pytest.raises(ConfigError, match="libtpu knows no such shape"):
         chips.devices("v5p:3x5x7")
+
+
+@pytest.mark.parametrize("name", chips.GPUS)
+def test_a_gpu_is_compiled_for_where_its_compiler_is(tiny, name):
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    devices = chips.devices(f"{name}:2x4")
+    assert [chips.slice_of(d) for d in devices] == [0] * 4 + [1] * 4
+    assert hardware.chip(devices[0]).hbm_rate
+    if name != "h100":
+        return
+    keys = {"model.dtype": "bfloat16", "model.attention": "flash", "model.num_heads": 2}
+    found = plan.make(tiny(TINY | keys), f"{name}:2x4")
+    assert found["fits"] and found["temp_bytes"] > 0
+    assert sum(found["ici_bytes"].values()) > sum(found["dcn_bytes"].values()) > 0
+    # Of attention half is masked and its backward has 5 products, not 4; small ones are padded.
+    assert 0.9 < found["computed_flops"] * 8 / found["flops"] < 1.3
+    assert any("NVLink" in line for line in report.lines(found))
