@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernels,
@@ -46,7 +47,8 @@ def attend(
     if mask.query_segments is not None:
         segments = kernels.SegmentIds(mask.query_segments, mask.key_segments)
     rows = jax.vmap(kernel, in_axes=(0, 0, 0, segments and 0, None))
-    return heads_first(rows(query, key, value, segments, scoring.sinks))
+    with jax.named_scope("blocks_{}_of_{}".format(*visited(mask, T, S))):  # for plan and profiles
+        return heads_first(rows(query, key, value, segments, scoring.sinks))
 
 
 def _visible(mask, T, S):
@@ -56,10 +58,24 @@ def _visible(mask, T, S):
     return masks.CausalMask((T, S)) if mask.causal else masks.FullMask((T, S))
 
 
+def visited(mask: Mask, T: int, S: int) -> tuple[int, int]:
+    """Blocks of [T, S] scores that the kernel computes, and all: it skips those wholly masked."""
+    t, s = _side(T), _side(S)
+    first = np.arange(0, T, t)
+    last = first + t - 1
+    low = first - mask.window + 1 if mask.window else np.zeros_like(first)
+    high = last if mask.causal else last + mask.window - 1 if mask.window else last * 0 + S - 1
+    seen = np.minimum(high, S - 1) // s - np.maximum(low, 0) // s + 1
+    return int(seen.sum()), (T // t) * (S // s)
+
+
+def _side(n: int) -> int:
+    """Tiles of as many queries or keys as divide the row."""
+    return next(b for b in (LARGEST, LARGEST // 2, LANES) if n % b == 0)
+
+
 def _blocks(T, S):
-    """Tiles of as many queries and keys as divide the row."""
-    side = lambda n: next(b for b in (LARGEST, LARGEST // 2, LANES) if n % b == 0)
-    t, s = side(T), side(S)
+    t, s = _side(T), _side(S)
     return kernels.BlockSizes(
         block_q=t, block_kv=s, block_q_dkv=t, block_kv_dkv=s, block_q_dq=t, block_kv_dq=s
     )

@@ -6,13 +6,14 @@ from llm_jax import config as configs
 from llm_jax.commands.verb import Verb, tell
 
 ABOUT = """Compiles the train step of a config for chips that need not be there (TPUs: pip install
-libtpu) and tells what it takes: memory, FLOPs, traffic, and the least time by each. Exit code 1
-if it does not fit."""
+-r requirements-plan.txt; GPUs: -r requirements-plan-gpu.txt) and tells what it takes: memory,
+FLOPs, traffic, and the least time by each. Exit code 1 if it does not fit."""
 
 EXAMPLES = """examples:
   {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4 \\
       --config.data.batch_size=128
   {program} plan --config=configs/gpt2.py:124m --topology=v5e:4x4 --search
+  {program} plan --config=configs/llama.py:8b --topology=h100:8x8   # nodes x GPUs
   {program} plan --config=configs/gpt2.py:124m --topology=cpu:8     # simulated devices
 """
 
@@ -20,7 +21,7 @@ EXAMPLES = """examples:
 def add(sub: argparse.ArgumentParser) -> None:
     """Adds the command's own options to its parser."""
     sub.add_argument("--config", required=True, help="FILE.py[:variant]")
-    sub.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, …, or cpu:8")
+    sub.add_argument("--topology", required=True, help="v5p:4x4x4, h100:8x8, …, or cpu:8")
     sub.add_argument("--slices", type=int, default=1, help="so many of it, joined by DCN")
     sub.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat")
     sub.add_argument("--compiles", type=int, default=8, help="of --search, at most")

@@ -16,14 +16,18 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "iota", "broadcast",
-    "optimization-barrier",
+    "optimization-barrier", "async-start",
 )  # fmt: skip
+SLICES, UPDATE = ("dynamic-slice", "gather", "slice"), "dynamic-update-slice"
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 
 
 class Instruction(NamedTuple):
-    """One line: name, shape as text, opcode, names of operands, attributes as text."""
+    """One line: name, shape as text, opcode, names of operands, attributes as text.
+
+    An operand `fusion.1#2` is element 2 of the tuple `fusion.1`.
+    """
 
     name: str
     shape: str
@@ -50,6 +54,18 @@ def size(shape: str, hbm_only: bool = False) -> int:
     return total
 
 
+def dimensions(shape: str) -> list[int]:
+    """Sizes of an array's dimensions, of a tuple's first array."""
+    return [int(d) for d in _SHAPE.search(shape).group(2).split(",") if d]
+
+
+def shape_of(inside: dict[str, Instruction], operand: str) -> str:
+    """Shape of an operand as text; "" where it is not of this computation."""
+    name, _, index = operand.partition("#")
+    shape = inside[name].shape if name in inside else ""
+    return _elements(shape)[int(index)] if index and shape else shape
+
+
 class Program:
     """A compiled module's computations, by name."""
 
@@ -64,6 +80,9 @@ class Program:
             elif current is not None and " = " in line:
                 instruction = _instruction(line)
                 current[instruction.name] = instruction
+            elif current and line.startswith("}}"):  # the rest of one that had line breaks
+                last = current.popitem()[1]
+                current[last.name] = last._replace(attributes=last.attributes + line)
 
     def walk(self) -> Iterator[tuple[dict[str, Instruction], Instruction, float, bool]]:
         """Yields (computation, instruction, times it runs, whether inside a fusion)."""
@@ -107,14 +126,14 @@ class Program:
             unknown += line.op == "while" and self.turns(line) is None
             kind = line.op.removesuffix("-start")
             if kind in COLLECTIVES:
-                given = sum(size(inside[name].shape) for name in line.operands if name in inside)
+                given = sum(size(shape_of(inside, name)) for name in line.operands)
                 near, far = _sent(kind, given, line.attributes, slice_of)
                 ici[kind] += times * near
                 dcn[kind] += times * far
             between = re.search(r'megascale_transfer_type="(\w+)"', line.attributes)
             if line.op == "send" and between:  # how XLA writes a collective between slices
                 kind = between.group(1).lower().replace("_", "-")
-                given = size(inside[line.operands[0]].shape)
+                given = size(shape_of(inside, line.operands[0]))
                 dcn[kind] += times * _ring(kind, given, len(set(slice_of)))
             if not fused:
                 hbm += times * self._traffic(inside, line)
@@ -140,20 +159,57 @@ class Program:
         op = line.op
         if op in FREE or op.endswith(("-done", "-update")):
             return 0
-        shape = lambda name: size(inside[name].shape, hbm_only=True) if name in inside else 0
-        if op == "dynamic-update-slice":
+        shape = lambda name: size(shape_of(inside, name), hbm_only=True)
+        if op == UPDATE:
             return 2 * shape(line.operands[1])
-        if op in ("dynamic-slice", "gather", "slice"):
+        if op in SLICES:
             return 2 * size(line.shape, hbm_only=True)
-        if op == "copy-start":  # (to, from, …)
-            return size(line.shape, hbm_only=True)
-        reads, written = [shape(name) for name in line.operands], None
+        written = size(line.shape, hbm_only=True)
+        if op.endswith("-start") and line.shape.startswith("("):  # (given, results, …)
+            return written
+        taken = [min(shape(x), self._read(line, i)) for i, x in enumerate(line.operands)]
         if op == "fusion":
-            body = self.computations.get(line.called("calls"), {})
-            reads = [min(r, u) for r, u in zip(reads, _used(body, len(reads)), strict=True)]
-            written = _written(body)
-        whole = size(line.shape, hbm_only=True)
-        return sum(reads) + (whole if written is None else min(whole, written))
+            written = min(written, self._written(line))
+        return sum(taken) + written
+
+    def _read(self, user, place: int) -> float:
+        """Bytes that an instruction reads of an operand: of what it only slices, the slices."""
+        if user.op in SLICES and place == 0:
+            return size(user.shape)
+        if user.op == UPDATE and place == 0:
+            return 0
+        if user.op not in ("fusion", "call"):
+            return math.inf
+        body = self.computations.get(user.called("calls") or user.called("to_apply"), {})
+        given = [x for x in body.values() if x.op == "parameter" and x.attributes == str(place)]
+        return sum(self._read_inside(body, x.name) for x in given)
+
+    def _read_inside(self, body, name: str) -> float:
+        if body[name].root:
+            return math.inf
+        users = ((x, i) for x in body.values() for i, y in enumerate(x.operands) if y == name)
+        return sum(
+            self._read_inside(body, x.name) if x.op == "bitcast" else self._read(x, i)
+            for x, i in users
+        )
+
+    def _written(self, fusion) -> float:
+        """Bytes that a fusion writes: of updates in place, the updates."""
+        body = self.computations.get(fusion.called("calls"), {})
+        root = next((x for x in body.values() if x.root), None)
+        if root is None:
+            return math.inf
+        parts = [body[name] for name in root.operands] if root.op == "tuple" else [root]
+
+        def one(line):
+            while line.op == "bitcast" and line.operands[0] in body:
+                line = body[line.operands[0]]
+            if line.op == "fusion":
+                return min(self._written(line), size(line.shape, hbm_only=True))
+            shape = shape_of(body, line.operands[1]) if line.op == UPDATE else line.shape
+            return size(shape, hbm_only=True)
+
+        return sum(one(line) for line in parts)
 
 
 def _instruction(line: str) -> Instruction:
@@ -177,6 +233,18 @@ def _closing(text: str, start: int) -> int:
         if not depth:
             return i + 1
     return len(text)
+
+
+def _elements(tuple_shape: str) -> list[str]:
+    """Shapes of a tuple's elements."""
+    parts, depth = [""], 0
+    for letter in tuple_shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _branches(line: Instruction) -> list[str]:
@@ -240,41 +308,3 @@ def groups(attributes: str, count: int) -> np.ndarray:
         members = re.findall(r"\{([\d, ]+)\}", listed.group(1))
         return np.array([[int(x) for x in group.split(",")] for group in members])
     return ids[None]
-
-
-def _used(body, count: int) -> list[float]:
-    """Bytes that a fusion reads of each operand: where it only slices one, those of the slice."""
-    sizes = [math.inf] * count
-    for line in body.values():
-        if line.op != "parameter":
-            continue
-        users = [x for x in body.values() if line.name in x.operands]
-        if users and all(_slices(x, line.name) for x in users):
-            taken = [0 if "update" in x.op else size(x.shape) for x in users]
-            sizes[int(line.attributes)] = sum(taken)
-    return sizes
-
-
-def _slices(user, name: str) -> bool:
-    return (
-        user.op in ("dynamic-slice", "dynamic-update-slice", "gather")
-        and user.operands[0] == name
-        and name not in user.operands[1:]
-    )
-
-
-def _written(body) -> float | None:
-    """Bytes that a fusion writes where its results are updates in place; None: all of them."""
-    root = next((x for x in body.values() if x.root), None)
-    if root is None:
-        return None
-    parts = [body[name] for name in root.operands] if root.op == "tuple" else [root]
-
-    def one(line):
-        while line.op == "bitcast" and line.operands[0] in body:
-            line = body[line.operands[0]]
-        if line.op == "dynamic-update-slice":
-            line = body[line.operands[1]]
-        return size(line.shape, hbm_only=True)
-
-    return sum(one(line) for line in parts)

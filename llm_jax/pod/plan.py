@@ -15,10 +15,10 @@ from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
-from llm_jax.pod import chips, hlo
+from llm_jax.pod import chips, flops, hlo
 from llm_jax.sharding import hardware
 from llm_jax.sharding.hardware import Chip
-from llm_jax.train.run import Setup, flops_per_token, recomputed_flops_per_token
+from llm_jax.train.run import Setup, flops_per_token
 
 LARGEST = 6  # buffers named
 
@@ -101,8 +101,8 @@ def figures(setup: Setup) -> dict[str, Any]:
         result["left_bytes"] = chip.hbm - sum(result[name] for name in names)
         if result["left_bytes"] < 0:
             return result | _does_not_fit(config, result)
-    slice_of = [getattr(d, "slice_index", 0) or 0 for d in mesh.devices.flat]
-    moved = program.moved(slice_of)
+    moved = program.moved([chips.slice_of(d) for d in mesh.devices.flat])
+    moved["computed_flops"] = flops.computed(program)
     return result | {"fits": True} | roofline(work(config), moved, mesh.size, chip)
 
 
@@ -113,11 +113,14 @@ def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
     with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh):
         lowered = setup.train_step(place).lower(state, batch, *numbers)
         # The text is taken from a dump: jaxlib cannot parse all that a newer libtpu writes.
-        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        if setup.mesh.devices.flat[0].platform == "gpu":  # its dump has all kernels' code too
+            # What is not there cannot time kernels to choose among them.
+            options = {} if jax.default_backend() == "gpu" else {"xla_gpu_autotune_level": 0}
         compiled, refusal = None, ""
         try:
             with chips.quiet():
-                compiled = lowered.compile(compiler_options=dump)
+                compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             refusal = str(error)
             if "RESOURCE_EXHAUSTED" not in refusal:
@@ -144,15 +147,11 @@ def batch_like(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def work(config: ConfigDict) -> dict[str, float]:
-    """Tokens of a step, FLOPs that the model needs for them, and those that remat adds."""
+    """Tokens of a step and the FLOPs that the model needs for them, as MFU counts them."""
     lengths = objectives.get(config.objective.name).examples.lengths(config)
     sides = (lengths.get(side, 0) for side in ("tokens", "encoder_tokens"))
     tokens = config.data.batch_size * sum(sides)
-    return {
-        "tokens": tokens,
-        "flops": tokens * flops_per_token(config),
-        "recomputed_flops": tokens * recomputed_flops_per_token(config),
-    }
+    return {"tokens": tokens, "flops": tokens * flops_per_token(config)}
 
 
 def roofline(
@@ -160,16 +159,20 @@ def roofline(
 ) -> dict[str, Any]:
     """Roofline: a step's lower bounds in seconds by compute, HBM and network, and the rates there.
 
-    Each is work over the data sheet's rate; the step takes at least the longest of them.
+    Each is what the compiled program does over the data sheet's rate; the step takes at least the
+    longest. MFU is of `train_flops`, by convention with attention counted whole: kernels that skip
+    what a causal mask hides may have it above 1.
     """
     result = todo | moved
     if chip is None:
         return result
     seconds = {
-        "compute": (todo["flops"] + todo["recomputed_flops"]) / (count * chip.flops),
+        "compute": moved["computed_flops"] / chip.flops,
         "HBM": moved["hbm_traffic_bytes"] / chip.hbm_rate,
-        "network": sum(moved["ici_bytes"].values()) / chip.ici_rate
-        + sum(moved["dcn_bytes"].values()) / chip.dcn_rate,
+        "network": max(  # of two that work at once
+            sum(moved["ici_bytes"].values()) / chip.ici_rate,
+            sum(moved["dcn_bytes"].values()) / chip.dcn_rate,
+        ),
     }
     step = max(seconds.values())
     return result | {

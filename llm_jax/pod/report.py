@@ -35,13 +35,13 @@ def _memory(plan):
 
 
 def _work(plan):
-    out = [f"FLOPs a step: {plan['flops']:.3g} of the model"]
-    if plan["recomputed_flops"]:
-        out[0] += f", {plan['recomputed_flops']:.3g} again for remat"
-    out.append(f"bytes a chip and step: {gigabytes(plan['hbm_traffic_bytes'])} in HBM")
+    out = [f"FLOPs a chip and step: {plan['flops'] / plan['devices']:.4g} of the model, "
+           f"{plan['computed_flops']:.4g} in the program's matrix products",
+           f"bytes a chip and step: {gigabytes(plan['hbm_traffic_bytes'])} in HBM"]  # fmt: skip
     if plan["unknown_loops"]:
         out[-1] += f" (at least: {plan['unknown_loops']} loops of unknown length counted once)"
-    for net, sent in (("ICI", plan["ici_bytes"]), ("DCN", plan["dcn_bytes"])):
+    near, far = ("NVLink", "network") if "NVIDIA" in plan["chip"] else ("ICI", "DCN")
+    for net, sent in ((near, plan["ici_bytes"]), (far, plan["dcn_bytes"])):
         out += [f"  {net} {kind:<20} {gigabytes(n):>12}" for kind, n in sent.items() if n]
     return out
 

@@ -14,6 +14,7 @@ from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, plan
 from llm_jax.sharding import hardware
 from llm_jax.sharding.hardware import Chip
+from llm_jax.train.run import recomputed_flops_per_token
 
 KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "train.microbatches", "model.remat")
 TENSOR, MICROBATCHES, REMAT = (1, 2, 4, 8), (1, 2, 4, 8), ("none", "dots", "full")
@@ -26,7 +27,7 @@ def search(
     devices = chips.devices(topology, slices)
     chip = hardware.chip(devices[0])
     if chip is None or not chip.hbm:
-        raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU")
+        raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU or GPU")
     if compiles < 1:
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
     settings = list(candidates(config, len(devices)))
@@ -111,7 +112,8 @@ def estimate(config: ConfigDict, setting: dict, weights: int, chip: Chip) -> dic
     gathered = 3 * width * weights / tensor * spread(fsdp) * parts
     gathered += 2 * 4 * weights / (fsdp * tensor) * spread(data)
     summed = 2 * 4 * passes * m.embed_dim * width * spread(tensor)
-    compute = (todo["flops"] + todo["recomputed_flops"]) / (data * fsdp * tensor * chip.flops)
+    compute = todo["flops"] + todo["tokens"] * recomputed_flops_per_token(changed)
+    compute /= data * fsdp * tensor * chip.flops
     return {
         "setting": setting,
         "bytes": state + passes / parts * kept * width,

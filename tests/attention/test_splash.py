@@ -73,3 +73,14 @@ def test_a_device_knows_that_it_is_alone():
 
         jax.jit(outside).trace(jax.ShapeDtypeStruct((8,), jnp.float32))
     assert found == {"outside": False, "inside": True}
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, None), (True, 700), (False, 300), (False, 4096)]
+)
+def test_blocks_that_a_mask_leaves(causal, window):
+    mask = Mask(causal=causal, window=window)
+    dense = jnp.broadcast_to(mask.dense(2048, 2048), (1, 1, 2048, 2048))
+    seen = dense.reshape(4, 512, 4, 512).any((1, 3))
+    assert splash.visited(mask, 2048, 2048) == (seen.sum(), 16)
+    assert splash.visited(Mask(), 2048, 1024) == (8, 8)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from llm_jax.pod import chips
 from llm_jax.sharding.hardware import chip
 
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: BF16 TFLOPs, HBM GiB, HBM GBps, bidirectional
@@ -16,10 +17,13 @@ TPUS = {
     ("TPU7x",): (2307, 192, 7380, 1200, 100, 2),
 }
 # NVIDIA's data sheets of the SXM boards: dense BF16 TFLOPs, GB, TB/s, NVLink GB/s both ways, and
-# the network card of ConnectX-7, Gb/s.
+# the network card of DGX (ConnectX-7; A100: ConnectX-6), Gb/s.
 GPUS = {
     ("NVIDIA H100 80GB HBM3",): (989, 80, 3.35, 900, 400),
-    ("NVIDIA H200",): (989, 141, 4.8, 900, 400),
+    ("NVIDIA H200", "NVIDIA H200 141GB HBM3e"): (989, 141, 4.8, 900, 400),
+    ("NVIDIA B200",): (2250, 180, 8, 1800, 400),
+    ("NVIDIA GB200",): (2500, 186, 8, 1800, 400),
+    ("NVIDIA A100-SXM4-80GB",): (312, 80, 2.039, 600, 200),
 }
 
 
@@ -42,7 +46,20 @@ def test_gpus(kind, page):
 
 def test_an_a100_is_known_by_its_data_sheet():
     """312 TFLOPS of BF16, dense; twice that only of sparse matrices."""
-    assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-80GB")).flops == 312e12
+    assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-40GB")).flops == 312e12
+
+
+@pytest.mark.parametrize(
+    ("topology", "rings"),
+    [  # of cloud.google.com/tpu/docs: tori of whole cubes; of v5e and v6e sides as long as a pod
+        ("v5p:4x4x4", (True, True, True)), ("v4:4x8x12", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)), ("tpu7x:2x2x1", (False, False, False)),
+        ("v5e:16x16", (True, True, False)), ("v6e:8x16", (False, True, False)),
+        ("v6e:8x8", (False, False, False)),
+    ],
+)  # fmt: skip
+def test_sides_that_are_rings(topology, rings):
+    assert chips.wraps(topology) == rings
 
 
 def test_what_is_not_known_has_no_rates():

@@ -149,6 +149,46 @@ def test_an_update_in_place_moves_what_it_updates():
     assert hlo.Program(alone).moved([0])["hbm_traffic_bytes"] == 32 + 32
 
 
+NESTED = """HloModule jit_f
+
+%inner (p0: f32[100,8], p1: s32[]) -> f32[1,8] {
+  %p0 = f32[100,8] parameter(0)
+  %p1 = s32[] parameter(1)
+  %b = f32[100,8] bitcast(%p0)
+  ROOT %d = f32[1,8] dynamic-slice(%b, %p1, %p1), dynamic_slice_sizes={1,8}
+}
+
+%outer (p0: f32[100,8], p1: s32[]) -> f32[1,8] {
+  %p0 = f32[100,8] parameter(0)
+  %p1 = s32[] parameter(1)
+  %f = f32[1,8] fusion(%p0, %p1), kind=kLoop, calls=%inner
+  ROOT %n = f32[1,8] negate(%f)
+}
+
+ENTRY %main (a: f32[100,8], i: s32[]) -> f32[1,8] {
+  %a = f32[100,8] parameter(0)
+  %i = s32[] parameter(1)
+  %t = (f32[100,8], f32[2,8]{1,0:T(8,128)}) custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %f = f32[1,8] fusion(%a, %i), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_a_slice_inside_a_fusion_in_a_fusion_reads_the_slice():
+    allocated = 3200 + 64
+    assert hlo.Program(NESTED).moved([0])["hbm_traffic_bytes"] - allocated == 32 + 4 + 32
+
+
+def test_an_element_of_a_tuple_is_read_alone():
+    """`%t#1`, as jax 0.12's compiler writes it, where others have a get-tuple-element."""
+    of_all, of_one = (
+        hlo.Program(NESTED.replace("fusion(%a, %i), kind=kOutput, calls=%outer", f"negate({x})"))
+        for x in ("%t", "%t#1")
+    )
+    read = lambda program: program.moved([0])["hbm_traffic_bytes"]
+    assert read(of_all) - read(of_one) == 3200
+
+
 def test_a_compiled_program_of_known_bytes():
     config = configs.base()
     config.mesh.data, config.mesh.fsdp = 1, 8

@@ -1,0 +1,95 @@
+"""FLOPs of a compiled program: of matrix products and attention kernels, as its text has them."""
+
+import math
+import re
+
+import numpy as np
+
+from llm_jax.pod.hlo import Program, dimensions, shape_of
+
+# Products of an attention kernel over the width of (a key, a value): scores, which each pass of a
+# backward computes anew, output, and gradients: of weights, values, queries and keys.
+KERNELS = {
+    r"splash_m[hq]a_fwd": (1, 1),
+    r"splash_m[hq]a_dq": (2, 1),
+    r"splash_m[hq]a_dkv": (2, 2),
+    r"cudnn\$fmha\w*Softmax\b": (1, 1),
+    r"cudnn\$fmha\w*SoftmaxBackward": (3, 2),
+}
+
+
+def computed(program: Program) -> float:
+    """FLOPs that a device computes in a step; a product of 8-bit numbers, at twice the rate, half.
+
+    Elementwise work is left out, and loops of unknown trip count run once: a lower bound.
+    """
+    return sum(times * _flops(inside, line) for inside, line, times, _ in program.walk())
+
+
+def _flops(inside, line) -> float:
+    if line.op == "custom-call":
+        return _attention(inside, line)
+    if line.op not in ("dot", "convolution"):
+        return 0.0
+    left, right = (shape_of(inside, name) for name in line.operands)
+    out = dimensions(line.shape)
+    if line.op == "dot":
+        over = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
+        count = math.prod(out) * math.prod(dimensions(left)[i] for i in over)
+    else:
+        count = _convolution(dimensions(left), dimensions(right), out, line.attributes)
+    narrow = re.match(r"[su]8|f8", left) and re.match(r"[su]8|f8", right)
+    return (1.0 if narrow else 2.0) * count
+
+
+def _convolution(left, right, out, attributes) -> float:
+    """Multiplications of a convolution, by which XLA also writes products; padding has none."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    at = [dict(zip(label, sizes, strict=True)) for label, sizes in
+          zip(labels, (left, right, out), strict=True)]  # fmt: skip
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _group(r"window=\{([^}]*)\}", attributes)))
+    count = at[2]["b"] * at[2]["f"] * at[1]["i"]
+    for axis in sorted(set(labels[0]) - {"b", "f"}):
+        along = {key: values.split("x")[int(axis)] for key, values in window.items()}
+        count *= _taps(along, *(sizes[axis] for sizes in at))
+    return count
+
+
+def _taps(window: dict[str, str], size: int, taps: int, places: int) -> int:
+    """Products along an axis of a convolution: of all places with all taps, those inside."""
+    stride, spread, holes = (
+        int(window.get(key, 1)) for key in ("stride", "rhs_dilate", "lhs_dilate")
+    )
+    start = int(window.get("pad", "0_0").split("_")[0])
+    read = np.arange(places)[:, None] * stride + np.arange(taps) * spread - start
+    return int(((read >= 0) & (read % holes == 0) & (read < size * holes)).sum())
+
+
+def _attention(inside, line) -> float:
+    """FLOPs of an attention kernel, over the pairs or blocks that its mask leaves."""
+    about = f"{line.name} {line.attributes}"
+    products = next((n for kernel, n in KERNELS.items() if re.search(kernel, about)), None)
+    if products is None:
+        return 0.0
+    shapes = [shape_of(inside, name) for name in line.operands]
+    query, key, value = [dimensions(s) for s in shapes if re.match(r"bf16|f32|f16", s)][:3]
+    axis = 1 if "cudnn" in about else -2  # of positions: heads come behind or before them
+    T, S = query[axis], key[axis]
+    blocks = re.search(r"blocks_(\d+)_of_(\d+)", about)
+    window = int(_group(r'sliding_window_length": (\d+)', about) or 0) or S
+    seen = 1.0 if "NO_MASK" in about else 0.0
+    if blocks:
+        seen = int(blocks.group(1)) / int(blocks.group(2))
+    elif '"CAUSAL"' in about:
+        seen = (window * T - window * (window - 1) / 2) / (T * S)
+    each = products[0] * key[-1] + products[1] * value[-1]
+    return 2.0 * math.prod(query[:-1]) * S * seen * each
+
+
+def _group(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    return found.group(1) if found else ""
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    return [int(x) for x in _group(pattern, text).split(",") if x]
