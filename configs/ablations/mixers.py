@@ -74,13 +74,13 @@ TRACKING = {name: KINDS[name] for name in ("softmax", "linear", "gla", "mamba2",
 for _name in ("deltanet", "gated_deltanet", "gated_deltaproduct"):
     TRACKING |= {_name: KINDS[_name], f"{_name}, to -1": KINDS[_name] | REFLECTED}
 # Kinds, task, tokens of a row, rows a step, steps.
-RECALL = "recall?pairs=32&min_pairs=4&queries=32&vocab=64&length=128&power=1", 128, 16, 250
+RECALL = "recall?pairs=32&min_pairs=2&queries=32&vocab=64&length=128&power=1", 128, 8, 600
 TASKS = {
     "recall": (KINDS, *RECALL),
     "hybrid_recall": (HYBRIDS_OF_4, *RECALL),
     "needle": (NEEDLE, "needle?length=256", 256, 16, 400),
-    "parity": (TRACKING, "permutations?n=2&length=18", 20, 128, 600),
-    "s3": (TRACKING, "permutations?n=3&length=18", 20, 128, 600),
+    "parity": (TRACKING, "permutations?n=2&length=18", 68, 32, 500),
+    "s3": (TRACKING, "permutations?n=3&length=18", 68, 32, 500),
 }
 MAIN_KINDS = {name: KINDS[name] for name in MAIN}
 VARIANTS = {"all": KINDS, "main": MAIN_KINDS, "bytes": MAIN_KINDS, "hybrids": HYBRIDS}

@@ -13,7 +13,7 @@ from llm_jax import config as configs
 from llm_jax.sweep.spec import slug
 
 LENGTHS = (1024, 8192, 65_536)
-ROUNDS, SECONDS = 15, 6.0  # rounds in turn with dense; fewer where they take longer than that
+ROUNDS, SECONDS = 15, 3.0  # rounds in turn with dense; fewer where they take longer than that
 FILE = Path(__file__).parent / "results" / "decode"
 
 

@@ -44,7 +44,6 @@ class Study:
     """A variant of the config; test sets by name, none: data.test of the config itself."""
 
     tests: dict[str, str] = dataclasses.field(default_factory=dict)
-    max_length: int = 0  # of the longest test; 0: the config's
 
 
 RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=64&length=128&power=1"
@@ -52,8 +51,8 @@ RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=64&length=128&power=1
 GROUP = "task:permutations?n={}&length={}"
 STUDIES = {
     "recall": Study(RECALL),
-    "parity": Study({f"to {n}": GROUP.format(2, n + 2) for n in (16, 32, 64)}, 68),
-    "s3": Study({f"to {n}": GROUP.format(3, n + 2) for n in (16, 32, 64)}, 68),
+    "parity": Study({f"to {n}": GROUP.format(2, n + 2) for n in (16, 32, 64)}),
+    "s3": Study({f"to {n}": GROUP.format(3, n + 2) for n in (16, 32, 64)}),
     "bytes": Study(),
     "hybrid_recall": Study(RECALL),
     "needle": Study({f"depth {d}": f"task:needle?length=256&depth={d}" for d in (0, 0.5, 0.9)}),
@@ -141,11 +140,10 @@ def training_batches(key: str, cell: Cell, seed: int, steps: int) -> list[dict]:
 
 def designed(name: str, kinds: list[str]) -> dict:
     """The matched variants of a study, those alone and the baseline, by their names."""
-    study, sweep = STUDIES[name], spec.load(f"{SPEC}:{name}")
+    sweep = spec.load(f"{SPEC}:{name}")
     axis = {k: v for k, v in sweep.axes[0].items() if k in kinds or k == next(iter(sweep.axes[0]))}
-    overrides = [f"model.max_length={study.max_length}"] if study.max_length else []
     sweep = dataclasses.replace(sweep, axes=(axis,), tune={})
-    return design.make(sweep, f"{SPEC}:{name}", overrides)
+    return design.make(sweep, f"{SPEC}:{name}", [])
 
 
 def make(name: str, kind: str, variant: dict) -> None:
