@@ -79,8 +79,8 @@ TASKS = {
     "recall": (KINDS, *RECALL),
     "hybrid_recall": (HYBRIDS_OF_4, *RECALL),
     "needle": (NEEDLE, "needle?length=256", 256, 16, 400),
-    "parity": (TRACKING, "permutations?n=2&length=18", 68, 32, 500),
-    "s3": (TRACKING, "permutations?n=3&length=18", 68, 32, 500),
+    "parity": (TRACKING, "permutations?n=2&length=18", 68, 24, 400),
+    "s3": (TRACKING, "permutations?n=3&length=18", 68, 24, 400),
 }
 MAIN_KINDS = {name: KINDS[name] for name in MAIN}
 VARIANTS = {"all": KINDS, "main": MAIN_KINDS, "bytes": MAIN_KINDS, "hybrids": HYBRIDS}

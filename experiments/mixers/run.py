@@ -44,6 +44,7 @@ class Study:
     """A variant of the config; test sets by name, none: data.test of the config itself."""
 
     tests: dict[str, str] = dataclasses.field(default_factory=dict)
+    patience: int = 1  # evaluations in a row at SOLVED that end a run
 
 
 RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=64&length=128&power=1"
@@ -51,8 +52,8 @@ RECALL = {str(n): f"task:recall?pairs={n}&queries=32&vocab=64&length=128&power=1
 GROUP = "task:permutations?n={}&length={}"
 STUDIES = {
     "recall": Study(RECALL),
-    "parity": Study({f"to {n}": GROUP.format(2, n + 2) for n in (16, 32, 64)}),
-    "s3": Study({f"to {n}": GROUP.format(3, n + 2) for n in (16, 32, 64)}),
+    "parity": Study({f"to {n}": GROUP.format(2, n + 2) for n in (16, 32, 64)}, 3),
+    "s3": Study({f"to {n}": GROUP.format(3, n + 2) for n in (16, 32, 64)}, 3),
     "bytes": Study(),
     "hybrid_recall": Study(RECALL),
     "needle": Study({f"depth {d}": f"task:needle?length=256&depth={d}" for d in (0, 0.5, 0.9)}),
@@ -96,7 +97,9 @@ class Cell:
                 continue
             found = self.measure(state.params, self.splits["validation"])
             curve.append([step, float(metrics["loss"]), *found.values()])
-            if found.get("accuracy", 0) >= SOLVED or not np.isfinite(curve[-1][1]):
+            solved = [point[-1] >= SOLVED for point in curve[-self.study.patience :]]
+            enough = "accuracy" in found and sum(solved) == self.study.patience
+            if enough or not np.isfinite(curve[-1][1]):
                 break
         seconds = time.perf_counter() - began
         return {"rate": rate, "seed": seed, "seconds": seconds, "curve": curve}, state.params
