@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from llm_jax import record
 from llm_jax.files import read_json
@@ -91,6 +92,10 @@ def ranked(study: dict, test: str) -> list[str]:
     return sorted(study, key=mean, reverse=accuracy)
 
 
+def named(test: str) -> str:
+    return f"{test} pairs" if test.isdecimal() else test
+
+
 def scores(study: dict) -> str:
     """A row for each kind, the best of the last test set first."""
     tests = tests_of(next(iter(study.values())))
@@ -103,7 +108,8 @@ def scores(study: dict) -> str:
         ]
         for kind, x in ((kind, study[kind]) for kind in ranked(study, tests[-1]))
     ]  # fmt: skip
-    return record.table(["", "parameters", "KiB of a row's state", "rate", *tests], rows)
+    header = ["", "parameters", "KiB of a row's state", "rate", *map(named, tests)]
+    return record.table(header, rows)
 
 
 def orders(name: str, study: dict) -> str:
@@ -124,7 +130,8 @@ def orders(name: str, study: dict) -> str:
             verdict = "equal" if gain == 0 else "agrees" if gain > 0 else "**disagrees**"
         shown = f"{gain:+.3f}" + (f" ± {half:.3f}" if half == half else "")
         rows.append([f"{better} over {worse}", source, shown, verdict])
-    return record.table(["published order", "by", f"gain here, {test}", ""], rows) if rows else ""
+    header = ["published order", "by", f"gain here, {named(test)}", ""]
+    return record.table(header, rows) if rows else ""
 
 
 def dots(path: Path, study: dict, label: str) -> None:
@@ -139,7 +146,8 @@ def dots(path: Path, study: dict, label: str) -> None:
                 ax.plot(np.mean(each), y, "D", color="#0072B2", markersize=5)
             names = kinds if ax is axes[0] else [""] * len(kinds)
             ax.set_yticks(range(len(kinds)), names, fontsize=8)
-            ax.set(xlabel=label, title=test, ylim=(-0.7, len(kinds) - 0.3))
+            ax.set(xlabel=label, ylim=(-0.7, len(kinds) - 0.3), xlim=(-0.03, 1.03))
+            ax.set_title(named(test), fontsize=10)
 
 
 def curves(path: Path, study: dict) -> None:
@@ -179,6 +187,10 @@ def costs(path: Path, found: dict) -> str:
         axes[0].set(xscale="log", xlabel="KiB of a row's state, one layer")
         axes[1].set(xscale="log", xlabel="time of a token / dense attention's")
         axes[1].axvline(1, color="#000000", linewidth=1, zorder=1)
+        for ax in axes:
+            ax.minorticks_off()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         handles, labels = axes[0].get_legend_handles_labels()
         picture.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     header = ["", *names, *(f"time, {name}" for name in names)]
@@ -193,7 +205,7 @@ def ratios(path: Path, study: dict) -> None:
         for test, colour, mark in zip(tests_of(study[kinds[0]]), COLOURS, MARKS, strict=False):
             of = np.array([[*scored(study[kind], test).values()] for kind in kinds])
             x = [share[kind] for kind in kinds]
-            ax.plot(x, of.mean(1), f"-{mark}", color=colour, label=f"{test} pairs")
+            ax.plot(x, of.mean(1), f"-{mark}", color=colour, label=named(test))
             ax.fill_between(x, of.min(1), of.max(1), color=colour, alpha=0.12, lw=0)
         ax.set(xlabel="share of layers with softmax", ylabel="accuracy, mean over seeds")
         ax.set_xticks(list(share.values()), ["0", "1/4", "1/2", "1"])
