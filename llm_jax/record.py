@@ -13,7 +13,10 @@ from typing import Any
 from llm_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu",
+    "jax-cuda12-plugin", "nvidia-cudnn-cu12",
+)  # fmt: skip
 
 
 @functools.cache
