@@ -382,6 +382,9 @@ class Model:
     lora_targets = texts(empty=False, when=given("model.lora_rank"))
     # QLoRA: how the frozen kernels of projections and feed-forward layers are held, but experts'.
     lora_quantize = one_of("none", "int8", "int4", "nf4", when=given("model.lora_rank"))
+    # How the kernels of projections and feed-forward layers are held, but experts', never to be
+    # trained: a compressed model's. With LoRA: lora_quantize.
+    weights = one_of("float32", "int8", "int4", "nf4")
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches; 0: as many as mesh.pipeline has stages.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
@@ -510,6 +513,7 @@ class Optimizer:
     layer_decay = number(1.0, over=0, most=1)  # of the rate from a layer to the one below
     unfreeze_steps = whole(0, 0, 2**16)  # after which a further layer learns, from the last down
     l1 = number(0.0, most=1000)  # on what weight_decay is on
+    keep_zeros = flag(False)  # entries of matrices that are 0 stay 0, as of a pruned model
 
 
 class Train:
@@ -521,6 +525,28 @@ class Train:
     ema_decay = share(0.0)  # 0: no average of the parameters
     profile_steps = numbers(0)  # (start, stop): profile these, into the run folder's profile/
     max_nonfinite = whole(10, 1, COUNT)  # stop after this many non-finite steps in a row
+
+
+class Privacy:
+    """Differential privacy of training documents, by DP-SGD (docs/privacy.md): config.privacy."""
+
+    clip = number(0.0)  # largest norm of the gradient of a document; 0: no DP
+    # Standard deviation of the noise / clip; 0: what privacy.epsilon asks for.
+    noise = number(0.0, when=given("privacy.clip"))
+    # What train.steps steps may spend; 0: whatever privacy.noise does.
+    epsilon = number(0.0, when=given("privacy.clip") & absent("privacy.noise"))
+    delta = share(1e-5, over=True, when=given("privacy.clip"))  # well below 1 / documents
+
+
+class Distill:
+    """What a student learns from a teacher (docs/compress.md): config.distill."""
+
+    teacher = text("")  # the run folder of another model, which stays as it is; empty: none
+    soft = number(0.5, most=1, when=given("distill.teacher"))  # share of the loss: its logits
+    # By which both models' logits are divided there.
+    temperature = number(2.0, 0.01, 100, when=given("distill.teacher"))
+    # Weight of 1 - cosine of the last hidden vectors (DistilBERT).
+    hidden = number(0.0, when=given("distill.teacher"))
 
 
 class Mesh:
@@ -587,8 +613,9 @@ COLUMNS = {
 
 GROUPS = {
     "model": Model, "objective": Objective, "tokenizer": Tokenizer, "data": Data,
-    "optimizer": Optimizer, "train": Train, "mesh": Mesh, "checkpoint": Checkpoint, "eval": Eval,
-    "sample": Sample,
+    "optimizer": Optimizer, "train": Train, "privacy": Privacy,
+    "distill": Distill, "mesh": Mesh,
+    "checkpoint": Checkpoint, "eval": Eval, "sample": Sample,
 }  # fmt: skip
 KEYS: dict[str, Key] = {
     "seed": whole(0, 0, 2**32 - 1),
@@ -999,9 +1026,11 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
-    adapted = [key for key in ("quantize", "lora_rank") if m[key] not in ("none", 0)]
+    off = {"quantize": "none", "lora_rank": 0, "weights": "float32"}
+    adapted = [key for key, value in off.items() if m[key] != value]
     if len(adapted) > 1:
-        yield f"model.quantize={m.quantize!r}: not with model.lora_rank={m.lora_rank}; set one"
+        first, second = (f"model.{key}={m[key]!r}" for key in adapted[:2])
+        yield f"{first}: not with {second}; set one"
     if adapted and importlib.util.find_spec("qwix") is None:
         yield f"model.{adapted[0]}={m[adapted[0]]!r}: needs `pip install qwix`"
     if m.reversible and m.lora_quantize != "none":

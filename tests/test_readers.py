@@ -94,6 +94,7 @@ OTHERS = {  # where the next number or word would not do
 LOOP = (
     "train.", "mesh.", "checkpoint.", "eval.", "sample.", "data.workers", "data.shards",
     "data.tfds_dir", "model.pipeline_pieces", "objective.no_answer", "init_from",
+    "privacy.", "distill.",
 )  # fmt: skip
 
 

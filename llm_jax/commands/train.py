@@ -42,7 +42,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             from llm_jax.hub import runs
 
             start = runs.start(config, args.workdir, overrides, recipe=bool(args.config))
-        trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start)
+        trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start,
+                          **_otherwise(config))  # fmt: skip
         summary = trainer.run()
         sampling = summary["finished"] and prompts and heads.speaks(config.model)
         params = trainer.params(here=True) if sampling else None
@@ -54,6 +55,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if summary["finished"]:
         _tell_next(config, args.workdir)
     return summary
+
+
+def _otherwise(config: ConfigDict) -> dict[str, Any]:
+    """How a Trainer is to learn otherwise: privately, or from a teacher."""
+    if config.privacy.clip:
+        from llm_jax import privacy
+
+        account = privacy.Account(config)
+        return {"hooks": [account.hook], "make_step": account.make_step}
+    if config.distill.teacher:
+        from llm_jax.compress import distill
+
+        return {"make_step": distill.make_step}
+    return {}
 
 
 def _sample(trainer: Any, params: Any) -> list[dict]:

@@ -20,7 +20,14 @@ from llm_jax.models.flops import train_flops
 from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.folder import same_run
-from llm_jax.train.state import TrainState, fill, init_state, make_eval_step, make_train_step
+from llm_jax.train.state import (
+    TrainState,
+    fill,
+    gradients,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +67,9 @@ class Setup:
         where = sharding.param_shardings(self.params, self.mesh)
         return jax.tree.map(_with_sharding, self.params, where)
 
-    def train_step(self, place: TrainState) -> Callable:
+    def train_step(self, place: TrainState, gradients: Callable = gradients) -> Callable:
         """The compiled step, whose state lies as `place` says and is donated."""
-        step = make_train_step(self.model, self.objective, self.tx, self.config)
+        step = make_train_step(self.model, self.objective, self.tx, self.config, gradients)
         return jax.jit(step, donate_argnums=0, out_shardings=(place, None))
 
     def eval_step(self, tokenizer: Tokenizer) -> Callable:
