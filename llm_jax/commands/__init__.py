@@ -10,6 +10,7 @@ import traceback
 from llm_jax.commands import (
     audit,
     chat,
+    compress,
     eval,
     export,
     generate,
@@ -38,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "import": import_.VERB,
     "export": export.VERB,
     "sweep": sweep.VERB,
+    "compress": compress.VERB,
     "audit": audit.VERB,
     "plan": plan.VERB,
 }
@@ -56,6 +58,7 @@ EXAMPLES = """examples:
   {program} export --workdir=runs/quickstart --to=HF_FOLDER
   {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms --seeds=3
   {program} audit --workdir=runs/quickstart
+  {program} compress --workdir=runs/quickstart --to=runs/int8 --method=int8
   {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4   # no TPU needed
 
 Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.

@@ -130,7 +130,7 @@ SILENT = re.compile(
 )
 # Keys of config.model that do not change the function that parameters define.
 FREE = {
-    "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "scan", "remat",
+    "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "weights", "scan", "remat",
     "pipeline_pieces", "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
