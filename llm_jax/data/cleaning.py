@@ -255,7 +255,7 @@ class Cleaning:
                     why = after if left_out else "changed"
                     self.counts[name, split][why] += 1
                     secret = name.partition(":")[0] == "pii"
-                    if split == "train" and len(self.shown[name]) < SHOWN and not secret:
+                    if split == "train" and not secret and len(self.shown[name]) < SHOWN:
                         self.shown[name].setdefault(why, (doc, after))
                 if split == "train":
                     if left_out:
