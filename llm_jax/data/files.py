@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from llm_jax.config import ConfigError
-from llm_jax.files import parse_json
+from llm_jax.files import check_local, parse_json
 
 Record = dict[str, Any]
 Located = tuple[str, Record]  # "FILE:LINE" for messages, and what is there
@@ -68,6 +68,7 @@ def named(spec: str) -> list[str]:
     Raises:
       ConfigError: there is none.
     """
+    check_local(f"data: {spec!r}", spec)
     spec = os.path.expanduser(spec)
     if os.path.isfile(spec):
         return [spec]

@@ -40,6 +40,7 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
     ("name", "content", "message"),
     [
         ("none.txt", None, "none.txt' matches no file"),
+        ("gs://b/*.txt", None, "data: 'gs://b/\*.txt': is an address"),
         ("empty.txt", b"", "empty.txt' is empty"),
         ("header.csv", b"text,label\n", "header.csv' has a header, and no row with text"),
         ("blank.tsv", b"text\tlabel\n\t1\n", "blank.tsv' has a header, and no row with text"),
