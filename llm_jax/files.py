@@ -111,8 +111,8 @@ def folder_named(path: str | Path) -> Path:
 def check_local(named: str, path: str | Path) -> None:
     """Refuses an address, as gs://bucket/runs, by the name of the option or key that has it."""
     if re.match(r"\w+://", str(path)):
-        raise ConfigError(f"{named}: is an address, not a folder or file; mount the bucket (gcsfuse "
-                          "BUCKET /runs, or a volume of its CSI driver) and name what is below")
+        raise ConfigError(f"{named}: is an address, not a folder or file; mount the bucket "
+                          "(gcsfuse BUCKET /runs, or its CSI driver) and name what is below")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

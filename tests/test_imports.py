@@ -35,7 +35,7 @@ MAY_USE = {
         "train",
     },
     "record": {"files"},
-    "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},
+    "pod": {"config", "files", "data", "models", "objectives", "record", "sharding", "train"},
     "sweep": {
         "config", "files", "attention", "data", "models", "objectives", "record", "sharding",
         "train",

@@ -124,7 +124,7 @@ def _outcome(argv: list[str]) -> tuple[int, dict]:
         kind = "diverged" if isinstance(error, Diverged) else "error"
         text = str(error) if known else repr(error)
         if known:
-            print(f"{kind}: {text}", file=sys.stderr, flush=True)
+            print(f"{kind}: {hosts.named()}{text}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1, {"error": text}
     if result.get("finished") is False:  # a sweep's is a count
         return args.stopped_code, result

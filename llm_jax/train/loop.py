@@ -125,7 +125,9 @@ class Trainer:
         self.eval_step = self.setup.eval_step(self.tokenizer)
         if self.held_out is not None and config.eval.metric != "loss" and not hooks:
             self.cost(self._measured())
-        agree(config, self.tokenizer, folder.text)
+        if self.several:
+            text = {f"text of {name}": value for name, value in folder.text.items()}
+            agree(configs.flatten(config) | text | {"tokenizer": self.tokenizer.fingerprint()})
         place = self._open_state(folder, start)
         self.train_step = step(place)
         first_params = self.state.params if self.step == 0 else None

@@ -40,7 +40,6 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
     ("name", "content", "message"),
     [
         ("none.txt", None, "none.txt' matches no file"),
-        ("gs://b/*.txt", None, "data: 'gs://b/\*.txt': is an address"),
         ("empty.txt", b"", "empty.txt' is empty"),
         ("header.csv", b"text,label\n", "header.csv' has a header, and no row with text"),
         ("blank.tsv", b"text\tlabel\n\t1\n", "blank.tsv' has a header, and no row with text"),
@@ -60,9 +59,12 @@ def test_bad_files_are_named(tmp_path, config, name, content, message):
         sources.documents(str(tmp_path / name), config.data)
 
 
-def test_unknown_builtin(config):
-    with pytest.raises(ConfigError, match="builtin:python"):
-        sources.documents("builtin:pyhton", config.data)
+@pytest.mark.parametrize(
+    ("spec", "message"), [("builtin:pyhton", "builtin:python"), ("gs://b/a.txt", "is an address")]
+)
+def test_what_is_no_source(config, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        sources.documents(spec, config.data)
 
 
 def _splits(config):
