@@ -227,25 +227,27 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
     client.wait_at_barrier("llm_jax/hosts", 10**6)
     names = [name for _, name in sorted(client.key_value_dir_get("llm_jax/host/"))]
 
-    def living():
-        try:
-            while True:  # returns when all who live have called it
-                dead = [*{*everyone} - client.get_live_nodes([*everyone]).keys()]
-                if dead:
-                    break
-                time.sleep(1)
-        except Exception:  # the store is in process 0
-            dead = [0]
+    def lost(dead):
         if not done.is_set():
             named = ", ".join(f"process {i} of {hosts.count} on {names[i]}" for i in dead)
             _tell_end(f"{named} is lost: it has died, or its network has. Its own log, and the "
                       "scheduler's, may say why", hosts)  # fmt: skip
 
-    def told():
+    def living():
         with suppress(Exception):
+            while True:  # waits for all who live to call it, so that it is under way when JAX
+                #          counts one as dead and lets no other call begin
+                if dead := [*{*everyone} - client.get_live_nodes([*everyone]).keys()]:
+                    return lost(dead)
+                time.sleep(1)
+
+    def told():
+        try:
             code_, text = json.loads(client.blocking_key_value_get(ENDED, 10**9))
-            if not done.is_set():
-                _tell_end(text, hosts, code_)
+        except Exception:  # the store was in process 0
+            return lost([0])
+        if not done.is_set():
+            _tell_end(text, hosts, code_)
 
     for watch in (living, told):
         threading.Thread(target=watch, daemon=True).start()

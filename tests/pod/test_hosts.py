@@ -298,6 +298,54 @@ def test_one_that_fails_alone_ends_all_with_its_code_and_word(overrides, tmp_pat
     assert line in errors[0] and f"error: process 1 of 2 on {HERE}: data: 'none.txt'" in errors[1]
 
 
+WORK = """
+import sys, time
+from pathlib import Path
+from llm_jax.pod import hosts
+job = hosts.start()
+with hosts.together(job, sys.argv[1]):
+    Path(sys.argv[1], f"{job.index}").touch()
+    if job.index == int(sys.argv[2]):
+        raise MemoryError("no room")
+    while not Path(sys.argv[1], "over").exists():
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "victim"), [("killed", 0), ("killed", 1), ("failed", 0), ("failed", 1), ("over", -1)]
+)
+def test_the_others_are_told_who_was_lost(how, victim, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environ = os.environ | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    environ |= {"JAX_NUM_PROCESSES": "3", "LLM_JAX_HEARTBEAT_SECONDS": "10"}
+    failing = victim if how == "failed" else -1
+    command = [sys.executable, "-c", WORK, str(tmp_path), str(failing)]
+    job = [subprocess.Popen(command, env=environ | {"JAX_PROCESS_ID": str(i)}, cwd=ROOT, text=True,
+                            stderr=subprocess.PIPE) for i in range(3)]  # fmt: skip
+    running = lambda: all(process.poll() is None for process in job)
+    while running() and not all((tmp_path / f"{i}").exists() for i in range(3)):
+        time.sleep(0.05)
+    if how == "killed":
+        job[victim].kill()
+    elif how == "over":
+        (tmp_path / "over").touch()
+    errors = [process.communicate(timeout=100)[1] for process in job]
+    codes = [process.returncode for process in job]
+    if how == "over":
+        assert codes == [0, 0, 0] and not any("error: " in text for text in errors)
+        return
+    why = "is lost: it has died" if how == "killed" else "has ended: no room"
+    for i in {0, 1, 2} - {victim}:
+        line = f"error: process {victim} of 3 on {HERE} {why}"
+        found = [x for x in errors[i].splitlines() if x.startswith(line)]
+        assert codes[i] == hosts.LOST and len(found) == 1, errors[i]
+        assert f"process {i} of 3 on {HERE} ends too. The same command resumes." in found[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("present", [0, 1])
 def test_one_that_is_missing_at_the_start(present, tmp_path, monkeypatch):
