@@ -37,6 +37,9 @@ LOST = 1  # exit code where another process was lost
 ENDED = "llm_jax/ended"  # the first process that ended by an error of its own: [exit code, line]
 
 
+TIES: list[socket.socket] = []  # of process 0, open as long as it lives
+
+
 class Hosts(NamedTuple):
     """How many processes there are, which one this is, and JAX's client of their store."""
 
@@ -242,15 +245,40 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
                 time.sleep(1)
 
     def told():
-        try:
+        with suppress(Exception):
             code_, text = json.loads(client.blocking_key_value_get(ENDED, 10**9))
-        except Exception:  # the store was in process 0
-            return lost([0])
-        if not done.is_set():
-            _tell_end(text, hosts, code_)
+            if not done.is_set():
+                _tell_end(text, hosts, code_)
 
-    for watch in (living, told):
+    def tied():
+        with suppress(OSError):  # reset, as nobody has accepted it
+            tie.recv(1)
+        lost([0])
+
+    tie = _tie(hosts)
+    for watch in (living, told, *[tied] * (tie is not None)):
         threading.Thread(target=watch, daemon=True).start()
+
+
+def _tie(hosts: Hosts) -> socket.socket | None:
+    """A connection to process 0 that ends with it; None where a firewall is between.
+
+    JAX's own ends at the same moment, in a thread that then aborts this process.
+    """
+    from jax._src.distributed import global_state
+
+    if hosts.index == 0:  # connections need no accept(): the system holds them
+        TIES.append(socket.create_server(("", 0), backlog=4096))
+        hosts.client.key_value_set("llm_jax/port", str(TIES[0].getsockname()[1]))
+        return None
+    port = int(hosts.client.blocking_key_value_get("llm_jax/port", 10**6))
+    try:
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        tie = socket.create_connection((host, port), timeout=9)
+        tie.settimeout(None)
+        return tie
+    except OSError:
+        return None
 
 
 def _tell_end(text: str, hosts: Hosts, code_: int = LOST) -> None:
