@@ -47,7 +47,7 @@ def attend(
     if mask.query_segments is not None:
         segments = kernels.SegmentIds(mask.query_segments, mask.key_segments)
     rows = jax.vmap(kernel, in_axes=(0, 0, 0, segments and 0, None))
-    with jax.named_scope("blocks_{}_of_{}".format(*visited(mask, T, S))):  # for plan and profiles
+    with jax.named_scope("share_{}_of_{}".format(*visited(mask, T, S))):  # of blocks: for plan
         return heads_first(rows(query, key, value, segments, scoring.sinks))
 
 
