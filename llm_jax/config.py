@@ -121,12 +121,6 @@ def number(
     return Key(default, allows, f"must be {bound} and at most {most:g}", when)
 
 
-def steps_or_share(default: float) -> Key:
-    """Whole steps, or, below 1, a share of train.steps."""
-    allows = lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v))
-    return Key(default, allows, f"must be whole steps, at most {COUNT}, or a share below 1")
-
-
 def share(default: float, over: bool = False, when: When | None = None) -> Key:
     """A number in [0, 1); over: in (0, 1). Below 1 in float32 too."""
     allows = lambda v: (v == 0 and not over) or 2**-126 <= v <= 1 - 2**-24
@@ -485,7 +479,9 @@ class Optimizer:
     name = one_of("adamw", "adafactor", "lion", "muon")
     learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
-    warmup_steps = steps_or_share(100.0)  # below 1: that share of train.steps
+    # Below 1: that share of train.steps.
+    warmup_steps = Key(100.0, lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v)),
+                       f"must be whole steps, at most {COUNT}, or a share below 1")  # fmt: skip
     # Steps at the peak rate after the warm-up (T5: 10,000).
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
@@ -808,7 +804,10 @@ def from_file(spec: str, function: str):
       ConfigError: no such file or variant, or the file fails.
     """
     path, _, variant = spec.partition(":")
-    file = _recipe(path)
+    own = RECIPES / path.removeprefix("configs/").removesuffix(".py")
+    # As it is given; else one of the project's: configs/gpt2.py, gpt2.py or gpt2.
+    candidates = Path(path), own.with_name(f"{own.name}.py")
+    file = next((x for x in candidates if path and x.is_file()), None)
     if file is None:
         inside = (p.relative_to(RECIPES) for p in RECIPES.glob("**/*.py") if p.stem != "__init__")
         known = ", ".join(sorted(f"configs/{p}" for p in inside))
@@ -832,13 +831,6 @@ def from_file(spec: str, function: str):
         raise
     except Exception as error:
         raise ConfigError(f"--config={spec}: {path} fails: {error!r}") from error
-
-
-def _recipe(path: str) -> Path | None:
-    """A file as it is given; else one of the project's: configs/gpt2.py, gpt2.py or gpt2."""
-    own = RECIPES / path.removeprefix("configs/").removesuffix(".py")
-    candidates = Path(path), own.with_name(f"{own.name}.py")
-    return next((file for file in candidates if path and file.is_file()), None)
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -1130,16 +1122,10 @@ def from_dict(tree: dict[str, Any]) -> ConfigDict:
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"holds no config: {str(tree)[:40]!r} where groups of keys should be")
     flat = {name: key.default for name, key in KEYS.items()}
-    for name, value in _leaves(tree):
+    for name, value in flatten({k: x for k, x in tree.items() if x != {}}).items():
         if name not in KEYS:
             raise _unknown(name)
         flat[name] = typed(name, flat[name], value)
     config = _tree(flat)
     check(config)
     return config
-
-
-def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for group, keys in tree.items():
-        inside = group in GROUPS and isinstance(keys, dict)
-        yield from ((f"{group}.{key}", keys[key]) for key in keys) if inside else ((group, keys),)

@@ -6,42 +6,20 @@ import shlex
 import sys
 import time
 import traceback
+from importlib import import_module
 
-from llm_jax.commands import (
-    audit,
-    chat,
-    compress,
-    eval,
-    export,
-    generate,
-    import_,
-    plan,
-    predict,
-    prepare,
-    submit,
-    sweep,
-    train,
-)
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
 from llm_jax.files import folder_named
 from llm_jax.pod import hosts
 from llm_jax.train import Diverged, Restart
 
+MODULES = (
+    "train", "submit", "eval", "generate", "chat", "predict", "prepare", "import_", "export",
+    "sweep", "compress", "audit", "plan",
+)  # fmt: skip
 VERBS: dict[str, Verb] = {
-    "train": train.VERB,
-    "submit": submit.VERB,
-    "eval": eval.VERB,
-    "generate": generate.VERB,
-    "chat": chat.VERB,
-    "predict": predict.VERB,
-    "prepare": prepare.VERB,
-    "import": import_.VERB,
-    "export": export.VERB,
-    "sweep": sweep.VERB,
-    "compress": compress.VERB,
-    "audit": audit.VERB,
-    "plan": plan.VERB,
+    name.rstrip("_"): import_module(f"llm_jax.commands.{name}").VERB for name in MODULES
 }
 QUICKSTART = ("train", "--config=configs/quickstart.py", "--workdir=runs/quickstart")
 INTERRUPTED = 130

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
+from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import is_full, parse_json
 
@@ -33,9 +33,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", required=True, help=(
         "the JSONL file to write, or to continue; - for the standard output"))
     sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
-    add_step(sub)
-    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
-                     help="a further run; its probabilities are averaged with the others'")
+    add_ensemble(sub)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:

@@ -460,11 +460,6 @@ def _check_names(where: str, header: list[str]) -> None:
         raise ConfigError(f"data: {where} names the column {twice!r} twice")
 
 
-def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """A token a line, columns by number; a record a sentence, with a list a column."""
-    return _sentences(_lines(path, blocks))
-
-
 def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
     """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1").
 
@@ -539,5 +534,6 @@ def _parquet(path: str) -> Iterator[Located]:
 
 KINDS = {
     "jsonl": _json_lines, "ndjson": _json_lines, "json": _json, "csv": _csv, "tsv": _tsv,
-    "conll": _conll, "conllu": _conllu, "parquet": None,
+    "conll": lambda path, blocks, columns: _sentences(_lines(path, blocks)), "conllu": _conllu,
+    "parquet": None,
 }  # fmt: skip

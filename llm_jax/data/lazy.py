@@ -1,7 +1,6 @@
 """Documents that are read as they are needed, from a random-access source; permutations of them."""
 
 import copy
-import functools
 import json
 from collections.abc import Sequence
 
@@ -85,13 +84,8 @@ class Tokens(Lazy):
         return self.tokenizer
 
     def _document(self, record: bytes) -> Record:
+        from tensorflow_datasets.proto import tf_example_pb2  # like TFDS itself, not for every run
+
         # Not TFDS's own way, which takes ten times as long.
-        feature = _proto().FromString(record).features.feature["tokens"]
+        feature = tf_example_pb2.Example.FromString(record).features.feature["tokens"]
         return {"tokens": np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)}
-
-
-@functools.cache
-def _proto():
-    from tensorflow_datasets.proto import tf_example_pb2  # like TFDS itself, not for every run
-
-    return tf_example_pb2.Example

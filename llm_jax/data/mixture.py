@@ -55,7 +55,10 @@ class Mixture(Lazy):
         count = max(sum(sizes), int(np.ceil(TIMES / share.min())))
         self.starts = [0, *np.round(np.cumsum(share) * count).astype(np.int64).tolist()]
         self.shares = dict(zip(parts, share.tolist(), strict=True))
-        self.mean = float(share @ [_mean(part) for part in self.parts])
+        # Tokens of a document, about: four characters each.
+        mean = lambda docs: sum(len(text) for doc in docs for text in texts(doc)) / 4 / len(docs)
+        means = [mean(part) if isinstance(part, list) else part.mean for part in self.parts]
+        self.mean = float(share @ means)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -114,10 +117,3 @@ class Mixture(Lazy):
 @functools.lru_cache(64)
 def _order(size: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(size).tolist()
-
-
-def _mean(docs: Sequence[Record]) -> float:
-    """Tokens of a document, about: four characters each."""
-    if not isinstance(docs, list):
-        return docs.mean
-    return sum(len(text) for doc in docs for text in texts(doc)) / 4 / len(docs)

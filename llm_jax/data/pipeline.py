@@ -107,9 +107,6 @@ def _chunks(
     if not len(documents):
         raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
                           "data.validation_fraction")
-    packing = examples.config.data.packing
-    if packing not in ("first_fit", "none"):
-        raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
     if isinstance(documents, lazy.Tokens):
         documents.check(examples.tokenizer, key)
     chunks = kind(examples, documents, seed)

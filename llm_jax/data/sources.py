@@ -54,13 +54,9 @@ def documents(spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)) ->
     data.FIELD_column names; several also line by line from as many text files that follow each
     other: "a.en,a.de.gz".
     """
-    parts = [*sources(spec, data, wanted).values()]
-    if len(parts) == 1:
-        return parts[0]
-    if any(isinstance(part, Lazy) for part in parts):
-        raise ConfigError(f"data: {spec!r} joins a TFDS set too large for memory with other text; "
-                          "data.weights or data.mixture_temperature mixes them")
-    return [document for part in parts for document in part]
+    problem = (f"data: {spec!r} joins a TFDS set too large for memory with other text; "
+               "data.weights or data.mixture_temperature mixes them")  # fmt: skip
+    return _joined([*sources(spec, data, wanted).values()], problem)
 
 
 def streamed(spec: str, data: ConfigDict, wanted: Sequence[str]) -> Iterator[Record]:
@@ -119,26 +115,22 @@ def splits(
         return documents(spec, data, wanted)
 
     asked = data.weights or data.mixture_limit or data.mixture_temperature != 1
-    if mixed := bool("," in data.train and asked):
-        sets = {one: _hold_out(docs, shares, fold)
-                for one, docs in sources(data.train, data, wanted).items()}  # fmt: skip
-        held = [_joined(name, [part[i] for part in sets.values()])
-                for i, name in enumerate(named, start=1)]  # fmt: skip
-    else:
-        train, *held = _hold_out(read("train", data.train), shares, fold)
+    mixed = bool("," in data.train and asked)
+    read_sets = sources(data.train, data, wanted) if mixed else {"": read("train", data.train)}
+    sets = {one: _hold_out(docs, shares, fold) for one, docs in read_sets.items()}
     validation, test = (
-        read(name, spec) if spec else part
-        for (name, spec), part in zip(named.items(), held, strict=True)
+        read(name, spec) if spec else _joined([part[i] for part in sets.values()], (
+            f"data.{name}_fraction: a source of data.train is too large to be held out of with "
+            f"others; name data.{name}, or set the fraction to 0"))
+        for i, (name, spec) in enumerate(named.items(), start=1)
     )
+    first, *_ = sets.values()
     for key, part in (("data.validation", validation), ("data.test", test)):
-        _same_words(key, part, () if mixed else train)
+        _same_words(key, part, first[0])
     validation = _without(validation, [test], "data.validation", "data.test")
     keys = "data.train", "data.validation or data.test"
-    apart = lambda docs: _without(docs, [validation, test], *keys)
-    if mixed:
-        train = Mixture({one: apart(part) for one, (part, *_) in sets.items()}, data, config.seed)
-    else:
-        train = apart(train)
+    rest = {one: _without(docs, [validation, test], *keys) for one, (docs, *_) in sets.items()}
+    train = Mixture(rest, data, config.seed) if mixed else rest[""]
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -167,11 +159,12 @@ def _spec_of(name: str, data: ConfigDict) -> str:
     return ""
 
 
-def _joined(name: str, parts: list[Sequence[Record]]) -> Sequence[Record]:
-    """What is held out of several sources."""
+def _joined(parts: list[Sequence[Record]], problem: str) -> Sequence[Record]:
+    """Documents of one or several sources, which must then all be in memory."""
+    if len(parts) == 1:
+        return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
-        raise ConfigError(f"data.{name}_fraction: a source of data.train is too large to be held "
-                          f"out of with others; name data.{name}, or set the fraction to 0")
+        raise ConfigError(problem)
     return [document for part in parts for document in part]
 
 
@@ -254,8 +247,7 @@ def _digest(doc: Record) -> bytes:
 def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     if spec.startswith("builtin:"):
         if spec != "builtin:python":
-            raise ConfigError(f"data: {spec!r} is unknown; the one built-in corpus is "
-                              "'builtin:python'")
+            raise ConfigError(f"data: {spec!r} is unknown; there is 'builtin:python'")
         return [{"text": text} for text in corpus.python_documents()]
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)

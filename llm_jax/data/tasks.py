@@ -6,13 +6,13 @@ index), so nothing is stored, and any of them can be read at any time.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import math
 import random
 import statistics
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,10 +30,10 @@ Drawn = tuple[list[str], Collection[int]] | None
 
 
 def _option(default, low, high):
-    return dataclasses.field(default=default, metadata={"range": (low, high)})
+    return field(default=default, metadata={"range": (low, high)})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What every task has; a subclass has its own options, words and examples."""
 
@@ -59,7 +59,7 @@ class Task:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recall(Task):
     """Multi-query associative recall (Zoology: Arora 2023, arXiv:2312.04927, section 3 and E).
 
@@ -108,7 +108,7 @@ class Recall(Task):
         return words, {start + 1 for start in starts}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Induction(Task):
     """Induction heads (Olsson 2022, arXiv:2209.11895; as in H3 and Mamba, arXiv:2312.00752, 4.1.2).
 
@@ -131,7 +131,7 @@ class Induction(Task):
         return words, {self.length - 1}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectiveCopy(Task):
     """Selective copying (Mamba: Gu & Dao 2023, arXiv:2312.00752, 4.1.1).
 
@@ -161,7 +161,7 @@ class SelectiveCopy(Task):
         return [*words, ":", *data], range(noise + 1, self.length)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ListOps(Task):
     """ListOps (Nangia & Bowman 2018, arXiv:1804.06028; Long Range Arena: Tay 2020, 2.2.1).
 
@@ -220,7 +220,7 @@ class ListOps(Task):
         return self.operators[operator](values)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Needle(Task):
     """A needle in a haystack (RULER: Hsieh 2024, arXiv:2404.06654, section 3, NIAH).
 
@@ -261,7 +261,7 @@ class Needle(Task):
         return [*hay, f"k{keys[0]}", f"v{values[0]}"], {len(hay) + 1}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Permutations(Task):
     """State tracking: the word problem of a symmetric group (Merrill 2024, arXiv:2404.08819).
 
@@ -286,7 +286,7 @@ class Permutations(Task):
                 [*drawn, None, state]], {count + 1}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Modular(Task):
     """Modular arithmetic without brackets (Deletang 2022, arXiv:2207.02098, table 1).
 
@@ -347,15 +347,12 @@ class Examples(Sequence):
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), i % len(self)))
         for _ in range(TRIES):
             drawn = self.task.draw(rng)
-            if drawn and _split_of(drawn[0]) == self.split:
+            text = " ".join(drawn[0]) if drawn else ""
+            place = hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 8
+            if drawn and {0: "validation", 1: "test"}.get(place, "train") == self.split:
                 return {"parts": _parts(*drawn)}
         raise ConfigError(f"data.{self.split}: {self.task} has no example in {TRIES:,} draws; "
                           "give it more room")
-
-
-def _split_of(words: list[str]) -> str:
-    place = hashlib.blake2b(" ".join(words).encode(), digest_size=1).digest()[0] % 8
-    return {0: "validation", 1: "test"}.get(place, "train")
 
 
 def _parts(words: list[str], answers: Collection[int]) -> tuple[Part, ...]:
@@ -369,15 +366,14 @@ def parse(spec: str, key: str) -> Task:
     name, _, text = spec.removeprefix(PREFIX).partition("?")
     if name not in TASKS:
         raise ConfigError(f"{key}={spec!r}: there is no task {name!r}, only {', '.join(TASKS)}")
-    fields = {field.name: field for field in dataclasses.fields(TASKS[name])}
-    options = {}
+    known, options = {x.name: x for x in fields(TASKS[name])}, {}
     for item in filter(None, text.split("&")):
         option, _, value = item.partition("=")
-        if option not in fields:
-            known = ", ".join(f"{field.name}={field.default}" for field in fields.values())
+        if option not in known:
+            usual = ", ".join(f"{x.name}={x.default}" for x in known.values())
             raise ConfigError(f"{key}={spec!r}: task {name} has no option {option!r}; it has, "
-                              f"with these defaults, {known}")
-        kind, (low, high) = fields[option].type, fields[option].metadata["range"]
+                              f"with these defaults, {usual}")
+        kind, (low, high) = known[option].type, known[option].metadata["range"]
         options[option] = math.nan
         with contextlib.suppress(ValueError):
             options[option] = kind(value)

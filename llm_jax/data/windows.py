@@ -6,26 +6,23 @@ import numpy as np
 
 from llm_jax.data.tokenizers import Tokenizer
 
+CHUNK = 1024  # documents that are tokenised together
+
 
 def streams(
-    tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True, chunk: int = 1024
+    tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True
 ) -> list[np.ndarray]:
     """Tokenises documents: [bos] + tokens + [eos], or the tokens alone if not `framed`.
 
     In the smallest integers that hold the vocabulary. Documents that are arrays are tokens already.
     """
-    streams = []
-    for i in range(0, len(docs), chunk):
-        batch = docs[i : i + chunk]
+    before, behind = ([tokenizer.bos_id], [tokenizer.eos_id]) if framed else ([], [])
+    how, streams = {"dtype": tokenizer.dtype, "casting": "unsafe"}, []
+    for i in range(0, len(docs), CHUNK):
+        batch = docs[i : i + CHUNK]
         batch = batch if isinstance(batch[0], np.ndarray) else tokenizer.encode_batch(batch)
-        if framed:
-            batch = (_framed(tokenizer, tokens) for tokens in batch)
-        streams += [tokens.astype(tokenizer.dtype, copy=False) for tokens in batch]
+        streams += [np.concatenate([before, ids, behind], **how) for ids in batch]
     return streams
-
-
-def _framed(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]], dtype=np.int32)
 
 
 def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import ConfigError
-from llm_jax.decode.cache import pad, replicated, round_up
+from llm_jax.decode.cache import batch_of, pad, replicated, round_up
 from llm_jax.models import Model
 
 
@@ -31,9 +31,9 @@ def fill(
     if top_k > allowed.sum():
         raise ConfigError(f"top_k={top_k}: must be at most {allowed.sum()}, the ids there are")
     gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
-    tokens, lengths = pad(prompts, cfg.max_length)
     places, counts = pad(gaps, cfg.max_length)
-    arrays = replicated((tokens, lengths, places, allowed))
+    batch = batch_of(prompts, cfg.max_length) | {"masked_positions": places}
+    arrays = replicated((batch, allowed))
     likeliest = _fill(model, round_up(top_k, cfg.vocab_size), params, *arrays)
     ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in likeliest)
     return [
@@ -43,10 +43,8 @@ def fill(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _fill(model, top_k, params, tokens, lengths, places, allowed):
-    """Tokens [B, T] with gaps at places [B, P] -> ids and probabilities [B, P, top_k]."""
-    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    batch = {"tokens": tokens, "segment_ids": real.astype(jnp.int32), "masked_positions": places}
+def _fill(model, top_k, params, batch, allowed):
+    """Tokens [B, T] with gaps at masked_positions [B, P] -> ids, probabilities [B, P, top_k]."""
     logits = models.logits(model.apply({"params": params}, batch))
     probability = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     values, ids = jax.lax.top_k(probability, top_k)

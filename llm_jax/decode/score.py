@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
-from llm_jax.decode.cache import pad, replicated
+from llm_jax.decode.cache import batch_of, replicated
 from llm_jax.models import Model
 
 
@@ -30,26 +30,20 @@ def log_likelihoods(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for at in range(0, len(order), batch_size):
         places = order[at : at + batch_size]
-        tokens, lengths = pad([rows[i][:-1] for i in places], length)
-        batch = {"tokens": tokens, "segment_ids": _real(tokens, lengths)}
+        batch = batch_of([rows[i][:-1] for i in places], length)
         if sources:
-            read, sizes = pad([sources[i] for i in places], length)
-            batch |= {"encoder_tokens": read, "encoder_segment_ids": _real(read, sizes)}
+            batch |= batch_of([sources[i] for i in places], length, "encoder_")
+        real = batch["segment_ids"] > 0
         first = np.array([starts[i] for i in places], np.int32)
         if prefix:
             batch["prefix"] = first
-        targets = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-        targets[np.arange(len(places)), lengths - 1] = [rows[i][-1] for i in places]
-        at_least = np.arange(tokens.shape[1]) >= first[:, None] - 1
-        wanted = at_least & (batch["segment_ids"] > 0)
+        targets = np.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
+        targets[np.arange(len(places)), real.sum(1) - 1] = [rows[i][-1] for i in places]
+        wanted = real & (np.arange(real.shape[1]) >= first[:, None] - 1)
         sums, best = _score(model, params, *replicated((batch, targets, wanted)))
         for i, total, greedy in zip(places, np.asarray(sums), np.asarray(best), strict=True):
             results[i] = float(total), bool(greedy)
     return results
-
-
-def _real(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
