@@ -146,7 +146,6 @@ def _named(language: str, i: int, name: str) -> str:
 
 
 def draw(results, folder):
-    """Differences by pair of words, and effect sizes."""
     with panels(folder, "bias", 2, 6.4) as axes:
         for run, look in styles(results).items():
             swaps = [(_named(language, i, pair), x)

@@ -66,7 +66,6 @@ def needle(
 
 
 def draw(results, folder):
-    """Loss by position, and a heat map of needles for each run."""
     with panels(folder, "context", 1 + len(results)) as axes:
         look = styles(results)
         for ax, (run, result) in zip(axes[1:], results.items(), strict=True):

@@ -12,14 +12,12 @@ HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_step(sub)
     sub.add_argument("--system", help="a system message, which comes first")
     add_sampling(sub)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Answers each line of stdin until it ends; prints the replies as they are written."""
     from llm_jax import sharding
     from llm_jax.data import chat
     from llm_jax.decode import Memory, stream

@@ -8,7 +8,6 @@ from llm_jax.config import ConfigError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_ensemble(sub)
     sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), help=(
@@ -16,7 +15,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints the loss of a checkpoint."""
     from llm_jax import sharding
     from llm_jax.data import pipeline
     from llm_jax.models import heads

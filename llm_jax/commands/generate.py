@@ -10,7 +10,6 @@ from llm_jax.files import parse_json, read_text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_step(sub)
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
@@ -23,7 +22,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints each prompt with its completion."""
     from llm_jax import sharding
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params

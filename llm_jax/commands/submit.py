@@ -25,7 +25,6 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--on", choices=tuple(jobs.FILES), required=True)
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--name", default="llm-jax", help="of the job; default llm-jax")
@@ -40,7 +39,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Writes a job and, asked to, hands it in."""
     config = config_of(args, overrides)  # refused here rather than by each of many machines
     train = [f"--config={args.config}"] * bool(args.config)
     train += [f"--config.{override}" for override in overrides]

@@ -14,7 +14,6 @@ from llm_jax.pod.watchdog import watchdog
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--stopped_code", type=int, default=0, help="exit code after SIGTERM's save")
     text = "without a step for so long, show all stacks and end with code 1; default 0: never"
@@ -22,7 +21,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Trains, samples, and says what to do next."""
     # With init_from the other overrides are applied after the source has filled in the config.
     begins = [text for text in overrides if text.startswith("init_from=")]
     config = config_of(args, begins or overrides)

@@ -59,7 +59,6 @@ class Chunks:
         self._count = max(1, min(round(self._size() / CHUNK), len(docs) // 2))
 
     def _size(self) -> float:
-        """Tokens of the set, about."""
         docs = self._docs
         if self.held is not None:
             return int(self.held.ends[-1])

@@ -435,7 +435,6 @@ def _words(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Lo
 
 
 def _ahead(lines: Iterable[tuple[str, bytes]]) -> tuple[list, Iterator[tuple[str, bytes]]]:
-    """The first lines, and all."""
     lines = iter(lines)
     ahead = list(itertools.islice(lines, AHEAD))
     return ahead, itertools.chain(ahead, lines)

@@ -41,7 +41,10 @@ class Setup:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        _check_attention(config)
+        stacks = configs.depths(config.model).values()
+        layers = [layer for depth in stacks for layer in configs.layers(config.model, depth)]
+        for layer in dict.fromkeys(layers):
+            _check_attention(config, layer)
         if config.model.lora_rank and config.model.num_experts:
             log.warning("model.lora_rank=%d: experts get no adapters (qwix has none for them)",
                         config.model.lora_rank)  # fmt: skip
@@ -165,14 +168,7 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def _check_attention(config: ConfigDict) -> None:
-    stacks = configs.depths(config.model).values()
-    layers = [layer for depth in stacks for layer in configs.layers(config.model, depth)]
-    for layer in {id(layer): layer for layer in layers}.values():
-        _check_kind(config, layer)
-
-
-def _check_kind(config: ConfigDict, cfg: FrozenConfigDict) -> None:
+def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     """Refuses a layer whose kind of attention cannot do what is asked of it."""
     packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
