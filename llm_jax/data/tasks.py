@@ -35,7 +35,11 @@ def _option(default, low, high):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every task has; a subclass has its own options, words and examples."""
+    """What every task has; a subclass has its own options, words and examples.
+
+    Raises:
+      ValueError: options that do not go together.
+    """
 
     length: int = _option(128, 2, 2**20)
     examples: int = _option(0, 0, 2**31)  # in an epoch, or in the evaluation; 0: COUNTS
@@ -49,10 +53,6 @@ class Task:
     def longest(self) -> int:
         """Words of the longest example."""
         return self.length
-
-    def fault(self) -> str:
-        """What is wrong with the options together; '' if nothing is."""
-        return ""
 
     def draw(self, rng: np.random.Generator) -> Drawn:
         """Returns one example, or None where the draw makes none."""
@@ -81,14 +81,13 @@ class Recall(Task):
     def words(self):
         return [f"{kind}{i}" for kind in "kv" for i in range(self.vocab // 2)] + ["."]
 
-    def fault(self):
+    def __post_init__(self):
         if self.min_pairs > self.pairs:
-            return f"min_pairs={self.min_pairs} must be at most pairs={self.pairs}"
+            raise ValueError(f"min_pairs={self.min_pairs} must be at most pairs={self.pairs}")
         if self.pairs > self.vocab // 2:
-            return f"pairs={self.pairs} must be at most vocab / 2 = {self.vocab // 2}"
+            raise ValueError(f"pairs={self.pairs} must be at most vocab / 2 = {self.vocab // 2}")
         if (need := 2 * (self.pairs + self.queries)) > self.length:
-            return f"length={self.length} must be at least 2 (pairs + queries) = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 (pairs + queries) = {need}")
 
     def draw(self, rng):
         pairs = self.pairs
@@ -146,10 +145,9 @@ class SelectiveCopy(Task):
     def words(self):
         return [*map(str, range(self.vocab)), ".", ":"]
 
-    def fault(self):
+    def __post_init__(self):
         if (need := 2 * self.tokens + 1) > self.length:
-            return f"length={self.length} must be at least 2 tokens + 1 = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 tokens + 1 = {need}")
 
     def draw(self, rng):
         noise = self.length - self.tokens - 1
@@ -191,10 +189,9 @@ class ListOps(Task):
     def longest(self):
         return self.length + 2
 
-    def fault(self):
+    def __post_init__(self):
         if self.min_length > self.length:
-            return f"min_length={self.min_length} must be at most length={self.length}"
-        return ""
+            raise ValueError(f"min_length={self.min_length} must be at most length={self.length}")
 
     def draw(self, rng):
         # Python's generator: it is many times faster than NumPy's for single numbers.
@@ -240,12 +237,11 @@ class Needle(Task):
         kinds = {"k": self.keys, "v": self.vocab, "w": self.vocab}
         return [f"{kind}{i}" for kind, n in kinds.items() for i in range(n)]
 
-    def fault(self):
+    def __post_init__(self):
         if self.needles > self.keys:
-            return f"needles={self.needles} must be at most keys={self.keys}"
+            raise ValueError(f"needles={self.needles} must be at most keys={self.keys}")
         if (need := 2 * self.needles + 2) > self.length:
-            return f"length={self.length} must be at least 2 needles + 2 = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 needles + 2 = {need}")
 
     def draw(self, rng):
         places = self.length - 2 - self.needles  # a needle and a word take one each
@@ -381,10 +377,10 @@ def parse(spec: str, key: str) -> Task:
             what = "an integer" if kind is int else "a number"
             raise ConfigError(f"{key}={spec!r}: {option}={value!r} must be {what} from {low} "
                               f"to {high}")
-    task = TASKS[name](**options)
-    if fault := task.fault():
-        raise ConfigError(f"{key}={spec!r}: {fault}")
-    return task
+    try:
+        return TASKS[name](**options)
+    except ValueError as error:
+        raise ConfigError(f"{key}={spec!r}: {error}") from error
 
 
 def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examples:

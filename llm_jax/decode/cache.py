@@ -14,11 +14,6 @@ from llm_jax.models import Model
 from llm_jax.models.attention import kept
 
 
-def cacheable(model: Model) -> bool:
-    """Whether each of the model's kinds of attention can continue from stored keys and values."""
-    return all("cache" in attention.get(x.attention).supports for x in _layers(model))
-
-
 def _layers(model):
     """The configs of the decoder's layers."""
     return configs.layers(model.cfg, configs.depths(model.cfg).get("decoder", 0))
@@ -188,7 +183,8 @@ def prepare(
     prompts, encoder_batch, allowed = replicated(arrays)
     room = round_up(max_new_tokens, length)
     size = min(prompts.tokens.shape[1] + room, length)
-    cached = cacheable(model) if cached is None else cached
+    if cached is None:
+        cached = all("cache" in attention.get(x.attention).supports for x in _layers(model))
     return Reader(model, params, encoder_batch, size, cached, prefix, allowed), prompts, room
 
 
