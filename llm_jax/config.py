@@ -389,7 +389,7 @@ class Model:
 class Objective:
     """What is learned: config.objective."""
 
-    name = text("causal_lm", empty=False)  # a file of llm_jax/objectives/
+    name = text("causal_lm", empty=False)  # a record of llm_jax/objectives/
     label_smoothing = share(0.0)
     focal_gamma = number(0.0, most=100, when=LABELLED)  # focal loss; 0: cross-entropy
     # R-Drop's alpha: two passes with other dropout are to agree.

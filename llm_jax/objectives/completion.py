@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from llm_jax.data.chat import end_ids
+from llm_jax.data import chat
 from llm_jax.data.examples import Part, decoder_fields
 from llm_jax.objectives import causal_lm, scores
 
@@ -51,7 +51,7 @@ class Completion(causal_lm.CausalLM):
         ids, scored = zip(*self.pieces(piece), strict=True)
         weights = np.repeat(np.float32(scored), [len(some) for some in ids])[1:]
         fields = decoder_fields(np.concatenate(ids).astype(np.int32)) | {"weights": weights}
-        end = np.isin(fields["targets"], end_ids(self.tokenizer))
+        end = np.isin(fields["targets"], chat.end_ids(self.tokenizer))
         fields["answer_weights"] = np.where(end, np.float32(0), weights)
         places = np.flatnonzero(weights[: self.config.model.max_length])
         return {name: x[: places[-1] + 1] for name, x in fields.items()} if len(places) else None
@@ -69,4 +69,46 @@ OBJECTIVE = dataclasses.replace(
     refuse=lambda config: scores.check(config.eval.scores),
     prompt=prompt,
     writes=True,
+)
+
+
+class Chat(Completion):
+    """A causal language model of whole conversations whose loss counts the assistant's turns only.
+
+    A record has messages, [{"role": …, "content": …}]; the tokenizer's chat template makes them a
+    text (data.chat.DEFAULT, where it has none), and says which of it is a reply. A reply's end is
+    learned, and not counted by accuracy.
+    """
+
+    reads = ("messages",)
+    parts, gold = False, ()
+    chat_template = chat.DEFAULT
+
+    @classmethod
+    def specials(cls, config):
+        return chat.MARKS
+
+    def room(self, counts):
+        longest = self.config.model.max_length
+        return {"conversations, their template not counted,": (counts["messages"], longest)}
+
+    def ask(self, record, new):
+        """The messages before the last reply, without the oldest where a row cannot hold all."""
+        messages = record["messages"]
+        end = len(messages) - (messages[-1]["role"] == "assistant")
+        return chat.fitted(self.tokenizer, messages[:end], self.config.model.max_length - new)
+
+    def score(self, records, answers):
+        gold, guess = [x["messages"][-1]["content"] for x in records], [x["text"] for x in answers]
+        return scores.texts(self.config.eval.scores, gold, guess)
+
+    def pieces(self, record):
+        return chat.scored(self.tokenizer, record["messages"])
+
+
+CHAT = dataclasses.replace(
+    OBJECTIVE,
+    name="chat",
+    examples=Chat,
+    prompt=lambda text, cfg: [{"role": "user", "content": text}],
 )
