@@ -15,9 +15,8 @@ from llm_jax.data import chat
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
 from llm_jax.decode import sample
 from llm_jax.decode.beam import beam_search
-from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
-from llm_jax.decode.score import log_likelihoods
+from llm_jax.decode.score import fill, log_likelihoods
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
