@@ -73,6 +73,7 @@ def _words(value: Any) -> list[Any]:
 
 kinds = partial(given, "model.attention")
 heads = partial(given, "model.head")
+learns = partial(given, "objective.name")
 
 
 def source(text: str, holds: Callable[[str], bool]) -> When:
@@ -184,9 +185,7 @@ SCALED = ROTARY & absent("model.rotary_scaling", "none")
 YARN = ROTARY & given("model.rotary_scaling", "yarn")
 STRETCHED = ROTARY & given("model.rotary_scaling", "yarn", "llama3")
 EXPERTS = given("model.num_experts")
-MASKING = given(
-    "objective.name", "masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption"
-)  # fmt: skip
+MASKING = learns("masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption")
 PROJECTIONS = (
     "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
 )  # fmt: skip
@@ -198,15 +197,19 @@ DELTA = "deltanet", "gated_deltanet", "gated_deltaproduct", "kda"
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
-PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
-CLASSES = given("objective.name", "classification", "regression")
-VECTORS = given("objective.name", "contrastive", "similarity")
-LABELLED = given("objective.name", "classification", "tagging", "roles")
-QUESTIONS = given("objective.name", "question_answering")
-PROMPTED = given("objective.name", "seq2seq", "completion", "preference")
-WRITES = given("objective.name", "seq2seq", "completion", "chat")
+PAIRS = learns("seq2seq", "completion") & RECORDS
+CLASSES = learns("classification", "regression")
+VECTORS = learns("contrastive", "similarity")
+LABELLED = learns("classification", "tagging", "roles")
+QUESTIONS = learns("question_answering")
+PROMPTED = learns("seq2seq", "completion", "preference")
+WRITES = learns("seq2seq", "completion", "chat")
 AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
+CLASSIFIES = learns("classification")
 ADAM = given("optimizer.name", "adamw", "muon")
+DECAYS = given("optimizer.schedule", "cosine", "linear", "wsd")
+AXIAL = given("model.positions", "axial")
+RELATIVE = given("model.positions", "relative")
 
 
 class Layer:
@@ -329,12 +332,12 @@ class Model:
     num_decoder_layers = whole(0, 0, 10_000, when=given("model.kind", "encoder_decoder"))  # 0: same
     embed_dim = whole(256, 1, 2**20)
     embedding_dim = whole(0)  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
-    axial_shape = numbers(when=given("model.positions", "axial"))  # rows and columns, filled by row
-    axial_dims = numbers(when=given("model.positions", "axial"))  # of a row's, a column's vector
+    axial_shape = numbers(when=AXIAL)  # rows and columns, filled by row
+    axial_dims = numbers(when=AXIAL)  # of a row's, a column's vector
     # The table's first rows that are never used (RoBERTa: 2).
     position_offset = whole(0, when=given("model.positions", "learned"))
-    relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
-    relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
+    relative_buckets = whole(32, 4, when=RELATIVE)
+    relative_max_distance = whole(128, 2, when=RELATIVE)
     expert_every = whole(1, 1, when=EXPERTS)  # every n-th layer has experts (Switch: 2)
     router_balance = number(0.01, when=EXPERTS)  # load balancing loss, a mean over layers (Switch)
     router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
@@ -393,33 +396,29 @@ class Objective:
     label_smoothing = share(0.0)
     focal_gamma = number(0.0, most=100, when=LABELLED)  # focal loss; 0: cross-entropy
     # R-Drop's alpha: two passes with other dropout are to agree.
-    r_drop = number(0.0, when=given("objective.name", "classification"))
+    r_drop = number(0.0, when=CLASSIFIES)
     # Mixup of embeddings: a row's share is of Beta(mixup, mixup); 0: none.
-    mixup = number(
-        0.0, when=given("objective.name", "classification") & given("model.kind", "encoder")
-    )
+    mixup = number(0.0, when=CLASSIFIES & given("model.kind", "encoder"))
     z_loss = number(0.0)
     no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
     # Weight of each label in the loss; "balanced": inverse frequencies; (): all are 1.
     class_weights = Key(
         (), lambda v: v == ("balanced",) or all(map(_is_factor, v)),
-        'must be numbers of at least 0, or "balanced"', given("objective.name", "classification"),
+        'must be numbers of at least 0, or "balanced"', CLASSIFIES,
     )  # fmt: skip
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
     # Masked LM: whole-word masking (albert: always).
-    whole_word = flag(
-        False, when=given("objective.name", "masked_lm", "bert", "replaced_token_detection")
-    )
-    span_length = number(3.0, 1, when=given("objective.name", "span_corruption"))  # mean
+    whole_word = flag(False, when=learns("masked_lm", "bert", "replaced_token_detection"))
+    span_length = number(3.0, 1, when=learns("span_corruption"))  # mean
     # Put before each source ("translate English to German: ").
     prefix = text("", when=PROMPTED)
     suffix = text("", when=PROMPTED)  # behind it ("\n")
     # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
-    beta = number(0.1, over=0, when=given("objective.name", "preference"))
+    beta = number(0.1, over=0, when=learns("preference"))
     pooling = one_of("mean", "cls", when=VECTORS)  # of tokens' vectors: their mean | the first
     temperature = number(0.05, 1e-3, 100, when=VECTORS)  # by which cosines are divided
     # Of the discriminator's loss.
-    detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
+    detection_weight = number(50.0, when=learns("replaced_token_detection"))
 
 
 class Tokenizer:
@@ -461,7 +460,7 @@ class Data:
     # Tokens between the beginnings of two windows of a context that is longer than a row.
     doc_stride = whole(128, 1, when=QUESTIONS)
     # Of the decoder's rows; 0: model.max_length.
-    target_length = whole(0, when=given("objective.name", "seq2seq"))
+    target_length = whole(0, when=learns("seq2seq"))
     # Empty: TFDS's own default.
     tfds_dir = text("", when=source("tfds:", lambda part: part.startswith("tfds:")))
     workers = whole(0, 0, 1024)  # processes that pack a set too large for memory; 0: the trainer
@@ -486,13 +485,8 @@ class Optimizer:
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
     # fifth of train.steps.
-    decay_steps = whole(
-        0, 0, COUNT, when=given("optimizer.schedule", "cosine", "linear", "wsd")
-    )  # fmt: skip
-    # Last learning rate / learning_rate.
-    final_fraction = number(
-        0.1, most=1, when=given("optimizer.schedule", "cosine", "linear", "wsd")
-    )
+    decay_steps = whole(0, 0, COUNT, when=DECAYS)
+    final_fraction = number(0.1, most=1, when=DECAYS)  # last learning rate / learning_rate
     b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
     # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95.
     b2 = share(0.0, when=ADAM | given("optimizer.name", "lion"))
@@ -588,13 +582,12 @@ class Sample:
 # Field of a document: its column in a table (.jsonl, .csv, .conll …) or TFDS set, by name, or by
 # number, from 0, where a .csv, .tsv or .conll has no header; and when it is read. data/fields.py
 # says what each holds. Parallel text files go without: data.train="train.en,train.de".
-learns = partial(given, "objective.name")
 COLUMNS = {
     "text": ("text", RECORDS),
     "source": ("source", PAIRS), "target": ("target", PAIRS),
     "pair": ("", CLASSES | VECTORS),  # the second text; empty: there is one text
-    "negative": ("", given("objective.name", "contrastive")),  # a hard one; empty: none
-    "label": ("label", CLASSES | given("objective.name", "similarity")),
+    "negative": ("", learns("contrastive")),  # a hard one; empty: none
+    "label": ("label", CLASSES | learns("similarity")),
     "tokens": ("tokens", learns("tagging", "roles")),
     "tags": ("tags", learns("tagging", "roles")),
     "predicate": ("predicate", learns("roles")),  # a place among the tokens
