@@ -408,7 +408,6 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record
 
 
 def _label_names(feature) -> list[str] | None:
-    """The names of a ClassLabel, or of a sequence of them."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "names", None)

@@ -200,8 +200,6 @@ def build(
             return _open_file(_file(config), specials)
         case "sentencepiece":
             return SentencePiece(_file(config), specials)
-    raise ConfigError(f"tokenizer.name: {config.name!r} is unknown; it must be bytes, chars, "
-                      "words, bpe, wordpiece, file or sentencepiece")
 
 
 class Listed(Tokenizer):

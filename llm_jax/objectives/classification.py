@@ -149,7 +149,6 @@ def number(record, config):
 
 
 def check(config, documents):
-    """Refuses labels that are no numbers."""
     for record in itertools.islice(documents, labels.CHECKED):
         number(record, config)
 

@@ -53,7 +53,6 @@ class Contrastive(Examples):
 
 
 def refuse(config):
-    """There must be pairs."""
     if not config.data.pair_column:
         raise ConfigError(f"data.pair_column='': objective.name={config.objective.name!r} needs "
                           "the column of a second text; that of the first again makes it SimCSE, "

@@ -109,7 +109,6 @@ class MaskedLM(Examples):
         self.row = self.masking()
 
     def masking(self) -> Masking:
-        """The objective's way to mask."""
         return Masking(self.tokenizer, self.config, self.config.objective.whole_word)
 
     @classmethod
@@ -205,7 +204,6 @@ def detection_losses(outputs, batch, cfg):
 
 
 def refuse(config):
-    """There must be a generator."""
     if not config.model.generator_fraction:
         raise ConfigError("model.generator_fraction=0: objective.name='replaced_token_detection' "
                           "needs a generator; set a share of the model's width, such as 0.25")

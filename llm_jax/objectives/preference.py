@@ -38,7 +38,6 @@ class Preference(completion.Completion):
         return {"pairs": (2 * prompt + sum(counts[side] for side in SIDES), longest)}
 
     def sides(self, record):
-        """Returns the example of each answer."""
         asked = lambda side: {"source": record["prompt"], "target": record[side]}
         return [super(Preference, self).example(asked(side), None, None) for side in SIDES]
 
