@@ -18,9 +18,8 @@ import numpy as np
 from llm_jax.data import lengths
 from llm_jax.data.augment import augmented
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.lazy import Lazy, permuted
+from llm_jax.data.lazy import Lazy, permuted, tokens_about
 from llm_jax.data.mixture import Mixture
-from llm_jax.data.sources import texts
 from llm_jax.data.windows import Pool, cut, streams
 
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
@@ -56,15 +55,8 @@ class Chunks:
         pad_id = examples.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
         self.held = self._pool(docs) if examples.cut and isinstance(docs, list) else None
-        self._count = max(1, min(round(self._size() / CHUNK), len(docs) // 2))
-
-    def _size(self) -> float:
-        docs = self._docs
-        if self.held is not None:
-            return int(self.held.ends[-1])
-        if isinstance(docs, list):  # four characters a token
-            return sum(map(len, texts(docs))) / 4
-        return docs.mean * len(docs)
+        size = tokens_about(docs) if self.held is None else int(self.held.ends[-1])
+        self._count = max(1, min(round(size / CHUNK), len(docs) // 2))
 
     def __len__(self) -> int:
         return self._count

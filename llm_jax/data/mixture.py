@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
-from llm_jax.data.fields import Record, texts
-from llm_jax.data.lazy import Lazy, Tokens, permuted
+from llm_jax.data.fields import Record
+from llm_jax.data.lazy import Lazy, Tokens, permuted, tokens_about
 
 SMALL = 2**14  # documents of which a permutation is held: to compute each takes long for so few
 TIMES = 10  # that the rarest source comes in an epoch, at least
@@ -55,10 +55,7 @@ class Mixture(Lazy):
         count = max(sum(sizes), int(np.ceil(TIMES / share.min())))
         self.starts = [0, *np.round(np.cumsum(share) * count).astype(np.int64).tolist()]
         self.shares = dict(zip(parts, share.tolist(), strict=True))
-        # Tokens of a document, about: four characters each.
-        mean = lambda docs: sum(len(text) for doc in docs for text in texts(doc)) / 4 / len(docs)
-        means = [mean(part) if isinstance(part, list) else part.mean for part in self.parts]
-        self.mean = float(share @ means)
+        self.mean = float(share @ [tokens_about(part) / len(part) for part in self.parts])
 
     def __len__(self) -> int:
         return self.starts[-1]
