@@ -34,7 +34,7 @@ def write(folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]]
             parts += [f"```\n{result['command']}\n  # {where}, {result['hardware']}\n```"]
     text = "\n\n".join(parts) + "\n"
     write_text(folder / "report.md", text)
-    body = MarkdownIt().enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = re.sub('<img src="(.+?)"', lambda found: _picture(folder / found[1]), body)
     body = re.sub('<a href="(.+?)">(.+?)</a>', lambda x: _inside(folder / x[1], x[2]), body)
     write_text(folder / "report.html", page_of("Audit", body))
