@@ -199,7 +199,6 @@ def test_eval_covers_everything_once(config, packing, shares):
     ("change", "docs", "message"),
     [
         ({"model.vocab_size": 258}, ["text" * 9], "model.vocab_size=258: .* 259"),
-        ({"data.packing": "best"}, ["text" * 9], "data.packing: 'best'"),
         ({"objective.name": "dance"}, ["text" * 9], "objective.name='dance': allowed are"),
         ({}, ["short"], "data.train: 7 tokens do not fill one row"),
         ({}, [], "data.train: there are no documents"),
