@@ -40,7 +40,7 @@ class _Texts(Sequence):
 def texts(docs: Sequence[Record]) -> Sequence[str]:
     """Returns all texts of the documents, labels left out; of a task, all its words."""
     if isinstance(docs, tasks.Examples):
-        return [" ".join(docs.task.words)]
+        return [" ".join(docs.task.words())]
     if isinstance(docs, list):
         return [text for doc in docs for text in fields.texts(doc)]
     return _Texts(docs)
@@ -231,8 +231,8 @@ def _without(docs, others, key: str, other_keys: str):
 def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> None:
     """Refuses to evaluate on a task with words that training has not."""
     if isinstance(docs, tasks.Examples):
-        known = set(train.task.words if isinstance(train, tasks.Examples) else ())
-        if unknown := [word for word in docs.task.words if word not in known]:
+        known = set(train.task.words() if isinstance(train, tasks.Examples) else ())
+        if unknown := [word for word in docs.task.words() if word not in known]:
             raise ConfigError(f"{key}: its task has words that data.train has not, such as "
                               f"{unknown[0]!r}; give both the same task and vocabulary")
 

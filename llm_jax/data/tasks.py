@@ -44,12 +44,10 @@ class Task:
     length: int = _option(128, 2, 2**20)
     examples: int = _option(0, 0, 2**31)  # in an epoch, or in the evaluation; 0: COUNTS
 
-    @property
     def words(self) -> list[str]:
         """All that an example may hold; the same for every length."""
         raise NotImplementedError
 
-    @property
     def longest(self) -> int:
         """Words of the longest example."""
         return self.length
@@ -77,7 +75,6 @@ class Recall(Task):
     vocab: int = _option(64, 4, 2**17)
     power: float = _option(0.01, 0.001, 1.0)
 
-    @property
     def words(self):
         return [f"{kind}{i}" for kind in "kv" for i in range(self.vocab // 2)] + ["."]
 
@@ -118,7 +115,6 @@ class Induction(Task):
     length: int = _option(256, 4, 2**20)
     vocab: int = _option(16, 2, 2**16)
 
-    @property
     def words(self):
         return [*map(str, range(self.vocab)), "*"]
 
@@ -141,7 +137,6 @@ class SelectiveCopy(Task):
     tokens: int = _option(8, 1, 2**16)
     vocab: int = _option(16, 2, 2**16)
 
-    @property
     def words(self):
         return [*map(str, range(self.vocab)), ".", ":"]
 
@@ -174,7 +169,6 @@ class ListOps(Task):
     depth: int = _option(10, 2, 100)
     args: int = _option(10, 2, 100)
 
-    @property
     def words(self):
         return [*map(str, range(10)), *self.operators, "]", "="]
 
@@ -185,7 +179,6 @@ class ListOps(Task):
         "[SM": lambda values: sum(values) % 10,
     }
 
-    @property
     def longest(self):
         return self.length + 2
 
@@ -232,7 +225,6 @@ class Needle(Task):
     vocab: int = _option(16, 2, 2**16)
     depth: float = _option(-1.0, -1.0, 1.0)
 
-    @property
     def words(self):
         kinds = {"k": self.keys, "v": self.vocab, "w": self.vocab}
         return [f"{kind}{i}" for kind, n in kinds.items() for i in range(n)]
@@ -268,7 +260,6 @@ class Permutations(Task):
     length: int = _option(18, 3, 2**17)
     n: int = _option(3, 2, 6)
 
-    @property
     def words(self):
         return ["=", *("p" + "".join(map(str, p)) for p in itertools.permutations(range(self.n)))]
 
@@ -293,11 +284,9 @@ class Modular(Task):
     numbers: int = _option(8, 1, 2**16)
     base: int = _option(5, 2, 100)
 
-    @property
     def words(self):
         return [*map(str, range(self.base)), *"+-*="]
 
-    @property
     def longest(self):
         return 2 * self.numbers + 1
 
@@ -396,9 +385,9 @@ def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examp
         raise ConfigError(f"objective.name={objective!r}: {key}={spec!r} needs 'completion'")
     if tokenizer != "words":
         raise ConfigError(f"tokenizer.name={tokenizer!r}: {key}={spec!r} needs 'words'")
-    if task.longest > config.model.max_length:
+    if (longest := task.longest()) > config.model.max_length:
         raise ConfigError(f"model.max_length={config.model.max_length}: {key}={spec!r} has "
-                          f"examples of {task.longest} tokens; set at least that")
+                          f"examples of {longest} tokens; set at least that")
     examples = Examples(task, split, config.seed)
     examples[0]  # raises here, rather than in a thread of the pipeline
     return examples
