@@ -208,6 +208,9 @@ AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
 CLASSIFIES = learns("classification")
 ADAM = given("optimizer.name", "adamw", "muon")
 DECAYS = given("optimizer.schedule", "cosine", "linear", "wsd")
+BETAS = ADAM | given("optimizer.name", "lion")
+LORA = given("model.lora_rank")
+NOT_LATENT = absent("model.attention", "latent")
 AXIAL = given("model.positions", "axial")
 RELATIVE = given("model.positions", "relative")
 
@@ -234,7 +237,7 @@ class Layer:
     attention_bias = flag(True, when=given("model.use_bias"))  # in attention's dense layers
     # In those of queries, keys and values, whatever else has none (Qwen 2).
     qkv_bias = flag(False, when=(absent("model.use_bias") | absent("model.attention_bias"))
-                    & absent("model.attention", "latent"))  # fmt: skip
+                    & NOT_LATENT)  # fmt: skip
     positions = one_of("learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none")
     rotary_base = number(10_000.0, over=1, most=1e15, when=ROTARY)
     rotary_scaling = one_of("none", "linear", "ntk", "yarn", "llama3", when=ROTARY)
@@ -242,10 +245,8 @@ class Layer:
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
     rotary_truncate = flag(True, when=YARN)  # the ramp begins and ends at whole dimensions
     rotary_strength = number(0.0, most=100, when=YARN)  # of queries, keys; 0: 0.1 log(factor) + 1
-    # Leading dimensions of a head that turn (Qwen3-Next: a quarter); 0: all.
-    rotary_dim = whole(0, 0, 2**16, when=ROTARY & absent("model.attention", "latent"))
-    # Neighbouring dimensions turn together (RoFormer, DeepSeek), not those of two halves.
-    rotary_interleaved = flag(False, when=ROTARY)
+    rotary_dim = whole(0, 0, 2**16, when=ROTARY & NOT_LATENT)  # that turn (Qwen3-Next: 1/4); 0: all
+    rotary_interleaved = flag(False, when=ROTARY)  # neighbours turn together (RoFormer), not halves
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
     # local, longformer, nsa: keys that a query sees, itself and those before it; dilated: as many,
     # a stride apart; chunked: length of a chunk.
@@ -269,8 +270,7 @@ class Layer:
     # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
     value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *STATE_SPACE, *DELTA, "mesa_net"))
     num_key_heads = whole(0, 0, 2**16, when=kinds(*STATE_SPACE, *DELTA, "mesa_net"))
-    # Corrections of a token, each with a key and a value of its own.
-    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
+    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))  # corrections of a token
     negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
     ttt_batch = whole(16, 1, 2**16, when=kinds("ttt_linear"))  # tokens of an inner mini-batch
     solver_steps = whole(30, 1, 1024, when=kinds("mesa_net"))  # of conjugate gradients
@@ -278,18 +278,15 @@ class Layer:
     forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
     lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
     lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
-    # Even factors of the number of buckets; (): about two a chunk.
-    lsh_buckets = numbers(2, when=kinds("lsh"))
+    lsh_buckets = numbers(2, when=kinds("lsh"))  # even factors of their number; (): chosen
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
     attention_scale = number(0.0, when=absent(
         "model.attention", *DELTA, "rwkv7", "mesa_net", "ttt_linear", "linear", *STATE_SPACE
     ))  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
-    # A norm over each head's queries and keys.
-    qk_norm = flag(False, when=absent("model.attention", "latent"))
-    # One over all heads of a token instead (OLMo 2).
-    qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
+    qk_norm = flag(False, when=NOT_LATENT)  # a norm over each head's queries and keys
+    qk_norm_joint = flag(False, when=given("model.qk_norm") & NOT_LATENT)  # one over all (OLMo 2)
     # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
     short_conv = whole(0, 0, 64)
     short_conv_bias = flag(False, when=given("model.short_conv"))  # added behind it (Mamba-2)
@@ -374,11 +371,10 @@ class Model:
     # Low-rank adapters beside projections, by qwix; 0: none. With them, and optimizer.rate_factors
     # empty, they alone are trained (and a head that an import drew); all else is frozen.
     lora_rank = whole(0, 0, 4096)
-    lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
-    # Of PROJECTIONS; (): all. Experts get none.
-    lora_targets = texts(empty=False, when=given("model.lora_rank"))
+    lora_alpha = number(16.0, over=0, when=LORA)  # times it / rank
+    lora_targets = texts(empty=False, when=LORA)  # of PROJECTIONS; (): all; experts get none
     # QLoRA: how the frozen kernels of projections and feed-forward layers are held, but experts'.
-    lora_quantize = one_of("none", "int8", "int4", "nf4", when=given("model.lora_rank"))
+    lora_quantize = one_of("none", "int8", "int4", "nf4", when=LORA)
     # How the kernels of projections and feed-forward layers are held, but experts', never to be
     # trained: a compressed model's. With LoRA: lora_quantize.
     weights = one_of("float32", "int8", "int4", "nf4")
@@ -410,8 +406,7 @@ class Objective:
     # Masked LM: whole-word masking (albert: always).
     whole_word = flag(False, when=learns("masked_lm", "bert", "replaced_token_detection"))
     span_length = number(3.0, 1, when=learns("span_corruption"))  # mean
-    # Put before each source ("translate English to German: ").
-    prefix = text("", when=PROMPTED)
+    prefix = text("", when=PROMPTED)  # before each source ("translate English to German: ")
     suffix = text("", when=PROMPTED)  # behind it ("\n")
     # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
     beta = number(0.1, over=0, when=learns("preference"))
@@ -426,8 +421,7 @@ class Tokenizer:
 
     name = one_of("bpe", "bytes", "chars", "words", "wordpiece", "file", "sentencepiece")
     vocab_size = whole(4096, 1, when=given("tokenizer.name", "bpe", "wordpiece"))  # to be trained
-    # tokenizer.json (file) or .model (sentencepiece)
-    path = text("", when=given("tokenizer.name", "file", "sentencepiece"))
+    path = text("", when=given("tokenizer.name", "file", "sentencepiece"))  # its .json | .model
     specials = texts(empty=False)  # further special tokens, such as ("[MASK]",)
 
 
@@ -459,8 +453,7 @@ class Data:
     labels = texts(empty=False, when=LABELLED)  # in order; (): those of the training set
     # Tokens between the beginnings of two windows of a context that is longer than a row.
     doc_stride = whole(128, 1, when=QUESTIONS)
-    # Of the decoder's rows; 0: model.max_length.
-    target_length = whole(0, when=learns("seq2seq"))
+    target_length = whole(0, when=learns("seq2seq"))  # of the decoder's rows; 0: max_length
     # Empty: TFDS's own default.
     tfds_dir = text("", when=source("tfds:", lambda part: part.startswith("tfds:")))
     workers = whole(0, 0, 1024)  # processes that pack a set too large for memory; 0: the trainer
@@ -487,11 +480,9 @@ class Optimizer:
     # fifth of train.steps.
     decay_steps = whole(0, 0, COUNT, when=DECAYS)
     final_fraction = number(0.1, most=1, when=DECAYS)  # last learning rate / learning_rate
-    b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
-    # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95.
-    b2 = share(0.0, when=ADAM | given("optimizer.name", "lion"))
-    # At least what float32 can divide by where the square of a gradient is 0.
-    eps = number(1e-8, 1e-20, 10, when=ADAM)
+    b1 = share(0.9, when=BETAS)
+    b2 = share(0.0, when=BETAS)  # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95
+    eps = number(1e-8, 1e-20, 10, when=ADAM)  # float32 must be able to divide by it
     muon_momentum = share(0.95, when=given("optimizer.name", "muon"))
     weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
     clip_norm = number(1.0)  # 0: no clipping
