@@ -22,7 +22,7 @@ __all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 
 # The first of a kind of model is what an imported one learns if nothing else is said.
 MODULES = (
-    "causal_lm", "completion", "preference", "masked_lm", "bert", "classification", "tagging",
+    "causal_lm", "completion", "masked_lm", "bert", "classification", "tagging",
     "question_answering", "contrastive", "seq2seq", "span_corruption",
 )  # fmt: skip
 OBJECTIVES: dict[str, Objective] = {
