@@ -201,13 +201,9 @@ def _at(fields: Arrays, i: int) -> Arrays:
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
-    row = np.empty(length, np.float32 if parts[0].dtype.kind == "f" else np.int32)
-    end = 0
-    for part in parts:
-        start, end = end, end + len(part)
-        row[start:end] = part
-    row[end:] = padding
-    return row
+    dtype = np.float32 if parts[0].dtype.kind == "f" else np.int32
+    rest = np.full(length - sum(map(len, parts)), padding)
+    return np.concatenate([*parts, rest], dtype=dtype, casting="unsafe")
 
 
 def first_fit(needs: np.ndarray, room: Sequence[int], most: int = 0) -> list[list[int]]:
