@@ -141,7 +141,7 @@ def _group(text: str, pairs: list) -> int:
 
 
 def _named(language: str, i: int, name: str) -> str:
-    """Fonts of pictures have no Chinese: a number stands for it, in the order of the JSON."""
+    """A name for a picture, whose font has no Chinese: its number in the JSON stands for it."""
     return f"{language}: {name if name.isascii() else i + 1}"
 
 

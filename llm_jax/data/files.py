@@ -34,7 +34,7 @@ HEAD = 512  # bytes that show what a packed file holds
 AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
 
 
-# Suffixes of what is no text, whatever it holds.
+# Suffixes of files that are not read as text, whatever is in them.
 OTHERS = set("""
     tar tgz tbz tbz2 txz bz2 bz xz lzma lz4 lz z br sz 7z rar zip docx doc odt rtf pdf xlsx xls ods
     pptx ppt odp epub mobi azw3 npy npz pt pth pkl pickle joblib arrow feather orc avro safetensors

@@ -1,4 +1,4 @@
-"""Mixtures of sources: each document's is drawn at a rate, without a random number (T5)."""
+"""Mixtures of sources: documents of each at a rate, by their place and without a draw (T5)."""
 
 import bisect
 import functools
@@ -12,8 +12,8 @@ from llm_jax.config import ConfigError
 from llm_jax.data.fields import Record
 from llm_jax.data.lazy import Lazy, Tokens, permuted, tokens_about
 
-SMALL = 2**14  # documents of which a permutation is held: to compute each takes long for so few
-TIMES = 10  # that the rarest source comes in an epoch, at least
+SMALL = 2**14  # up to so many documents a permutation is held: computing each place is slower
+TIMES = 10  # documents of the rarest source in an epoch, at least
 
 
 def rates(data: ConfigDict, sizes: Sequence[int]) -> np.ndarray:

@@ -85,7 +85,7 @@ def prepare(
 def _read(
     config: ConfigDict, wanted: Sequence[str], cleaning: Cleaning
 ) -> tuple[dict[str, Iterator[Record]], Sizes]:
-    """The documents of each split, cleaned, and their sizes, which are known when all are read."""
+    """The documents of each split, cleaned, and their sizes, complete once all have been read."""
     sizes = {split: (Tally(), Tally()) for split in SPLITS if config.data[split]}
     read = {split: streamed(config.data[split], config.data, wanted) for split in sizes}
     return {split: after(cleaning(before(read[split]), split))

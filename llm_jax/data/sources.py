@@ -147,7 +147,7 @@ def split(
 
 
 def _spec_of(name: str, data: ConfigDict) -> str:
-    """The split's own spec; a task, or a TFDS set that comes with it, names it by itself."""
+    """The split's own spec, or that which a task or a TFDS set with such a split has for it."""
     spec = data.get(name, "")
     if spec or (name == "validation" and data.get("folds")):
         return spec

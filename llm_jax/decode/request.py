@@ -9,7 +9,7 @@ import numpy as np
 from llm_jax.config import ConfigError
 from llm_jax.decode.cache import Memory
 
-NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
+NEW_TOKENS = 64  # max_new_tokens, where it is not given and the model has room for them
 FILE = "generation_config.json"
 # What is not in llm_jax, but changes nothing at these values (None: unset).
 NEUTRAL = {
@@ -32,7 +32,7 @@ TYPES = LISTS | {"do_sample": (bool,)} | dict.fromkeys(
     ("top_k", "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens",
      "max_length", "min_length"), (int,)
 )  # fmt: skip
-LARGE = float(np.finfo(np.float32).max)  # more is infinite to XLA
+LARGE = float(np.finfo(np.float32).max)  # more is infinite in float32
 COUNT = (lambda x: x >= 1, "at least 1")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": COUNT, "samples": COUNT, "beams": COUNT, "batch_size": COUNT,

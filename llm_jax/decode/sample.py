@@ -106,7 +106,7 @@ class _Written:
 
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
-    """Settings of `choose`; None leaves a step out of the program, else it is an argument of it."""
+    """Settings of `choose`: None leaves a step out of the program, a number is its argument."""
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
@@ -116,7 +116,7 @@ def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
 
 
 def _forgotten(n: int, length: int) -> int:
-    """Tokens of n that are no longer looked at: length / 2 at a time, whatever other rows need."""
+    """How many of n tokens are out of the context window, which moves by length / 2 at a time."""
     half = max(length // 2, 1)
     return max(-((length - n) // half), 0) * half
 
