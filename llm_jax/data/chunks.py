@@ -18,8 +18,7 @@ import numpy as np
 from llm_jax.data import lengths
 from llm_jax.data.augment import augmented
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.lazy import Lazy, permuted, tokens_about
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Lazy, Mixture, permuted, tokens_about
 from llm_jax.data.tokenizers import Tokenizer
 
 TOGETHER = 1024  # documents that are tokenised together

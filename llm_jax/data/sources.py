@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.data import corpus, fields, files, tasks, tokenizers
 from llm_jax.data.fields import Columns, Record
-from llm_jax.data.lazy import Lazy, Tokens
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Lazy, Mixture, Tokens
 
 log = logging.getLogger(__name__)
 

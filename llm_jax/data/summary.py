@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.fields import texts
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Mixture
 
 SAMPLE = 10_000  # documents that are tokenised, spread over the set
 SHOWN = 12  # labels

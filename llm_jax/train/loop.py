@@ -23,7 +23,7 @@ from llm_jax.config import ConfigError
 from llm_jax.data import lengths, pipeline, summary
 from llm_jax.data.examples import Examples
 from llm_jax.data.fields import Record
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.objectives import labels
