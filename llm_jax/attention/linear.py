@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import layer_norm
+from llm_jax.attention.norm import EPSILON, layer_norm
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
@@ -95,7 +95,7 @@ def attend_rebased(
     ReBased (Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3); gamma, beta [H] learned.
     """
     root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
-    f = lambda x: squares(layer_norm(x, gamma, beta) * root)
+    f = lambda x: squares(layer_norm(x, gamma, beta, EPSILON) * root)
     query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
     return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
 

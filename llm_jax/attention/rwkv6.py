@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import layer_norm
+from llm_jax.attention.norm import EPSILON, layer_norm
 from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
@@ -37,7 +37,7 @@ def attend(
     log_decay = -jnp.exp(jnp.minimum(decay.astype(jnp.float32), 50.0))
     y, after = sum_of_products(query, key, v, mask, log_decay, state, valid, strict=True)
     y += jnp.sum(query * bonus * key, axis=-1, keepdims=True) * v
-    y = layer_norm(y, norm_scale, norm_bias).astype(value.dtype)
+    y = layer_norm(y, norm_scale, norm_bias, EPSILON).astype(value.dtype)
     return y if state is None else (y, after)
 
 

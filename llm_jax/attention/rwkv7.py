@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention.delta import delta_rule, flops, unit
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import layer_norm
+from llm_jax.attention.norm import EPSILON, layer_norm
 from llm_jax.attention.recurrent import hold, repeat
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
@@ -45,7 +45,8 @@ def attend(
     write = pair(hold(valid, rate * removed), hold(valid, added))
     log_decay = hold(valid, log_decay)
     y, after = delta_rule(query * H**-0.5, erase, write, pair(none, v), log_decay, mask, state)
-    y = layer_norm(y, norm_scale, norm_bias)  # scaled, its epsilon is the paper's H times larger
+    # Of scaled outputs: its epsilon is the H times larger one of the paper.
+    y = layer_norm(y, norm_scale, norm_bias, EPSILON)
     y += jnp.sum(query * bonus * added, axis=-1, keepdims=True) * v
     return y.astype(value.dtype) if state is None else (y.astype(value.dtype), after)
 

@@ -6,7 +6,7 @@ from jax import Array
 
 from llm_jax.attention import recurrent
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import layer_norm
+from llm_jax.attention.norm import EPSILON, layer_norm
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
@@ -41,7 +41,7 @@ def attend(
     def learn(before, now, arrays, decays):  # additions to W_0 -> [q, 1] W of each token, the last
         q, k, v, r = arrays
         image = lambda x, added: x @ start + decays.arriving * (x @ added)
-        norm = lambda z: layer_norm(z, norm_scale[:, None], norm_bias[:, None])
+        norm = lambda z: layer_norm(z, norm_scale[:, None], norm_bias[:, None], EPSILON)
         loss = lambda z: jnp.square(k + norm(z) - v).sum() / 2
         step = r * jax.grad(loss)(image(one(k), before))
         y = image(one(q), now) - decays.scores(one(q), one(k)) @ step
@@ -64,7 +64,7 @@ def attend(
     else:
         real = jnp.broadcast_to(valid[..., None, None], (*q.shape[:3], 1)).astype(jnp.float32)
         y, state = recurrent.run(token, (*arrays, real), None, mask, state, largest=1)
-    y = (q + layer_norm(y, norm_scale, norm_bias)).astype(value.dtype)
+    y = (q + layer_norm(y, norm_scale, norm_bias, EPSILON)).astype(value.dtype)
     return y if state is None else (y, state)
 
 

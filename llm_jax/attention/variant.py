@@ -1,8 +1,8 @@
 """The record by which a kind of attention declares what it supports, reads, learns and costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -93,6 +93,10 @@ class Variant:
     shared_qk: bool = False
     loss: bool = False
     leaks: str = ""
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Those keys of a layer's config that these functions take as keywords."""
+        return {name: cfg[name] for name in self.reads}
 
 
 def able(words: str) -> frozenset[str]:

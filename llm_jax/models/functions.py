@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llm_jax.attention.norm import rms_norm
+from llm_jax.attention.norm import layer_norm, rms_norm
 
 __all__ = ["clamped_swiglu", "gelu", "gelu_tanh", "layer_norm", "relu", "rms_norm", "silu"]
 
@@ -55,16 +55,3 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
     """
     g = jnp.minimum(gate.astype(jnp.float32), 7)
     return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
-
-
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
-def layer_norm(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
-    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, last axis (arXiv 1607.06450).
-
-    x [..., D], scale and bias [D] or None.
-    """
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(x.dtype)

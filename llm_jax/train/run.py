@@ -202,8 +202,8 @@ def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     if variant.leaks and cfg.kind == "decoder":
         log.warning("%s: with %r, %s", said, kind, variant.leaks)
     try:
-        reads = {name: cfg[name] for name in variant.reads}
-        variant.weights(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **reads)
+        sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        variant.weights(*sizes, **variant.settings(cfg))
     except ValueError as error:
         raise ConfigError(f"{said}: {error}") from error
 
