@@ -10,10 +10,9 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub.families import llama, rope
-from llm_jax.hub.families.parts import ACTIVATIONS, GATED, ONE_CLASSIFIER, block, classifies
+from llm_jax.hub.families.parts import GATED, ONE_CLASSIFIER, block, classifies, keys
 from llm_jax.hub.family import Family, Key
 
-# BERT and those that follow from it.
 POST_NORM = {
     "kind": "encoder",
     "norm_place": "post",
@@ -21,37 +20,12 @@ POST_NORM = {
     "embed_norm": True,
     "head": "none",
 }
-BERT_SIZES = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-
-
-def _bert_keys(**defaults: Any) -> tuple[Key, ...]:
-    default = BERT_SIZES | defaults
-    return (
-        Key("vocab_size", "vocab_size", default["vocab_size"]),
-        Key("max_position_embeddings", "max_length", 512),
-        Key("type_vocab_size", "type_vocab_size", 2),
-        Key("hidden_size", "embed_dim", default["hidden_size"]),
-        Key("num_hidden_layers", "num_layers", default["num_hidden_layers"]),
-        Key("num_attention_heads", "num_heads", default["num_attention_heads"]),
-        Key("intermediate_size", "mlp_dim", default["intermediate_size"]),
-        Key("hidden_act", "activation", default["hidden_act"], ACTIVATIONS),
-        Key("layer_norm_eps", "norm_epsilon", 1e-12),
-        Key("hidden_dropout_prob", "dropout", default["hidden_dropout_prob"]),
-        Key("attention_probs_dropout_prob", "attention_dropout",
-            default["attention_probs_dropout_prob"]),
-        Key("initializer_range", "initializer_range", 0.02),
-    )  # fmt: skip
-
-
+BERT_SIZES = dict(
+    vocab_size=30522, max_position_embeddings=512, type_vocab_size=2, hidden_size=768,
+    num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, hidden_act="gelu",
+    layer_norm_eps=1e-12, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    initializer_range=0.02,
+)  # fmt: skip
 BERT_IDS = {"pad_token_id": "pad_id"}
 BERT_FIXED = {
     "tie_word_embeddings": (True,),
@@ -98,7 +72,7 @@ BERT = Family(
     name="bert",
     model=POST_NORM,
     ids=BERT_IDS,
-    keys=_bert_keys(),
+    keys=keys(**BERT_SIZES),
     fixed=BERT_FIXED,
     prefix="bert.",
     modules=_bert_modules("bert") | {
@@ -174,7 +148,7 @@ def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tup
 ROBERTA = Family(
     name="roberta",
     model=POST_NORM,
-    keys=(*_bert_keys(vocab_size=50265), Key("position_offset", "position_offset")),
+    keys=(*keys(**BERT_SIZES | {"vocab_size": 50265}), Key("position_offset", "position_offset")),
     fixed=BERT_FIXED,
     prefix="roberta.",
     modules=_bert_modules("roberta") | {
@@ -206,17 +180,10 @@ DISTILBERT = Family(
     name="distilbert",
     model=POST_NORM | {"pooler_activation": "relu"},
     ids=BERT_IDS,
-    keys=(
-        Key("vocab_size", "vocab_size", 30522),
-        Key("max_position_embeddings", "max_length", 512),
-        Key("dim", "embed_dim", 768),
-        Key("n_layers", "num_layers", 6),
-        Key("n_heads", "num_heads", 12),
-        Key("hidden_dim", "mlp_dim", 3072),
-        Key("activation", "activation", "gelu", ACTIVATIONS),
-        Key("dropout", "dropout", 0.1),
-        Key("attention_dropout", "attention_dropout", 0.1),
-        Key("initializer_range", "initializer_range", 0.02),
+    keys=keys(
+        vocab_size=30522, max_position_embeddings=512, dim=768, n_layers=6, n_heads=12,
+        hidden_dim=3072, activation="gelu", dropout=0.1, attention_dropout=0.1,
+        initializer_range=0.02,
     ),
     fixed={"tie_word_embeddings": (True,)},
     synonyms={
@@ -248,10 +215,9 @@ ELECTRA = Family(
     name="electra",
     model=POST_NORM | {"pooler_activation": "gelu"},
     ids=BERT_IDS,
-    keys=(
-        *_bert_keys(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
-        Key("embedding_size", "embedding_dim", 128),
-    ),
+    keys=keys(**BERT_SIZES | dict(
+        hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128,
+    )),
     fixed=BERT_FIXED,
     prefix="electra.",
     modules=_bert_modules("electra") | {
@@ -289,13 +255,11 @@ def _read_albert(hf: dict, names: Collection[str]) -> dict:
 ALBERT = Family(
     name="albert",
     model=POST_NORM | {"share_layers": True},
-    keys=(
-        *_bert_keys(
-            vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
-            hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        ),
-        Key("embedding_size", "embedding_dim", 128),
-    ),
+    keys=keys(**BERT_SIZES | dict(
+        vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
+        hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        embedding_size=128,
+    )),
     fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
     prefix="albert.",
     modules=_embeddings("albert") | {
@@ -371,19 +335,12 @@ MODERNBERT = Family(
     },
     ids=BERT_IDS,
     keys=(
-        Key("vocab_size", "vocab_size", 50368),
-        Key("max_position_embeddings", "max_length", 8192),
-        Key("hidden_size", "embed_dim", 768),
-        Key("num_hidden_layers", "num_layers", 22),
-        Key("num_attention_heads", "num_heads", 12),
-        Key("intermediate_size", "mlp_dim", 1152),
-        Key("hidden_activation", "activation", "gelu", {"gelu": "geglu"} | GATED),
-        Key("norm_eps", "norm_epsilon", 1e-5),
-        Key("embedding_dropout", "dropout", 0.0),
-        Key("mlp_dropout", "mlp_dropout", 0.0),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("initializer_range", "initializer_range", 0.02),
-        *llama.LAYERS, *rope.KEYS,
+        *keys(
+            GATED, vocab_size=50368, max_position_embeddings=8192, hidden_size=768,
+            num_hidden_layers=22, num_attention_heads=12, intermediate_size=1152,
+            hidden_activation="gelu", norm_eps=1e-5, embedding_dropout=0.0, mlp_dropout=0.0,
+            attention_dropout=0.0, initializer_range=0.02,
+        ), *llama.LAYERS, *rope.KEYS,
     ),
     fixed=rope.FIXED | {
         "norm_bias": (False,), "attention_bias": (False,), "mlp_bias": (False,),

@@ -52,7 +52,7 @@ GEMMA2 = dataclasses.replace(
         *llama.keys(
             vocab_size=256000, max_position_embeddings=8192, hidden_size=2304,
             num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
+            intermediate_size=9216, hidden_act=..., hidden_activation="gelu_pytorch_tanh",
             tie_word_embeddings=True,
         ), *llama.LAYERS,
         Key("attention_scale", "attention_scale"),
@@ -105,7 +105,7 @@ GEMMA3 = dataclasses.replace(
         *llama.keys(
             vocab_size=262208, max_position_embeddings=131072, hidden_size=2304,
             num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
+            intermediate_size=9216, hidden_act=..., hidden_activation="gelu_pytorch_tanh",
             tie_word_embeddings=True,
         ), *llama.LAYERS,
         Key("attention_scale", "attention_scale"),

@@ -10,31 +10,21 @@ from ml_collections import ConfigDict
 from llm_jax import config as configs
 from llm_jax import pattern
 from llm_jax.config import ConfigError
-from llm_jax.hub.families import rope
+from llm_jax.hub.families import parts, rope
 from llm_jax.hub.families.parts import GATED, block, classifies
 from llm_jax.hub.family import SAME, Family, Key
 
+SIZES = dict(
+    vocab_size=32000, max_position_embeddings=2048, hidden_size=4096, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=None, head_dim=None, intermediate_size=11008,
+    rms_norm_eps=1e-6, attention_dropout=0.0, initializer_range=0.02, tie_word_embeddings=False,
+    hidden_act="silu",
+)  # fmt: skip
+
 
 def keys(activations: Mapping[str, str] = GATED, **defaults: Any) -> tuple[Key, ...]:
-    """Of LLaMA and those that follow from it; defaults by their names for them."""
-    sizes = {
-        "vocab_size": ("vocab_size", 32000),
-        "max_position_embeddings": ("max_length", 2048),
-        "hidden_size": ("embed_dim", 4096),
-        "num_hidden_layers": ("num_layers", 32),
-        "num_attention_heads": ("num_heads", 32),
-        "num_key_value_heads": ("num_kv_heads", None),
-        "head_dim": ("head_dim", None),
-        "intermediate_size": ("mlp_dim", 11008),
-        "rms_norm_eps": ("norm_epsilon", 1e-6),
-        "attention_dropout": ("attention_dropout", 0.0),
-        "initializer_range": ("initializer_range", 0.02),
-        "tie_word_embeddings": ("tie_embeddings", False),
-    }
-    keys = tuple(Key(k, ours, defaults.get(k, value)) for k, (ours, value) in sizes.items())
-    entry = "hidden_activation" if "hidden_activation" in defaults else "hidden_act"
-    act = defaults.get(entry, "silu")
-    return (*keys, Key(entry, "activation", act, {act: activations[act]} | activations), *rope.KEYS)
+    """Of LLaMA and those that follow from it; see parts.keys."""
+    return (*parts.keys(activations, **SIZES | defaults), *rope.KEYS)
 
 
 def decoders(name: str) -> dict[str, str]:
@@ -310,9 +300,7 @@ PHI3 = dataclasses.replace(
     name="phi3",
     keys=(
         *keys(vocab_size=32064, hidden_size=3072, intermediate_size=8192, rms_norm_eps=1e-5,
-                    max_position_embeddings=4096), *LAYERS,
-        Key("resid_pdrop", "dropout", 0.0),
-        Key("embd_pdrop", "dropout", 0.0),
+              max_position_embeddings=4096, resid_pdrop=0.0, embd_pdrop=0.0), *LAYERS,
     ),
     fixed=rope.FIXED | {"rope_parameters.rope_type": ("default",)},
     modules=LLAMA.modules | in_layers(_JOINED),
