@@ -9,6 +9,7 @@ from jax import Array
 
 from llm_jax.attention.decay import decays
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.variant import Weight
 
 CHUNK = 64  # a power of two
 
@@ -93,6 +94,11 @@ def hold(valid: Array | None, x: Array | None) -> Array | None:
     if valid is None or x is None:
         return x
     return jnp.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
+def head_norm(N: int, K: int, H: int, value_dim: int, **_: Any) -> dict[str, Weight]:
+    """The scale [V] of a norm that each head's output has by itself: nothing else bounds a sum."""
+    return {"norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)}
 
 
 def repeat(x: Array, N: int) -> Array:

@@ -67,11 +67,31 @@ def shown(mask: Mask, start: Array, T: int, S: int) -> Array | None:
     return mask.tile(start, T, 0, S)
 
 
-def softmax(
-    scores: Array, visible: Array | None, value: Array, scoring: Scoring, start: Array
-) -> Array:
-    """Returns [B, t, N, V]: the values [B, S, K, V] by the weights of scores [B, N, t, S]."""
-    value = jnp.repeat(value, scores.shape[1] // value.shape[2], axis=2)
+def softmax(scores: Array, visible: Array | None, scoring: Scoring, start: Array) -> Array:
+    """Returns the weights of scores [B, N, t, S]."""
     visible = None if visible is None else visible[:, :, None]
-    weights = scoring.weights(scores[:, :, None], visible, start)[:, :, 0]
-    return jnp.einsum("bnts,bsnv->btnv", weights.astype(value.dtype), value)
+    return scoring.weights(scores[:, :, None], visible, start)[:, :, 0]
+
+
+def weighted(weigh: Callable[[Any, Array], Array], query: Any, value: Array) -> Array:
+    """Returns [B, T, N, V]: the values [B, S, K, V] by weigh(query [B, t, N, H], start).
+
+    weigh gives the weights [B, N, t, S] of the t queries from `start`.
+    """
+
+    def rows(query, start):
+        weights = weigh(query, start)
+        v = jnp.repeat(value, weights.shape[1] // value.shape[2], axis=2)
+        return jnp.einsum("bnts,bsnv->btnv", weights.astype(v.dtype), v)
+
+    return by_rows(rows, query)
+
+
+def segment_sums(x: Array, segments: Array | None) -> Array:
+    """Returns cumulative sums of x [B, S, ...] that begin anew with each segment [B, S]."""
+    if segments is None:
+        return jnp.cumsum(x, axis=1)
+    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    new = new.reshape(*new.shape, *[1] * (x.ndim - 2))
+    add = lambda a, b: (jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1])
+    return jax.lax.associative_scan(add, (x, new), axis=1)[0]

@@ -1,4 +1,7 @@
-"""RWKV-7: a delta rule that decays by channel, and forgets another key than the one it adds."""
+"""RWKV-6 and RWKV-7: states that decay by channel.
+
+Their receptance is the query; a short convolution over two tokens stands for their token shift.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +10,41 @@ from jax import Array
 from llm_jax.attention.delta import delta_rule, flops, unit
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, layer_norm
-from llm_jax.attention.recurrent import hold, repeat
+from llm_jax.attention.recurrent import CHUNK, hold, repeat, sum_of_products
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
-def attend(
+def attend_rwkv6(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, decay: Array, bonus: Array, norm_scale: Array, norm_bias: Array, state: Array | None = None,
+    valid: Array | None = None,
+) -> Array | tuple[Array, Array]:
+    """Returns [B, T, N, H]: GroupNorm(scale (q_t S_(t-1) + (q_t * bonus * k_t) v_t^T)),
+
+      S_t = diag(a_t) S_(t-1) + k_t v_t^T,  a = exp(-exp(decay)).
+
+    RWKV-6 (Finch; Peng 2024, https://arxiv.org/abs/2404.05892, section 4.2): a token is read before
+    it is added, with a bonus for itself.
+
+    Args:
+      decay: [B, T, N, H].
+      bonus: [N, H].
+      norm_scale, norm_bias: [N, H].
+      state: [B, N, H, H] before the first token; returned with the output.
+    """
+    N, H = query.shape[2:]
+    query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
+    key, v = repeat(key, N), repeat(value, N)
+    # Behind 50 nothing is left of a state, and far behind there is no gradient but inf * 0.
+    log_decay = -jnp.exp(jnp.minimum(decay.astype(jnp.float32), 50.0))
+    y, after = sum_of_products(query, key, v, mask, log_decay, state, valid, strict=True)
+    y += jnp.sum(query * bonus * key, axis=-1, keepdims=True) * v
+    y = layer_norm(y, norm_scale, norm_bias, EPSILON).astype(value.dtype)
+    return y if state is None else (y, after)
+
+
+def attend_rwkv7(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, decay: Array, rate: Array, removal: Array, replacement: Array, bonus: Array,
     norm_scale: Array, norm_bias: Array, state: Array | None = None, valid: Array | None = None,
@@ -23,14 +55,13 @@ def attend(
 
     with w = exp(-sigmoid(decay) / sqrt(e)), r = sigmoid(rate), u = removal * key at length 1, and
     k = key (1 + replacement (r - 1)). RWKV-7 (Goose; Peng 2025, https://arxiv.org/abs/2503.14456,
-    section 4.1), whose receptance is the query; without its mixing of values with the first
-    layer's. A short convolution over two tokens stands for its token shift.
+    section 4.1): a delta rule that forgets another key than the one it adds; without its mixing of
+    values with the first layer's.
 
     Args:
       decay, rate: [B, T, N, H].
       removal, replacement, bonus, norm_scale, norm_bias: [N, H].
       state: [B, N, H, H] before the first token; returned with the output.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     B, T, N, H = query.shape
     query, key, v = query.astype(jnp.float32), repeat(key, N), repeat(value, N)
@@ -51,18 +82,33 @@ def attend(
     return y.astype(value.dtype) if state is None else (y.astype(value.dtype), after)
 
 
-VARIANT = Variant(
-    attend,
+def _weights(**starts):
+    """Weights [N, H], by what each starts at."""
+    init = jax.nn.initializers.constant
+    one = lambda start, shape: Weight(shape, ("heads", "kv"), init(start))
+    return lambda N, K, H: {name: one(start, (N, H)) for name, start in starts.items()}
+
+
+RWKV6 = Variant(
+    attend_rwkv6,
+    supports=able("causal packing cache grouped"),
+    flops=lambda T, S, N, H: T * N * H * (4 * H + 3 * min(T, CHUNK)),
+    memory=lambda T, S, N, H: 2 * T * N * H,
+    source="Peng et al. 2024, https://arxiv.org/abs/2404.05892",
+    weights=_weights(bonus=0.5, norm_scale=1.0, norm_bias=0.0),
+    projections=lambda N, K, H: {
+        "decay": Projection((N, H), ("heads", "kv"), bias=-3.0, rank=64, inner=jnp.tanh)
+    },
+    state=lambda N, K, H: (N, H, H),
+    gate=jax.nn.silu,
+)
+RWKV7 = Variant(
+    attend_rwkv7,
     supports=able("causal packing cache grouped"),
     flops=lambda T, S, N, H: flops(T, N, H, H, 2, apart=True),
     memory=lambda T, S, N, H: 4 * T * N * H,
     source="Peng et al. 2025, https://arxiv.org/abs/2503.14456",
-    weights=lambda N, K, H: {
-        name: Weight((N, H), ("heads", "kv"), jax.nn.initializers.constant(start))
-        for name, start in {
-            "removal": 0.7, "replacement": 1.0, "bonus": 0.0, "norm_scale": 1.0, "norm_bias": 0.0
-        }.items()
-    },
+    weights=_weights(removal=0.7, replacement=1.0, bonus=0.0, norm_scale=1.0, norm_bias=0.0),
     projections=lambda N, K, H: {
         "decay": Projection((N, H), ("heads", "kv"), bias=-3.0, rank=64, inner=jnp.tanh),
         "rate": Projection((N, H), ("heads", "kv"), bias=0.0, rank=64),

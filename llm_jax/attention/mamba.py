@@ -1,4 +1,4 @@
-"""Mamba-3: a state space model by the trapezoidal rule, with a state that turns."""
+"""Mamba-2 and Mamba-3: state space models with one decay a head, as linear attention (SSD)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,51 @@ from jax import Array
 from llm_jax.attention import recurrent
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
-from llm_jax.attention.recurrent import CHUNK, repeat
+from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
+from llm_jax.attention.rows import segment_sums
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
-def attend(
+def attend_mamba2(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, step: Array, z: Array, log_speed: Array, skip: Array, norm: Array,
+    state: Array | None = None, valid: Array | None = None, **_,
+) -> Array | tuple[Array, Array]:
+    """Returns [B, T, N, V]: RMSNorm((q_t S_t + skip v_t) silu(z_t)), over a group's heads,
+
+      S_t = exp(-speed d_t) S_(t-1) + d_t k_t v_t^T,  d = softplus(step).
+
+    Dao 2024, https://arxiv.org/abs/2405.21060, section 7.1: the query is its C, the key B, the
+    value x; of both there are num_key_heads, one for each group of heads. With short_conv=4
+    and short_conv_bias, this and the layer's projections are all of its block; its limits of d are
+    not there. No scale: scoring is not read.
+
+    Args:
+      step: [B, T, N]; the projection's bias is dt_bias.
+      z: [B, T, N, V].
+      log_speed: [N], A_log.
+      skip: [N], D.
+      norm: [N, V], scale of the norm.
+      state: [B, N, H, V] before the first token; returned with the output.
+    """
+    N = z.shape[2]
+    v, size = repeat(value, N), jax.nn.softplus(step.astype(jnp.float32))
+    key = repeat(key, N) * size[..., None]
+    arrays = repeat(query, N), key, v, mask, -jnp.exp(log_speed) * size
+    y, after = sum_of_products(*arrays, state, valid)
+    y = (y + skip[:, None] * v) * jax.nn.silu(z.astype(jnp.float32))
+    groups = y.reshape(*query.shape[:3], -1)
+    y = (rms_norm(groups, None, EPSILON).reshape(y.shape) * norm).astype(value.dtype)
+    return y if state is None else (y, after)
+
+
+def _speeds(key, shape, dtype=jnp.float32):
+    """Logarithms of speeds that are uniform from 1 to 16, as in the paper's code."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+
+
+def attend_mamba3(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, step: Array, speed: Array, trapezoid: Array, angles: Array, z: Array, skip: Array,
     scale_query: Array, scale_key: Array, bias_query: Array, bias_key: Array,
@@ -35,7 +74,6 @@ def attend(
       skip: [N], D.
       scale_query, scale_key: [H], of the norms; bias_query, bias_key: [N, H].
       state: [B, N, H + 1, V + 2] before the first token, see `_unpack`; returned with the output.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     (B, T, N, V), H = z.shape, key.shape[-1]
     full = lambda x: x.astype(jnp.float32)
@@ -45,7 +83,7 @@ def attend(
     before = jnp.zeros((B, N, H + 1, V + 2)) if state is None else state
     states, k_before, v_before, angle = _unpack(before)
     turns = jnp.pi * size[..., None] * jnp.tanh(full(angles))[:, :, None]
-    turns = _sums(turns.at[:, 0].add(angle), mask.query_segments)
+    turns = segment_sums(turns.at[:, 0].add(angle), mask.query_segments)
     q = _turn(repeat(rms_norm(full(query), scale_query, EPSILON), N) + bias_query, turns)
     k = _turn(repeat(rms_norm(full(key), scale_key, EPSILON), N) + bias_key, turns)
     v = repeat(value, N)
@@ -81,15 +119,6 @@ def _turn(x, angle):
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos, x[..., 2 * R :]], axis=-1)
 
 
-def _sums(x, segments):
-    """Sums of x [B, T, N, R] over a segment's tokens so far."""
-    if segments is None:
-        return jnp.cumsum(x, axis=1)
-    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))[..., None, None]
-    add = lambda a, b: (jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1])
-    return jax.lax.associative_scan(add, (x, new), axis=1)[0]
-
-
 def _pack(S, key, value, angle):
     """[[S, key, angle], [value, 0, 0]], [B, N, H + 1, V + 2]."""
     angle = jnp.pad(angle, ((0, 0), (0, 0), (0, key.shape[-1] - angle.shape[-1])))
@@ -102,13 +131,33 @@ def _unpack(state):
     return state[:, :, :-1, :-2], state[:, :, :-1, -2], state[:, :, -1, :-2], state[:, :, :R, -1]
 
 
+def _flops(T, S, N, H, value_dim, num_key_heads):
+    return T * N * (4 * H * value_dim + 2 * min(T, CHUNK) * (H + value_dim))
+
+
 _ones = jax.nn.initializers.ones
-VARIANT = Variant(
-    attend,
+MAMBA2 = Variant(
+    attend_mamba2,
     supports=able("causal packing cache grouped"),
-    flops=lambda T, S, N, H, value_dim, num_key_heads: (
-        T * N * (4 * H * value_dim + 2 * min(T, CHUNK) * (H + value_dim))
-    ),
+    flops=_flops,
+    memory=lambda T, S, N, H, value_dim, num_key_heads: T * N * (H + value_dim),
+    source="Dao and Gu 2024, https://arxiv.org/abs/2405.21060",
+    reads=("value_dim", "num_key_heads"),
+    weights=lambda N, K, H, value_dim, num_key_heads: {
+        "log_speed": Weight((N,), ("heads",), _speeds),
+        "skip": Weight((N,), ("heads",), _ones),
+        "norm": Weight((N, value_dim), ("heads", "kv"), _ones),
+    },
+    projections=lambda N, K, H, value_dim, num_key_heads: {
+        "step": Projection((N,), ("heads",), bias=-4.0),
+        "z": Projection((N, value_dim), ("heads", "kv")),
+    },
+    state=lambda N, K, H, value_dim, num_key_heads: (N, H, value_dim),
+)
+MAMBA3 = Variant(
+    attend_mamba3,
+    supports=able("causal packing cache grouped"),
+    flops=_flops,
     memory=lambda T, S, N, H, value_dim, num_key_heads: T * N * (2 * H + value_dim),
     source="Lahoti et al. 2026, https://arxiv.org/abs/2603.15569",
     reads=("value_dim", "num_key_heads"),
