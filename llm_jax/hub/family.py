@@ -49,8 +49,6 @@ class Family:
       modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
       gated_modules: the entries that a gated feed-forward has instead.
       prefix: before the names of the headless model; a file may leave it out.
-      heads: key of config.model -> {start of a tensor's name: value where there is such a one},
-        a function of config.json or a value; of model.head, all that there are, else the last.
       by_head: model.head -> entries of `modules` that such a model has instead.
       classes: model.head -> their class.
       copies: their tensor -> the one that it must equal; read where the other is left out.
@@ -84,7 +82,6 @@ class Family:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     gated_modules: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_head: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -171,11 +168,7 @@ def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> 
     model = configs.base().model
     model.update(family.model)
     came_from = _fill_in(model, family, hf)
-    for ours, starts in family.heads.items():
-        heads = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
-        heads = [value(hf) if callable(value) else value for value in heads]
-        if heads:
-            model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
+    _set_heads(model, family, hf, names)
     if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
         model.num_labels = len(labels(hf))
         if model.num_labels > 1 and hf.get("problem_type") not in (None, ONE_LABEL):
@@ -189,6 +182,29 @@ def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> 
                               f"{family.name} always has {family.head_activation!r}; llm_jax has "
                               "one activation for both")
     return _checked(model, came_from)
+
+
+TOLD = ("head", "pooler", "num_labels", "output_bias")  # by the names of tensors
+MARKS = {"mlm": "transform/dense", "detection": "detection/score", "sequence": "sequence",
+         "token": "token", "span": "span"}  # fmt: skip
+
+
+def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[str]) -> None:
+    """Sets what the names of tensors tell: heads, whether there is a pooler, or an output bias."""
+    tables = {head: (family.modules, family.by_head.get(head, {})) for head in MARKS}
+    there = lambda table, ours: f"{table.get(ours)}.weight" in names
+    heads = [head for head, ours in MARKS.items() if any(there(x, ours) for x in tables[head])]
+    if {"sequence", "token"} <= set(heads):  # a classifier of one name
+        token = "ForTokenClassification" in str(hf.get("architectures"))
+        heads.remove("sequence" if token else "token")
+    if "sequence" in heads and there(family.modules, "sequence"):  # of pretraining
+        model.num_labels = 2
+    model.head = ",".join(heads) or model.head
+    table = family.modules | family.by_head.get(model.head, {})
+    if "pooler/dense" in table:
+        model.pooler = "sequence" in heads or there(table, "pooler/dense")
+    if "mlm" not in heads and table.get("output_bias") in names:
+        model.output_bias = True
 
 
 def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -321,7 +337,7 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
         back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
         return [str(error), *problems]
-    unknown = (*(family.heads if problems else ()), *BY_LAYER)  # heads are told by the names
+    unknown = (*(TOLD if problems else ()), *BY_LAYER)
     changed = [
         (key, model, back)
         for key in back

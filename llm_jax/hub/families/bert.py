@@ -10,7 +10,7 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub.families import llama, rope
-from llm_jax.hub.families.parts import GATED, ONE_CLASSIFIER, block, classifies, keys
+from llm_jax.hub.families.parts import GATED, ONE_CLASSIFIER, block, keys
 from llm_jax.hub.family import Family, Key
 
 POST_NORM = {
@@ -82,17 +82,6 @@ BERT = Family(
         "output_bias": "cls.predictions.bias",
         "sequence": "cls.seq_relationship",
     },
-    heads={
-        "head": {
-            "cls.predictions.": "mlm", "cls.seq_relationship.": "sequence",
-            "classifier.": classifies, "qa_outputs.": "span",
-        },
-        "pooler": {
-            "cls.seq_relationship.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
-            "bert.pooler.": True,
-        },
-        "num_labels": {"cls.seq_relationship.": 2},
-    },
     by_head=ONE_CLASSIFIER,
     classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
     copies={
@@ -157,13 +146,6 @@ ROBERTA = Family(
         "transform/norm": "lm_head.layer_norm",
         "output_bias": "lm_head.bias",
     },
-    heads={
-        "head": {
-            "lm_head.": "mlm", "classifier.dense.": "sequence", "classifier.weight": "token",
-            "qa_outputs.": "span",
-        },
-        "pooler": {"roberta.pooler.": True, "classifier.dense.": True},
-    },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
     classes=_classes("Roberta") | {"mlm": "RobertaForMaskedLM"},
@@ -199,13 +181,6 @@ DISTILBERT = Family(
         "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
         "ffn.lin1 ffn.lin2", "sa_layer_norm output_layer_norm",
     ),
-    heads={
-        "head": {
-            "vocab_": "mlm", "pre_classifier.": "sequence", "classifier.": classifies,
-            "qa_outputs.": "span",
-        },
-        "pooler": {"pre_classifier.": True},
-    },
     by_head=_with_dense("pre_classifier", "classifier"),
     classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
@@ -227,13 +202,6 @@ ELECTRA = Family(
         "output_bias": "generator_lm_head.bias",
         "detection/dense": "discriminator_predictions.dense",
         "detection/score": "discriminator_predictions.dense_prediction",
-    },
-    heads={
-        "head": {
-            "generator_": "mlm", "discriminator_predictions.": "detection",
-            "classifier.dense.": "sequence", "classifier.weight": "token", "qa_outputs.": "span",
-        },
-        "pooler": {"classifier.dense.": True},
     },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
@@ -274,17 +242,6 @@ ALBERT = Family(
         "attention.query attention.key attention.value attention.dense", "ffn ffn_output",
         "attention.LayerNorm full_layer_layer_norm",
     ),
-    heads={
-        "head": {
-            "predictions.": "mlm", "sop_classifier.": "sequence", "classifier.": classifies,
-            "qa_outputs.": "span",
-        },
-        "pooler": {
-            "sop_classifier.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
-            "albert.pooler.": True,
-        },
-        "num_labels": {"sop_classifier.": 2},
-    },
     by_head=ONE_CLASSIFIER,
     classes=_classes("Albert")
     | {"mlm,sequence": "AlbertForPreTraining", "mlm": "AlbertForMaskedLM"},
@@ -358,7 +315,6 @@ MODERNBERT = Family(
         "output_bias": "decoder.bias",
     } | block("encoder", "model.layers.{}", "attn.Wqkv attn.Wqkv attn.Wqkv attn.Wo",
               "mlp.Wi mlp.Wi mlp.Wo", "attn_norm mlp_norm"),
-    heads={"head": {"decoder.": "mlm", "head.": "mlm"}},
     head_activation="geglu",
     classes={"mlm": "ModernBertForMaskedLM", "none": "ModernBertModel"},
     copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},

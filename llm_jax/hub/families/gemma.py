@@ -42,6 +42,11 @@ def _write_gemma2(hf: dict, model: ConfigDict) -> dict:
     return hf | {"layer_types": types, "sliding_window": window or 4096}
 
 
+_SIZES = dict(
+    vocab_size=256000, max_position_embeddings=8192, hidden_size=2304, num_hidden_layers=26,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=256, intermediate_size=9216,
+    hidden_act=..., hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True,
+)  # fmt: skip
 GEMMA2 = dataclasses.replace(
     llama.LLAMA,
     name="gemma2",
@@ -49,12 +54,7 @@ GEMMA2 = dataclasses.replace(
         "norm_place": "sandwich", "norm_zero_centered": True, "scale_embeddings": True,
     },
     keys=(
-        *llama.keys(
-            vocab_size=256000, max_position_embeddings=8192, hidden_size=2304,
-            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_act=..., hidden_activation="gelu_pytorch_tanh",
-            tie_word_embeddings=True,
-        ), *llama.LAYERS,
+        *llama.keys(**_SIZES), *llama.LAYERS,
         Key("attention_scale", "attention_scale"),
         Key("attn_logit_softcapping", "attention_softcap"),
         Key("final_logit_softcapping", "output_softcap"),
@@ -102,19 +102,12 @@ GEMMA3 = dataclasses.replace(
     name="gemma3_text",
     model=GEMMA2.model | {"qk_norm": True},
     keys=(
-        *llama.keys(
-            vocab_size=262208, max_position_embeddings=131072, hidden_size=2304,
-            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_act=..., hidden_activation="gelu_pytorch_tanh",
-            tie_word_embeddings=True,
-        ), *llama.LAYERS,
+        *llama.keys(**_SIZES | dict(vocab_size=262208, max_position_embeddings=131072)),
+        *llama.LAYERS,
         Key("attention_scale", "attention_scale"),
     ),
-    fixed=rope.FIXED | {
-        "attention_bias": (False,),
-        "final_logit_softcapping": (None,),
-        "attn_logit_softcapping": (None,),
-        "use_bidirectional_attention": (None, False),
+    fixed=GEMMA2.fixed | {
+        "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
     },
     modules=GEMMA2.modules | llama.in_layers(llama.QK_NORMS),
     classes={"lm": "Gemma3ForCausalLM"},

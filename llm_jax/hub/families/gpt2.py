@@ -32,7 +32,6 @@ GPT2 = Family(
         "decoder", "transformer.h.{}", "attn.c_attn attn.c_attn attn.c_attn attn.c_proj",
         "mlp.c_fc mlp.c_proj", "ln_1 ln_2",
     ),
-    heads={"head": {"score.": "sequence", "classifier.": "token", "qa_outputs.": "span"}},
     by_head=ONE_CLASSIFIER | {"sequence": {"sequence": "score"}},
     classes={"lm": "GPT2LMHeadModel", "sequence": "GPT2ForSequenceClassification",
              "token": "GPT2ForTokenClassification", "span": "GPT2ForQuestionAnswering"},

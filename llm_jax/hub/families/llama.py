@@ -11,7 +11,7 @@ from llm_jax import config as configs
 from llm_jax import pattern
 from llm_jax.config import ConfigError
 from llm_jax.hub.families import parts, rope
-from llm_jax.hub.families.parts import GATED, block, classifies
+from llm_jax.hub.families.parts import GATED, block
 from llm_jax.hub.family import SAME, Family, Key
 
 SIZES = dict(
@@ -52,7 +52,6 @@ LLAMA = Family(
         "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj",
         "mlp.gate_proj mlp.up_proj mlp.down_proj", "input_layernorm post_attention_layernorm",
     ),
-    heads={"head": {"score.": classifies}},
     by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
     classes=decoders("Llama"),
     copies={"lm_head.weight": "model.embed_tokens.weight"},

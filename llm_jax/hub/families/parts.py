@@ -102,11 +102,6 @@ def block(
     return {f"{stack}/stack/layers/block/{k}": f"{theirs}.{v}" for k, v in pairs}
 
 
-def classifies(hf: dict) -> str:
-    """The head that "classifier" is where sequences and tokens have one of the same shape."""
-    return "token" if "ForTokenClassification" in str(hf.get("architectures")) else "sequence"
-
-
 ONE_CLASSIFIER = {
     "sequence": {"sequence": "classifier"}, "token": {"token": "classifier"},
     "span": {"span": "qa_outputs"},

@@ -216,7 +216,6 @@ MARIAN = Family(
         "model.decoder.embed_tokens.weight": "model.shared.weight",
     },
     dropped=(r"model\.(en|de)coder\.embed_positions\.weight",),
-    heads={"output_bias": {"final_logits_bias": True}},
     if_zero=("final_logits_bias",),
     units={"final_logits_bias": 0},
     ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},
