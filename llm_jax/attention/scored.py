@@ -110,10 +110,10 @@ def attend_path(
 ) -> Array:
     """Returns [B, T, N, H]: softmax(scale q_t (I - b_t w_t w_t^T) … (I - b_(s+1) w_(s+1) …) k_s) v.
 
-    PaTH (Yang 2025, https://arxiv.org/abs/2505.16381), which has no other positions: between a query
-    and a key stand the tokens' Householder-like transforms, of directions w of length 1, with
-    b = 2 sigmoid(rate). In chunks: a block of queries meets the keys' chunks from the
-    last to the first, and a chunk's transforms are multiplied into it once it has its scores.
+    PaTH (Yang 2025, https://arxiv.org/abs/2505.16381), which has no other positions: between query
+    and key stand the tokens' Householder-like transforms, of directions w of length 1, with
+    b = 2 sigmoid(rate). In chunks: a block of queries meets the keys' chunks from the last to the
+    first, and a chunk's transforms are multiplied into it once it has its scores.
 
     Args:
       direction: [B, S, K, H], rate: [B, S, K]; of the keys' tokens.

@@ -48,19 +48,12 @@ def _embeddings(name: str) -> dict[str, str]:
     }
 
 
-def _bert_modules(name: str) -> dict[str, str]:
-    return _embeddings(name) | block(
+def _bert_blocks(name: str) -> dict[str, str]:
+    return block(
         "encoder", name + ".encoder.layer.{}",
         "attention.self.query attention.self.key attention.self.value attention.output.dense",
         "intermediate.dense output.dense", "attention.output.LayerNorm output.LayerNorm",
     )  # fmt: skip
-
-
-def _classes(name: str) -> dict[str, str]:
-    """Their classes of the heads that are not of pretraining."""
-    heads = {"sequence": "SequenceClassification", "token": "TokenClassification",
-             "span": "QuestionAnswering"}  # fmt: skip
-    return {head: f"{name}For{task}" for head, task in heads.items()} | {"none": f"{name}Model"}
 
 
 def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
@@ -68,30 +61,45 @@ def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
     return ONE_CLASSIFIER | {"sequence": {"pooler/dense": dense, "sequence": classifier}}
 
 
-BERT = Family(
-    name="bert",
-    model=POST_NORM,
+TASKS = {"sequence": "SequenceClassification", "token": "TokenClassification",
+         "span": "QuestionAnswering", "mlm": "MaskedLM"}  # fmt: skip
+
+
+def _like_bert(name: str, title: str, mlm: str, **own: Any) -> Family:
+    """A table of what all have, with its `own` model, modules, classes and copies beside theirs.
+
+    mlm: names of a masked-LM head's dense layer, its norm, bias, and copy of the token table.
+    """
+    dense, norm, bias, decoder = mlm.split()
+    modules = {"transform/dense": dense, "transform/norm": norm, "output_bias": bias}
+    copies = {f"{decoder}.weight": f"{name}.embeddings.word_embeddings.weight"}
+    copies |= {f"{decoder}.bias": bias} if bias != f"{decoder}.bias" else {}
+    classes = {head: f"{title}For{task}" for head, task in TASKS.items()}
+    all_have = {
+        "model": POST_NORM, "modules": _embeddings(name) | modules, "copies": copies,
+        "classes": classes | {"none": f"{title}Model"},
+    }  # fmt: skip
+    own = {"fixed": BERT_FIXED, "by_head": ONE_CLASSIFIER, "write": _write_types} | own
+    own |= {field: value | own.get(field, {}) for field, value in all_have.items()}
+    return Family(name=name, prefix=f"{name}.", **own)
+
+
+BERT = _like_bert(
+    "bert", "Bert",
+    "cls.predictions.transform.dense cls.predictions.transform.LayerNorm cls.predictions.bias "
+    "cls.predictions.decoder",
     ids=BERT_IDS,
     keys=keys(**BERT_SIZES),
-    fixed=BERT_FIXED,
-    prefix="bert.",
-    modules=_bert_modules("bert") | {
+    modules=_bert_blocks("bert") | {
         "pooler/dense": "bert.pooler.dense",
-        "transform/dense": "cls.predictions.transform.dense",
-        "transform/norm": "cls.predictions.transform.LayerNorm",
-        "output_bias": "cls.predictions.bias",
         "sequence": "cls.seq_relationship",
     },
-    by_head=ONE_CLASSIFIER,
-    classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
+    classes={"mlm,sequence": "BertForPreTraining"},
+    # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
     copies={
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-        # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
         "cls.seq_relationship.weight": "classifier.weight",
         "cls.seq_relationship.bias": "classifier.bias",
     },
-    write=_write_types,
 )  # fmt: skip
 
 
@@ -134,33 +142,20 @@ def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tup
     return model, {**params, "encoder": encoder}
 
 
-ROBERTA = Family(
-    name="roberta",
-    model=POST_NORM,
+ROBERTA = _like_bert(
+    "roberta", "Roberta", "lm_head.dense lm_head.layer_norm lm_head.bias lm_head.decoder",
     keys=(*keys(**BERT_SIZES | {"vocab_size": 50265}), Key("position_offset", "position_offset")),
-    fixed=BERT_FIXED,
-    prefix="roberta.",
-    modules=_bert_modules("roberta") | {
-        "pooler/dense": "roberta.pooler.dense",
-        "transform/dense": "lm_head.dense",
-        "transform/norm": "lm_head.layer_norm",
-        "output_bias": "lm_head.bias",
-    },
+    modules=_bert_blocks("roberta") | {"pooler/dense": "roberta.pooler.dense"},
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
-    classes=_classes("Roberta") | {"mlm": "RobertaForMaskedLM"},
-    copies={
-        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-        "lm_head.decoder.bias": "lm_head.bias",
-    },
     read=_read_offset,
     write=_write_offset,
     place=_behind_padding,
 )  # fmt: skip
-
-DISTILBERT = Family(
-    name="distilbert",
-    model=POST_NORM | {"pooler_activation": "relu"},
+DISTILBERT = _like_bert(
+    "distilbert", "DistilBert",
+    "vocab_transform vocab_layer_norm vocab_projector.bias vocab_projector",
+    model={"pooler_activation": "relu"},
     ids=BERT_IDS,
     keys=keys(
         vocab_size=30522, max_position_embeddings=512, dim=768, n_layers=6, n_heads=12,
@@ -171,44 +166,31 @@ DISTILBERT = Family(
     synonyms={
         "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"
     },
-    prefix="distilbert.",
-    modules=_embeddings("distilbert") | {
-        "transform/dense": "vocab_transform",
-        "transform/norm": "vocab_layer_norm",
-        "output_bias": "vocab_projector.bias",
-    } | block(
+    modules=block(
         "encoder", "distilbert.transformer.layer.{}",
         "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
         "ffn.lin1 ffn.lin2", "sa_layer_norm output_layer_norm",
     ),
     by_head=_with_dense("pre_classifier", "classifier"),
-    classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
-    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    write=lambda hf, model: hf,
 )  # fmt: skip
-
-ELECTRA = Family(
-    name="electra",
-    model=POST_NORM | {"pooler_activation": "gelu"},
+ELECTRA = _like_bert(
+    "electra", "Electra",
+    "generator_predictions.dense generator_predictions.LayerNorm generator_lm_head.bias "
+    "generator_lm_head",
+    model={"pooler_activation": "gelu"},
     ids=BERT_IDS,
     keys=keys(**BERT_SIZES | dict(
         hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128,
     )),
-    fixed=BERT_FIXED,
-    prefix="electra.",
-    modules=_bert_modules("electra") | {
+    modules=_bert_blocks("electra") | {
         "encoder/embeddings/projection": "electra.embeddings_project",
-        "transform/dense": "generator_predictions.dense",
-        "transform/norm": "generator_predictions.LayerNorm",
-        "output_bias": "generator_lm_head.bias",
         "detection/dense": "discriminator_predictions.dense",
         "detection/score": "discriminator_predictions.dense_prediction",
     },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
-    classes=_classes("Electra")
-    | {"mlm": "ElectraForMaskedLM", "detection": "ElectraForPreTraining"},
-    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-    write=_write_types,
+    classes={"detection": "ElectraForPreTraining"},
 )  # fmt: skip
 
 
@@ -220,37 +202,27 @@ def _read_albert(hf: dict, names: Collection[str]) -> dict:
     return hf
 
 
-ALBERT = Family(
-    name="albert",
-    model=POST_NORM | {"share_layers": True},
+ALBERT = _like_bert(
+    "albert", "Albert",
+    "predictions.dense predictions.LayerNorm predictions.bias predictions.decoder",
+    model={"share_layers": True},
     keys=keys(**BERT_SIZES | dict(
         vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
         hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         embedding_size=128,
     )),
     fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
-    prefix="albert.",
-    modules=_embeddings("albert") | {
+    modules={
         "encoder/embeddings/projection": "albert.encoder.embedding_hidden_mapping_in",
         "pooler/dense": "albert.pooler",
-        "transform/dense": "predictions.dense",
-        "transform/norm": "predictions.LayerNorm",
-        "output_bias": "predictions.bias",
         "sequence": "sop_classifier.classifier",
     } | block(
         "encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0",
         "attention.query attention.key attention.value attention.dense", "ffn ffn_output",
         "attention.LayerNorm full_layer_layer_norm",
     ),
-    by_head=ONE_CLASSIFIER,
-    classes=_classes("Albert")
-    | {"mlm,sequence": "AlbertForPreTraining", "mlm": "AlbertForMaskedLM"},
-    copies={
-        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
-        "predictions.decoder.bias": "predictions.bias",
-    },
+    classes={"mlm,sequence": "AlbertForPreTraining"},
     read=_read_albert,
-    write=_write_types,
 )  # fmt: skip
 
 
