@@ -20,9 +20,8 @@ from llm_jax.attention import (
     scored,
     sparse,
 )  # fmt: skip
-from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.scoring import Scoring
+from llm_jax.attention.scoring import Bias, Scoring
 from llm_jax.attention.variant import ABILITIES, Projection, Variant, Weight
 
 __all__ = [

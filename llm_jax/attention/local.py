@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention import blockwise, dense
-from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.scoring import PLAIN, Scoring
+from llm_jax.attention.scoring import PLAIN, Bias, Scoring
 from llm_jax.attention.variant import Projection, Variant, able
 
 

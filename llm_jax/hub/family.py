@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.config import ConfigError
+from llm_jax.models.functions import GATED
 from llm_jax.models.heads import HEADS
-from llm_jax.models.layers import GATED
 
 log = logging.getLogger(__name__)
 

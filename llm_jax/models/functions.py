@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from llm_jax.attention.norm import layer_norm, rms_norm
 
-__all__ = ["clamped_swiglu", "gelu", "gelu_tanh", "layer_norm", "relu", "rms_norm", "silu"]
+__all__ = ["GATED", "PLAIN", "layer_norm", "plain", "rms_norm"]
 
 relu = jax.nn.relu
 
@@ -55,3 +55,15 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
     """
     g = jnp.minimum(gate.astype(jnp.float32), 7)
     return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
+
+
+PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu}
+GATES = {"geglu": gelu, "geglu_tanh": gelu_tanh, "reglu": relu, "swiglu": silu}
+# Of the gate and of what it gates (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+GATED = {name: lambda gate, up, act=act: act(gate) * up for name, act in GATES.items()}
+GATED["clamped_swiglu"] = clamped_swiglu
+
+
+def plain(activation: str) -> Callable[[Array], Array]:
+    """The function of an activation, or of the gate of a gated one."""
+    return (PLAIN | GATES)[activation]

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.layers import PLAIN, Dense, Norm, plain
+from llm_jax.models.functions import PLAIN, plain
+from llm_jax.models.layers import Dense, Norm
 
 
 class MaskedLMHead(nn.Module):

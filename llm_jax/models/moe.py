@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import split
-from llm_jax.models.layers import GATED, PLAIN, Dense, Mlp, annotate, normal, residual_scale
+from llm_jax.models.functions import GATED, PLAIN
+from llm_jax.models.layers import Dense, Mlp, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
