@@ -231,13 +231,9 @@ def _read_modernbert(hf: dict, names: Collection[str]) -> dict:
     if hf.pop("rope_scaling", None):
         raise ConfigError("config.json: rope_scaling: modernbert stretches both of its bases by "
                           "it; llm_jax that of full attention alone, in rope_parameters")
-    n, period = llama.depth(hf, 22), hf.pop("global_attn_every_n_layers", 3)
-    window = hf.pop("local_attention", 128)
-    for name, value in (("global_attn_every_n_layers", period), ("local_attention", window)):
-        if configs.typed(f"config.json: {name}", 0, value) < 1:
-            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
-    types = ["sliding_attention" if i % period else "full_attention" for i in range(n)]
-    types = llama.read_types(hf, window // 2 + 1, types)
+    period = llama.count(hf, "global_attn_every_n_layers", 3)
+    hf["sliding_window"] = llama.count(hf, "local_attention", 128) // 2 + 1
+    types = llama.layer_types(hf, 22, None, lambda i: i % period == 0)
     hf["rope_theta"] = hf.pop("global_rope_theta", 160_000.0)
     hf, local = rope.read_by_type(hf, names, 160_000.0, "local_rope_theta", 10_000.0)
     more = [local * (kind == "sliding_attention") for kind in types]

@@ -124,9 +124,7 @@ def _read_gpt_oss(hf: dict, names: Collection[str]) -> dict:
     check_gates(hf, 4, "gpt_oss")
     if (hf.get("quantization_config") or {}).get("quant_method") == "mxfp4":
         hf.pop("quantization_config")  # files.Tensors undoes it
-    n, window = llama.depth(hf, 36), hf.pop("sliding_window", 128)
-    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    hf |= llama.read_layers(llama.read_types(hf, window, types))
+    hf |= llama.read_layers(llama.layer_types(hf, 36, 128, lambda i: i % 2))
     if not {"rope_parameters", "rope_scaling"} & hf.keys():
         hf["rope_parameters"] = {"rope_type": "yarn", "factor": 32.0, "truncate": False,
                                  "original_max_position_embeddings": 4096}  # fmt: skip
@@ -183,9 +181,7 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
     """Layers of linear attention have sizes of their own, and no positions."""
     if hf.get("norm_topk_prob", True):
         check_gates(hf, 10, "qwen3_next")
-    n, period = llama.depth(hf, 48), hf.pop("full_attention_interval", 4)
-    if configs.typed("config.json: full_attention_interval", 0, period) < 1:
-        raise ConfigError(f"config.json: full_attention_interval={period}: must be 1 or more")
+    n, period = llama.depth(hf, 48), llama.count(hf, "full_attention_interval", 4)
     known, types = ("full_attention", "linear_attention"), hf.pop("layer_types", None)
     types = types or [known[(i + 1) % period > 0] for i in range(n)]
     if not isinstance(types, list) or len(types) != n or not set(types) <= set(known):

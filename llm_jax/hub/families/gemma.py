@@ -26,9 +26,7 @@ def _write_scale(hf: dict) -> dict:
 
 
 def _read_gemma2(hf: dict, names: Collection[str]) -> dict:
-    n = llama.depth(hf, 26)
-    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    types = llama.layer_types(hf, 26, 4096, lambda i: i % 2)
     for name, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
         hf[name] = hf.get(name, default) or 0.0  # null: none
     return rope.read(_read_scale(hf | llama.read_layers(types)), names)
@@ -77,11 +75,8 @@ GEMMA2 = dataclasses.replace(
 
 def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
     """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
-    n, period = llama.depth(hf, 26), hf.pop("sliding_window_pattern", 6)
-    if configs.typed("config.json: sliding_window_pattern", 0, period) < 1:
-        raise ConfigError(f"config.json: sliding_window_pattern={period}: must be 1 or more")
-    types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
-    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    period = llama.count(hf, "sliding_window_pattern", 6)
+    types = llama.layer_types(hf, 26, 4096, lambda i: (i + 1) % period == 0)
     hf, local = rope.read_by_type(hf, names, 1e6, "rope_local_base_freq", 10_000.0)
     hf |= llama.read_layers(types, [local * (kind == "sliding_attention") for kind in types])
     return _read_scale(hf)

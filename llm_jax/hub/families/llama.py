@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -84,6 +84,15 @@ def read_types(hf: dict, window: int | None, default: list[str]) -> list[str]:
     return types
 
 
+def layer_types(
+    hf: dict, layers: int, window: int | None, full: Callable[[int], int | bool]
+) -> list[str]:
+    """`read_types` where as many layers are the default, and that of the i-th is full(i)."""
+    n = depth(hf, layers)
+    types = ["full_attention" if full(i) else "sliding_attention" for i in range(n)]
+    return read_types(hf, hf.pop("sliding_window", window), types)
+
+
 def read_layers(types: list[str], more: Sequence[str] = ()) -> dict[str, str]:
     """Their layers in the words of LAYERS; more: what each has beside its kind."""
     specs = [rope.KINDS[x] + y for x, y in itertools.zip_longest(types, more, fillvalue="")]
@@ -103,10 +112,20 @@ def size(hf: dict, name: str, default: int, key: str) -> int:
 
 
 def _allowed(name: str, value: int, key: str) -> int:
-    value, known = configs.typed(f"config.json: {name}", 0, value), configs.KEYS[f"model.{key}"]
-    if value < 1 or not known.allows(value):
-        allowed = known.allowed if value > 0 else "must be 1 or more"
-        raise ConfigError(f"config.json: {name}={value}: {allowed}")
+    value, known = _count(name, value), configs.KEYS[f"model.{key}"]
+    if not known.allows(value):
+        raise ConfigError(f"config.json: {name}={value}: {known.allowed}")
+    return value
+
+
+def count(hf: dict, name: str, default: int) -> int:
+    """An entry taken out of config.json that is 1 or more."""
+    return _count(name, hf.pop(name, default))
+
+
+def _count(name: str, value: int) -> int:
+    if (value := configs.typed(f"config.json: {name}", 0, value)) < 1:
+        raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
     return value
 
 
@@ -218,9 +237,7 @@ OLMO2 = dataclasses.replace(
 
 
 def _read_olmo3(hf: dict, names: Collection[str]) -> dict:
-    n, window = depth(hf, 32), hf.pop("sliding_window", 4096)
-    types = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(n)]
-    types = read_types(hf, window, types)
+    types = layer_types(hf, 32, 4096, lambda i: (i + 1) % 4 == 0)
     hf, local = rope.read_by_type(hf, names, 5e5, "", 5e5)
     return hf | read_layers(types, [local * (kind == "sliding_attention") for kind in types])
 
@@ -244,9 +261,7 @@ OLMO3 = dataclasses.replace(
 
 def _read_smollm3(hf: dict, names: Collection[str]) -> dict:
     """Rotary positions are in the layers that no_rope_layers has a 1 for."""
-    n, period = depth(hf, 36), hf.pop("no_rope_layer_interval", 4)
-    if configs.typed("config.json: no_rope_layer_interval", 0, period) < 1:
-        raise ConfigError(f"config.json: no_rope_layer_interval={period}: must be 1 or more")
+    n, period = depth(hf, 36), count(hf, "no_rope_layer_interval", 4)
     rotary = hf.pop("no_rope_layers", None) or [(i + 1) % period for i in range(n)]
     if not isinstance(rotary, list) or len(rotary) != n:
         raise ConfigError(f"config.json: no_rope_layers={rotary!r}: lists 0 or 1 for each of "
