@@ -118,9 +118,7 @@ def inverse(lower: Array) -> Array:
         grid = lower.reshape(*lower.shape[:-2], size // m, m, size // m, m)
         at = jnp.arange(0, size // m, 2)
         between = jnp.moveaxis(grid[..., at + 1, :, at, :], 0, -3)
-        corner = -d @ between @ a
-        top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-        inverted = jnp.concatenate([top, jnp.concatenate([corner, d], axis=-1)], axis=-2)
+        inverted = jnp.block([[a, jnp.zeros_like(a)], [-d @ between @ a, d]])
         m *= 2
     return inverted[..., 0, :c, :c]
 

@@ -9,6 +9,7 @@ from jax import Array
 from llm_jax.attention import dense
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.recurrent import repeat
+from llm_jax.attention.rows import cut
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
@@ -75,18 +76,14 @@ def attend_nystrom(
         jnp.where(real[..., None, None], repeat(x, N), 0) for x in (query, key, value)
     )
 
-    def groups(x):  # [B, T, ...] -> [B, count, size, ...]
-        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(B, count, size, *x.shape[2:])
-
     def weights(number, q, k, real):
         products = jnp.einsum("btnh,bsnh->bnts", q, k)[:, :, None]
         scores = scoring.scores(products, H)
         return scoring.weights(scores, real[:, None, None, None], number)[:, :, 0]
 
-    some = jnp.maximum(groups(real).sum(2), 1)[..., None, None]
-    few_queries, few_keys = (groups(x).sum(2) / some for x in (query, key))
-    alive = groups(real).any(2)  # [B, count]: a landmark of padding alone is not seen
+    some = jnp.maximum(cut(real, size).sum(2), 1)[..., None, None]
+    few_queries, few_keys = (cut(x, size).sum(2) / some for x in (query, key))
+    alive = cut(real, size).any(2)  # [B, count]: a landmark of padding alone is not seen
     between = weights(0, few_queries, few_keys, alive)
     between = jnp.where(alive[:, None, :, None], between, jnp.eye(count))
     summed = weights(1, few_queries, key, real) @ value.swapaxes(1, 2)

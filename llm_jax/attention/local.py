@@ -7,6 +7,7 @@ from jax import Array
 
 from llm_jax.attention import blockwise, dense
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.rows import cut
 from llm_jax.attention.scoring import PLAIN, Bias, Scoring
 from llm_jax.attention.variant import Projection, Variant, able
 
@@ -61,23 +62,19 @@ def banded(
         return dense.attend(query, key, value, mask, scoring)
     count, ahead = -(-T // size), 0 if mask.causal else 1
 
-    def blocks(x, fill=0):  # [B, T, ...] -> [B, count, size, ...]
-        x = _pad(x, 0, count * size - T, fill)
-        return x.reshape(x.shape[0], count, size, *x.shape[2:])
-
     def near(x, fill=0):  # [B, T, ...] -> [B, count, g + (2 + ahead) size, ...]
         first = jnp.broadcast_to(x[:, None, :g], (x.shape[0], count, g, *x.shape[2:]))
-        x = _pad(blocks(x, fill), 1, ahead, fill)
+        x = _pad(cut(x, size, fill), 1, ahead, fill)
         return jnp.concatenate([first, *(x[:, i : i + count] for i in range(2 + ahead))], axis=2)
 
     index = jnp.arange(T)[None]
-    ours, theirs = blocks(index, -1)[..., :, None], near(index, -1)[..., None, :]
+    ours, theirs = cut(index, size, -1)[..., :, None], near(index, -1)[..., None, :]
     # A global token is among the keys twice, in front and in its block: it counts once.
     once = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
     visible = once & (theirs >= 0) & mask.near(ours, theirs)
     if mask.query_segments is not None:
-        same = blocks(mask.query_segments)[..., :, None] == near(mask.key_segments)[..., None, :]
-        visible = visible & same
+        ours, theirs = cut(mask.query_segments, size), near(mask.key_segments)
+        visible = visible & (ours[..., :, None] == theirs[..., None, :])
     bias = None
     if scoring.bias is not None:
         bias = scoring.bias.tile(-size, size, (2 + ahead) * size)
@@ -88,7 +85,7 @@ def banded(
 
     products = jnp.einsum(
         "bcikgh,bcjkh->bkgcij",
-        blocks(query.reshape(B, T, K, G, H)),
+        cut(query.reshape(B, T, K, G, H), size),
         near(key),
         preferred_element_type=jnp.float32,
     )
@@ -166,16 +163,12 @@ def _strided(query, key, value, mask, scoring, stride, window):
         span = window and window * stride
         mask = dataclasses.replace(mask, stride=stride, window=span or mask.window)
         return blockwise.attend(query, key, value, mask, scoring)
-    count = -(-T // stride)
-    pad = count * stride - T
-    segments = mask.query_segments
-    if segments is None and pad:
+    count, segments = -(-T // stride), mask.query_segments
+    if segments is None and T % stride:
         segments = jnp.ones((1, T), jnp.int32)
 
-    def classes(x):  # [B, T, ...] -> [B stride, count, ...]
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(x.shape[0], count, stride, *x.shape[2:]).swapaxes(1, 2)
-        return x.reshape(-1, *x.shape[2:])
+    # [B, T, ...] -> [B stride, count, ...]
+    classes = lambda x: cut(x, stride).swapaxes(1, 2).reshape(-1, count, *x.shape[2:])
 
     if segments is not None:
         segments = classes(jnp.broadcast_to(segments, query.shape[:2]))

@@ -14,6 +14,13 @@ from llm_jax.attention.scoring import Scoring
 BLOCK = 128
 
 
+def cut(x: Array, size: int, fill: Any = 0) -> Array:
+    """Returns x [B, T, ...] in blocks [B, T / size, size, ...], the last one filled up."""
+    more = [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, more, constant_values=fill)
+    return x.reshape(len(x), -1, size, *x.shape[2:])
+
+
 def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) -> Any:
     """Returns rows(query [B, t, N, H], start) -> [B, t, N, V] for all of query [B, T, N, H].
 
@@ -23,14 +30,9 @@ def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) ->
     T = jax.tree.leaves(query)[0].shape[1]
     if T <= size:
         return rows(query, jnp.zeros((), jnp.int32))
-    count = -(-T // size)
-
-    def cut(x):  # [B, T, ...] -> [count, B, size, ...]
-        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(len(x), count, size, *x.shape[2:]).swapaxes(0, 1)
-
     one = jax.checkpoint(lambda x: rows(*x), prevent_cse=False)
-    y = jax.lax.map(one, (jax.tree.map(cut, query), jnp.arange(count) * size))
+    queries = jax.tree.map(lambda x: cut(x, size).swapaxes(0, 1), query)
+    y = jax.lax.map(one, (queries, jnp.arange(0, T, size)))
     join = lambda y: y.swapaxes(0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :T]
     return jax.tree.map(join, y)
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from llm_jax.attention.delta import inverse
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.rows import of_products, scores, segment_sums, softmax, weighted
+from llm_jax.attention.rows import cut, of_products, scores, segment_sums, softmax, weighted
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
@@ -123,8 +123,7 @@ def attend_path(
     c = min(CHUNK, S)
 
     def chunks(x):  # [B, S, K, ...] -> [S / c, B, K, 1, c, ...], a 1 for the heads of a group
-        x = jnp.pad(x, [(0, 0), (0, -S % c)] + [(0, 0)] * (x.ndim - 2)).astype(jnp.float32)
-        return jnp.moveaxis(x.reshape(B, -1, c, *x.shape[2:]), (1, 3), (0, 2))[:, :, :, None]
+        return jnp.moveaxis(cut(x.astype(jnp.float32), c), (1, 3), (0, 2))[:, :, :, None]
 
     k, w, b = chunks(key), chunks(direction), 2 * jax.nn.sigmoid(chunks(rate))
     w *= jax.lax.rsqrt(jnp.square(w).sum(-1, keepdims=True) + 1e-6)
