@@ -29,7 +29,7 @@ def attend(
       state: [B, N, M, H + V], K and V before the first token; returned with the output.
     """
     (B, _, N, H), M = query.shape, forget.shape[-1]
-    scale = H**-0.5 if scoring.scale is None else scoring.scale
+    scale = scoring.factor(H)
     q, k, v = (jax.nn.silu(repeat(x, N)) for x in (query, key, value))
     log_decay = recurrent.hold(valid, jax.nn.log_sigmoid(forget.astype(jnp.float32)) / 8)
     before = jnp.zeros((B, N, M, H + v.shape[-1])) if state is None else state

@@ -6,6 +6,7 @@ by how much the state decays.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,7 @@ def attend(
       state: [B, N, H, H + 1], the two sums over what came before; returned with the output.
     """
     f = lambda x: jax.nn.elu(x) + 1
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid)
+    return ratio(f, f, query, key, value, mask, state, valid)
 
 
 def attend_performer(
@@ -46,8 +46,7 @@ def attend_performer(
     Args:
       decided: [H, M], the directions; drawn again each training step.
     """
-    N, H = query.shape[2:]
-    root = (H**-0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    root = scoring.factor(query.shape[-1]) ** 0.5
 
     def f(x, axes):
         x = x * root
@@ -56,8 +55,8 @@ def attend_performer(
         # which a later key must not decide.
         return jnp.exp(z - jax.lax.stop_gradient(z.max(axes, keepdims=True)) if axes else z)
 
-    query, key = query.astype(jnp.float32), repeat(key, N)
-    return ratio(f(query, -1), f(key, ()), value, mask, state, valid)
+    of_query, of_key = (lambda x: f(x, -1)), (lambda x: f(x, ()))
+    return ratio(of_query, of_key, query, key, value, mask, state, valid)
 
 
 def directions(query: Array, key: Array, random_features: int) -> Array:
@@ -80,14 +79,13 @@ def attend_based(
     Based (Arora 2024, https://arxiv.org/abs/2402.18668, section 4.1), for keys of some 16 channels:
     there are 1 + H + H (H + 1) / 2 features.
     """
-    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    root = scoring.factor(query.shape[-1]) ** 0.5
 
     def f(x):
         x = x * root
         return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares(x) / 2**0.5], axis=-1)
 
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+    return ratio(f, f, query, key, value, mask, state, valid, 1e-6)
 
 
 def attend_rebased(
@@ -98,10 +96,9 @@ def attend_rebased(
 
     ReBased (Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3); gamma, beta [H] learned.
     """
-    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    root = scoring.factor(query.shape[-1]) ** 0.5
     f = lambda x: squares(layer_norm(x, gamma, beta, EPSILON) * root)
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+    return ratio(f, f, query, key, value, mask, state, valid, 1e-6)
 
 
 def squares(x: Array) -> Array:
@@ -111,11 +108,13 @@ def squares(x: Array) -> Array:
 
 
 def ratio(
-    query: Array, key: Array, value: Array, mask: Mask, state: Array | None, valid: Array | None,
-    least: float = 1e-30,
+    of_query: Callable[[Array], Array], of_key: Callable[[Array], Array], query: Array, key: Array,
+    value: Array, mask: Mask, state: Array | None, valid: Array | None, least: float = 1e-30,
 ) -> Array | tuple[Array, Array]:
-    """Returns query (sum key value^T) / (query (sum key) + least), of features [B, T, N, M]."""
-    dtype, value = value.dtype, repeat(value, query.shape[2])
+    """Returns q (sum k value^T) / (q (sum k) + least), of features q and k [B, T, N, M]."""
+    N, dtype = query.shape[2], value.dtype
+    query, key = of_query(query.astype(jnp.float32)), of_key(repeat(key, N))
+    value = repeat(value, N)
     value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
     if mask.causal:
         y, state_after = sum_of_products(query, key, value, mask, state=state, valid=valid)
@@ -215,7 +214,7 @@ def attend_retnet(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend` with the decay 1 - 2^(-5 - n) in head n, and no scale of the norm.
+    """Returns `attend_gated` with the decay 1 - 2^(-5 - n) in head n, and no scale of the norm.
 
     Retention (Sun 2023, https://arxiv.org/abs/2307.08621, section 2.2), with rotary positions.
     """
@@ -229,7 +228,7 @@ def attend_hgrn2(
     *, norm: Array, forget_floor: float, state: Array | None = None, valid: Array | None = None,
     **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend` with the decay f = floor + (1 - floor) sigmoid(key), and 1 - f as the key.
+    """Returns `attend_gated` with decay f = floor + (1 - floor) sigmoid(key), and key 1 - f.
 
     HGRN2 (Qin 2024, https://arxiv.org/abs/2404.07904, section 3.3). Its floors rise with depth, and
     are learned; here each is a setting of its layer. Queries go through SiLU.
@@ -246,7 +245,7 @@ def attend_hgrn2(
 
 def _gated(query, key, value, log_decay, norm, mask, scoring, state, valid):
     N, H = query.shape[2:]
-    query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
+    query = query.astype(jnp.float32) * scoring.factor(H)
     arrays = query, repeat(key, N), repeat(value, N)
     y, after = sum_of_products(*arrays, mask, log_decay, state, valid)
     y = rms_norm(y, norm, EPSILON).astype(value.dtype)

@@ -34,7 +34,7 @@ def attend(
         returned with the output. With a state, tokens are taken one at a time.
     """
     B, T, N, H = query.shape
-    query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
+    query = query.astype(jnp.float32) * scoring.factor(H)
     log_decay = recurrent.hold(valid, jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16)
     weights = jax.nn.softplus(level_scale * levels.astype(jnp.float32))
     if state is None:

@@ -34,7 +34,7 @@ def attend_rwkv6(
       state: [B, N, H, H] before the first token; returned with the output.
     """
     N, H = query.shape[2:]
-    query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
+    query = query.astype(jnp.float32) * scoring.factor(H)
     key, v = repeat(key, N), repeat(value, N)
     # Behind 50 nothing is left of a state, and far behind there is no gradient but inf * 0.
     log_decay = -jnp.exp(jnp.minimum(decay.astype(jnp.float32), 50.0))

@@ -95,9 +95,13 @@ class Scoring:
         }
         return {name for name, is_set in given.items() if is_set}
 
+    def factor(self, H: int) -> float:
+        """The scale of products of heads of size H."""
+        return H**-0.5 if self.scale is None else self.scale
+
     def scores(self, products: Array, H: int, bias: Array | None = None) -> Array:
         """products [B, K, G, ..., S] of heads of size H, and a bias of that shape -> scores."""
-        scores = products * (H**-0.5 if self.scale is None else self.scale)
+        scores = products * self.factor(H)
         if self.softcap is not None:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
         return scores if bias is None else scores + bias

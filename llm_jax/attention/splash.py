@@ -31,7 +31,7 @@ def attend(
 
     interpret: run the kernel's steps one by one on any device, for tests.
     """
-    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scale = scoring.factor(query.shape[-1])
     heads_first = lambda x: x.swapaxes(1, 2)
     query, key, value = map(heads_first, (query * jnp.asarray(scale, query.dtype), key, value))
     T, S, N = query.shape[2], key.shape[2], query.shape[1]
