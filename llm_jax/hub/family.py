@@ -134,10 +134,6 @@ FREE = {
 ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset", "latent_query")  # 0 is a size, not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
-# What these do not read, and what a feed-forward layer without experts does not.
-OF_KINDS = ("window", "stride", "global_tokens", "block", "random_", "landmarks", "latent_", "lsh_")
-OF_EXPERTS = ("expert", "router_", "shared_experts")
-ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}
 
 
 def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
@@ -359,16 +355,12 @@ BY_LAYER = (*configs.LAYER, "layers", "expert_every")  # compared layer by layer
 
 def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
     """Whether a key makes no other function of a model or layer of ours."""
-    plain = {ours.attention, theirs.attention} <= SAME
     if key == "attention":
-        return plain
-    if key == "pooler_activation":
-        return not ours.pooler
-    unused = [start for kind, start in ONLY_WITH.items() if ours.positions != kind]
-    unused += OF_KINDS if plain else ()
-    unused += () if ours.num_experts else OF_EXPERTS
-    unused += () if ours.feed_forward else ("mlp_dim", "activation")
-    return key in FREE or key.startswith(tuple(unused))
+        return {ours.attention, theirs.attention} <= SAME
+    if key in FREE or (key in ("mlp_dim", "activation") and not ours.feed_forward):
+        return True
+    when = configs.KEYS[f"model.{key}"].when
+    return when is not None and not when.holds({f"model.{k}": v for k, v in ours.items()})
 
 
 class Piece(NamedTuple):
