@@ -149,9 +149,9 @@ def attend_dilated(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, stride: int, window: int,
 ) -> Array:
-    """Returns `attend` where a query sees only the nearest `window` of those keys, itself included.
+    """Returns `attend_strided` where a query sees only the nearest `window` of those keys.
 
-    A sliding window with gaps, linear in T (Beltagy 2020, https://arxiv.org/abs/2004.05150,
+    Itself included. A sliding window with gaps, linear in T (Beltagy 2020, https://arxiv.org/abs/2004.05150,
     section 3.1, "dilated sliding window").
     """
     return _strided(query, key, value, mask, scoring, stride, window)
@@ -166,10 +166,8 @@ def _strided(query, key, value, mask, scoring, stride, window):
     count, segments = -(-T // stride), mask.query_segments
     if segments is None and T % stride:
         segments = jnp.ones((1, T), jnp.int32)
-
     # [B, T, ...] -> [B stride, count, ...]
     classes = lambda x: cut(x, stride).swapaxes(1, 2).reshape(-1, count, *x.shape[2:])
-
     if segments is not None:
         segments = classes(jnp.broadcast_to(segments, query.shape[:2]))
     if scoring.bias is not None:
