@@ -149,10 +149,10 @@ def attend_dilated(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, stride: int, window: int,
 ) -> Array:
-    """Returns `attend_strided` where a query sees only the nearest `window` of those keys.
+    """Returns `attend_strided` where a query sees the nearest `window` of those keys alone.
 
-    Itself included. A sliding window with gaps, linear in T (Beltagy 2020, https://arxiv.org/abs/2004.05150,
-    section 3.1, "dilated sliding window").
+    The query's own included: a sliding window with gaps, linear in T (Beltagy 2020,
+    https://arxiv.org/abs/2004.05150, section 3.1, "dilated sliding window").
     """
     return _strided(query, key, value, mask, scoring, stride, window)
 
