@@ -57,7 +57,7 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
     return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
 
 
-PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu}
+PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu, "tanh": jnp.tanh}
 GATES = {"geglu": gelu, "geglu_tanh": gelu_tanh, "reglu": relu, "swiglu": silu}
 # Of the gate and of what it gates (Shazeer 2020, https://arxiv.org/abs/2002.05202).
 GATED = {name: lambda gate, up, act=act: act(gate) * up for name, act in GATES.items()}

@@ -67,7 +67,7 @@ class Model(nn.Module):
             zeros = vocab(nn.initializers.zeros)
             self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
         if cfg.pooler:
-            self.pooler = heads.Pooler(cfg)
+            self.pooler = heads.Transform(cfg, cfg.pooler_activation, cfg.embed_dim)
         for name in self.names:
             if (make := heads.HEADS[name].make) is not None:
                 setattr(self, "transform" if name == "mlm" else name, make(cfg))
