@@ -104,7 +104,7 @@ class Family:
 
 TOKEN_IDS = {"bos_token_id": "bos_id", "eos_token_id": "eos_id", "pad_token_id": "pad_id"}
 
-# Of every family: what would make another model of it.
+# Entries of config.json that llm_jax has at these values alone, in every family.
 FIXED = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -354,7 +354,7 @@ BY_LAYER = (*configs.LAYER, "layers", "expert_every")  # compared layer by layer
 
 
 def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
-    """Whether a key makes no other function of a model or layer of ours."""
+    """Whether a difference in this key leaves the function that our model computes the same."""
     if key == "attention":
         return {ours.attention, theirs.attention} <= SAME
     if key in FREE or (key in ("mlp_dim", "activation") and not ours.feed_forward):
