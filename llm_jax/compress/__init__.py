@@ -147,11 +147,11 @@ def _front(found: list[dict]) -> list[dict]:
 def _draw(path: Path, found: list[dict], best: list[dict], score: str) -> None:
     with figure(path, 7.5, 4.8) as (_, (axes,)):
         at = lambda xs: ([x["bytes"] / 2**20 for x in xs], [x["values"][score] for x in xs])
-        axes.plot(*at(found), "o", color=COLOURS[2], label="compressed")
+        axes.plot(*at(found), "o", color=COLOURS[2], label="others")
         axes.step(*at(best[::-1]), "o-", color=COLOURS[5], label="Pareto front", where="post")
         for x in found:
             axes.annotate(x["run"], (x["bytes"] / 2**20, x["values"][score]), fontsize=8,
                           textcoords="offset points", xytext=(5, 5))  # fmt: skip
-        axes.set(xlabel="size of the parameters (MiB)", xscale="log",
+        axes.set(xlabel="size of the parameters (MiB)",
                  ylabel="accuracy" if score == "accuracy" else "loss (nats)")  # fmt: skip
         axes.legend(frameon=False)
