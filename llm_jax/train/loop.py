@@ -310,7 +310,7 @@ class Trainer:
     def _train(self) -> None:
         steps = self.config.train.steps
         self.profile(StepInfo(self.step, False, {}, self))
-        with sharding.activate(self.mesh):
+        with hushed(), sharding.activate(self.mesh):
             while self.step < steps and not self.out_of_patience and not self._told_to_stop():
                 self._step()
             if self.step not in self.checkpoints.steps():
@@ -402,6 +402,7 @@ class Trainer:
 
     def keep(self, info: StepInfo) -> None:
         """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
+        self.checkpoints.check()
         cost = self.cost(info.values) if self._evaluated(info) else None
         self.costs += [] if cost is None else [cost]
         best = cost is not None and self.checkpoints.is_best(cost)

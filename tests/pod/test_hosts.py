@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -105,9 +106,9 @@ def test_a_wrong_environment_is_refused_by_name(changes, shown):
 
 
 class Job:
-    """Processes that train one run, each with so many devices."""
+    """Processes that train one run, each with so many devices; to one its disk is full."""
 
-    def __init__(self, folder, arguments, processes=2, devices=1, compiled=None, each=()):
+    def __init__(self, folder, arguments, processes=2, devices=1, compiled=None, each=(), full=-1):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -121,11 +122,13 @@ class Job:
         for i in range(processes):
             where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PROCESS_ID": str(i)}
             where |= {"JAX_NUM_PROCESSES": str(processes)}
+            limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
             self.processes.append(
                 subprocess.Popen(
                     [*command, *arguments, "--stopped_code=75", *(each[i] if each else ())],
                     cwd=ROOT, env=environ | where,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    preexec_fn=limit if i == full else None,
                 )
             )  # fmt: skip
 
@@ -286,6 +289,18 @@ def test_what_processes_disagree_on_is_named(overrides, tmp_path):
     line = f"process 1 on {HERE} differs from process 0 on {HERE} (seed: 1 there, 0 here)"
     assert all(line in error for error in errors), errors
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_ends_all_at_once(overrides, tmp_path):
+    """Not after the 20 minutes for which Orbax would have them wait for one another."""
+    changes = {"train.steps": 4000, "checkpoint.every": 5, "eval.every": 9999}
+    keys = [f"--config.{o}" for o in overrides(changes | {"mesh.data": 1, "mesh.fsdp": 2})]
+    codes, _, errors = Job(tmp_path / "run", keys, full=1).wait(300)
+    assert codes == [1, 1]
+    line = f"--workdir={tmp_path / 'run'}: the disk is full at step"
+    assert f"error: process 1 of 2 on {HERE}: {line}" in errors[1]
+    assert f"error: process 1 of 2 on {HERE} has ended: {line}" in errors[0]
 
 
 @pytest.mark.slow
