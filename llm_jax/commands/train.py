@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, config_of, shown
+from llm_jax.config import ConfigError
 from llm_jax.pod import hosts
 from llm_jax.pod.watchdog import watchdog
 
@@ -24,6 +25,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     # With init_from the other overrides are applied after the source has filled in the config.
     begins = [text for text in overrides if text.startswith("init_from=")]
     config = config_of(args, begins or overrides)
+    if args.stall_seconds < 0:
+        raise ConfigError(f"--stall_seconds={args.stall_seconds}: must be at least 0")
     # Only now: a wrong config is refused in the time that Python needs to start.
     job = hosts.start()
     from llm_jax import console, decode

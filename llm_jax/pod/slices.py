@@ -14,20 +14,22 @@ class Tpu(NamedTuple):
 
     Attributes:
       cubes: of 4x4x4 chips in the largest slice; 0: slices are flat.
+      alone: whether a host may have a single chip, where slices are not flat.
     """
 
     label: str
     prefix: str
     runtime: str
     cubes: int = 0
+    alone: bool = False
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} and
-# cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, read in November 2026.
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; hosts as in Google's xpk 1.16.0. Shapes of v4
+# and v5p that xpk lists beside those (unsorted, or larger than what can be scheduled) are left out.
 TPUS = {
     "v4": Tpu("tpu-v4-podslice", "v4", "tpu-ubuntu2204-base", 64),
     "v5p": Tpu("tpu-v5p-slice", "v5p", "v2-alpha-tpuv5", 96),
-    "tpu7x": Tpu("tpu7x", "tpu7x", "", 144),
+    "tpu7x": Tpu("tpu7x", "tpu7x", "", 144, True),
     "v5e": Tpu("tpu-v5-lite-podslice", "v5litepod", "v2-alpha-tpuv5-lite"),
     "v6e": Tpu("tpu-v6e-slice", "v6e", "v2-alpha-tpuv6e"),
 }
@@ -56,7 +58,8 @@ def find(topology: str) -> Slice:
                           f"known are {', '.join(TPUS)}")
     tpu, sides = TPUS[kind], tuple(int(n) for n in shape.split("x") if n.isdecimal())
     if "x".join(map(str, sides)) != shape or not _exists(tpu, sides):
-        known = ", ".join("x".join(map(str, sides)) for sides in (SMALL if tpu.cubes else FLAT))
+        shapes = [(1, 1, 1)] * tpu.alone + [*(SMALL if tpu.cubes else FLAT)]
+        known = ", ".join("x".join(map(str, sides)) for sides in shapes)
         if tpu.cubes:
             known += (", and AxBxC of A <= B <= C, all multiples of 4, with at most "
                       f"{64 * tpu.cubes:,} chips")  # fmt: skip
@@ -71,4 +74,4 @@ def _exists(tpu: Tpu, sides: tuple[int, ...]) -> bool:
         return sides in FLAT
     whole = len(sides) == 3 and all(n and n % 4 == 0 for n in sides)
     cubes = whole and list(sides) == sorted(sides) and math.prod(sides) <= 64 * tpu.cubes
-    return sides in SMALL or cubes
+    return sides in SMALL or cubes or (tpu.alone and sides == (1, 1, 1))
