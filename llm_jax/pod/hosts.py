@@ -217,7 +217,7 @@ def together(hosts: Hosts | None, workdir: str | Path) -> Iterator[None]:
         done.set()
         with suppress(Exception):
             hosts.client.key_value_set(ENDED, json.dumps([code_, f"{hosts} has ended: {reason}"]))
-            time.sleep(1)  # process 0 takes the store with it
+            time.sleep(2)  # process 0 takes the store with it
         raise
     finally:
         done.set()
@@ -253,6 +253,7 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
     def tied():
         with suppress(OSError):  # reset, as nobody has accepted it
             tie.recv(1)
+        time.sleep(1)  # in which the reason is told, if process 0 had one
         lost([0])
 
     tie = _tie(hosts)
@@ -284,6 +285,8 @@ def _tie(hosts: Hosts) -> socket.socket | None:
 def _tell_end(text: str, hosts: Hosts, code_: int = LOST) -> None:
     again = "The same command resumes" if code_ == LOST else "No restart will mend it"
     print(f"error: {text}. {hosts} ends too. {again}.", file=sys.stderr, flush=True)
+    if hosts.index == 0:
+        time.sleep(2)  # else others would take it for the one that was lost
     end(code_)
 
 
