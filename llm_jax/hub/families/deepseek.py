@@ -16,12 +16,15 @@ _HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 
 def _read_v3(hf: dict, names: Collection[str], layers: int = 61, first: int = 3,
              wide: int = 18432) -> dict:  # fmt: skip
-    for name in ("head_dim", "qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers"):
+    for name in ("qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers"):
         hf.pop(name, None)  # which follow from others, or are not of this model
     rank = hf.pop("q_lora_rank", 1536)
     sizes = {name: configs.typed(f"config.json: {name}", 0, hf.get(name, default))
              for name, default in _HEADS.items()}  # fmt: skip
     plain, turned, value = sizes.values()
+    size = hf.pop("head_dim", None)  # transformers makes the rotary angles of it
+    if size not in (None, turned):
+        raise ConfigError(f"config.json: head_dim={size!r}: must be qk_rope_head_dim={turned}")
     hf.pop("v_head_dim", None)
     if value != plain:
         raise ConfigError(f"config.json: v_head_dim={value} and qk_nope_head_dim={plain} differ; "
@@ -127,6 +130,8 @@ def _check_v3(hf: dict) -> dict:
 def _read_v2(hf: dict, names: Collection[str]) -> dict:
     if hf.get("topk_method", "greedy") == "greedy":
         hf |= {"n_group": 1, "topk_group": 1}
+    elif hf.get("topk_group") is None:
+        raise ConfigError("config.json: topk_group: needed with topk_method='group_limited_greedy'")
     return _read_v3(hf, names, 32, 0, 11008)
 
 
