@@ -359,7 +359,8 @@ class Model:
     output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
-    output_softcap = number(0.0, when=WORDS_OUT)  # logits held within it (Gemma 2: 30); 0: free
+    # Logits are held within it (Gemma 2: 30); 0: free.
+    output_softcap = number(0.0, when=WORDS_OUT | given("model.generator_fraction"))
     # BERT: a dense layer over the first token (decoder: the last) for heads that are pooled.
     pooler = flag(False)
     pooler_activation = one_of("tanh", "relu", "gelu", when=given("model.pooler", True))
@@ -1009,7 +1010,7 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
         yield f"{first}: not with {second}; set one"
     if adapted and importlib.util.find_spec("qwix") is None:
         yield f"model.{adapted[0]}={m[adapted[0]]!r}: needs `pip install qwix`"
-    if m.reversible and m.lora_quantize != "none":
+    if m.reversible and m.lora_rank and m.lora_quantize != "none":
         yield (f"model.lora_quantize={m.lora_quantize!r}: not with model.reversible=True, whose "
                "backward pass knows no kernels that are integers")
     if unknown := set(m.lora_targets) - set(PROJECTIONS):

@@ -261,7 +261,7 @@ def _checked(model: ConfigDict, came_from: dict[str, Key]) -> ConfigDict:
         configs.check(config)
     except ConfigError as error:
         names = {ours: key.theirs for ours, key in came_from.items()}
-        names.setdefault("head_dim", f"{names['embed_dim']} / {names['num_heads']}")
+        names.setdefault("head_dim", f"head_dim = {names['embed_dim']} / {names['num_heads']}")
         text = re.sub(r"\bmodel\.(\w+)", lambda m: names.get(m[1], m[0]), str(error))
         raise ConfigError(f"config.json: {text}") from error
     return config.model
@@ -397,6 +397,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     Raises:
       ConfigError: parameters that the table has no place for.
     """
+    model = FrozenConfigDict(model)  # once: of a frozen one the layers are known
     leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
     paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
     layers = {kind: configs.layers(model, n) for kind, n in configs.depths(model).items()}

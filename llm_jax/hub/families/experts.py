@@ -198,9 +198,14 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
     hf["layers"] = pattern.write([kinds[t] + x for t, x in zip(types, more, strict=True)])
     width, shared = hf.get("moe_intermediate_size", 512), "shared_expert_intermediate_size"
     wide = configs.typed(f"config.json: {shared}", 0, hf.pop(shared, 512))
-    if wide % configs.typed("config.json: moe_intermediate_size", 0, width):
+    width = configs.typed("config.json: moe_intermediate_size", 0, width)
+    if width < 1 or wide < width or wide % width:
         raise ConfigError(f"config.json: {shared}={wide}: must be a multiple of "
                           f"moe_intermediate_size={width}")
+    act = hf.get("hidden_act", "silu")
+    if "linear_attention" in types and act not in ("silu", "swish"):
+        raise ConfigError(f"config.json: hidden_act={act!r}: linear attention's convolutions have "
+                          "silu alone in llm_jax")
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     turned = hf.pop("partial_rotary_factor", 0.25)
     turned = scaling.get("partial_rotary_factor", turned) if isinstance(scaling, dict) else 0.0

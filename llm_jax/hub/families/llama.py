@@ -119,13 +119,13 @@ def _allowed(name: str, value: int, key: str) -> int:
 
 
 def count(hf: dict, name: str, default: int) -> int:
-    """An entry taken out of config.json that is 1 or more."""
+    """An entry taken out of config.json that is 1 to 2^24."""
     return _count(name, hf.pop(name, default))
 
 
 def _count(name: str, value: int) -> int:
-    if (value := configs.typed(f"config.json: {name}", 0, value)) < 1:
-        raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
+    if not 1 <= (value := configs.typed(f"config.json: {name}", 0, value)) <= 2**24:
+        raise ConfigError(f"config.json: {name}={value}: must be 1 to {2**24}")
     return value
 
 

@@ -11,7 +11,7 @@ from llm_jax.hub.families.parts import keys
 from llm_jax.hub.family import Family, Key
 
 _SILENT = ("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "chunk_size",
-           "rescale_prenorm_residual", "residual_in_fp32")  # of drawing and of rounding
+           "residual_in_fp32")  # of drawing and of rounding
 
 
 def _read(hf: dict, names: Collection[str]) -> dict:
@@ -55,6 +55,8 @@ MAMBA2 = Family(
     fixed={
         "use_bias": (False,), "hidden_act": ("silu",),
         "layer_norm_epsilon": (1e-5,),  # that of the norm inside, too
+        # Where it is set, transformers divides the weights that it has read once more.
+        "rescale_prenorm_residual": (False,),
         "time_step_limit": (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]),
     },
     prefix="backbone.",
