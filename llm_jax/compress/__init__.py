@@ -118,9 +118,9 @@ def write(folder: Path, name: str) -> Path:
     header += ["accuracy"] * (score == "accuracy") + ["tokens/s", "Pareto"]
     table = []
     for x in found:
-        made = x["method"] + " then trained" * (x["method"] != "" and x["step"] > 0)
-        made += ", distilled" * x["teacher"]
-        row = [x["run"], made or "-", f"{x['parameters']:,}", f"{x['nonzero']:,}",
+        made = [x["method"] + " then trained" * (x["step"] > 0)] * bool(x["method"])
+        made += ["distilled"] * x["teacher"]
+        row = [x["run"], ", ".join(made) or "-", f"{x['parameters']:,}", f"{x['nonzero']:,}",
                f"{x['bytes'] / 2**20:.2f}", f"{x['values']['loss']:.4f}"]  # fmt: skip
         row += [f"{x['values']['accuracy']:.4f}"] * (score == "accuracy")
         table.append([*row, f"{x['tokens_per_second']:,.0f}", "yes" * (x in best)])

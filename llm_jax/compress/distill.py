@@ -57,7 +57,7 @@ def make_step(trainer: Any) -> Callable:
 
     def step(place: Any) -> Callable:
         take = setup.train_step(place, gradients)
-        return lambda state, batch, seed: take(state, batch | {TEACHER: params}, seed)
+        return lambda state, batch, *rest: take(state, batch | {TEACHER: params}, *rest)
 
     return step
 
