@@ -907,6 +907,10 @@ def check(config: ConfigDict) -> None:
     for conflict in (*_attention_conflicts(m), *_stack_conflicts(m), *_list_conflicts(flat, m),
                      *batches):
         raise ConfigError(conflict)
+    if config.optimizer.keep_zeros and m.lora_rank:
+        raise ConfigError(f"optimizer.keep_zeros=True: not with model.lora_rank={m.lora_rank}, "
+                          "whose matrices begin at 0 and, merged, fill a pruned model's zeros; set "
+                          "one")
 
 
 def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:

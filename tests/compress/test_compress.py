@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from llm_jax import commands, compress, models, sharding
+from llm_jax import attention, commands, compress, models, sharding
 from llm_jax import config as configs
 from llm_jax.commands import main
 from llm_jax.compress import distill, methods
@@ -21,6 +21,7 @@ from llm_jax.config import ConfigError
 from llm_jax.hub import runs
 from llm_jax.models import Outputs
 from llm_jax.sharding import name
+from llm_jax.train import groups
 from llm_jax.train import state as train_state
 from llm_jax.train.run import Setup
 
@@ -114,6 +115,26 @@ def test_a_pruned_model_keeps_its_zeros_in_training(tiny, batch):
         if path.endswith("/kernel"):
             assert (now[x == 0] == 0).all()
         assert (now[x != 0] != x[x != 0]).mean() > 0.9
+
+
+def test_zeros_are_not_kept_with_lora(tiny):
+    """Its B is drawn as zeros, and would never move."""
+    pytest.importorskip("qwix")
+    with pytest.raises(ConfigError, match="keep_zeros=True: not with model.lora_rank=2"):
+        tiny({"model.lora_rank": 2, "optimizer.keep_zeros": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", attention.VARIANTS)
+def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
+    encoder = {"model.kind": "encoder", "model.head": "mlm", "objective.name": "masked_lm"}
+    changes = {} if "causal" in attention.get(kind).supports else encoder
+    changes |= {} if "packing" in attention.get(kind).supports else {"data.packing": "none"}
+    config = tiny({"model.attention": kind, "model.num_layers": 1} | changes)
+    setup, state = prepared(config)
+    found = groups.of(setup.config, models.abstract_params(setup.config.model))
+    for path, x in flat(state.params).items():
+        assert not found[path].matrix or (x != 0).all(), path
 
 
 @pytest.mark.parametrize(("method", "told"), [
