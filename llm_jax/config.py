@@ -73,6 +73,7 @@ def _words(value: Any) -> list[Any]:
 
 kinds = partial(given, "model.attention")
 heads = partial(given, "model.head")
+learns = partial(given, "objective.name")
 
 
 def source(text: str, holds: Callable[[str], bool]) -> When:
@@ -119,12 +120,6 @@ def number(
     bound = f"at least {least:g}" if over is None else f"above {over:g}"
     allows = lambda v: enough(v) and v <= most and (v == 0 or abs(v) >= 2**-126)
     return Key(default, allows, f"must be {bound} and at most {most:g}", when)
-
-
-def steps_or_share(default: float) -> Key:
-    """Whole steps, or, below 1, a share of train.steps."""
-    allows = lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v))
-    return Key(default, allows, f"must be whole steps, at most {COUNT}, or a share below 1")
 
 
 def share(default: float, over: bool = False, when: When | None = None) -> Key:
@@ -190,9 +185,7 @@ SCALED = ROTARY & absent("model.rotary_scaling", "none")
 YARN = ROTARY & given("model.rotary_scaling", "yarn")
 STRETCHED = ROTARY & given("model.rotary_scaling", "yarn", "llama3")
 EXPERTS = given("model.num_experts")
-MASKING = given(
-    "objective.name", "masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption"
-)  # fmt: skip
+MASKING = learns("masked_lm", "bert", "albert", "replaced_token_detection", "span_corruption")
 PROJECTIONS = (
     "query", "key", "value", "out", "gate", "up", "down", "query_down", "key_value_down"
 )  # fmt: skip
@@ -204,15 +197,22 @@ DELTA = "deltanet", "gated_deltanet", "gated_deltaproduct", "kda"
 WORDS_OUT = heads("lm", "mlm")
 RECORDS = source("a file or set", lambda part: not part.startswith(("builtin:", "task:")))
 SEVERAL = When("A,B in data.train", ("data.train",), lambda flat: "," in flat["data.train"])
-PAIRS = given("objective.name", "seq2seq", "completion") & RECORDS
-CLASSES = given("objective.name", "classification", "regression")
-VECTORS = given("objective.name", "contrastive", "similarity")
-LABELLED = given("objective.name", "classification", "tagging", "roles")
-QUESTIONS = given("objective.name", "question_answering")
-PROMPTED = given("objective.name", "seq2seq", "completion", "preference")
-WRITES = given("objective.name", "seq2seq", "completion", "chat")
+PAIRS = learns("seq2seq", "completion") & RECORDS
+CLASSES = learns("classification", "regression")
+VECTORS = learns("contrastive", "similarity")
+LABELLED = learns("classification", "tagging", "roles")
+QUESTIONS = learns("question_answering")
+PROMPTED = learns("seq2seq", "completion", "preference")
+WRITES = learns("seq2seq", "completion", "chat")
 AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
+CLASSIFIES = learns("classification")
 ADAM = given("optimizer.name", "adamw", "muon")
+DECAYS = given("optimizer.schedule", "cosine", "linear", "wsd")
+BETAS = ADAM | given("optimizer.name", "lion")
+LORA = given("model.lora_rank")
+NOT_LATENT = absent("model.attention", "latent")
+AXIAL = given("model.positions", "axial")
+RELATIVE = given("model.positions", "relative")
 
 
 class Layer:
@@ -237,7 +237,7 @@ class Layer:
     attention_bias = flag(True, when=given("model.use_bias"))  # in attention's dense layers
     # In those of queries, keys and values, whatever else has none (Qwen 2).
     qkv_bias = flag(False, when=(absent("model.use_bias") | absent("model.attention_bias"))
-                    & absent("model.attention", "latent"))  # fmt: skip
+                    & NOT_LATENT)  # fmt: skip
     positions = one_of("learned", "axial", "sinusoidal", "rotary", "relative", "alibi", "none")
     rotary_base = number(10_000.0, over=1, most=1e15, when=ROTARY)
     rotary_scaling = one_of("none", "linear", "ntk", "yarn", "llama3", when=ROTARY)
@@ -245,10 +245,8 @@ class Layer:
     rotary_original_length = whole(8192, 1, when=STRETCHED)  # before it was stretched
     rotary_truncate = flag(True, when=YARN)  # the ramp begins and ends at whole dimensions
     rotary_strength = number(0.0, most=100, when=YARN)  # of queries, keys; 0: 0.1 log(factor) + 1
-    # Leading dimensions of a head that turn (Qwen3-Next: a quarter); 0: all.
-    rotary_dim = whole(0, 0, 2**16, when=ROTARY & absent("model.attention", "latent"))
-    # Neighbouring dimensions turn together (RoFormer, DeepSeek), not those of two halves.
-    rotary_interleaved = flag(False, when=ROTARY)
+    rotary_dim = whole(0, 0, 2**16, when=ROTARY & NOT_LATENT)  # that turn (Qwen3-Next: 1/4); 0: all
+    rotary_interleaved = flag(False, when=ROTARY)  # neighbours turn together (RoFormer), not halves
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
     # local, longformer, nsa: keys that a query sees, itself and those before it; dilated: as many,
     # a stride apart; chunked: length of a chunk.
@@ -272,8 +270,7 @@ class Layer:
     # have, where values have num_heads (0: queries num_heads, keys and values num_kv_heads).
     value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *STATE_SPACE, *DELTA, "mesa_net"))
     num_key_heads = whole(0, 0, 2**16, when=kinds(*STATE_SPACE, *DELTA, "mesa_net"))
-    # Corrections of a token, each with a key and a value of its own.
-    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))
+    num_householder = whole(2, 1, 64, when=kinds("gated_deltaproduct"))  # corrections of a token
     negative_eigenvalues = flag(False, when=kinds(*DELTA))  # beta up to 2: a key may be reflected
     ttt_batch = whole(16, 1, 2**16, when=kinds("ttt_linear"))  # tokens of an inner mini-batch
     solver_steps = whole(30, 1, 1024, when=kinds("mesa_net"))  # of conjugate gradients
@@ -281,18 +278,15 @@ class Layer:
     forget_floor = share(0.0, when=kinds("hgrn2"))  # least of the forget gate; rises with depth
     lsh_chunk = whole(64, 1, when=kinds("lsh"))  # tokens a chunk
     lsh_hashes = whole(1, 1, 1024, when=kinds("lsh"))  # rounds of hashing
-    # Even factors of the number of buckets; (): about two a chunk.
-    lsh_buckets = numbers(2, when=kinds("lsh"))
+    lsh_buckets = numbers(2, when=kinds("lsh"))  # even factors of their number; (): chosen
     # Of the scores; 0: head_dim^-0.5 (T5: 1).
     attention_scale = number(0.0, when=absent(
         "model.attention", *DELTA, "rwkv7", "mesa_net", "ttt_linear", "linear", *STATE_SPACE
     ))  # fmt: skip
     attention_softcap = number(0.0)  # scores held within plus and minus this (Gemma 2: 50); 0: free
     attention_sinks = flag(False)  # a learned score a head without a value (gpt-oss)
-    # A norm over each head's queries and keys.
-    qk_norm = flag(False, when=absent("model.attention", "latent"))
-    # One over all heads of a token instead (OLMo 2).
-    qk_norm_joint = flag(False, when=given("model.qk_norm") & absent("model.attention", "latent"))
+    qk_norm = flag(False, when=NOT_LATENT)  # a norm over each head's queries and keys
+    qk_norm_joint = flag(False, when=given("model.qk_norm") & NOT_LATENT)  # one over all (OLMo 2)
     # Causal depthwise convolution of queries, keys and values over so many tokens; 0: none.
     short_conv = whole(0, 0, 64)
     short_conv_bias = flag(False, when=given("model.short_conv"))  # added behind it (Mamba-2)
@@ -335,12 +329,12 @@ class Model:
     num_decoder_layers = whole(0, 0, 10_000, when=given("model.kind", "encoder_decoder"))  # 0: same
     embed_dim = whole(256, 1, 2**20)
     embedding_dim = whole(0)  # of the token table, projected up to embed_dim (ALBERT); 0: embed_dim
-    axial_shape = numbers(when=given("model.positions", "axial"))  # rows and columns, filled by row
-    axial_dims = numbers(when=given("model.positions", "axial"))  # of a row's, a column's vector
+    axial_shape = numbers(when=AXIAL)  # rows and columns, filled by row
+    axial_dims = numbers(when=AXIAL)  # of a row's, a column's vector
     # The table's first rows that are never used (RoBERTa: 2).
     position_offset = whole(0, when=given("model.positions", "learned"))
-    relative_buckets = whole(32, 4, when=given("model.positions", "relative"))
-    relative_max_distance = whole(128, 2, when=given("model.positions", "relative"))
+    relative_buckets = whole(32, 4, when=RELATIVE)
+    relative_max_distance = whole(128, 2, when=RELATIVE)
     expert_every = whole(1, 1, when=EXPERTS)  # every n-th layer has experts (Switch: 2)
     router_balance = number(0.01, when=EXPERTS)  # load balancing loss, a mean over layers (Switch)
     router_z = number(0.0, when=EXPERTS)  # weight of the router's z-loss (ST-MoE: 0.001)
@@ -365,7 +359,8 @@ class Model:
     output_bias = flag(False, when=heads("lm"))  # added to the logits (mlm: always)
     # T5: hidden / sqrt(embed_dim) before the tied output matrix.
     scale_output = flag(False, when=WORDS_OUT | given("model.generator_fraction"))
-    output_softcap = number(0.0, when=WORDS_OUT)  # logits held within it (Gemma 2: 30); 0: free
+    # Logits are held within it (Gemma 2: 30); 0: free.
+    output_softcap = number(0.0, when=WORDS_OUT | given("model.generator_fraction"))
     # BERT: a dense layer over the first token (decoder: the last) for heads that are pooled.
     pooler = flag(False)
     pooler_activation = one_of("tanh", "relu", "gelu", when=given("model.pooler", True))
@@ -377,11 +372,13 @@ class Model:
     # Low-rank adapters beside projections, by qwix; 0: none. With them, and optimizer.rate_factors
     # empty, they alone are trained (and a head that an import drew); all else is frozen.
     lora_rank = whole(0, 0, 4096)
-    lora_alpha = number(16.0, over=0, when=given("model.lora_rank"))  # times it / rank
-    # Of PROJECTIONS; (): all. Experts get none.
-    lora_targets = texts(empty=False, when=given("model.lora_rank"))
+    lora_alpha = number(16.0, over=0, when=LORA)  # times it / rank
+    lora_targets = texts(empty=False, when=LORA)  # of PROJECTIONS; (): all; experts get none
     # QLoRA: how the frozen kernels of projections and feed-forward layers are held, but experts'.
-    lora_quantize = one_of("none", "int8", "int4", "nf4", when=given("model.lora_rank"))
+    lora_quantize = one_of("none", "int8", "int4", "nf4", when=LORA)
+    # How the kernels of projections and feed-forward layers are held, but experts', never to be
+    # trained: a compressed model's. With LoRA: lora_quantize.
+    weights = one_of("float32", "int8", "int4", "nf4")
     scan = flag(True)  # one compiled layer, looped: compile time does not grow with depth
     # Pipeline microbatches; 0: as many as mesh.pipeline has stages.
     pipeline_pieces = whole(0, when=absent("mesh.pipeline", 1))
@@ -392,37 +389,32 @@ class Model:
 class Objective:
     """What is learned: config.objective."""
 
-    name = text("causal_lm", empty=False)  # a file of llm_jax/objectives/
+    name = text("causal_lm", empty=False)  # a record of llm_jax/objectives/
     label_smoothing = share(0.0)
     focal_gamma = number(0.0, most=100, when=LABELLED)  # focal loss; 0: cross-entropy
     # R-Drop's alpha: two passes with other dropout are to agree.
-    r_drop = number(0.0, when=given("objective.name", "classification"))
+    r_drop = number(0.0, when=CLASSIFIES)
     # Mixup of embeddings: a row's share is of Beta(mixup, mixup); 0: none.
-    mixup = number(
-        0.0, when=given("objective.name", "classification") & given("model.kind", "encoder")
-    )
+    mixup = number(0.0, when=CLASSIFIES & given("model.kind", "encoder"))
     z_loss = number(0.0)
     no_answer = flag(False, when=QUESTIONS)  # may be the answer (SQuAD 2.0), as training has it
     # Weight of each label in the loss; "balanced": inverse frequencies; (): all are 1.
     class_weights = Key(
         (), lambda v: v == ("balanced",) or all(map(_is_factor, v)),
-        'must be numbers of at least 0, or "balanced"', given("objective.name", "classification"),
+        'must be numbers of at least 0, or "balanced"', CLASSIFIES,
     )  # fmt: skip
     mask_rate = share(0.15, over=True, when=MASKING)  # of the tokens
     # Masked LM: whole-word masking (albert: always).
-    whole_word = flag(
-        False, when=given("objective.name", "masked_lm", "bert", "replaced_token_detection")
-    )
-    span_length = number(3.0, 1, when=given("objective.name", "span_corruption"))  # mean
-    # Put before each source ("translate English to German: ").
-    prefix = text("", when=PROMPTED)
+    whole_word = flag(False, when=learns("masked_lm", "bert", "replaced_token_detection"))
+    span_length = number(3.0, 1, when=learns("span_corruption"))  # mean
+    prefix = text("", when=PROMPTED)  # before each source ("translate English to German: ")
     suffix = text("", when=PROMPTED)  # behind it ("\n")
     # DPO: strength of the KL penalty to the reference model; smaller: the model may move further.
-    beta = number(0.1, over=0, when=given("objective.name", "preference"))
+    beta = number(0.1, over=0, when=learns("preference"))
     pooling = one_of("mean", "cls", when=VECTORS)  # of tokens' vectors: their mean | the first
     temperature = number(0.05, 1e-3, 100, when=VECTORS)  # by which cosines are divided
     # Of the discriminator's loss.
-    detection_weight = number(50.0, when=given("objective.name", "replaced_token_detection"))
+    detection_weight = number(50.0, when=learns("replaced_token_detection"))
 
 
 class Tokenizer:
@@ -430,8 +422,7 @@ class Tokenizer:
 
     name = one_of("bpe", "bytes", "chars", "words", "wordpiece", "file", "sentencepiece")
     vocab_size = whole(4096, 1, when=given("tokenizer.name", "bpe", "wordpiece"))  # to be trained
-    # tokenizer.json (file) or .model (sentencepiece)
-    path = text("", when=given("tokenizer.name", "file", "sentencepiece"))
+    path = text("", when=given("tokenizer.name", "file", "sentencepiece"))  # its .json | .model
     specials = texts(empty=False)  # further special tokens, such as ("[MASK]",)
 
 
@@ -463,8 +454,7 @@ class Data:
     labels = texts(empty=False, when=LABELLED)  # in order; (): those of the training set
     # Tokens between the beginnings of two windows of a context that is longer than a row.
     doc_stride = whole(128, 1, when=QUESTIONS)
-    # Of the decoder's rows; 0: model.max_length.
-    target_length = whole(0, when=given("objective.name", "seq2seq"))
+    target_length = whole(0, when=learns("seq2seq"))  # of the decoder's rows; 0: max_length
     # Empty: TFDS's own default.
     tfds_dir = text("", when=source("tfds:", lambda part: part.startswith("tfds:")))
     workers = whole(0, 0, 1024)  # processes that pack a set too large for memory; 0: the trainer
@@ -482,23 +472,18 @@ class Optimizer:
     name = one_of("adamw", "adafactor", "lion", "muon")
     learning_rate = number(1e-3, most=1000)  # import sets 5e-5 where nothing else is told
     schedule = one_of("cosine", "constant", "linear", "inverse_sqrt", "wsd")
-    warmup_steps = steps_or_share(100.0)  # below 1: that share of train.steps
+    # Below 1: that share of train.steps.
+    warmup_steps = Key(100.0, lambda v: 0 <= v < 1 or (1 <= v <= COUNT and v == int(v)),
+                       f"must be whole steps, at most {COUNT}, or a share below 1")  # fmt: skip
     # Steps at the peak rate after the warm-up (T5: 10,000).
     hold_steps = whole(0, 0, COUNT, when=given("optimizer.schedule", "inverse_sqrt"))
     # cosine, linear: length of the decay; 0: the rest of train.steps | wsd: of the final one; 0: a
     # fifth of train.steps.
-    decay_steps = whole(
-        0, 0, COUNT, when=given("optimizer.schedule", "cosine", "linear", "wsd")
-    )  # fmt: skip
-    # Last learning rate / learning_rate.
-    final_fraction = number(
-        0.1, most=1, when=given("optimizer.schedule", "cosine", "linear", "wsd")
-    )
-    b1 = share(0.9, when=ADAM | given("optimizer.name", "lion"))
-    # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95.
-    b2 = share(0.0, when=ADAM | given("optimizer.name", "lion"))
-    # At least what float32 can divide by where the square of a gradient is 0.
-    eps = number(1e-8, 1e-20, 10, when=ADAM)
+    decay_steps = whole(0, 0, COUNT, when=DECAYS)
+    final_fraction = number(0.1, most=1, when=DECAYS)  # last learning rate / learning_rate
+    b1 = share(0.9, when=BETAS)
+    b2 = share(0.0, when=BETAS)  # 0: Lion's 0.99 (Chen 2023, section 4.3), else 0.95
+    eps = number(1e-8, 1e-20, 10, when=ADAM)  # float32 must be able to divide by it
     muon_momentum = share(0.95, when=given("optimizer.name", "muon"))
     weight_decay = number(0.1, most=1000)  # on matrices and embeddings only
     clip_norm = number(1.0)  # 0: no clipping
@@ -510,6 +495,7 @@ class Optimizer:
     layer_decay = number(1.0, over=0, most=1)  # of the rate from a layer to the one below
     unfreeze_steps = whole(0, 0, 2**16)  # after which a further layer learns, from the last down
     l1 = number(0.0, most=1000)  # on what weight_decay is on
+    keep_zeros = flag(False)  # entries of matrices that are 0 stay 0, as of a pruned model
 
 
 class Train:
@@ -521,6 +507,28 @@ class Train:
     ema_decay = share(0.0)  # 0: no average of the parameters
     profile_steps = numbers(0)  # (start, stop): profile these, into the run folder's profile/
     max_nonfinite = whole(10, 1, COUNT)  # stop after this many non-finite steps in a row
+
+
+class Privacy:
+    """Differential privacy of training documents, by DP-SGD (docs/privacy.md): config.privacy."""
+
+    clip = number(0.0)  # largest norm of the gradient of a document; 0: no DP
+    # Standard deviation of the noise / clip; 0: what privacy.epsilon asks for.
+    noise = number(0.0, when=given("privacy.clip"))
+    # What train.steps steps may spend; 0: whatever privacy.noise does.
+    epsilon = number(0.0, when=given("privacy.clip") & absent("privacy.noise"))
+    delta = share(1e-5, over=True, when=given("privacy.clip"))  # well below 1 / documents
+
+
+class Distill:
+    """What a student learns from a teacher (docs/compress.md): config.distill."""
+
+    teacher = text("")  # the run folder of another model, which stays as it is; empty: none
+    soft = number(0.5, most=1, when=given("distill.teacher"))  # share of the loss: its logits
+    # By which both models' logits are divided there.
+    temperature = number(2.0, 0.01, 100, when=given("distill.teacher"))
+    # Weight of 1 - cosine of the last hidden vectors (DistilBERT).
+    hidden = number(0.0, when=given("distill.teacher"))
 
 
 class Mesh:
@@ -566,13 +574,12 @@ class Sample:
 # Field of a document: its column in a table (.jsonl, .csv, .conll …) or TFDS set, by name, or by
 # number, from 0, where a .csv, .tsv or .conll has no header; and when it is read. data/fields.py
 # says what each holds. Parallel text files go without: data.train="train.en,train.de".
-learns = partial(given, "objective.name")
 COLUMNS = {
     "text": ("text", RECORDS),
     "source": ("source", PAIRS), "target": ("target", PAIRS),
     "pair": ("", CLASSES | VECTORS),  # the second text; empty: there is one text
-    "negative": ("", given("objective.name", "contrastive")),  # a hard one; empty: none
-    "label": ("label", CLASSES | given("objective.name", "similarity")),
+    "negative": ("", learns("contrastive")),  # a hard one; empty: none
+    "label": ("label", CLASSES | learns("similarity")),
     "tokens": ("tokens", learns("tagging", "roles")),
     "tags": ("tags", learns("tagging", "roles")),
     "predicate": ("predicate", learns("roles")),  # a place among the tokens
@@ -587,8 +594,9 @@ COLUMNS = {
 
 GROUPS = {
     "model": Model, "objective": Objective, "tokenizer": Tokenizer, "data": Data,
-    "optimizer": Optimizer, "train": Train, "mesh": Mesh, "checkpoint": Checkpoint, "eval": Eval,
-    "sample": Sample,
+    "optimizer": Optimizer, "train": Train, "privacy": Privacy,
+    "distill": Distill, "mesh": Mesh,
+    "checkpoint": Checkpoint, "eval": Eval, "sample": Sample,
 }  # fmt: skip
 KEYS: dict[str, Key] = {
     "seed": whole(0, 0, 2**32 - 1),
@@ -781,7 +789,10 @@ def from_file(spec: str, function: str):
       ConfigError: no such file or variant, or the file fails.
     """
     path, _, variant = spec.partition(":")
-    file = _recipe(path)
+    own = RECIPES / path.removeprefix("configs/").removesuffix(".py")
+    # As it is given; else one of the project's: configs/gpt2.py, gpt2.py or gpt2.
+    candidates = Path(path), own.with_name(f"{own.name}.py")
+    file = next((x for x in candidates if path and x.is_file()), None)
     if file is None:
         inside = (p.relative_to(RECIPES) for p in RECIPES.glob("**/*.py") if p.stem != "__init__")
         known = ", ".join(sorted(f"configs/{p}" for p in inside))
@@ -805,13 +816,6 @@ def from_file(spec: str, function: str):
         raise
     except Exception as error:
         raise ConfigError(f"--config={spec}: {path} fails: {error!r}") from error
-
-
-def _recipe(path: str) -> Path | None:
-    """A file as it is given; else one of the project's: configs/gpt2.py, gpt2.py or gpt2."""
-    own = RECIPES / path.removeprefix("configs/").removesuffix(".py")
-    candidates = Path(path), own.with_name(f"{own.name}.py")
-    return next((file for file in candidates if path and file.is_file()), None)
 
 
 def set_key(config: ConfigDict, key: str, text: str) -> None:
@@ -903,6 +907,10 @@ def check(config: ConfigDict) -> None:
     for conflict in (*_attention_conflicts(m), *_stack_conflicts(m), *_list_conflicts(flat, m),
                      *batches):
         raise ConfigError(conflict)
+    if config.optimizer.keep_zeros and m.lora_rank:
+        raise ConfigError(f"optimizer.keep_zeros=True: not with model.lora_rank={m.lora_rank}, "
+                          "whose matrices begin at 0 and, merged, fill a pruned model's zeros; set "
+                          "one")
 
 
 def _batch_conflicts(d: ConfigDict, t: ConfigDict) -> Iterator[str]:
@@ -999,12 +1007,14 @@ def _stack_conflicts(m: ConfigDict) -> Iterator[str]:
     if m.reversible and (m.norm_place != "pre" or m.remat != "none"):
         yield (f"model.reversible=True with model.norm_place={m.norm_place!r}, model.remat="
                f"{m.remat!r}: only norm_place='pre' can be undone, and nothing is left to remat")
-    adapted = [key for key in ("quantize", "lora_rank") if m[key] not in ("none", 0)]
+    off = {"quantize": "none", "lora_rank": 0, "weights": "float32"}
+    adapted = [key for key, value in off.items() if m[key] != value]
     if len(adapted) > 1:
-        yield f"model.quantize={m.quantize!r}: not with model.lora_rank={m.lora_rank}; set one"
+        first, second = (f"model.{key}={m[key]!r}" for key in adapted[:2])
+        yield f"{first}: not with {second}; set one"
     if adapted and importlib.util.find_spec("qwix") is None:
         yield f"model.{adapted[0]}={m[adapted[0]]!r}: needs `pip install qwix`"
-    if m.reversible and m.lora_quantize != "none":
+    if m.reversible and m.lora_rank and m.lora_quantize != "none":
         yield (f"model.lora_quantize={m.lora_quantize!r}: not with model.reversible=True, whose "
                "backward pass knows no kernels that are integers")
     if unknown := set(m.lora_targets) - set(PROJECTIONS):
@@ -1101,16 +1111,10 @@ def from_dict(tree: dict[str, Any]) -> ConfigDict:
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"holds no config: {str(tree)[:40]!r} where groups of keys should be")
     flat = {name: key.default for name, key in KEYS.items()}
-    for name, value in _leaves(tree):
+    for name, value in flatten({k: x for k, x in tree.items() if x != {}}).items():
         if name not in KEYS:
             raise _unknown(name)
         flat[name] = typed(name, flat[name], value)
     config = _tree(flat)
     check(config)
     return config
-
-
-def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for group, keys in tree.items():
-        inside = group in GROUPS and isinstance(keys, dict)
-        yield from ((f"{group}.{key}", keys[key]) for key in keys) if inside else ((group, keys),)

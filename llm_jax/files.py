@@ -6,6 +6,7 @@ Every JSON file that we read goes through here: of a run folder, a sweep, a Hugg
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,18 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def folder_named(path: str | Path) -> Path:
-    """Returns the path; ConfigError where --workdir= was left empty."""
+    """Returns the path; ConfigError where --workdir= was left empty, or is an address."""
     if not str(path).strip():
         raise ConfigError("--workdir=: is empty; name a folder")
+    check_local(f"--workdir={path}", path)
     return Path(path)
+
+
+def check_local(named: str, path: str | Path) -> None:
+    """Refuses an address, as gs://bucket/runs, by the name of the option or key that has it."""
+    if re.match(r"\w+://", str(path)):
+        raise ConfigError(f"{named}: is an address, not a folder or file; mount the bucket "
+                          "(gcsfuse BUCKET /runs, or its CSI driver) and name what is below")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 from llm_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu",
+    "jax-cuda12-plugin", "nvidia-cudnn-cu12",
+)  # fmt: skip
 
 
 @functools.cache
@@ -31,19 +35,22 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of those of PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def provenance() -> dict[str, Any]:
     """Returns how this process was started, from which commit, on what."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "command": " ".join(["python", *sys.argv]).replace(f"{ROOT}/", ""),
         "commit": commit(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "versions": versions,
+        "versions": versions(),
         "hardware": hardware(),
     }
 

@@ -148,7 +148,7 @@ CASES: dict[str, Case] = {
     "gemma2-a": Case(
         "Gemma2ForCausalLM",
         _bert(4, 24, 4, 33, 61, num_key_value_heads=2, head_dim=10, sliding_window=4,
-              query_pre_attn_scalar=25, attn_logit_softcapping=2.0, final_logit_softcapping=1.5),
+              query_pre_attn_scalar=25, attn_logit_softcapping=2.0, final_logit_softcapping=4.0),
     ),
     "olmo3-a": Case(
         "Olmo3ForCausalLM",

@@ -121,12 +121,12 @@ NOT_ZERO = {
     "data.shards", "data.ramp_start", "data.mixture_temperature", "data.doc_stride",
     "objective.beta", "eval.beams", "optimizer.eps", "train.steps", "train.log_every",
     "train.microbatches", "train.max_nonfinite", "checkpoint.every", "checkpoint.keep_last",
-    "eval.every", "sample.max_new_tokens", *NEGATIVE,
+    "eval.every", "sample.max_new_tokens", "privacy.delta", "distill.temperature", *NEGATIVE,
 }  # fmt: skip
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
     "objective.suffix", "data.pair_column", "data.negative_column", "init_from",
-    "model.layers",
+    "model.layers", "distill.teacher",
 }  # fmt: skip
 
 

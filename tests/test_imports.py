@@ -26,11 +26,16 @@ MAY_USE = {
         "config", "data", "decode", "files", "library", "models", "record", "sweep", "train",
     },
     "commands": {
-        "audit", "config", "console", "data", "decode", "files", "hub", "models", "objectives",
-        "pod", "sharding", "sweep", "train",
+        "audit", "compress", "config", "console", "data", "decode", "files", "hub", "models",
+        "objectives", "pod", "privacy", "sharding", "sweep", "train",
+    },
+    "privacy": {"config", "data", "models"},
+    "compress": {
+        "config", "data", "files", "hub", "models", "objectives", "record", "sharding", "sweep",
+        "train",
     },
     "record": {"files"},
-    "pod": {"config", "files", "data", "models", "objectives", "sharding", "train"},
+    "pod": {"config", "files", "data", "models", "objectives", "record", "sharding", "train"},
     "sweep": {
         "config", "files", "attention", "data", "models", "objectives", "record", "sharding",
         "train",

@@ -35,6 +35,7 @@ CALLS = {
         "train.run.load_params": (RUN, None, None, 3),
         "decode.complete": END,
     }),
+    "compress": (["--to=there", "--method=int8"], {"compress.compress": END}),
     "audit": ([], {"audit.Subject": RUN, "audit.audit": END}),
     "export": (["--to=there"], {"hub.runs.export_run": END}),
     "import": (["--from=here"], {"hub.runs.import_run": END}),

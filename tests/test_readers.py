@@ -34,6 +34,8 @@ CASES = {
     "axial": {"model.positions": "axial", "model.axial_shape": (4, 4), "model.axial_dims": (8, 8)},
     "rotary latent": {"model.positions": "rotary", "model.attention": "latent"},
     "blocks": {"model.attention": "bigbird", "model.block": 2},
+    "gated": {"model.output_gate": True},
+    "convolution": {"model.short_conv": 2},
     "lora": {"model.lora_rank": 2},
     "experts": {"model.num_experts": 4, "model.expert_capacity": 1.0, "model.expert_every": 2,
                 "model.router_groups": 2, "model.shared_experts": 1},
@@ -82,7 +84,7 @@ OTHERS = {  # where the next number or word would not do
     "model.axial_shape": (8, 2), "model.axial_dims": (4, 12), "model.lsh_buckets": (4,),
     "model.expert_every": 1, "model.random_blocks": 0, "model.block": 4, "model.window": 3,
     "model.stride": 3, "model.landmarks": 4, "model.lsh_chunk": 8, "model.latent_rotary": 2,
-    "model.index_topk": 4,
+    "model.index_topk": 4, "model.ttt_batch": 4,
     "model.rotary_original_length": 4, "model.relative_max_distance": 20,
     "model.relative_buckets": 8, "objective.mask_rate": 0.5, "objective.span_length": 2.0,
     "optimizer.decay_factors": ((".*", 0.5),), "optimizer.rate_factors": ((".*", 0.5),),
@@ -94,6 +96,7 @@ OTHERS = {  # where the next number or word would not do
 LOOP = (
     "train.", "mesh.", "checkpoint.", "eval.", "sample.", "data.workers", "data.shards",
     "data.tfds_dir", "model.pipeline_pieces", "objective.no_answer", "init_from",
+    "privacy.", "distill.",
 )  # fmt: skip
 
 

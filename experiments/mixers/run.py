@@ -164,14 +164,14 @@ def make(name: str, kind: str, variant: dict) -> None:
     )  # fmt: skip
 
 
-def study(name: str, kinds: list[str]) -> None:
-    """Makes what is missing of a study, one kind after another; what fails is told and left."""
+def study(name: str, kinds: list[str]) -> list[str]:
+    """Makes what is missing of a study, kind by kind; returns the kinds that failed."""
     wanted = kinds or list(spec.load(f"{SPEC}:{name}").axes[0])
     there = lambda kind: (HERE / "results" / name / f"{spec.slug(kind)}.json").exists()
     missing = [kind for kind in wanted if not there(kind)]
     if not missing:
-        return
-    found = designed(name, missing)
+        return []
+    found, failed = designed(name, missing), []
     for kind, why in found["impossible"].items():
         print(f"{name}, {kind}: {why}", flush=True)
     for kind in missing:
@@ -180,10 +180,12 @@ def study(name: str, kinds: list[str]) -> None:
         began = time.perf_counter()
         try:
             make(name, kind, found["variants"][kind])
-        except Exception:
+        except Exception:  # the others are not held up; the exit code is 1
             traceback.print_exc()
+            failed.append(f"{name}, {kind}")
         jax.clear_caches()
         print(f"{name}, {kind}: {time.perf_counter() - began:.0f} s", flush=True)
+    return failed
 
 
 def main() -> None:
@@ -191,14 +193,16 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", help=f"of: decode, {', '.join(STUDIES)}")
     parser.add_argument("--kinds", default="", help="separated by semicolons")
     parser.add_argument("--page", action="store_true", help="only README.md, of what is recorded")
-    options = parser.parse_args()
+    options, failed = parser.parse_args(), []
     if not options.page:
         if record.commit().endswith("+changes"):
             raise SystemExit("commit first: a record names the commit that made it")
         kinds = [kind for kind in options.kinds.split(";") if kind]
         for name in options.studies or ["decode", *STUDIES]:
-            {"decode": decode.study}.get(name, partial(study, name))(kinds)
+            failed += {"decode": decode.study}.get(name, partial(study, name))(kinds) or []
     page.write(RATES, SEEDS)
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jax import Array
 
 from llm_jax.attention import blocks, dense, local
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.rows import cut
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
@@ -36,7 +37,7 @@ def attend(
     if C <= 3:
         return dense.attend(query, key, value, mask, scoring)
     chosen = jnp.asarray(choose(N, C, random_blocks, mask.causal) if seen is None else seen)[None]
-    padded = jnp.pad(query, ((0, 0), (0, C * block - T), (0, 0), (0, 0)))
+    padded = cut(query, block).reshape(len(query), -1, *query.shape[2:])
     y = blocks.attend(padded, key, value, mask, scoring, chosen, block)[0][:, :T]
     return y if mask.causal else _ends(y, block, query, key, value, mask, scoring)
 

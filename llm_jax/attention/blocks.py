@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.rows import BLOCK
+from llm_jax.attention.rows import BLOCK, cut
 from llm_jax.attention.scoring import Scoring
 
 KEYS = 2**16  # gathered at a time, of each head
@@ -36,8 +36,7 @@ def attend(
     place = place.reshape(*chosen.shape[:3], -1)
 
     def pick(x):  # [B, S, K, H] -> [B, J, C, M block, k, H]
-        x = jnp.pad(x, ((0, 0), (0, -S % block), (0, 0), (0, 0)))
-        x = x.reshape(B, -1, block, K // k, k, x.shape[-1])
+        x = cut(x, block).reshape(B, -1, block, K // k, k, x.shape[-1])
         group = (jnp.arange(J) * (K // k) // J)[:, None, None]
         x = x[jnp.arange(B)[:, None, None, None], jnp.maximum(chosen, 0), :, group]
         return x.reshape(B, J, C, -1, *x.shape[-2:])
@@ -78,16 +77,10 @@ def means(x: Array, mask: Mask, block: int) -> Array:
 
     x: [B, S, K, H]; a last block that is not full has no meaning.
     """
-    B, S = x.shape[:2]
-
-    def blocks(x):
-        x = jnp.pad(x, [(0, 0), (0, -S % block)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(len(x), -1, block, *x.shape[2:])
-
-    x = blocks(x.astype(jnp.float32))
+    x = cut(x.astype(jnp.float32), block)
     if mask.key_segments is None:
         return x.mean(2)
-    segment = blocks(mask.key_segments)
+    segment = cut(mask.key_segments, block)
     share = segment == segment[..., -1:]
     share = share / share.sum(-1, keepdims=True)
     return jnp.einsum("bcikh,bci->bckh", x, jnp.broadcast_to(share, x.shape[:3]))

@@ -128,7 +128,7 @@ def _backward(sizes, saved, dy):
     smooth, fixed, y, logs = saved
     query, key, value, bias, sinks = smooth
     (mask, scoring), (t, s, *_) = fixed, sizes
-    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1)  # what each softmax's sum takes away
+    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1)  # rowsum(dO O), FlashAttention-2, eq. 4
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, jnp.float32))
 
     def row(grads, i):

@@ -120,5 +120,4 @@ def _blocks(x, like):
 def _join(diagonal, corner):
     """[[A, 0], [B, C]] of every two blocks A and C [B, N, blocks, m, m] of a diagonal."""
     a, c = _split(diagonal)
-    top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-    return jnp.concatenate([top, jnp.concatenate([corner, c], axis=-1)], axis=-2)
+    return jnp.block([[a, jnp.zeros_like(a)], [corner, c]])

@@ -37,7 +37,6 @@ def attend(
       negative_eigenvalues: b = 2 sigmoid(beta), so that a key may be reflected, and not only
         forgotten (Grazzi 2025, https://arxiv.org/abs/2411.12537).
       state: [B, N, H, V] before the first token; returned with the output.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     B, T, N, n = beta.shape
     b = jax.nn.sigmoid(beta.astype(jnp.float32)) * (1 + negative_eigenvalues)
@@ -119,9 +118,7 @@ def inverse(lower: Array) -> Array:
         grid = lower.reshape(*lower.shape[:-2], size // m, m, size // m, m)
         at = jnp.arange(0, size // m, 2)
         between = jnp.moveaxis(grid[..., at + 1, :, at, :], 0, -3)
-        corner = -d @ between @ a
-        top = jnp.concatenate([a, jnp.zeros_like(a)], axis=-1)
-        inverted = jnp.concatenate([top, jnp.concatenate([corner, d], axis=-1)], axis=-2)
+        inverted = jnp.block([[a, jnp.zeros_like(a)], [-d @ between @ a, d]])
         m *= 2
     return inverted[..., 0, :c, :c]
 
@@ -137,12 +134,8 @@ def flops(T: int, N: int, H: int, V: int, n: int = 1, apart: bool = False) -> fl
     return T * n * N * (6 * H * V + (2 if apart else 4) * c * H + 4 * c * V + 2 * c * c / 3)
 
 
-def _norm(N, K, H, value_dim, **_):
-    return {"norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)}
-
-
 def _gated(*sizes, **reads):
-    return _norm(*sizes, **reads) | {"log_speed": Weight((sizes[0],), ("heads",))}
+    return recurrent.head_norm(*sizes, **reads) | {"log_speed": Weight((sizes[0],), ("heads",))}
 
 
 def _beta(N, K, H, num_householder=1, **_):
@@ -164,7 +157,7 @@ DELTANET = Variant(
     ),
     source="Yang et al. 2024, https://arxiv.org/abs/2406.06484",
     reads=("value_dim", "num_key_heads", "norm_epsilon", "negative_eigenvalues"),
-    weights=_norm,
+    weights=recurrent.head_norm,
     projections=_beta,
     state=lambda N, K, H, value_dim, **_: (N, H, value_dim),
     gate=jax.nn.silu,

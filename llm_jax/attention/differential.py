@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention import blockwise
-from llm_jax.attention.bias import Bias
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
-from llm_jax.attention.scoring import PLAIN, Scoring
+from llm_jax.attention.scoring import PLAIN, Bias, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
 START = 0.8  # of lambda; the paper's schedule by depth did no better (its section 3.8)

@@ -1,5 +1,7 @@
 """Exact attention by the platform's own kernel, without the [T, S] weights in memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,7 +9,6 @@ from jax import Array
 from llm_jax.attention import blockwise, platform, splash
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import PLAIN, Scoring
-from llm_jax.attention.variant import Variant, able
 
 
 def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
@@ -56,10 +57,4 @@ def fused(
     )
 
 
-VARIANT = Variant(
-    attend,
-    supports=able("-"),
-    flops=lambda T, S, N, H: 4 * T * S * N * H,
-    memory=lambda T, S, N, H: T * N,
-    source="Dao et al. 2022, https://arxiv.org/abs/2205.14135",
-)
+VARIANT = dataclasses.replace(blockwise.VARIANT, attend=attend)

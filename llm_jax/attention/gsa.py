@@ -9,7 +9,7 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.recurrent import CHUNK, repeat
 from llm_jax.attention.scoring import PLAIN, Scoring
-from llm_jax.attention.variant import Projection, Variant, Weight, able
+from llm_jax.attention.variant import Projection, Variant, able
 
 
 def attend(
@@ -27,10 +27,9 @@ def attend(
       forget: [B, T, N, M].
       norm: [V], scale of the norm that each head has by itself.
       state: [B, N, M, H + V], K and V before the first token; returned with the output.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     (B, _, N, H), M = query.shape, forget.shape[-1]
-    scale = H**-0.5 if scoring.scale is None else scoring.scale
+    scale = scoring.factor(H)
     q, k, v = (jax.nn.silu(repeat(x, N)) for x in (query, key, value))
     log_decay = recurrent.hold(valid, jax.nn.log_sigmoid(forget.astype(jnp.float32)) / 8)
     before = jnp.zeros((B, N, M, H + v.shape[-1])) if state is None else state
@@ -63,9 +62,7 @@ VARIANT = Variant(
     memory=lambda T, S, N, H, value_dim, slots: T * N * (H + value_dim + slots),
     source="Zhang et al. 2024, https://arxiv.org/abs/2409.07146",
     reads=("value_dim", "slots"),
-    weights=lambda N, K, H, value_dim, slots: {
-        "norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)
-    },
+    weights=recurrent.head_norm,
     projections=lambda N, K, H, value_dim, slots: {
         "forget": Projection((N, slots), ("heads", "kv"), bias=3.0)
     },

@@ -28,8 +28,7 @@ def attend(
     """
     C, N, H = up_key.shape
     latent, shared = key[..., :C], key[..., C:]
-    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
-    scoring = dataclasses.replace(scoring, scale=scale)
+    scoring = dataclasses.replace(scoring, scale=scoring.factor(query.shape[-1]))
     if mask.whole:
         make = lambda up: jnp.einsum("bsc,cnh->bsnh", latent[:, :, 0], up.astype(latent.dtype))
         shared = jnp.broadcast_to(shared, (*shared.shape[:2], N, shared.shape[-1]))

@@ -1,16 +1,22 @@
-"""Linear attention by feature maps: elu + 1, random features (Performer), squares (Based)."""
+"""Linear attention: by feature maps, or with a state that decays.
+
+Features: elu + 1, random (Performer), squares (Based). RetNet, simple GLA, GLA and HGRN2 differ in
+by how much the state decays.
+"""
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.norm import layer_norm
-from llm_jax.attention.recurrent import CHUNK, repeat, sum_of_products
+from llm_jax.attention.norm import EPSILON, layer_norm, rms_norm
+from llm_jax.attention.recurrent import CHUNK, head_norm, repeat, sum_of_products
 from llm_jax.attention.scoring import PLAIN, Scoring
-from llm_jax.attention.variant import Variant, Weight, able
+from llm_jax.attention.variant import Projection, Variant, Weight, able
 
 
 def attend(
@@ -23,11 +29,9 @@ def attend(
 
     Args:
       state: [B, N, H, H + 1], the two sums over what came before; returned with the output.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     f = lambda x: jax.nn.elu(x) + 1
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid)
+    return ratio(f, f, query, key, value, mask, state, valid)
 
 
 def attend_performer(
@@ -42,8 +46,7 @@ def attend_performer(
     Args:
       decided: [H, M], the directions; drawn again each training step.
     """
-    N, H = query.shape[2:]
-    root = (H**-0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    root = scoring.factor(query.shape[-1]) ** 0.5
 
     def f(x, axes):
         x = x * root
@@ -52,8 +55,8 @@ def attend_performer(
         # which a later key must not decide.
         return jnp.exp(z - jax.lax.stop_gradient(z.max(axes, keepdims=True)) if axes else z)
 
-    query, key = query.astype(jnp.float32), repeat(key, N)
-    return ratio(f(query, -1), f(key, ()), value, mask, state, valid)
+    of_query, of_key = (lambda x: f(x, -1)), (lambda x: f(x, ()))
+    return ratio(of_query, of_key, query, key, value, mask, state, valid)
 
 
 def directions(query: Array, key: Array, random_features: int) -> Array:
@@ -76,14 +79,13 @@ def attend_based(
     Based (Arora 2024, https://arxiv.org/abs/2402.18668, section 4.1), for keys of some 16 channels:
     there are 1 + H + H (H + 1) / 2 features.
     """
-    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
+    root = scoring.factor(query.shape[-1]) ** 0.5
 
     def f(x):
         x = x * root
         return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares(x) / 2**0.5], axis=-1)
 
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+    return ratio(f, f, query, key, value, mask, state, valid, 1e-6)
 
 
 def attend_rebased(
@@ -94,10 +96,9 @@ def attend_rebased(
 
     ReBased (Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3); gamma, beta [H] learned.
     """
-    root = (query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale) ** 0.5
-    f = lambda x: squares(layer_norm(x, gamma, beta) * root)
-    query, key = query.astype(jnp.float32), repeat(key, query.shape[2])
-    return ratio(f(query), f(key), value, mask, state, valid, 1e-6)
+    root = scoring.factor(query.shape[-1]) ** 0.5
+    f = lambda x: squares(layer_norm(x, gamma, beta, EPSILON) * root)
+    return ratio(f, f, query, key, value, mask, state, valid, 1e-6)
 
 
 def squares(x: Array) -> Array:
@@ -107,11 +108,13 @@ def squares(x: Array) -> Array:
 
 
 def ratio(
-    query: Array, key: Array, value: Array, mask: Mask, state: Array | None, valid: Array | None,
-    least: float = 1e-30,
+    of_query: Callable[[Array], Array], of_key: Callable[[Array], Array], query: Array, key: Array,
+    value: Array, mask: Mask, state: Array | None, valid: Array | None, least: float = 1e-30,
 ) -> Array | tuple[Array, Array]:
-    """Returns query (sum key value^T) / (query (sum key) + least), of features [B, T, N, M]."""
-    dtype, value = value.dtype, repeat(value, query.shape[2])
+    """Returns q (sum k value^T) / (q (sum k) + least), of features q and k [B, T, N, M]."""
+    N, dtype = query.shape[2], value.dtype
+    query, key = of_query(query.astype(jnp.float32)), of_key(repeat(key, N))
+    value = repeat(value, N)
     value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
     if mask.causal:
         y, state_after = sum_of_products(query, key, value, mask, state=state, valid=valid)
@@ -186,4 +189,107 @@ REBASED = dataclasses.replace(
         "beta": Weight((H,), ("kv",)),
     },
     **_squared(lambda H: 0),
+)
+
+
+def attend_gated(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, decay: Array, norm: Array, state: Array | None = None, valid: Array | None = None, **_,
+) -> Array | tuple[Array, Array]:
+    """Returns [B, T, N, V]: RMSNorm(scale q_t S_t), S_t = a_t S_(t-1) + k_t v_t^T.
+
+    Section 4 of GLA (Yang 2024, https://arxiv.org/abs/2312.06635), a = sigmoid(decay)^(1/16). With
+    one decay for all channels of a head it is simple GLA, `gated_linear`.
+
+    Args:
+      decay: [B, T, N, H], or [B, T, N].
+      norm: [V], scale of the norm that each head has by itself.
+      state: [B, N, H, V] before the first token; returned with the output.
+    """
+    log_decay = jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16
+    return _gated(query, key, value, log_decay, norm, mask, scoring, state, valid)
+
+
+def attend_retnet(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, state: Array | None = None, valid: Array | None = None, **_,
+) -> Array | tuple[Array, Array]:
+    """Returns `attend_gated` with the decay 1 - 2^(-5 - n) in head n, and no scale of the norm.
+
+    Retention (Sun 2023, https://arxiv.org/abs/2307.08621, section 2.2), with rotary positions.
+    """
+    log_decay = jnp.log1p(-jnp.exp2(-5.0 - jnp.arange(query.shape[2])))
+    log_decay = jnp.broadcast_to(log_decay, query.shape[:3])
+    return _gated(query, key, value, log_decay, None, mask, scoring, state, valid)
+
+
+def attend_hgrn2(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, norm: Array, forget_floor: float, state: Array | None = None, valid: Array | None = None,
+    **_,
+) -> Array | tuple[Array, Array]:
+    """Returns `attend_gated` with decay f = floor + (1 - floor) sigmoid(key), and key 1 - f.
+
+    HGRN2 (Qin 2024, https://arxiv.org/abs/2404.07904, section 3.3). Its floors rise with depth, and
+    are learned; here each is a setting of its layer. Queries go through SiLU.
+    """
+    key = key.astype(jnp.float32)
+    log_decay = jax.nn.log_sigmoid(key)
+    if forget_floor:
+        log_decay = jnp.logaddexp(math.log(forget_floor), math.log1p(-forget_floor) + log_decay)
+    log_decay = repeat(log_decay, query.shape[2])
+    key = (1 - forget_floor) * jax.nn.sigmoid(-key)
+    query = jax.nn.silu(query.astype(jnp.float32))
+    return _gated(query, key, value, log_decay, norm, mask, scoring, state, valid)
+
+
+def _gated(query, key, value, log_decay, norm, mask, scoring, state, valid):
+    N, H = query.shape[2:]
+    query = query.astype(jnp.float32) * scoring.factor(H)
+    arrays = query, repeat(key, N), repeat(value, N)
+    y, after = sum_of_products(*arrays, mask, log_decay, state, valid)
+    y = rms_norm(y, norm, EPSILON).astype(value.dtype)
+    return y if state is None else (y, after)
+
+
+def _apart(T, S, N, H, value_dim, **_):
+    """FLOPs where channels decay apart: scores are of pairs that see each other alone."""
+    return T * N * (4 * H * value_dim + min(T, CHUNK) * (H + 2 * value_dim))
+
+
+GATED_LINEAR = Variant(
+    attend_gated,
+    supports=able("causal packing cache grouped"),
+    flops=lambda T, S, N, H, value_dim: (
+        T * N * (4 * H * value_dim + 2 * min(T, CHUNK) * (H + value_dim))
+    ),
+    memory=lambda T, S, N, H, value_dim, **_: T * N * max(H, value_dim),
+    source="Yang et al. 2024, https://arxiv.org/abs/2312.06635",
+    reads=("value_dim",),
+    weights=head_norm,
+    projections=lambda N, K, H, value_dim: {"decay": Projection((N,), ("heads",), bias=3.0)},
+    state=lambda N, K, H, value_dim, **_: (N, H, value_dim),
+    gate=jax.nn.silu,
+)
+GLA = dataclasses.replace(
+    GATED_LINEAR,
+    flops=_apart,
+    projections=lambda N, K, H, value_dim: {
+        "decay": Projection((N, H), ("heads", "kv"), bias=3.0, rank=16)
+    },
+)
+RETNET = dataclasses.replace(
+    GATED_LINEAR,
+    attend=attend_retnet,
+    source="Sun et al. 2023, https://arxiv.org/abs/2307.08621",
+    weights=lambda N, K, H, value_dim: {},
+    projections=lambda N, K, H, value_dim: {},
+)
+HGRN2 = dataclasses.replace(
+    GATED_LINEAR,
+    attend=attend_hgrn2,
+    flops=_apart,
+    source="Qin et al. 2024, https://arxiv.org/abs/2404.07904",
+    reads=("value_dim", "forget_floor"),
+    projections=lambda N, K, H, **_: {},
 )

@@ -1,4 +1,4 @@
-"""Sliding-window and chunked attention, at a cost linear in the length."""
+"""Windows: sliding, chunked, with gaps (strided, dilated), and with global tokens (Longformer)."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ from jax import Array
 
 from llm_jax.attention import blockwise, dense
 from llm_jax.attention.mask import Mask
-from llm_jax.attention.scoring import PLAIN, Scoring
-from llm_jax.attention.variant import Variant, able
+from llm_jax.attention.rows import cut
+from llm_jax.attention.scoring import PLAIN, Bias, Scoring
+from llm_jax.attention.variant import Projection, Variant, able
 
 
 def attend(
@@ -61,23 +62,19 @@ def banded(
         return dense.attend(query, key, value, mask, scoring)
     count, ahead = -(-T // size), 0 if mask.causal else 1
 
-    def blocks(x, fill=0):  # [B, T, ...] -> [B, count, size, ...]
-        x = _pad(x, 0, count * size - T, fill)
-        return x.reshape(x.shape[0], count, size, *x.shape[2:])
-
     def near(x, fill=0):  # [B, T, ...] -> [B, count, g + (2 + ahead) size, ...]
         first = jnp.broadcast_to(x[:, None, :g], (x.shape[0], count, g, *x.shape[2:]))
-        x = _pad(blocks(x, fill), 1, ahead, fill)
+        x = _pad(cut(x, size, fill), 1, ahead, fill)
         return jnp.concatenate([first, *(x[:, i : i + count] for i in range(2 + ahead))], axis=2)
 
     index = jnp.arange(T)[None]
-    ours, theirs = blocks(index, -1)[..., :, None], near(index, -1)[..., None, :]
+    ours, theirs = cut(index, size, -1)[..., :, None], near(index, -1)[..., None, :]
     # A global token is among the keys twice, in front and in its block: it counts once.
     once = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
     visible = once & (theirs >= 0) & mask.near(ours, theirs)
     if mask.query_segments is not None:
-        same = blocks(mask.query_segments)[..., :, None] == near(mask.key_segments)[..., None, :]
-        visible = visible & same
+        ours, theirs = cut(mask.query_segments, size), near(mask.key_segments)
+        visible = visible & (ours[..., :, None] == theirs[..., None, :])
     bias = None
     if scoring.bias is not None:
         bias = scoring.bias.tile(-size, size, (2 + ahead) * size)
@@ -88,7 +85,7 @@ def banded(
 
     products = jnp.einsum(
         "bcikgh,bcjkh->bkgcij",
-        blocks(query.reshape(B, T, K, G, H)),
+        cut(query.reshape(B, T, K, G, H), size),
         near(key),
         preferred_element_type=jnp.float32,
     )
@@ -112,9 +109,85 @@ def _pad(x, before, after, fill):
     return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
 
+def attend_longformer(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, window: int, global_tokens: int, global_query: Array, global_key: Array, global_value: Array,
+) -> Array:
+    """Returns [B, T, N, H] as `dense.attend` under mask.window and mask.global_tokens.
+
+    The first global_tokens of a row look through projections of their own (Beltagy 2020,
+    section 3.1, "Linear Projections for Global Attention"), which know no rotary positions.
+    In a packed row they belong to the first segment and are seen by it alone.
+
+    Args:
+      window: keys a query sees back, itself included; as many ahead where it may.
+      global_query: [B, T, N, H]; global_key, global_value: [B, S, K, H].
+    """
+    mask = dataclasses.replace(mask, window=window, global_tokens=global_tokens)
+    if not global_tokens:
+        return attend(query, key, value, mask, scoring)
+    if query.shape[1] <= global_tokens:
+        return dense.attend(global_query, global_key, global_value, mask, scoring)
+    y = banded(query, key, value, mask, scoring, window)
+    first = leading(global_tokens, global_query, global_key, global_value, mask, scoring)
+    return y.at[:, :global_tokens].set(first)
+
+
+def attend_strided(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, stride: int
+) -> Array:
+    """Returns [B, T, N, H] as `dense.attend` under mask.stride, at a cost of T^2 / stride.
+
+    A query sees keys a multiple of `stride` away (Child 2019, section 4.2, the second of its
+    two heads; alternated with "local" it is the paper's strided pattern). Tokens are sorted by
+    what their index leaves over, so that each such class is a sequence of its own.
+    """
+    return _strided(query, key, value, mask, scoring, stride, None)
+
+
+def attend_dilated(
+    query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
+    *, stride: int, window: int,
+) -> Array:
+    """Returns `attend_strided` where a query sees the nearest `window` of those keys alone.
+
+    The query's own included: a sliding window with gaps, linear in T (Beltagy 2020,
+    https://arxiv.org/abs/2004.05150, section 3.1, "dilated sliding window").
+    """
+    return _strided(query, key, value, mask, scoring, stride, window)
+
+
+def _strided(query, key, value, mask, scoring, stride, window):
+    T, S = query.shape[1], key.shape[1]
+    if not mask.whole or T != S or T <= stride:
+        span = window and window * stride
+        mask = dataclasses.replace(mask, stride=stride, window=span or mask.window)
+        return blockwise.attend(query, key, value, mask, scoring)
+    count, segments = -(-T // stride), mask.query_segments
+    if segments is None and T % stride:
+        segments = jnp.ones((1, T), jnp.int32)
+    # [B, T, ...] -> [B stride, count, ...]
+    classes = lambda x: cut(x, stride).swapaxes(1, 2).reshape(-1, count, *x.shape[2:])
+    if segments is not None:
+        segments = classes(jnp.broadcast_to(segments, query.shape[:2]))
+    if scoring.bias is not None:
+        values = scoring.bias.values
+        zero = values.shape[1] // 2
+        scoring = dataclasses.replace(scoring, bias=Bias(values[:, zero % stride :: stride]))
+    mask = Mask(segments, segments, causal=mask.causal, window=window)
+    inner = attend if window else blockwise.attend
+    y = inner(*(classes(x) for x in (query, key, value)), mask, scoring)
+    y = y.reshape(-1, stride, *y.shape[1:]).swapaxes(1, 2)
+    return y.reshape(y.shape[0], count * stride, *y.shape[3:])[:, :T]
+
+
 def pairs(T: int, S: int, window: int | None) -> int:
     """Pairs of a query and a key that attention in blocks of `window` computes."""
     return T * min(S, 2 * (window or S))
+
+
+def _longformer_pairs(T, S, window, global_tokens):
+    return pairs(T, S, window) + (T + S) * global_tokens
 
 
 VARIANT = Variant(
@@ -132,4 +205,34 @@ CHUNKED = dataclasses.replace(
     attend=attend_chunked,
     reach=lambda window: 2 * window,
     source="Kitaev et al. 2020, https://arxiv.org/abs/2001.04451, its local layers",
+)
+STRIDED = Variant(
+    attend_strided,
+    supports=able("-"),
+    flops=lambda T, S, N, H, stride: 4 * T * -(-S // stride) * N * H,
+    memory=lambda T, S, N, H, stride: T * N,
+    source="Child et al. 2019, https://arxiv.org/abs/1904.10509, section 4.2",
+    reads=("stride",),
+)
+DILATED = Variant(
+    attend_dilated,
+    supports=able("-"),
+    flops=lambda T, S, N, H, stride, window: 4 * T * min(-(-S // stride), 2 * window) * N * H,
+    memory=lambda T, S, N, H, stride, window: T * min(-(-S // stride), 2 * window) * N,
+    source="Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1",
+    reads=("stride", "window"),
+    reach=lambda stride, window: stride * (window - 1) + 1,
+)
+LONGFORMER = Variant(
+    attend_longformer,
+    supports=able("causal bidirectional packing grouped bias softcap sinks dropout"),
+    flops=lambda T, S, N, H, **reads: 4 * _longformer_pairs(T, S, **reads) * N * H,
+    memory=lambda T, S, N, H, **reads: _longformer_pairs(T, S, **reads) * N,
+    source="Beltagy et al. 2020, https://arxiv.org/abs/2004.05150",
+    reads=("window", "global_tokens"),
+    projections=lambda N, K, H, global_tokens, **_: {
+        "global_query": Projection((N, H), ("heads", "kv"), bias=0.0),
+        "global_key": Projection((K, H), ("kv_heads", "kv"), bias=0.0),
+        "global_value": Projection((K, H), ("kv_heads", "kv"), bias=0.0),
+    },
 )

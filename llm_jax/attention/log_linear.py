@@ -32,10 +32,9 @@ def attend(
       norm: [V], scale of the norm that each head has by itself.
       state: [B, N, L, H, V]: S_1 to S_(L-1) before the first token, and the number of tokens read;
         returned with the output. With a state, tokens are taken one at a time.
-      valid: [B, T], of the tokens that may change the state; given with it.
     """
     B, T, N, H = query.shape
-    query = query.astype(jnp.float32) * (H**-0.5 if scoring.scale is None else scoring.scale)
+    query = query.astype(jnp.float32) * scoring.factor(H)
     log_decay = recurrent.hold(valid, jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16)
     weights = jax.nn.softplus(level_scale * levels.astype(jnp.float32))
     if state is None:
@@ -95,11 +94,10 @@ VARIANT = Variant(
     memory=lambda T, S, N, H, max_length, value_dim: T * N * (H + value_dim + _spans(max_length)),
     source="Guo et al. 2025, https://arxiv.org/abs/2506.04761",
     reads=("max_length", "value_dim"),
-    weights=lambda N, K, H, max_length, value_dim: {
-        "norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones),
+    weights=lambda N, K, H, **reads: recurrent.head_norm(N, K, H, **reads) | {
         "level_scale": Weight(
-            (N, 1 + _spans(max_length)), ("heads", "kv"), jax.nn.initializers.ones
-        ),
+            (N, 1 + _spans(reads["max_length"])), ("heads", "kv"), jax.nn.initializers.ones
+        )
     },
     projections=lambda N, K, H, max_length, value_dim: {
         "decay": Projection((N,), ("heads",), bias=3.0),

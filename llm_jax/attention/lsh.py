@@ -106,7 +106,7 @@ def _with_previous(x):
 def _within_chunks(q_BNCcH, v_BNCcH, visible, itself, scoring):
     """Output [B, N, C, c, H] and log of the normaliser [B, N, C, c, 1]; masks [B, N, C, c, 2 c]."""
     H = q_BNCcH.shape[-1]
-    scale = H**-0.5 if scoring.scale is None else scoring.scale
+    scale = scoring.factor(H)
     k = q_BNCcH.astype(jnp.float32)
     k = k * jax.lax.rsqrt(jnp.square(k).mean(-1, keepdims=True) + 1e-6) * scale
     keys = _with_previous(k.astype(q_BNCcH.dtype))

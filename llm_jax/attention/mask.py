@@ -2,13 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def _static(default):
+def static(default: Any) -> Any:
+    """A field of a dataclass that is part of its structure to JAX, and no array."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -41,11 +43,11 @@ class Mask:
     query_offset: Array | None = None
     prefix: Array | None = None
     key_places: Array | None = None
-    causal: bool = _static(False)
-    window: int | None = _static(None)
-    chunk: int | None = _static(None)
-    stride: int | None = _static(None)
-    global_tokens: int = _static(0)
+    causal: bool = static(False)
+    window: int | None = static(None)
+    chunk: int | None = static(None)
+    stride: int | None = static(None)
+    global_tokens: int = static(0)
 
     @property
     def asked(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""RMSNorm, which some kinds of attention have inside and most models around them."""
+"""Norms, which some kinds of attention have inside and models around them."""
 
 from functools import partial
 
@@ -20,11 +20,15 @@ def rms_norm(x: Array, scale: Array | None, eps: float) -> Array:
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
-@partial(jax.checkpoint, prevent_cse=False)
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, float32, last axis: of each head.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
+def layer_norm(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
+    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, last axis (arXiv 1607.06450).
 
-    Over heads [..., N, H] this is what RWKV calls a group norm.
+    x [..., D], scale and bias [D] or None; in float32, returned in x's dtype. Over heads
+    [..., N, H], with scale and bias of that shape, it is what RWKV calls a group norm.
     """
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON) * scale + bias
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(x.dtype)

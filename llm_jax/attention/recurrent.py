@@ -9,6 +9,8 @@ from jax import Array
 
 from llm_jax.attention.decay import decays
 from llm_jax.attention.mask import Mask
+from llm_jax.attention.rows import cut
+from llm_jax.attention.variant import Weight
 
 CHUNK = 64  # a power of two
 
@@ -31,19 +33,15 @@ def run(
     """
     B, T = arrays[0].shape[:2]
     size = chunk_size(T, largest)
-    count = -(-T // size)
-
-    def chunks(x):  # [B, T, N, ...] -> [count, B, N, size, ...]
-        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), (1, 3), (0, 2))
-
+    # [B, T, N, ...] -> [count, B, N, size, ...]
+    chunks = lambda x: jnp.moveaxis(cut(x, size), (1, 3), (0, 2))
     if log_decay is not None:
         log_decay = log_decay[..., None] if log_decay.ndim == 3 else log_decay
         log_decay = chunks(log_decay.astype(jnp.float32))
     segments = mask.query_segments
     segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
-    segments = jnp.pad(segments, ((0, 0), (0, count * size - T)), mode="edge")
-    segments = jnp.broadcast_to(segments, (B, count * size)).reshape(B, count, size)
+    segments = jnp.pad(segments, ((0, 0), (0, -T % size)), mode="edge")
+    segments = cut(jnp.broadcast_to(segments, (B, segments.shape[1])), size)
 
     @jax.checkpoint
     def step(carry, inputs):
@@ -55,7 +53,7 @@ def run(
     inputs = tuple(chunks(x) for x in arrays), log_decay, segments.swapaxes(0, 1)
     (state, _), y = jax.lax.scan(step, (state, segments[:, 0, 0]), inputs)
     y = jnp.moveaxis(y, (0, 2), (1, 3))
-    return y.reshape(B, count * size, *y.shape[3:])[:, :T], state
+    return y.reshape(B, -1, *y.shape[3:])[:, :T], state
 
 
 def sum_of_products(
@@ -93,6 +91,11 @@ def hold(valid: Array | None, x: Array | None) -> Array | None:
     if valid is None or x is None:
         return x
     return jnp.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
+def head_norm(N: int, K: int, H: int, value_dim: int, **_: Any) -> dict[str, Weight]:
+    """The scale [V] of a norm that each head's output has by itself: nothing else bounds a sum."""
+    return {"norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)}
 
 
 def repeat(x: Array, N: int) -> Array:

@@ -14,6 +14,13 @@ from llm_jax.attention.scoring import Scoring
 BLOCK = 128
 
 
+def cut(x: Array, size: int, fill: Any = 0) -> Array:
+    """Returns x [B, T, ...] in blocks [B, T / size, size, ...], the last one filled up."""
+    more = [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, more, constant_values=fill)
+    return x.reshape(len(x), -1, size, *x.shape[2:])
+
+
 def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) -> Any:
     """Returns rows(query [B, t, N, H], start) -> [B, t, N, V] for all of query [B, T, N, H].
 
@@ -23,14 +30,9 @@ def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) ->
     T = jax.tree.leaves(query)[0].shape[1]
     if T <= size:
         return rows(query, jnp.zeros((), jnp.int32))
-    count = -(-T // size)
-
-    def cut(x):  # [B, T, ...] -> [count, B, size, ...]
-        x = jnp.pad(x, [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(len(x), count, size, *x.shape[2:]).swapaxes(0, 1)
-
     one = jax.checkpoint(lambda x: rows(*x), prevent_cse=False)
-    y = jax.lax.map(one, (jax.tree.map(cut, query), jnp.arange(count) * size))
+    queries = jax.tree.map(lambda x: cut(x, size).swapaxes(0, 1), query)
+    y = jax.lax.map(one, (queries, jnp.arange(0, T, size)))
     join = lambda y: y.swapaxes(0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :T]
     return jax.tree.map(join, y)
 
@@ -67,11 +69,31 @@ def shown(mask: Mask, start: Array, T: int, S: int) -> Array | None:
     return mask.tile(start, T, 0, S)
 
 
-def softmax(
-    scores: Array, visible: Array | None, value: Array, scoring: Scoring, start: Array
-) -> Array:
-    """Returns [B, t, N, V]: the values [B, S, K, V] by the weights of scores [B, N, t, S]."""
-    value = jnp.repeat(value, scores.shape[1] // value.shape[2], axis=2)
+def softmax(scores: Array, visible: Array | None, scoring: Scoring, start: Array) -> Array:
+    """Returns the weights of scores [B, N, t, S]."""
     visible = None if visible is None else visible[:, :, None]
-    weights = scoring.weights(scores[:, :, None], visible, start)[:, :, 0]
-    return jnp.einsum("bnts,bsnv->btnv", weights.astype(value.dtype), value)
+    return scoring.weights(scores[:, :, None], visible, start)[:, :, 0]
+
+
+def weighted(weigh: Callable[[Any, Array], Array], query: Any, value: Array) -> Array:
+    """Returns [B, T, N, V]: the values [B, S, K, V] by weigh(query [B, t, N, H], start).
+
+    weigh gives the weights [B, N, t, S] of the t queries from `start`.
+    """
+
+    def rows(query, start):
+        weights = weigh(query, start)
+        v = jnp.repeat(value, weights.shape[1] // value.shape[2], axis=2)
+        return jnp.einsum("bnts,bsnv->btnv", weights.astype(v.dtype), v)
+
+    return by_rows(rows, query)
+
+
+def segment_sums(x: Array, segments: Array | None) -> Array:
+    """Returns cumulative sums of x [B, S, ...] that begin anew with each segment [B, S]."""
+    if segments is None:
+        return jnp.cumsum(x, axis=1)
+    new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    new = new.reshape(*new.shape, *[1] * (x.ndim - 2))
+    add = lambda a, b: (jnp.where(b[1], b[0], a[0] + b[0]), a[1] | b[1])
+    return jax.lax.associative_scan(add, (x, new), axis=1)[0]

@@ -7,13 +7,48 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.attention.bias import Bias
+from llm_jax.attention.mask import static
 
 HIDDEN = -1e30  # finite: a query that sees nothing averages the values instead of giving NaN
 
 
-def _static(default):
-    return dataclasses.field(default=default, metadata={"static": True})
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bias:
+    """Added to the score of a query and a key, by head and distance (T5's buckets, ALiBi).
+
+    A function of distance, never held for all pairs at once.
+
+    Attributes:
+      values: [N, 2 L - 1] for key index minus query index from 1 - L to L - 1.
+    """
+
+    values: Array
+
+    def tile(self, offset: int | Array, T: int, S: int) -> Array:
+        """Returns [N, T, S], where the first key stands `offset` after the first query.
+
+        Distances beyond the table count as its ends'.
+        """
+        # A row is its neighbour shifted by one: laying out T + S values again and again, in rows
+        # one shorter, does that without a gather, whose gradient would be a slow scatter.
+        wide = jnp.pad(self.values, ((0, 0), (T + S, T + S)), mode="edge")
+        zero = wide.shape[1] // 2 + offset
+        away = jax.lax.dynamic_slice_in_dim(wide, zero - T, T + S, axis=1)  # of key 0, query T
+        away = jnp.roll(away, -T, axis=1)  # distances 0 .. S - 1, then -T .. -1
+        N = len(away)
+        rows = jnp.broadcast_to(away[:, None], (N, T, T + S)).reshape(N, -1)
+        return rows[:, : T * (T + S - 1)].reshape(N, T, T + S - 1)[..., :S]
+
+    def block(self, offset: Array | None, start: int, T: int, first: int, S: int) -> Array:
+        """Returns [1 or B, N, T, S] for T queries from `start` and S keys from `first`.
+
+        offset: () or [B], index of the first query among the keys; None: 0.
+        """
+        if offset is None:
+            return self.tile(first - start, T, S)[None]
+        tiles = jax.vmap(lambda offset: self.tile(first - start - offset, T, S))
+        return tiles(jnp.atleast_1d(offset))
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +70,9 @@ class Scoring:
     bias: Bias | None = None
     sinks: Array | None = None
     dropout_key: Array | None = None
-    dropout_rate: float = _static(0.0)
-    scale: float | None = _static(None)
-    softcap: float | None = _static(None)
+    dropout_rate: float = static(0.0)
+    scale: float | None = static(None)
+    softcap: float | None = static(None)
 
     @property
     def dropout(self) -> bool:
@@ -60,9 +95,13 @@ class Scoring:
         }
         return {name for name, is_set in given.items() if is_set}
 
+    def factor(self, H: int) -> float:
+        """The scale of products of heads of size H."""
+        return H**-0.5 if self.scale is None else self.scale
+
     def scores(self, products: Array, H: int, bias: Array | None = None) -> Array:
         """products [B, K, G, ..., S] of heads of size H, and a bias of that shape -> scores."""
-        scores = products * (H**-0.5 if self.scale is None else self.scale)
+        scores = products * self.factor(H)
         if self.softcap is not None:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
         return scores if bias is None else scores + bias

@@ -31,7 +31,7 @@ def attend(
 
     interpret: run the kernel's steps one by one on any device, for tests.
     """
-    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scale = scoring.factor(query.shape[-1])
     heads_first = lambda x: x.swapaxes(1, 2)
     query, key, value = map(heads_first, (query * jnp.asarray(scale, query.dtype), key, value))
     T, S, N = query.shape[2], key.shape[2], query.shape[1]
@@ -47,7 +47,7 @@ def attend(
     if mask.query_segments is not None:
         segments = kernels.SegmentIds(mask.query_segments, mask.key_segments)
     rows = jax.vmap(kernel, in_axes=(0, 0, 0, segments and 0, None))
-    with jax.named_scope("blocks_{}_of_{}".format(*visited(mask, T, S))):  # for plan and profiles
+    with jax.named_scope("share_{}_of_{}".format(*visited(mask, T, S))):  # of blocks: for plan
         return heads_first(rows(query, key, value, segments, scoring.sinks))
 
 

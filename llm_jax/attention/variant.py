@@ -1,8 +1,8 @@
 """The record by which a kind of attention declares what it supports, reads, learns and costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -64,8 +64,8 @@ class Variant:
         chosen without a gradient (LSH's buckets, Performer's directions), kept by a reversible
         stack for its backward pass. None: nothing.
       state: (N, K, H, **reads) -> shape of what it carries from token to token instead of a
-        cache of keys. Given `state` [B, *shape] and `valid` [B, T], attend returns
-        (output, state).
+        cache of keys. Given `state` [B, *shape], before the first token, and `valid` [B, T], which
+        tokens may change it, attend returns (output, state).
       writes: (**reads) -> keys and values of a head and token, beside each other, where these are
         several: [B, T, K writes, H].
       reach: (**reads) -> keys back to which a query sees, itself included, beyond which a cache
@@ -93,6 +93,10 @@ class Variant:
     shared_qk: bool = False
     loss: bool = False
     leaks: str = ""
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Those keys of a layer's config that these functions take as keywords."""
+        return {name: cfg[name] for name in self.reads}
 
 
 def able(words: str) -> frozenset[str]:

@@ -65,9 +65,8 @@ class Reader:
             known = tokenizer.pieces()
             pieces = [tokenizer.decode([i]) or known[i] for i in row]
             read = 0 if self.model.cfg.kind == "encoder" else len(row) - 1
-            made = Text(batch, np.array(free + [False] * pad), pieces, read)
-            target = int(self.logits(made, np.ones((1, self.length), bool)).argmax())
-            rows.append(dataclasses.replace(made, target=target))
+            target = int(self.answer(self.params, batch).argmax())
+            rows.append(Text(batch, np.array(free + [False] * pad), pieces, read, target))
         return rows
 
     def logits(self, text: Text, seen: np.ndarray, params: Any = None) -> np.ndarray:
@@ -94,7 +93,12 @@ class Reader:
 
     @partial(jax.jit, static_argnums=0)
     def gradients(self, params, batch, free, target):
-        """Gradient x input [T], of what is free: at the input, and along the path from 0 (IG)."""
+        """Gradient x input [T], of what is free: at the input, and along the path from 0.
+
+        x . df/dx (Shrikumar 2016), and integrated gradients (Sundararajan 2017), x . mean of df/dx
+        on the straight way from 0 to x: they sum to the difference of both ends' scores, but for
+        the error of so many steps.
+        """
         own = token_vectors(self.model, params, batch["tokens"])
         start = own * ~free[:, None]
         score = lambda v: log_odds(self.answer(params, batch, vectors=v), target)[0]
@@ -129,17 +133,8 @@ def log_odds(logits: jax.Array, target: int) -> jax.Array:
     return logits[:, target] - jax.nn.logsumexp(others, -1)
 
 
-def gradient_x_input(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """x . df/dx of each token (Shrikumar 2016)."""
-    return reader.gradients(params, text.batch, text.free, text.target)[0]
-
-
-def integrated_gradients(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """x . mean of df/dx on the straight way from 0 to x (Sundararajan 2017).
-
-    They sum to the difference of both ends' scores, but for the error of so many steps.
-    """
-    return reader.gradients(params, text.batch, text.free, text.target)[1]
+def _gradients(reader, text, params):
+    return reader.gradients(params, text.batch, text.free, text.target)
 
 
 def occlusion(reader: Reader, text: Text, params: Any) -> np.ndarray:
@@ -168,12 +163,14 @@ def _attention(reader, text, params):
     return np.asarray(lm.attention_weights(text.batch))[:, 0].mean(1)
 
 
-def chance(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """Random numbers, which any method should beat."""
-    return np.random.default_rng(text.batch["tokens"].sum()).random(reader.length)
-
-
 METHODS: dict[str, Callable[[Reader, Text, Any], np.ndarray]] = {
-    "gradient x input": gradient_x_input, "integrated gradients": integrated_gradients,
-    "occlusion": occlusion, "attention": attention, "attention rollout": rollout, "random": chance,
-}  # fmt: skip
+    "gradient x input": lambda *given: _gradients(*given)[0],
+    "integrated gradients": lambda *given: _gradients(*given)[1],
+    "occlusion": occlusion,
+    "attention": attention,
+    "attention rollout": rollout,
+    # What any method should beat.
+    "random": lambda reader, text, _: np.random.default_rng(text.batch["tokens"].sum()).random(
+        reader.length
+    ),
+}

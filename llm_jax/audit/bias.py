@@ -141,12 +141,11 @@ def _group(text: str, pairs: list) -> int:
 
 
 def _named(language: str, i: int, name: str) -> str:
-    """Fonts of pictures have no Chinese: a number stands for it, in the order of the JSON."""
+    """A name for a picture, whose font has no Chinese: its number in the JSON stands for it."""
     return f"{language}: {name if name.isascii() else i + 1}"
 
 
 def draw(results, folder):
-    """Differences by pair of words, and effect sizes."""
     with panels(folder, "bias", 2, 6.4) as axes:
         for run, look in styles(results).items():
             swaps = [(_named(language, i, pair), x)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_jax.audit.limit import Limit, Picture, panels
+from llm_jax.audit.limit import Limit, Picture, heat_map, panels
 from llm_jax.audit.statistics import figure, mean, share
 from llm_jax.audit.subject import Subject, needs
 from llm_jax.sweep import context
@@ -66,7 +66,6 @@ def needle(
 
 
 def draw(results, folder):
-    """Loss by position, and a heat map of needles for each run."""
     with panels(folder, "context", 1 + len(results)) as axes:
         look = styles(results)
         for ax, (run, result) in zip(axes[1:], results.items(), strict=True):
@@ -88,12 +87,8 @@ def _heat(ax, run: str, cells: Sequence[dict]) -> None:
     table = np.full((len(DEPTHS), len(lengths)), np.nan)
     for cell in cells:
         table[DEPTHS.index(cell["depth"]), lengths.index(cell["length"])] = cell["accuracy"]
-    ax.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(lengths)), lengths)
-    ax.set_yticks(range(len(DEPTHS)), [f"{depth:.0%}" for depth in DEPTHS])
+    heat_map(ax, table, [f"{depth:.0%}" for depth in DEPTHS], lengths)
     ax.set(xlabel="tokens", ylabel="depth of the needle", title=f"needles found: {run}")
-    for (i, j), x in np.ndenumerate(table):
-        ax.text(j, i, f"{x:.2f}", ha="center", va="center", color="black" if x > 0.5 else "white")
 
 
 LIMIT = Limit(

@@ -103,7 +103,6 @@ def _bin(confidence):
 
 
 def draw(results, folder):
-    """The reliability picture, and how many predictions are how sure."""
     with panels(folder, "reliability", 2) as axes:
         look = styles(results)
         axes[0].plot([0, 1], [0, 1], color="#999999", linestyle=":", label="calibrated")

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from llm_jax.audit.subject import Subject
 from llm_jax.train.metrics import figure
 
@@ -43,3 +45,13 @@ def panels(folder: Path, name: str, columns: int = 1, width: float = 5.4) -> Ite
         for ax in axes:
             if ax.get_legend_handles_labels()[0]:
                 ax.legend(frameon=False, fontsize=8)
+
+
+def heat_map(ax, table, rows: list, columns: list, least: float = 0.0) -> None:
+    """Draws a table of numbers from `least` to 1, each written into its cell."""
+    ax.imshow(table, cmap="cividis", vmin=least, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    for (i, j), x in np.ndenumerate(table):
+        colour = "black" if x > (least + 1) / 2 else "white"
+        ax.text(j, i, f"{x:.2f}", ha="center", va="center", fontsize=8, color=colour)

@@ -123,7 +123,6 @@ def fitted(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def draw(results, folder):
-    """Accuracy of both probes by layer."""
     with panels(folder, "probes") as (ax,):
         for run, look in styles(results).items():
             for task, mark in (("number", "o"), ("control task", "s")):

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.audit.attribution import METHODS, Reader, Text, copies, log_odds
-from llm_jax.audit.limit import Limit, Picture, Results, panels
-from llm_jax.audit.report import page
+from llm_jax.audit.limit import Limit, Picture, Results, heat_map, panels
+from llm_jax.audit.report import page_of
 from llm_jax.audit.statistics import bootstrapped, mean, ratio, share
 from llm_jax.audit.subject import Subject, needs
 from llm_jax.config import ConfigError
@@ -197,7 +197,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
         pictures.append(_faithfulness(f"faithfulness-{number}", of, result, folder))
         for i, text in enumerate(result["texts"]):
             file = f"text-{number}-{i}.html"
-            write_text(folder / file, page(f"Attribution{of}", _coloured(text)))
+            write_text(folder / file, page_of(f"Attribution{of}", _coloured(text)))
             pictures.append(Picture(file, f"Text {i + 1}{of}: tokens by each method"))
     with panels(folder, "layers", 2) as axes:
         look = styles(results)
@@ -226,12 +226,8 @@ def _faithfulness(name: str, of: str, result: dict, folder: Path) -> Picture:
                 ax.set(xlabel=f"% of tokens, {kind}", ylabel="probability of the answer")
         names = list(result["agreement"])
         table = [[row[x] for x in names] for row in result["agreement"].values()]
-        axes[2].imshow(table, cmap="cividis", vmin=-1, vmax=1)
-        axes[2].set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-        axes[2].set_yticks(range(len(names)), names, fontsize=8)
-        for (i, j), x in np.ndenumerate(table):
-            axes[2].text(j, i, f"{x:.2f}", ha="center", va="center", fontsize=7,
-                         color="black" if x > 0.3 else "white")  # fmt: skip
+        heat_map(axes[2], table, names, names, least=-1)
+        axes[2].tick_params("x", rotation=90)
     return Picture(f"{name}.png", f"Faithfulness{of}: the most important tokens go (left: lower is "
                    "better) or come (middle: higher is better). Right: rank correlation between "
                    "methods.")  # fmt: skip

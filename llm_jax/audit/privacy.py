@@ -112,7 +112,6 @@ def exposure(subject: Subject, canary: str) -> float:
 
 
 def draw(results, folder):
-    """The ROC curve of membership, linear and logarithmic."""
     with panels(folder, "membership", 2) as axes:
         look = styles(results)
         for ax, scale in zip(axes, ("linear", "log"), strict=True):

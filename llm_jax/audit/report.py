@@ -2,37 +2,56 @@
 
 import base64
 import html
+import re
 from pathlib import Path
 from typing import Any
 
-from llm_jax.audit.limit import Limit, Picture
+from markdown_it import MarkdownIt
+
+from llm_jax.audit.limit import Limit
 from llm_jax.files import write_text
 from llm_jax.record import table
 
 STYLE = """body{font:16px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#111}
 table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ccc;padding:.2em .8em;
 text-align:left}td+td{font-variant-numeric:tabular-nums}pre{background:#f4f4f4;padding:.6em;
-overflow-x:auto}img{max-width:100%}figure{margin:1em 0}figcaption{color:#444}"""
+overflow-x:auto}img{max-width:100%}iframe{width:100%;height:30em;border:0}"""
 
 
 def write(folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]]) -> Path:
     """Writes both reports and draws the pictures; returns the path of report.md."""
-    parts = [("h1", f"Audit: {' against '.join(labels)}"), ("p", (
+    parts = [f"# Audit: {' against '.join(labels)}", (
         "A figure is followed by its 95 % interval: of resampled rows (bootstrap), or of a share "
         "of so many trials (binomial, Wilson's). One without was counted (exact), or its last "
-        "column says what it is over."))]
+        "column says what it is over.")]  # fmt: skip
     for limit, by_run in results.items():
-        parts += [("h2", limit.name.capitalize()), ("p", limit.about)]
-        parts += [("table", _figures(by_run))]
-        parts += [("picture", picture) for picture in limit.draw(by_run, folder)]
-        parts += [("pre", "\n".join(_origin(*item) for item in by_run.items()))]
-    write_text(folder / "report.html", _html(parts, folder))
-    write_text(folder / "report.md", _markdown(parts))
+        parts += [f"## {limit.name.capitalize()}", limit.about, _figures(by_run)]
+        for file, caption in limit.draw(by_run, folder):
+            page = file.endswith(".html")
+            parts += [f"[{caption}]({file})"] if page else [f"![{caption}]({file})", caption]
+        for run, result in by_run.items():
+            where = f"{run}: step {result['step']}, commit {result['commit']}, {result['time']}"
+            parts += [f"```\n{result['command']}\n  # {where}, {result['hardware']}\n```"]
+    text = "\n\n".join(parts) + "\n"
+    write_text(folder / "report.md", text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = re.sub('<img src="(.+?)"', lambda found: _picture(folder / found[1]), body)
+    body = re.sub('<a href="(.+?)">(.+?)</a>', lambda x: _inside(folder / x[1], x[2]), body)
+    write_text(folder / "report.html", page_of("Audit", body))
     return folder / "report.md"
 
 
-def _figures(by_run: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a figure a row, a run a column; all runs' figures, in order."""
+def _picture(file: Path) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"'
+
+
+def _inside(file: Path, caption: str) -> str:
+    page = html.escape(file.read_text("utf-8"))
+    return f'<details><summary>{caption}</summary><iframe srcdoc="{page}"></iframe></details>'
+
+
+def _figures(by_run: dict[str, dict]) -> str:
+    """A figure a row, a run a column; all runs' figures, in order."""
     tables = {run: {f["name"]: f for f in result["figures"]} for run, result in by_run.items()}
     firsts = {name: f for found in reversed(tables.values()) for name, f in found.items()}
     order = dict.fromkeys(name for found in tables.values() for name in found)
@@ -42,7 +61,7 @@ def _figures(by_run: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
         error = f["error"] + f", n = {f['n']:,}" * (f["low"] is not None)
         values = (shown(found.get(name)) for found in tables.values())
         rows.append([name, *values, f["unit"], error])
-    return ["", *by_run, "unit", "error"], rows
+    return table(["", *by_run, "unit", "error"], rows)
 
 
 def shown(figure: dict[str, Any] | None) -> str:
@@ -57,47 +76,7 @@ def shown(figure: dict[str, Any] | None) -> str:
     return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
 
 
-def _origin(run: str, result: dict) -> str:
-    where = f"{run}: step {result['step']}, commit {result['commit']}, {result['time']}"
-    return f"{result['command']}\n  # {where}, {result['hardware']}"
-
-
-def _markdown(parts: list[tuple]) -> str:
-    forms = {
-        "h1": lambda x: f"# {x}", "h2": lambda x: f"## {x}", "p": str,
-        "table": lambda x: table(*x), "pre": lambda x: f"```\n{x}\n```",
-        "picture": lambda x: f"[{x.caption}]({x.file})" if x.file.endswith(".html")
-        else f"![{x.caption}]({x.file})\n\n{x.caption}",
-    }  # fmt: skip
-    return "\n\n".join(forms[kind](content) for kind, content in parts) + "\n"
-
-
-def _html(parts: list[tuple], folder: Path) -> str:
-    text = lambda tag: lambda x: f"<{tag}>{html.escape(x)}</{tag}>"
-
-    def rows(content):
-        header, body = content
-        line = lambda tag, cells: f"<tr>{''.join(text(tag)(str(cell)) for cell in cells)}</tr>"
-        return f"<table>{line('th', header)}{''.join(line('td', row) for row in body)}</table>"
-
-    def picture(item: Picture):
-        caption = text("figcaption")(item.caption)
-        if item.file.endswith(".html"):
-            page = html.escape((folder / item.file).read_text("utf-8"), quote=True)
-            return f'<details><summary>{html.escape(item.caption)}</summary>{_body(page)}</details>'
-        data = base64.b64encode((folder / item.file).read_bytes()).decode()
-        alt = html.escape(item.caption, quote=True)
-        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">{caption}</figure>'
-
-    forms = {"table": rows, "picture": picture}
-    return page("Audit", "\n".join(forms.get(kind, text(kind))(x) for kind, x in parts))
-
-
-def _body(page: str) -> str:
-    return f'<iframe srcdoc="{page}" style="width:100%;height:30em;border:0"></iframe>'
-
-
-def page(title: str, body: str) -> str:
+def page_of(title: str, body: str) -> str:
     """Returns a page of HTML that needs nothing else."""
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>'
             f"{html.escape(title)}</title><style>{STYLE}</style></head><body>\n{body}\n"

@@ -33,7 +33,6 @@ def _each(change: Callable) -> Callable:
 
 
 def _augmented(step: str) -> Callable:
-    """A step of data.augment."""
     return lambda text, strength, rng: augmented(
         {"text": text}, ("text",), (f"{step}:{strength}",), rng)["text"]
 
@@ -64,7 +63,6 @@ def measure(subject: Subject) -> dict:
 
 
 def draw(results, folder):
-    """Accuracy by strength, a panel a kind."""
     with panels(folder, "robustness", len(CHANGES), 3.4) as axes:
         for ax, name in zip(axes, CHANGES, strict=True):
             for run, look in styles(results).items():

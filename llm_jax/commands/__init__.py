@@ -6,40 +6,20 @@ import shlex
 import sys
 import time
 import traceback
+from importlib import import_module
 
-from llm_jax.commands import (
-    audit,
-    chat,
-    eval,
-    export,
-    generate,
-    import_,
-    plan,
-    predict,
-    prepare,
-    submit,
-    sweep,
-    train,
-)
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import ConfigError
 from llm_jax.files import folder_named
 from llm_jax.pod import hosts
 from llm_jax.train import Diverged, Restart
 
+MODULES = (
+    "train", "submit", "eval", "generate", "chat", "predict", "prepare", "import_", "export",
+    "sweep", "compress", "audit", "plan",
+)  # fmt: skip
 VERBS: dict[str, Verb] = {
-    "train": train.VERB,
-    "submit": submit.VERB,
-    "eval": eval.VERB,
-    "generate": generate.VERB,
-    "chat": chat.VERB,
-    "predict": predict.VERB,
-    "prepare": prepare.VERB,
-    "import": import_.VERB,
-    "export": export.VERB,
-    "sweep": sweep.VERB,
-    "audit": audit.VERB,
-    "plan": plan.VERB,
+    name.rstrip("_"): import_module(f"llm_jax.commands.{name}").VERB for name in MODULES
 }
 QUICKSTART = ("train", "--config=configs/quickstart.py", "--workdir=runs/quickstart")
 INTERRUPTED = 130
@@ -56,6 +36,7 @@ EXAMPLES = """examples:
   {program} export --workdir=runs/quickstart --to=HF_FOLDER
   {program} sweep --config=configs/ablations/norms.py --workdir=runs/norms --seeds=3
   {program} audit --workdir=runs/quickstart
+  {program} compress --workdir=runs/quickstart --to=runs/int8 --method=int8
   {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4   # no TPU needed
 
 Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.
@@ -121,7 +102,7 @@ def _outcome(argv: list[str]) -> tuple[int, dict]:
         kind = "diverged" if isinstance(error, Diverged) else "error"
         text = str(error) if known else repr(error)
         if known:
-            print(f"{kind}: {text}", file=sys.stderr, flush=True)
+            print(f"{kind}: {hosts.named()}{text}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1, {"error": text}
     if result.get("finished") is False:  # a sweep's is a count
         return args.stopped_code, result

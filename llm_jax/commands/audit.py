@@ -7,7 +7,6 @@ from llm_jax.config import ConfigError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_step(sub)
     sub.add_argument("--only", default="", metavar="LIMIT,…", help="these limits alone")
     sub.add_argument("--against", action="append", default=[], metavar="WORKDIR",
@@ -23,7 +22,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Measures, and writes audit/report.md and report.html into the run folder."""
     from llm_jax import audit
 
     if args.examples < 2:

@@ -5,28 +5,19 @@ import contextlib
 import signal
 import sys
 
-from llm_jax.commands.verb import Verb, add_step, tell
+from llm_jax.commands.verb import Verb, add_sampling, add_step, requested, tell
 from llm_jax.config import ConfigError
 
 HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_step(sub)
     sub.add_argument("--system", help="a system message, which comes first")
-    sub.add_argument("--max_new_tokens", type=int, help="of a reply")
-    sub.add_argument("--temperature", type=float, help="0: greedy")
-    sub.add_argument("--top_k", type=int)
-    sub.add_argument("--top_p", type=float)
-    sub.add_argument("--min_p", type=float)
-    sub.add_argument("--repetition_penalty", type=float)
-    sub.add_argument("--stop", action="append", help="a text to end a reply before")
-    sub.add_argument("--seed", type=int, default=0)
+    add_sampling(sub)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Answers each line of stdin until it ends; prints the replies as they are written."""
     from llm_jax import sharding
     from llm_jax.data import chat
     from llm_jax.decode import Memory, stream
@@ -38,8 +29,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         verb = "predict" if setup.objective.predict else "generate"
         raise ConfigError(f"--workdir={args.workdir}: objective.name={setup.objective.name!r} does "
                           f"not converse; `{verb}` has its answers")
-    names = "max_new_tokens temperature top_k top_p min_p repetition_penalty stop seed".split()
-    options = {name: getattr(args, name) for name in names} | {"memory": Memory()}
+    options = requested(args) | {"memory": Memory()}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `commands.run` had it end all
     begin = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(begin)

@@ -3,22 +3,18 @@
 import argparse
 import math
 
-from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
+from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
-    add_step(sub)
-    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
-                     help="a further run; its probabilities are averaged with the others'")
+    add_ensemble(sub)
     sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
     sub.add_argument("--split", choices=("train", "validation", "test"), help=(
         "validation, or test where --config.data.test names a file, if not given"))
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints the loss of a checkpoint."""
     from llm_jax import sharding
     from llm_jax.data import pipeline
     from llm_jax.models import heads

@@ -6,7 +6,6 @@ from llm_jax.commands.verb import Verb, add_step
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
     add_step(sub)
     sub.add_argument("--family", help="of those that can express the model; found if not given")
@@ -15,7 +14,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Writes a checkpoint as a Hugging Face folder."""
     from llm_jax.hub.runs import export_run
 
     done = export_run(args.workdir, args.target, args.step, args.family, args.dtype,

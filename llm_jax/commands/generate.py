@@ -1,47 +1,34 @@
 """`generate`: completions of prompts."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from llm_jax.commands import samples
-from llm_jax.commands.verb import Verb, add_step
+from llm_jax.commands.verb import Verb, add_sampling, add_step, requested
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json, read_text
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     add_step(sub)
     sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
     sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
     sub.add_argument("--samples", type=int, help="of each prompt; with --beams, the best")
-    sub.add_argument("--max_new_tokens", type=int, help="64, or what there is room for")
+    add_sampling(sub)
     sub.add_argument("--min_new_tokens", type=int)
-    sub.add_argument("--temperature", type=float, help="0: greedy; default 1, encoder-decoders 0")
-    sub.add_argument("--top_k", type=int, help="0: all; of a masked model, 5")
-    sub.add_argument("--top_p", type=float)
-    sub.add_argument("--min_p", type=float, help="as likely as the likeliest times this")
-    sub.add_argument("--repetition_penalty", type=float)
-    sub.add_argument("--stop", action="append", help="a text to end before; '': none")
     sub.add_argument("--beams", type=int, help="more than 1: beam search")
     sub.add_argument("--length_penalty", type=float, help="of beam search, default 0.6")
     sub.add_argument("--batch_size", type=int, default=64, help="prompts at a time")
-    sub.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints each prompt with its completion."""
     from llm_jax import sharding
-    from llm_jax.decode import Request, complete
+    from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 
     prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    keys = {field.name for field in dataclasses.fields(Request)} & vars(args).keys()
-    options = {key: getattr(args, key) for key in keys} | {"objective": setup.config.objective}
-    if args.stop is not None:
-        options["stop"] = [text for text in args.stop if text]
+    options = requested(args) | {"objective": setup.config.objective}
     with sharding.activate(setup.mesh):
         texts = complete(setup.model, params, tokenizer, prompts, **options)
     samples.show(texts, setup.model.cfg.kind)

@@ -8,13 +8,11 @@ from llm_jax.commands.verb import Verb, shown
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--from", dest="source", required=True, help="Hugging Face folder, or a run's")
     sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Makes a run folder at step 0 of a Hugging Face folder."""
     config = configs.load(args.config)
     from llm_jax.hub.runs import import_run
     from llm_jax.models import heads

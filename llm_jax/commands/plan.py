@@ -19,7 +19,6 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--config", required=True, help="FILE.py[:variant]")
     sub.add_argument("--topology", required=True, help="v5p:4x4x4, h100:8x8, …, or cpu:8")
     sub.add_argument("--slices", type=int, default=1, help="so many of it, joined by DCN")
@@ -28,7 +27,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prints memory, traffic and time of a config's train step on a topology."""
     config = configs.load(args.config, overrides)
     import jax
 

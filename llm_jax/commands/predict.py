@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
+from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import is_full, parse_json
 
@@ -28,18 +28,14 @@ EVERY = 5.0  # seconds between two lines of progress
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--input", required=True, help="a file, or - for the standard input")
     sub.add_argument("--output", required=True, help=(
         "the JSONL file to write, or to continue; - for the standard output"))
     sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
-    add_step(sub)
-    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
-                     help="a further run; its probabilities are averaged with the others'")
+    add_ensemble(sub)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Writes a row of output for each of the input."""
     from llm_jax import sharding
     from llm_jax.train import Restart, ensemble
     from llm_jax.train.predict import answerer, predict
@@ -64,63 +60,51 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             read.append(record)
             yield document
 
-    refused, answers = Refused(done), predict(answer, params, documents(), size)
+    answers, refused = predict(answer, params, documents(), size), {}
     try:
         with file as lines, sharding.activate(setup.mesh):
-            count = _write(lines, answers, read, refused)
+            count = _write(lines, answers, read, refused, done)
     except OSError as error:
         if is_full(error):
             raise Restart(f"--output={output}: the disk is full; free some space, and the same "
                           "command goes on") from error
         raise
-    if refused.end(count):
+    for row, n in refused.values():
+        if n > 1:
+            tell(f"{n - 1:,} more rows like row {row}")
+    errors = sum(n for _, n in refused.values())
+    if 0 < count == errors and not done:
         if output:
             output.unlink()
         raise ConfigError(f"--input={args.input}: no row of it can be read")
     progress = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
     where = f"; they are in {output}" * bool(output)
-    tell(f"step {step}: {progress}, {refused.count:,} of them could not be read{where}")
-    return {"step": step, "rows": done + count, "errors": refused.count, "output": args.output}
+    tell(f"step {step}: {progress}, {errors:,} of them could not be read{where}")
+    return {"step": step, "rows": done + count, "errors": errors, "output": args.output}
 
 
-def _write(lines: TextIO, answers: Iterator[dict], read: list[dict], refused: "Refused") -> int:
-    """Writes each row that was read with its answer, and tells how far it is; returns how many."""
+def _write(
+    lines: TextIO, answers: Iterator[dict], read: list[dict], refused: dict[str, list[int]],
+    done: int,
+) -> int:  # fmt: skip
+    """Writes each row that was read with its answer, and tells how far it is; returns how many.
+
+    refused: gets {kind of error: [its first row, how many rows]}; the first of a kind is told.
+      Kinds differ in more than numbers.
+    """
     count, told = 0, time.time()
     for count, found in enumerate(answers, start=1):
         if "error" in found:
-            refused.tell(refused.done + count, found["error"])
+            first = refused.setdefault(re.sub(r"\d+", "", found["error"]), [done + count, 0])
+            first[1] += 1
+            if first[1] == 1:
+                tell(f"row {done + count}: {found['error']}")
         lines.write(json.dumps(read.pop(0) | found, ensure_ascii=False, default=str) + "\n")
         if time.time() - told > EVERY:
             lines.flush()
-            tell(f"{refused.done + count:,} rows")
+            tell(f"{done + count:,} rows")
             told = time.time()
     return count
-
-
-class Refused:
-    """Rows that cannot be read: the first of each kind is told, the others are counted."""
-
-    def __init__(self, done: int):
-        self.done, self.kinds = done, {}  # rows that were there; {kind: [first row, how many]}
-
-    def tell(self, row: int, error: str) -> None:
-        """Takes one, by its place; kinds of errors differ in more than numbers."""
-        first = self.kinds.setdefault(re.sub(r"\d+", "", error), [row, 0])
-        first[1] += 1
-        if first[1] == 1:
-            tell(f"row {row}: {error}")
-
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return sum(count for _, count in self.kinds.values())
-
-    def end(self, rows: int) -> bool:
-        """Tells how many there were of each kind; whether that is all of so many rows."""
-        for row, count in self.kinds.values():
-            if count > 1:
-                tell(f"{count - 1:,} more rows like row {row}")
-        return 0 < rows == self.count and not self.done
 
 
 def _rows(path: str, examples: Any, writes: bool = False) -> Iterator[tuple[dict, Any]]:

@@ -21,7 +21,6 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--name", required=True, help="of the set, as in tfds:NAME")
     sub.add_argument("--config", default="", help="FILE.py[:variant], whose objective's it is")
     sub.add_argument("--clean", default="", help="STEP,STEP,…")
@@ -30,7 +29,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Prepares a set and says how to train on it."""
     config = configs.load(args.config, overrides)
     from llm_jax import objectives
     from llm_jax.data.prepare import prepare

@@ -25,7 +25,6 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--on", choices=tuple(jobs.FILES), required=True)
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--name", default="llm-jax", help="of the job; default llm-jax")
@@ -33,20 +32,20 @@ def add(sub: argparse.ArgumentParser) -> None:
     for name, option in jobs.OPTIONS.items():
         kwargs = {"type": int} if type(option.default) is int else {}
         kwargs = {"action": "store_true", "default": None} if option.default is False else kwargs
+        kwargs = {"action": "append"} if option.default == () else kwargs
         default = f"default {option.default}" if option.default else ""
         text = ": ".join(filter(None, (", ".join(option.systems), option.help)))
         sub.add_argument(f"--{name}", help="; ".join(filter(None, (text, default))), **kwargs)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Writes a job and, asked to, hands it in."""
     config = config_of(args, overrides)  # refused here rather than by each of many machines
-    train = ["train", *[f"--config={args.config}"] * bool(args.config)]
-    train += [f"--workdir={args.workdir}", *(f"--config.{override}" for override in overrides)]
+    train = [f"--config={args.config}"] * bool(args.config)
+    train += [f"--config.{override}" for override in overrides]
     given = {name: getattr(args, name) for name in jobs.OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     here = ROOT if (ROOT / "launch.py").is_file() else None
-    job = jobs.make(args.on, args.name, train, given, here)
+    job = jobs.make(args.on, args.name, args.workdir, train, given, here)
     if job.devices:
         configs.mesh_sizes(config.mesh, job.devices)
     Path(job.file).write_text(job.text)

@@ -27,7 +27,6 @@ baseline's. Commas within quotes or brackets belong to a value: model.attention=
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant], with or without get_sweep")
     sub.add_argument("--axis", action="append", default=[], metavar="KEY=V1,V2,…")
     sub.add_argument("--tune", metavar="KEY=V1,V2,…", help=(
@@ -44,7 +43,6 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Plans, runs and reports an ablation."""
     from llm_jax.sweep import execute, report, results
 
     workdir = Path(args.workdir)

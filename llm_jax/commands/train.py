@@ -9,20 +9,24 @@ from ml_collections import ConfigDict
 
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, config_of, shown
+from llm_jax.config import ConfigError
 from llm_jax.pod import hosts
+from llm_jax.pod.watchdog import watchdog
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
     sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
     sub.add_argument("--stopped_code", type=int, default=0, help="exit code after SIGTERM's save")
+    text = "without a step for so long, show all stacks and end with code 1; default 0: never"
+    sub.add_argument("--stall_seconds", type=int, default=0, help=text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    """Trains, samples, and says what to do next."""
     # With init_from the other overrides are applied after the source has filled in the config.
     begins = [text for text in overrides if text.startswith("init_from=")]
     config = config_of(args, begins or overrides)
+    if args.stall_seconds < 0:
+        raise ConfigError(f"--stall_seconds={args.stall_seconds}: must be at least 0")
     # Only now: a wrong config is refused in the time that Python needs to start.
     job = hosts.start()
     from llm_jax import console, decode
@@ -37,12 +41,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             decode.read(setup.model.cfg, tokenizer, prompts, config.objective)
 
     reporter, start = console.Reporter() if first else Reporter(), None
-    with hosts.together(job):
+    name = str(job or "this process")
+    with hosts.together(job, args.workdir), watchdog(args.stall_seconds, name) as hooks:
         if config.init_from:
             from llm_jax.hub import runs
 
             start = runs.start(config, args.workdir, overrides, recipe=bool(args.config))
-        trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start)
+        trainer = Trainer(config, args.workdir, reporter, accept=accept, start=start,
+                          **_otherwise(config))  # fmt: skip
+        trainer.hooks += hooks
+        if job is not None:
+            trainer.hooks.insert(trainer.hooks.index(trainer.log), hosts.slowest_input(job))
         summary = trainer.run()
         sampling = summary["finished"] and prompts and heads.speaks(config.model)
         params = trainer.params(here=True) if sampling else None
@@ -54,6 +63,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if summary["finished"]:
         _tell_next(config, args.workdir)
     return summary
+
+
+def _otherwise(config: ConfigDict) -> dict[str, Any]:
+    """How a Trainer is to learn otherwise: privately, or from a teacher."""
+    if config.privacy.clip:
+        from llm_jax import privacy
+
+        account = privacy.Account(config)
+        return {"hooks": [account.hook], "make_step": account.make_step}
+    if config.distill.teacher:
+        from llm_jax.compress import distill
+
+        return {"make_step": distill.make_step}
+    return {}
 
 
 def _sample(trainer: Any, params: Any) -> list[dict]:

@@ -1,6 +1,7 @@
 """The record of a subcommand, and helpers that several of them share."""
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -31,6 +32,36 @@ def add_step(sub: argparse.ArgumentParser) -> None:
     """Adds --step."""
     sub.add_argument("--step", type=lambda text: text if text == "best" else int(text), help=(
         "a saved step, or best: of those that are kept, by eval.metric; the newest if not given"))
+
+
+def add_sampling(sub: argparse.ArgumentParser) -> None:
+    """Adds what `decode.Request` has for a text that is sampled."""
+    sub.add_argument("--max_new_tokens", type=int, help="64, or what there is room for")
+    sub.add_argument("--temperature", type=float, help="0: greedy; default 1, encoder-decoders 0")
+    sub.add_argument("--top_k", type=int, help="0: all; of a masked model, 5")
+    sub.add_argument("--top_p", type=float)
+    sub.add_argument("--min_p", type=float, help="as likely as the likeliest times this")
+    sub.add_argument("--repetition_penalty", type=float)
+    sub.add_argument("--stop", action="append", help="a text to end before; '': none")
+    sub.add_argument("--seed", type=int, default=0)
+
+
+def add_ensemble(sub: argparse.ArgumentParser) -> None:
+    """Adds --step and --ensemble."""
+    add_step(sub)
+    sub.add_argument("--ensemble", action="append", default=[], metavar="WORKDIR",
+                     help="a further run; its probabilities are averaged with the others'")
+
+
+def requested(args: argparse.Namespace) -> dict:
+    """Returns the fields of `decode.Request` that the arguments have."""
+    from llm_jax.decode import Request
+
+    names = {field.name for field in dataclasses.fields(Request)} & vars(args).keys()
+    settings = {name: getattr(args, name) for name in names}
+    if args.stop is not None:
+        settings["stop"] = [text for text in args.stop if text]
+    return settings
 
 
 def program() -> str:

@@ -119,15 +119,7 @@ class Batches(Iterator):
         return self._state
 
     def set_state(self, state: dict) -> None:
-        """Continues behind the batch after which `get_state` was called, here or by several.
-
-        Raises:
-          ConfigError: a state that an older version of this project wrote.
-        """
-        known = {"step", "streams"} <= state.keys()
-        if not known or any(not {"chunk", "row"} <= s.keys() for s in state["streams"].values()):
-            raise ConfigError("the checkpoint's place in the data is of an older version of "
-                              "llm_jax; resume it with that, or choose another --workdir")
+        """Continues behind the batch after which `get_state` was called, here or by several."""
         while self._ahead:
             self._ahead.pop().cancel()
         # In the thread, after the batch that it may be making.

@@ -18,11 +18,10 @@ import numpy as np
 from llm_jax.data import lengths
 from llm_jax.data.augment import augmented
 from llm_jax.data.examples import Arrays, Examples, Record
-from llm_jax.data.lazy import Lazy, permuted
-from llm_jax.data.mixture import Mixture
-from llm_jax.data.sources import texts
-from llm_jax.data.windows import Pool, cut, streams
+from llm_jax.data.lazy import Lazy, Mixture, permuted, tokens_about
+from llm_jax.data.tokenizers import Tokenizer
 
+TOGETHER = 1024  # documents that are tokenised together
 CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
 
 DOCUMENT = "document"  # of a batch of evaluation: of which document in order each row is
@@ -30,6 +29,61 @@ FIRST = "first"  # of an example: whether it is its document's first
 DRAWN = "drawn"  # of a row of a mixture: its documents and its tokens by source, [2, sources]
 SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
 _IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
+
+
+def streams(
+    tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True
+) -> list[np.ndarray]:
+    """Tokenises documents: [bos] + tokens + [eos], or the tokens alone if not `framed`.
+
+    In the smallest integers that hold the vocabulary. Documents that are arrays are tokens already.
+    """
+    before, behind = ([tokenizer.bos_id], [tokenizer.eos_id]) if framed else ([], [])
+    how, streams = {"dtype": tokenizer.dtype, "casting": "unsafe"}, []
+    for i in range(0, len(docs), TOGETHER):
+        batch = docs[i : i + TOGETHER]
+        batch = batch if isinstance(batch[0], np.ndarray) else tokenizer.encode_batch(batch)
+        streams += [np.concatenate([before, ids, behind], **how) for ids in batch]
+    return streams
+
+
+def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndarray]:
+    """Returns windows of up to stride + overlap tokens; neighbours share `overlap` of them.
+
+    A document longer than one window is cut from a phase that `rng` draws, else from its start.
+    """
+    new = len(tokens) - overlap
+    phase = int(rng.integers(stride)) if rng is not None and new > stride else 0
+    edges = [0, *range(stride - phase, new, stride), new]
+    return [tokens[a : b + overlap] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+class Pool:
+    """Tokenised documents, from any of which a stretch can be drawn."""
+
+    def __init__(self, documents: list[np.ndarray]):
+        self.documents = documents
+        self.ends = np.cumsum([len(tokens) for tokens in documents], dtype=np.int64)
+
+    def elsewhere(self, own: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns up to n tokens from a random place outside document `own`.
+
+        Every token outside is as likely the place; where all is one document, any in it. Fewer
+        than n come only from a shorter document.
+        """
+        end = int(self.ends[own])
+        start = end - len(self.documents[own])
+        outside = int(self.ends[-1]) - (end - start)
+        if outside:
+            place = int(rng.integers(outside))
+            place += (end - start) * (place >= start)
+        else:
+            place = int(rng.integers(self.ends[-1]))
+        other = int(np.searchsorted(self.ends, place, side="right"))
+        tokens = self.documents[other]
+        place -= int(self.ends[other]) - len(tokens)
+        first = max(0, min(place, len(tokens) - n))
+        return tokens[first : first + n]
 
 
 def padding(name: str, pad_id: int) -> int:
@@ -56,16 +110,8 @@ class Chunks:
         pad_id = examples.tokenizer.pad_id
         self._padding = {name: padding(name, pad_id) for name in self.lengths}
         self.held = self._pool(docs) if examples.cut and isinstance(docs, list) else None
-        self._count = max(1, min(round(self._size() / CHUNK), len(docs) // 2))
-
-    def _size(self) -> float:
-        """Tokens of the set, about."""
-        docs = self._docs
-        if self.held is not None:
-            return int(self.held.ends[-1])
-        if isinstance(docs, list):  # four characters a token
-            return sum(map(len, texts(docs))) / 4
-        return docs.mean * len(docs)
+        size = tokens_about(docs) if self.held is None else int(self.held.ends[-1])
+        self._count = max(1, min(round(size / CHUNK), len(docs) // 2))
 
     def __len__(self) -> int:
         return self._count
@@ -210,13 +256,9 @@ def _at(fields: Arrays, i: int) -> Arrays:
 
 
 def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
-    row = np.empty(length, np.float32 if parts[0].dtype.kind == "f" else np.int32)
-    end = 0
-    for part in parts:
-        start, end = end, end + len(part)
-        row[start:end] = part
-    row[end:] = padding
-    return row
+    dtype = np.float32 if parts[0].dtype.kind == "f" else np.int32
+    rest = np.full(length - sum(map(len, parts)), padding)
+    return np.concatenate([*parts, rest], dtype=dtype, casting="unsafe")
 
 
 def first_fit(needs: np.ndarray, room: Sequence[int], most: int = 0) -> list[list[int]]:

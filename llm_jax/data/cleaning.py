@@ -59,6 +59,49 @@ def stop_words(file: str) -> Step:
     return lambda record, split: _changed(record, rest)
 
 
+def luhn(text: str) -> bool:
+    """Whether the digits of a text have the check digit of a card's number (ISO/IEC 7812-1)."""
+    digits = [int(c) for c in text if c.isdigit()][::-1]
+    return sum(digits[::2] + [sum(divmod(2 * d, 10)) for d in digits[1::2]]) % 10 == 0
+
+
+# Personal data by rules: what it looks like, and what else has to hold. In this order.
+PERSONAL: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "email": (r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", lambda text: True),
+    # United States social security numbers, without those that are never given.
+    "ssn": (r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])", lambda text: True),
+    "card": (r"(?<![\w.])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{1,7}|"
+             r"\d{4}([ -])\d{6}\2\d{4,5})(?!\w)", luhn),
+    "ip": (r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)",
+           lambda text: all(int(part) < 256 for part in text.split("."))),
+    # International, with a +; North American, with its separators; Chinese mobile.
+    "phone": (r"(?<![\w+.-])(?:\+\d{1,3}(?:[ .-]?(?:\(\d{1,4}\)|\d{1,4})){2,5}|"
+              r"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[.-]\d{4}|1[3-9]\d{9})(?![\w-])",
+              lambda text: 8 <= sum(c.isdigit() for c in text) <= 15),
+}  # fmt: skip
+
+
+def scrub(*kinds: str) -> Step:
+    """Writes [EMAIL], [SSN], [CARD], [IP] or [PHONE] in the place of personal data, by rules.
+
+    Of some kinds, or of all: email:card. Names and addresses stay, and text that answers are places
+    in.
+    """
+    if unknown := set(kinds) - PERSONAL.keys():
+        raise ValueError(f"{min(unknown)!r} is none of {', '.join(PERSONAL)}")
+    chosen = [kind for kind in PERSONAL if kind in (kinds or PERSONAL)]
+    rules = [(f"[{kind.upper()}]", re.compile(PERSONAL[kind][0], re.ASCII), PERSONAL[kind][1])
+             for kind in chosen]  # fmt: skip
+
+    def scrubbed(text: str) -> str:
+        for mark, pattern, holds in rules:
+            put = lambda m, mark=mark, holds=holds: mark if holds(m[0]) else m[0]
+            text = pattern.sub(put, text)
+        return text
+
+    return lambda record, split: _changed(record, scrubbed)
+
+
 def length(least: str = "50", most: str = "100000") -> Step:
     """Keeps documents of so many words (defaults: Gopher; Rae 2021, appendix A.1.1)."""
     low, high = int(least), int(most)
@@ -156,6 +199,7 @@ def near(bands: str = "14", rows: str = "8") -> Step:
 STEPS: dict[str, Callable[..., Step]] = {
     "ftfy": repair, "length": length, "repetition": repetition, "quality": quality,
     "language": language, "exact": exact, "near": near, "stop_words": stop_words,
+    "pii": scrub,
 }  # fmt: skip
 
 
@@ -185,7 +229,8 @@ class Cleaning:
 
     Attributes:
       counts: {(step, split): {"changed", or why a document is left out: how many}}.
-      shown: {step: {the same: a document of train, before and after}}, SHOWN of each step.
+      shown: {step: {the same: a document of train, before and after}}, SHOWN of each step, but of
+        personal data.
     """
 
     def __init__(self, steps: Sequence[str]):
@@ -209,7 +254,8 @@ class Cleaning:
                 if left_out or after != doc:
                     why = after if left_out else "changed"
                     self.counts[name, split][why] += 1
-                    if split == "train" and len(self.shown[name]) < SHOWN:
+                    secret = name.partition(":")[0] == "pii"
+                    if split == "train" and not secret and len(self.shown[name]) < SHOWN:
                         self.shown[name].setdefault(why, (doc, after))
                 if split == "train":
                     if left_out:

@@ -41,9 +41,9 @@ class Examples:
       scalars: fields of an example that are one number: [B] in a batch.
       gold: fields of a record that are to be predicted; an example is made without them, too.
       augments: fields whose words data.augment may change in training.
-      stands_in: for a field another that `launch.py predict` may be given in its place.
+      stands_in: {field: another one that `launch.py predict` takes in its place}.
       too_long: what becomes of texts that a row has no room for.
-      row: finishes a packed row, with draws of its own.
+      row: (row, generator) -> the packed row, finished: masked, say.
     """
 
     reads: tuple[str, ...] = ("text",)

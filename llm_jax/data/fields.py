@@ -64,7 +64,6 @@ def _names(value: Any) -> list[str]:
 
 
 def _parsed(value: Any) -> Any:
-    """What JSON inside a table says."""
     return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from llm_jax.config import ConfigError
-from llm_jax.files import parse_json
+from llm_jax.files import check_local, parse_json
 
 Record = dict[str, Any]
 Located = tuple[str, Record]  # "FILE:LINE" for messages, and what is there
@@ -34,7 +34,7 @@ HEAD = 512  # bytes that show what a packed file holds
 AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
 
 
-# Suffixes of what is no text, whatever it holds.
+# Suffixes of files that are not read as text, whatever is in them.
 OTHERS = set("""
     tar tgz tbz tbz2 txz bz2 bz xz lzma lz4 lz z br sz 7z rar zip docx doc odt rtf pdf xlsx xls ods
     pptx ppt odp epub mobi azw3 npy npz pt pth pkl pickle joblib arrow feather orc avro safetensors
@@ -68,6 +68,7 @@ def named(spec: str) -> list[str]:
     Raises:
       ConfigError: there is none.
     """
+    check_local(f"data: {spec!r}", spec)
     spec = os.path.expanduser(spec)
     if os.path.isfile(spec):
         return [spec]
@@ -434,7 +435,6 @@ def _words(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Lo
 
 
 def _ahead(lines: Iterable[tuple[str, bytes]]) -> tuple[list, Iterator[tuple[str, bytes]]]:
-    """The first lines, and all."""
     lines = iter(lines)
     ahead = list(itertools.islice(lines, AHEAD))
     return ahead, itertools.chain(ahead, lines)
@@ -457,11 +457,6 @@ def _table(rows: Iterator[tuple[str, list[str]]], columns: set[str]) -> Iterator
 def _check_names(where: str, header: list[str]) -> None:
     if twice := next((name for name in header if header.count(name) > 1), ""):
         raise ConfigError(f"data: {where} names the column {twice!r} twice")
-
-
-def _conll(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """A token a line, columns by number; a record a sentence, with a list a column."""
-    return _sentences(_lines(path, blocks))
 
 
 def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
@@ -538,5 +533,6 @@ def _parquet(path: str) -> Iterator[Located]:
 
 KINDS = {
     "jsonl": _json_lines, "ndjson": _json_lines, "json": _json, "csv": _csv, "tsv": _tsv,
-    "conll": _conll, "conllu": _conllu, "parquet": None,
+    "conll": lambda path, blocks, columns: _sentences(_lines(path, blocks)), "conllu": _conllu,
+    "parquet": None,
 }  # fmt: skip

@@ -12,7 +12,7 @@ SHORTEST = 16  # positions of a batch; all lengths are multiples of 8
 
 
 def vary(config: ConfigDict) -> bool:
-    """Whether batches are of several lengths: with one example a row, each of which all know.
+    """Whether batches are of several lengths: where a row is one example, and one process has all.
 
     With several streams a process packs only its own; and a mesh may split a row.
     """

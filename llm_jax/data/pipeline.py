@@ -11,6 +11,7 @@ from llm_jax.data import fields, lazy, lengths, sources, tokenizers
 from llm_jax.data.batches import Batches, Rows, Stream
 from llm_jax.data.chunks import Chunks, Makers, padding
 from llm_jax.data.examples import Examples, Record
+from llm_jax.data.sampled import Sampled
 from llm_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -38,14 +39,16 @@ def build_tokenizer(
 def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows = slice) -> Batches:
     """Returns endless batches, [batch_size, max_length] a field, of which it holds `rows`.
 
-    Each epoch has a fresh order and fresh cuts, all decided by config.seed. `get_state()` is what
-    JSON can hold and stands exactly behind the last batch returned; `set_state()` continues there.
+    Each epoch has a fresh order and fresh cuts, or, with privacy.clip, each step its documents
+    (`Sampled`); all is decided by config.seed. `get_state()` is what JSON can hold and stands
+    exactly behind the last batch returned; `set_state()` continues there.
     Every process of a job packs the streams that its rows come from, of data.shards, so that
     batches, and the union of the states, are the same for any number of processes.
     """
     data = examples.config.data
     seed = int(np.random.SeedSequence(examples.config.seed).generate_state(1)[0])
-    chunks = _chunks(examples, documents, "data.train", seed)
+    kind = Sampled if examples.config.privacy.clip else Chunks
+    chunks = _chunks(examples, documents, "data.train", seed, kind)
     makers = Makers(chunks, data.workers)
     streams = lambda shard: Stream(makers, shard, data.shards)
     trims = lengths.vary(examples.config)
@@ -97,17 +100,16 @@ def row_shapes(
     return {name: (np.shape(values), values.dtype) for name, values in row.items()}
 
 
-def _chunks(examples: Examples, documents: Sequence[Record], key: str, seed=None) -> Chunks:
+def _chunks(
+    examples: Examples, documents: Sequence[Record], key: str, seed=None, kind: type = Chunks
+) -> Chunks:
     check_vocab(examples.config, examples.tokenizer)
     if not len(documents):
         raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
                           "data.validation_fraction")
-    packing = examples.config.data.packing
-    if packing not in ("first_fit", "none"):
-        raise ConfigError(f"data.packing: {packing!r} must be first_fit or none")
     if isinstance(documents, lazy.Tokens):
         documents.check(examples.tokenizer, key)
-    chunks = Chunks(examples, documents, seed)
+    chunks = kind(examples, documents, seed)
     if seed is not None and chunks.held is not None and chunks.held.ends[-1] < examples.stride:
         raise ConfigError(f"{key}: {chunks.held.ends[-1]} tokens do not fill one row of "
                           f"model.max_length = {examples.config.model.max_length}; use more text "

@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data.card import Tally, card
+from llm_jax.data.chunks import streams
 from llm_jax.data.cleaning import Cleaning
 from llm_jax.data.examples import Record
 from llm_jax.data.fields import Columns
 from llm_jax.data.pipeline import build_tokenizer
 from llm_jax.data.sources import stored_tokenizer, streamed
 from llm_jax.data.tokenizers import TRAINING_CHARACTERS, UNTRAINED, Tokenizer
-from llm_jax.data.windows import streams
 from llm_jax.files import write_text
 
 WORDS = ("tokens", "tags")  # fields that are lists of words
@@ -85,7 +85,7 @@ def prepare(
 def _read(
     config: ConfigDict, wanted: Sequence[str], cleaning: Cleaning
 ) -> tuple[dict[str, Iterator[Record]], Sizes]:
-    """The documents of each split, cleaned, and their sizes, which are known when all are read."""
+    """The documents of each split, cleaned, and their sizes, complete once all have been read."""
     sizes = {split: (Tally(), Tally()) for split in SPLITS if config.data[split]}
     read = {split: streamed(config.data[split], config.data, wanted) for split in sizes}
     return {split: after(cleaning(before(read[split]), split))

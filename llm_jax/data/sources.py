@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 from llm_jax.data import corpus, fields, files, tasks, tokenizers
 from llm_jax.data.fields import Columns, Record
-from llm_jax.data.lazy import Lazy, Tokens
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Lazy, Mixture, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class _Texts(Sequence):
 def texts(docs: Sequence[Record]) -> Sequence[str]:
     """Returns all texts of the documents, labels left out; of a task, all its words."""
     if isinstance(docs, tasks.Examples):
-        return [" ".join(docs.task.words)]
+        return [" ".join(docs.task.words())]
     if isinstance(docs, list):
         return [text for doc in docs for text in fields.texts(doc)]
     return _Texts(docs)
@@ -54,13 +53,9 @@ def documents(spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)) ->
     data.FIELD_column names; several also line by line from as many text files that follow each
     other: "a.en,a.de.gz".
     """
-    parts = [*sources(spec, data, wanted).values()]
-    if len(parts) == 1:
-        return parts[0]
-    if any(isinstance(part, Lazy) for part in parts):
-        raise ConfigError(f"data: {spec!r} joins a TFDS set too large for memory with other text; "
-                          "data.weights or data.mixture_temperature mixes them")
-    return [document for part in parts for document in part]
+    problem = (f"data: {spec!r} joins a TFDS set too large for memory with other text; "
+               "data.weights or data.mixture_temperature mixes them")  # fmt: skip
+    return _joined([*sources(spec, data, wanted).values()], problem)
 
 
 def streamed(spec: str, data: ConfigDict, wanted: Sequence[str]) -> Iterator[Record]:
@@ -119,26 +114,22 @@ def splits(
         return documents(spec, data, wanted)
 
     asked = data.weights or data.mixture_limit or data.mixture_temperature != 1
-    if mixed := bool("," in data.train and asked):
-        sets = {one: _hold_out(docs, shares, fold)
-                for one, docs in sources(data.train, data, wanted).items()}  # fmt: skip
-        held = [_joined(name, [part[i] for part in sets.values()])
-                for i, name in enumerate(named, start=1)]  # fmt: skip
-    else:
-        train, *held = _hold_out(read("train", data.train), shares, fold)
+    mixed = bool("," in data.train and asked)
+    read_sets = sources(data.train, data, wanted) if mixed else {"": read("train", data.train)}
+    sets = {one: _hold_out(docs, shares, fold) for one, docs in read_sets.items()}
     validation, test = (
-        read(name, spec) if spec else part
-        for (name, spec), part in zip(named.items(), held, strict=True)
+        read(name, spec) if spec else _joined([part[i] for part in sets.values()], (
+            f"data.{name}_fraction: a source of data.train is too large to be held out of with "
+            f"others; name data.{name}, or set the fraction to 0"))
+        for i, (name, spec) in enumerate(named.items(), start=1)
     )
+    first, *_ = sets.values()
     for key, part in (("data.validation", validation), ("data.test", test)):
-        _same_words(key, part, () if mixed else train)
+        _same_words(key, part, first[0])
     validation = _without(validation, [test], "data.validation", "data.test")
     keys = "data.train", "data.validation or data.test"
-    apart = lambda docs: _without(docs, [validation, test], *keys)
-    if mixed:
-        train = Mixture({one: apart(part) for one, (part, *_) in sets.items()}, data, config.seed)
-    else:
-        train = apart(train)
+    rest = {one: _without(docs, [validation, test], *keys) for one, (docs, *_) in sets.items()}
+    train = Mixture(rest, data, config.seed) if mixed else rest[""]
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -155,7 +146,7 @@ def split(
 
 
 def _spec_of(name: str, data: ConfigDict) -> str:
-    """The split's own spec; a task, or a TFDS set that comes with it, names it by itself."""
+    """The split's own spec, or that which a task or a TFDS set with such a split has for it."""
     spec = data.get(name, "")
     if spec or (name == "validation" and data.get("folds")):
         return spec
@@ -167,11 +158,12 @@ def _spec_of(name: str, data: ConfigDict) -> str:
     return ""
 
 
-def _joined(name: str, parts: list[Sequence[Record]]) -> Sequence[Record]:
-    """What is held out of several sources."""
+def _joined(parts: list[Sequence[Record]], problem: str) -> Sequence[Record]:
+    """Documents of one or several sources, which must then all be in memory."""
+    if len(parts) == 1:
+        return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
-        raise ConfigError(f"data.{name}_fraction: a source of data.train is too large to be held "
-                          f"out of with others; name data.{name}, or set the fraction to 0")
+        raise ConfigError(problem)
     return [document for part in parts for document in part]
 
 
@@ -238,8 +230,8 @@ def _without(docs, others, key: str, other_keys: str):
 def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> None:
     """Refuses to evaluate on a task with words that training has not."""
     if isinstance(docs, tasks.Examples):
-        known = set(train.task.words if isinstance(train, tasks.Examples) else ())
-        if unknown := [word for word in docs.task.words if word not in known]:
+        known = set(train.task.words() if isinstance(train, tasks.Examples) else ())
+        if unknown := [word for word in docs.task.words() if word not in known]:
             raise ConfigError(f"{key}: its task has words that data.train has not, such as "
                               f"{unknown[0]!r}; give both the same task and vocabulary")
 
@@ -254,8 +246,7 @@ def _digest(doc: Record) -> bytes:
 def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     if spec.startswith("builtin:"):
         if spec != "builtin:python":
-            raise ConfigError(f"data: {spec!r} is unknown; the one built-in corpus is "
-                              "'builtin:python'")
+            raise ConfigError(f"data: {spec!r} is unknown; there is 'builtin:python'")
         return [{"text": text} for text in corpus.python_documents()]
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
@@ -416,7 +407,6 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record
 
 
 def _label_names(feature) -> list[str] | None:
-    """The names of a ClassLabel, or of a sequence of them."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "names", None)

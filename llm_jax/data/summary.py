@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.fields import texts
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Mixture
 
 SAMPLE = 10_000  # documents that are tokenised, spread over the set
 SHOWN = 12  # labels
@@ -24,7 +24,7 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
         return parts[0]
     key = next((name for name in ("label", "tags") if name in docs[0]), None)
     if examples.config.data.labels and key:
-        parts += _counted(Counter(_labels(docs, key)))
+        parts += _counted(docs, key)
     step = -(-len(docs) // SAMPLE)
     needs = defaultdict(list)
     for counts in _counts(examples, docs[::step]):
@@ -38,11 +38,9 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
     return "; ".join(parts)
 
 
-def _labels(docs: list[Record], key: str) -> list[str]:
-    return [x for doc in docs for x in (doc[key] if isinstance(doc[key], list) else [doc[key]])]
-
-
-def _counted(counts: Counter) -> list[str]:
+def _counted(docs: list[Record], key: str) -> list[str]:
+    labels = (doc[key] if isinstance(doc[key], list) else [doc[key]] for doc in docs)
+    counts = Counter(label for some in labels for label in some)
     total, most = counts.total(), counts.most_common(SHOWN)
     shown = ", ".join(f"{name} {count:,}" for name, count in most)
     more = f" and {len(counts) - SHOWN} more labels" * (len(counts) > SHOWN)

@@ -6,13 +6,13 @@ index), so nothing is stored, and any of them can be read at any time.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import math
 import random
 import statistics
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,36 +30,34 @@ Drawn = tuple[list[str], Collection[int]] | None
 
 
 def _option(default, low, high):
-    return dataclasses.field(default=default, metadata={"range": (low, high)})
+    return field(default=default, metadata={"range": (low, high)})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every task has; a subclass has its own options, words and examples."""
+    """What every task has; a subclass has its own options, words and examples.
+
+    Raises:
+      ValueError: options that do not go together.
+    """
 
     length: int = _option(128, 2, 2**20)
     examples: int = _option(0, 0, 2**31)  # in an epoch, or in the evaluation; 0: COUNTS
 
-    @property
     def words(self) -> list[str]:
         """All that an example may hold; the same for every length."""
         raise NotImplementedError
 
-    @property
     def longest(self) -> int:
         """Words of the longest example."""
         return self.length
-
-    def fault(self) -> str:
-        """What is wrong with the options together; '' if nothing is."""
-        return ""
 
     def draw(self, rng: np.random.Generator) -> Drawn:
         """Returns one example, or None where the draw makes none."""
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recall(Task):
     """Multi-query associative recall (Zoology: Arora 2023, arXiv:2312.04927, section 3 and E).
 
@@ -77,18 +75,16 @@ class Recall(Task):
     vocab: int = _option(64, 4, 2**17)
     power: float = _option(0.01, 0.001, 1.0)
 
-    @property
     def words(self):
         return [f"{kind}{i}" for kind in "kv" for i in range(self.vocab // 2)] + ["."]
 
-    def fault(self):
+    def __post_init__(self):
         if self.min_pairs > self.pairs:
-            return f"min_pairs={self.min_pairs} must be at most pairs={self.pairs}"
+            raise ValueError(f"min_pairs={self.min_pairs} must be at most pairs={self.pairs}")
         if self.pairs > self.vocab // 2:
-            return f"pairs={self.pairs} must be at most vocab / 2 = {self.vocab // 2}"
+            raise ValueError(f"pairs={self.pairs} must be at most vocab / 2 = {self.vocab // 2}")
         if (need := 2 * (self.pairs + self.queries)) > self.length:
-            return f"length={self.length} must be at least 2 (pairs + queries) = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 (pairs + queries) = {need}")
 
     def draw(self, rng):
         pairs = self.pairs
@@ -108,7 +104,7 @@ class Recall(Task):
         return words, {start + 1 for start in starts}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Induction(Task):
     """Induction heads (Olsson 2022, arXiv:2209.11895; as in H3 and Mamba, arXiv:2312.00752, 4.1.2).
 
@@ -119,7 +115,6 @@ class Induction(Task):
     length: int = _option(256, 4, 2**20)
     vocab: int = _option(16, 2, 2**16)
 
-    @property
     def words(self):
         return [*map(str, range(self.vocab)), "*"]
 
@@ -131,7 +126,7 @@ class Induction(Task):
         return words, {self.length - 1}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectiveCopy(Task):
     """Selective copying (Mamba: Gu & Dao 2023, arXiv:2312.00752, 4.1.1).
 
@@ -142,14 +137,12 @@ class SelectiveCopy(Task):
     tokens: int = _option(8, 1, 2**16)
     vocab: int = _option(16, 2, 2**16)
 
-    @property
     def words(self):
         return [*map(str, range(self.vocab)), ".", ":"]
 
-    def fault(self):
+    def __post_init__(self):
         if (need := 2 * self.tokens + 1) > self.length:
-            return f"length={self.length} must be at least 2 tokens + 1 = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 tokens + 1 = {need}")
 
     def draw(self, rng):
         noise = self.length - self.tokens - 1
@@ -161,7 +154,7 @@ class SelectiveCopy(Task):
         return [*words, ":", *data], range(noise + 1, self.length)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ListOps(Task):
     """ListOps (Nangia & Bowman 2018, arXiv:1804.06028; Long Range Arena: Tay 2020, 2.2.1).
 
@@ -176,7 +169,6 @@ class ListOps(Task):
     depth: int = _option(10, 2, 100)
     args: int = _option(10, 2, 100)
 
-    @property
     def words(self):
         return [*map(str, range(10)), *self.operators, "]", "="]
 
@@ -187,14 +179,12 @@ class ListOps(Task):
         "[SM": lambda values: sum(values) % 10,
     }
 
-    @property
     def longest(self):
         return self.length + 2
 
-    def fault(self):
+    def __post_init__(self):
         if self.min_length > self.length:
-            return f"min_length={self.min_length} must be at most length={self.length}"
-        return ""
+            raise ValueError(f"min_length={self.min_length} must be at most length={self.length}")
 
     def draw(self, rng):
         # Python's generator: it is many times faster than NumPy's for single numbers.
@@ -220,7 +210,7 @@ class ListOps(Task):
         return self.operators[operator](values)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Needle(Task):
     """A needle in a haystack (RULER: Hsieh 2024, arXiv:2404.06654, section 3, NIAH).
 
@@ -235,17 +225,15 @@ class Needle(Task):
     vocab: int = _option(16, 2, 2**16)
     depth: float = _option(-1.0, -1.0, 1.0)
 
-    @property
     def words(self):
         kinds = {"k": self.keys, "v": self.vocab, "w": self.vocab}
         return [f"{kind}{i}" for kind, n in kinds.items() for i in range(n)]
 
-    def fault(self):
+    def __post_init__(self):
         if self.needles > self.keys:
-            return f"needles={self.needles} must be at most keys={self.keys}"
+            raise ValueError(f"needles={self.needles} must be at most keys={self.keys}")
         if (need := 2 * self.needles + 2) > self.length:
-            return f"length={self.length} must be at least 2 needles + 2 = {need}"
-        return ""
+            raise ValueError(f"length={self.length} must be at least 2 needles + 2 = {need}")
 
     def draw(self, rng):
         places = self.length - 2 - self.needles  # a needle and a word take one each
@@ -261,7 +249,7 @@ class Needle(Task):
         return [*hay, f"k{keys[0]}", f"v{values[0]}"], {len(hay) + 1}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Permutations(Task):
     """State tracking: the word problem of a symmetric group (Merrill 2024, arXiv:2404.08819).
 
@@ -272,7 +260,6 @@ class Permutations(Task):
     length: int = _option(18, 3, 2**17)
     n: int = _option(3, 2, 6)
 
-    @property
     def words(self):
         return ["=", *("p" + "".join(map(str, p)) for p in itertools.permutations(range(self.n)))]
 
@@ -286,7 +273,7 @@ class Permutations(Task):
                 [*drawn, None, state]], {count + 1}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Modular(Task):
     """Modular arithmetic without brackets (Deletang 2022, arXiv:2207.02098, table 1).
 
@@ -297,11 +284,9 @@ class Modular(Task):
     numbers: int = _option(8, 1, 2**16)
     base: int = _option(5, 2, 100)
 
-    @property
     def words(self):
         return [*map(str, range(self.base)), *"+-*="]
 
-    @property
     def longest(self):
         return 2 * self.numbers + 1
 
@@ -347,15 +332,12 @@ class Examples(Sequence):
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), i % len(self)))
         for _ in range(TRIES):
             drawn = self.task.draw(rng)
-            if drawn and _split_of(drawn[0]) == self.split:
+            text = " ".join(drawn[0]) if drawn else ""
+            place = hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 8
+            if drawn and {0: "validation", 1: "test"}.get(place, "train") == self.split:
                 return {"parts": _parts(*drawn)}
         raise ConfigError(f"data.{self.split}: {self.task} has no example in {TRIES:,} draws; "
                           "give it more room")
-
-
-def _split_of(words: list[str]) -> str:
-    place = hashlib.blake2b(" ".join(words).encode(), digest_size=1).digest()[0] % 8
-    return {0: "validation", 1: "test"}.get(place, "train")
 
 
 def _parts(words: list[str], answers: Collection[int]) -> tuple[Part, ...]:
@@ -369,15 +351,14 @@ def parse(spec: str, key: str) -> Task:
     name, _, text = spec.removeprefix(PREFIX).partition("?")
     if name not in TASKS:
         raise ConfigError(f"{key}={spec!r}: there is no task {name!r}, only {', '.join(TASKS)}")
-    fields = {field.name: field for field in dataclasses.fields(TASKS[name])}
-    options = {}
+    known, options = {x.name: x for x in fields(TASKS[name])}, {}
     for item in filter(None, text.split("&")):
         option, _, value = item.partition("=")
-        if option not in fields:
-            known = ", ".join(f"{field.name}={field.default}" for field in fields.values())
+        if option not in known:
+            usual = ", ".join(f"{x.name}={x.default}" for x in known.values())
             raise ConfigError(f"{key}={spec!r}: task {name} has no option {option!r}; it has, "
-                              f"with these defaults, {known}")
-        kind, (low, high) = fields[option].type, fields[option].metadata["range"]
+                              f"with these defaults, {usual}")
+        kind, (low, high) = known[option].type, known[option].metadata["range"]
         options[option] = math.nan
         with contextlib.suppress(ValueError):
             options[option] = kind(value)
@@ -385,10 +366,10 @@ def parse(spec: str, key: str) -> Task:
             what = "an integer" if kind is int else "a number"
             raise ConfigError(f"{key}={spec!r}: {option}={value!r} must be {what} from {low} "
                               f"to {high}")
-    task = TASKS[name](**options)
-    if fault := task.fault():
-        raise ConfigError(f"{key}={spec!r}: {fault}")
-    return task
+    try:
+        return TASKS[name](**options)
+    except ValueError as error:
+        raise ConfigError(f"{key}={spec!r}: {error}") from error
 
 
 def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examples:
@@ -404,9 +385,9 @@ def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examp
         raise ConfigError(f"objective.name={objective!r}: {key}={spec!r} needs 'completion'")
     if tokenizer != "words":
         raise ConfigError(f"tokenizer.name={tokenizer!r}: {key}={spec!r} needs 'words'")
-    if task.longest > config.model.max_length:
+    if (longest := task.longest()) > config.model.max_length:
         raise ConfigError(f"model.max_length={config.model.max_length}: {key}={spec!r} has "
-                          f"examples of {task.longest} tokens; set at least that")
+                          f"examples of {longest} tokens; set at least that")
     examples = Examples(task, split, config.seed)
     examples[0]  # raises here, rather than in a thread of the pipeline
     return examples

@@ -1,8 +1,6 @@
 """Tokenizers: bytes, characters, words, BPE, WordPiece, and published files."""
 
-import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -58,6 +56,7 @@ class Tokenizer(ABC):
     chat_template: str | dict[str, str] | None = None
     clean_up: bool | None = None
     split_specials: bool | None = None
+    _aligner: Any = None  # a `tokenizers` object that says where tokens stand
     kind: str
     vocab_size: int
     bos_id: int
@@ -95,14 +94,11 @@ class Tokenizer(ABC):
 
         A blank before a word may belong to its first token.
         """
+        if self._aligner is None:
+            self._aligner = self.backend()
+            self._aligner.encode_special_tokens = True
         encoding = self._aligner.encode(_valid(text), add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array(encoding.offsets, int).reshape(-1, 2)
-
-    @functools.cached_property
-    def _aligner(self):
-        backend = self.backend()
-        backend.encode_special_tokens = True
-        return backend
 
     def between(self) -> list[int]:
         """Returns the ids between two texts that are read as one row."""
@@ -204,8 +200,6 @@ def build(
             return _open_file(_file(config), specials)
         case "sentencepiece":
             return SentencePiece(_file(config), specials)
-    raise ConfigError(f"tokenizer.name: {config.name!r} is unknown; it must be bytes, chars, "
-                      "words, bpe, wordpiece, file or sentencepiece")
 
 
 class Listed(Tokenizer):
@@ -216,7 +210,7 @@ class Listed(Tokenizer):
     """
 
     NAMES = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
-    stored: str  # what the units are called in the file that `save` writes
+    stored = ""  # what the units are called in the file that `save` writes; "": they are not there
     blank = ""  # decoding puts it between units
 
     def __init__(self, units: Sequence[str], specials: Sequence[str] = ()):
@@ -251,11 +245,13 @@ class Listed(Tokenizer):
         return models.WordLevel({piece: i for i, piece in enumerate(self.pieces())}, "[UNK]")
 
     def _write(self, folder: Path) -> dict:
-        return {self.stored: self.units, "specials": list(self.specials)[len(self.NAMES) :]}
+        units = {self.stored: self.units} if self.stored else {}
+        return units | {"specials": list(self.specials)[len(self.NAMES) :]}
 
     @classmethod
     def _open(cls, folder: Path, about: dict) -> "Listed":
-        return cls(about[cls.stored], about["specials"])
+        units = [about[cls.stored]] if cls.stored else []
+        return cls(*units, about["specials"])
 
 
 class Bytes(Listed):
@@ -283,13 +279,6 @@ class Bytes(Listed):
         symbols |= {chr(256 + i): byte for i, byte in enumerate(hidden)}
         split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return models.BPE(symbols, []), split, decoders.ByteLevel()
-
-    def _write(self, folder: Path) -> dict:
-        return {"specials": list(self.specials)[3:]}
-
-    @classmethod
-    def _open(cls, folder: Path, about: dict) -> "Bytes":
-        return cls(about["specials"])
 
 
 class Chars(Listed):
@@ -366,10 +355,6 @@ class HuggingFace(Tokenizer):
     def between(self) -> list[int]:
         ids = self._tokenizer.post_processor and template(self._tokenizer, pair=True)[1]
         return ids or super().between()
-
-    def decoder(self) -> str:
-        """Returns what tokenizer.json says of the way back to text, as JSON."""
-        return json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
 
     def backend(self):
         from tokenizers import Tokenizer
@@ -489,7 +474,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
     """
     utf8 = lambda piece: len(piece.encode())
     blank = lambda piece: utf8(re.sub(r"\A<0x[0-9A-F]{2}>\Z", " ", piece).replace("\u2581", " "))
-    decoder = tokenizer.decoder() if tokenizer.kind == "huggingface" else ""
+    decoder = str(tokenizer.backend().decoder) if tokenizer.kind == "huggingface" else ""
     if tokenizer.kind == "bytes" or "ByteLevel" in decoder:
         count = len  # each byte is written as one character
     elif tokenizer.kind == "chars":

@@ -2,10 +2,9 @@
 
 from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.cache import Memory
-from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
 from llm_jax.decode.sample import generate
-from llm_jax.decode.score import log_likelihoods
+from llm_jax.decode.score import fill, log_likelihoods
 from llm_jax.decode.text import Prompt, complete, read, stream
 
 __all__ = [

@@ -14,11 +14,6 @@ from llm_jax.models import Model
 from llm_jax.models.attention import kept
 
 
-def cacheable(model: Model) -> bool:
-    """Whether each of the model's kinds of attention can continue from stored keys and values."""
-    return all("cache" in attention.get(x.attention).supports for x in _layers(model))
-
-
 def _layers(model):
     """The configs of the decoder's layers."""
     return configs.layers(model.cfg, configs.depths(model.cfg).get("decoder", 0))
@@ -148,6 +143,13 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
     return tokens, lengths
 
 
+def batch_of(rows: Sequence[Sequence[int]], most: int, side: str = "") -> dict[str, np.ndarray]:
+    """Rows of ids as `pad` has them: {SIDEtokens, SIDEsegment_ids (0: padding)}, [B, T] both."""
+    tokens, lengths = pad(rows, most)
+    real = np.arange(tokens.shape[1]) < lengths[:, None]
+    return {f"{side}tokens": tokens, f"{side}segment_ids": real.astype(np.int32)}
+
+
 def resumable(reader: Reader) -> bool:
     """Whether a cache serves any text that begins as its own: it has all keys, and no state."""
 
@@ -174,17 +176,15 @@ def prepare(
         at each step: slow, and the same tokens.
       allowed: bool [V], the ids that may be drawn; None: all.
     """
-    length, encoder_batch = model.cfg.max_length, None
-    if sources is not None:
-        tokens, lengths = pad(sources, length)
-        real = np.arange(tokens.shape[1]) < lengths[:, None]  # segment 0 is padding
-        encoder_batch = {"encoder_tokens": tokens, "encoder_segment_ids": real.astype(np.int32)}
+    length = model.cfg.max_length
+    encoder_batch = None if sources is None else batch_of(sources, length, "encoder_")
     eos = np.array([*np.ravel(eos_id)] or [-1], np.int32)
     arrays = Prompts(*pad(prompts, length), eos), encoder_batch, allowed
     prompts, encoder_batch, allowed = replicated(arrays)
     room = round_up(max_new_tokens, length)
     size = min(prompts.tokens.shape[1] + room, length)
-    cached = cacheable(model) if cached is None else cached
+    if cached is None:
+        cached = all("cache" in attention.get(x.attention).supports for x in _layers(model))
     return Reader(model, params, encoder_batch, size, cached, prefix, allowed), prompts, room
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from llm_jax.config import ConfigError
 from llm_jax.decode.cache import Memory
 
-NEW_TOKENS = 64  # written where nothing else is asked for and the model has room for them
+NEW_TOKENS = 64  # max_new_tokens, where it is not given and the model has room for them
 FILE = "generation_config.json"
 # What is not in llm_jax, but changes nothing at these values (None: unset).
 NEUTRAL = {
@@ -32,7 +32,7 @@ TYPES = LISTS | {"do_sample": (bool,)} | dict.fromkeys(
     ("top_k", "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens",
      "max_length", "min_length"), (int,)
 )  # fmt: skip
-LARGE = float(np.finfo(np.float32).max)  # more is infinite to XLA
+LARGE = float(np.finfo(np.float32).max)  # more is infinite in float32
 COUNT = (lambda x: x >= 1, "at least 1")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": COUNT, "samples": COUNT, "beams": COUNT, "batch_size": COUNT,
@@ -119,17 +119,6 @@ class Request:
         if problem:
             raise ConfigError(problem)
 
-    def _check_resolved(self) -> None:
-        beams, samples = self.beams, self.samples
-        if beams > 1 and self.stop:
-            raise ConfigError(f"beams={beams}: beam search does not stop at {self.stop}; use "
-                              "beams=1, or stop=()")
-        if 1 < beams < samples:
-            raise ConfigError(f"samples={samples}: must be at most beams={beams}")
-        if samples > 1 and beams == 1 and self.temperature == 0:
-            raise ConfigError(f"samples={samples}: greedy search has one; set temperature=1, or "
-                              f"beams={samples}")
-
     def resolve(self, kind: str, stated: Mapping[str, Any] | None) -> "Request":
         """Fills in what is left open: from `stated`, a generation_config.json, as transformers
         takes it (greedy unless do_sample, top_k 50 where it draws); then the defaults.
@@ -146,7 +135,15 @@ class Request:
                     "beams": 1, "length_penalty": 0.6, "repetition_penalty": 1.0, "samples": 1,
                     "min_new_tokens": 0, "stop": ()}  # fmt: skip
         asked = replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
-        asked._check_resolved()
+        beams, samples = asked.beams, asked.samples
+        if beams > 1 and asked.stop:
+            raise ConfigError(f"beams={beams}: beam search does not stop at {asked.stop}; use "
+                              "beams=1, or stop=()")
+        if 1 < beams < samples:
+            raise ConfigError(f"samples={samples}: must be at most beams={beams}")
+        if samples > 1 and beams == 1 and asked.temperature == 0:
+            raise ConfigError(f"samples={samples}: greedy search has one; set temperature=1, or "
+                              f"beams={samples}")
         return asked
 
     def _stated(self, stated: dict[str, Any]) -> dict[str, Any]:

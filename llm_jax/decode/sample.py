@@ -51,12 +51,11 @@ def stream(
     length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
     numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
     every = every or (8 if stop else max_new_tokens)
-    ends = set(read.eos.tolist())
-    rows, new = [list(p) for p in prompts], [[] for _ in prompts]
-    ended = np.zeros(len(prompts), bool)
+    text = _Written(prompts, set(read.eos.tolist()), stop)
     memory = memory if len(prompts) == 1 and resumable(reader) else None
     done = 0
-    while done < max_new_tokens and not ended.all():
+    while done < max_new_tokens and not text.ended.all():
+        rows = [[*prompt, *ids] for prompt, ids in zip(prompts, text.ids, strict=True)]
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         tokens, lengths = pad(contexts, length)
         steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
@@ -70,34 +69,44 @@ def stream(
         read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
         draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
         seen = replicated(rules.seen(rows, vocabulary))
-        over = replicated(ended.copy())
+        over = replicated(text.ended.copy())
         state, cache = _begin(reader, read, room, over, seen, draw, cache, first)
-        before, until = [len(row) for row in new], 1
+        until = 1
         while True:
-            for i, fresh in enumerate(np.asarray(state.ids)[:, :until].tolist()):
-                if not ended[i]:
-                    end = next((n for n, token in enumerate(fresh) if token in ends), until)
-                    new[i][before[i] :] = fresh[: end + 1]
-                    ended[i] = not ends.isdisjoint(new[i])
-                    kept = stop(prompts[i], new[i]) if stop else None
-                    if kept is not None:
-                        new[i][kept:], ended[i] = [], True
+            text.take(np.asarray(state.ids)[:, :until].tolist(), done)
             if memory:
-                memory.ids, memory.cache = [*contexts[0], *new[0][before[0] :]][:-1], cache
-            yield new
-            if until == steps or ended.all():
+                memory.ids, memory.cache = [*contexts[0], *text.ids[0][done:]][:-1], cache
+            yield text.ids
+            if until == steps or text.ended.all():
                 break
             until = min(until + every, steps)
             if memory:
                 memory.cache = None  # which is given away
-            state = state._replace(ended=replicated(ended.copy()))
+            state = state._replace(ended=replicated(text.ended.copy()))
             state, cache = _go_on(reader, read, cache, state, until, draw)
-        rows = [[*prompt, *written] for prompt, written in zip(prompts, new, strict=True)]
-        done = max(map(len, new))
+        done += until
+
+
+class _Written:
+    """The ids behind each prompt, and which rows have ended [B]."""
+
+    def __init__(self, prompts: Sequence, ends: set[int], stop: Callable | None):
+        self.prompts, self.ends, self.stop = prompts, ends, stop
+        self.ids, self.ended = [[] for _ in prompts], np.zeros(len(prompts), bool)
+
+    def take(self, fresh: list[list[int]], done: int) -> None:
+        """Takes what a program has written of each row, behind the first `done` ids."""
+        for i in np.flatnonzero(~self.ended):
+            end = next((n for n, token in enumerate(fresh[i]) if token in self.ends), None)
+            self.ids[i][done:] = fresh[i] if end is None else fresh[i][: end + 1]
+            kept = self.stop(self.prompts[i], self.ids[i]) if self.stop else None
+            if kept is not None:
+                del self.ids[i][kept:]
+            self.ended[i] = end is not None or kept is not None
 
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
-    """Settings of `choose`; None leaves a step out of the program, else it is an argument of it."""
+    """Settings of `choose`: None leaves a step out of the program, a number is its argument."""
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
@@ -107,7 +116,7 @@ def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
 
 
 def _forgotten(n: int, length: int) -> int:
-    """Tokens of n that are no longer looked at: length / 2 at a time, whatever other rows need."""
+    """How many of n tokens are out of the context window, which moves by length / 2 at a time."""
     half = max(length // 2, 1)
     return max(-((length - n) // half), 0) * half
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts."""
+"""Log-probabilities of given texts, and the likeliest tokens of a masked model's gaps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
-from llm_jax.decode.cache import pad, replicated
+from llm_jax.config import ConfigError
+from llm_jax.decode.cache import batch_of, pad, replicated, round_up
 from llm_jax.models import Model
 
 
@@ -30,26 +31,20 @@ def log_likelihoods(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for at in range(0, len(order), batch_size):
         places = order[at : at + batch_size]
-        tokens, lengths = pad([rows[i][:-1] for i in places], length)
-        batch = {"tokens": tokens, "segment_ids": _real(tokens, lengths)}
+        batch = batch_of([rows[i][:-1] for i in places], length)
         if sources:
-            read, sizes = pad([sources[i] for i in places], length)
-            batch |= {"encoder_tokens": read, "encoder_segment_ids": _real(read, sizes)}
+            batch |= batch_of([sources[i] for i in places], length, "encoder_")
+        real = batch["segment_ids"] > 0
         first = np.array([starts[i] for i in places], np.int32)
         if prefix:
             batch["prefix"] = first
-        targets = np.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-        targets[np.arange(len(places)), lengths - 1] = [rows[i][-1] for i in places]
-        at_least = np.arange(tokens.shape[1]) >= first[:, None] - 1
-        wanted = at_least & (batch["segment_ids"] > 0)
+        targets = np.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
+        targets[np.arange(len(places)), real.sum(1) - 1] = [rows[i][-1] for i in places]
+        wanted = real & (np.arange(real.shape[1]) >= first[:, None] - 1)
         sums, best = _score(model, params, *replicated((batch, targets, wanted)))
         for i, total, greedy in zip(places, np.asarray(sums), np.asarray(best), strict=True):
             results[i] = float(total), bool(greedy)
     return results
-
-
-def _real(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -65,3 +60,40 @@ def _score(model, params, batch, targets, wanted):
         return jnp.where(wanted, each, 0).sum(), ((logits.argmax(-1) == targets) | ~wanted).all()
 
     return replicated(jax.lax.map(row, (outputs.hidden, targets, wanted)))
+
+
+def fill(
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], mask_id: int,
+    *, top_k: int = 5, allowed: np.ndarray | None = None,
+) -> list[list[list[tuple[int, float]]]]:
+    """Fills masks: for each prompt and each mask_id in it, the top_k (id, probability).
+
+    The likeliest comes first. Each gap is filled as if the others stayed open (Devlin 2019, 3.1).
+    Probabilities are among the `allowed` ids, bool [V]; None: all.
+
+    Raises:
+      ConfigError: top_k is more than there are ids.
+    """
+    cfg = model.cfg
+    allowed = np.ones(cfg.vocab_size, bool) if allowed is None else allowed
+    if top_k > allowed.sum():
+        raise ConfigError(f"top_k={top_k}: must be at most {allowed.sum()}, the ids there are")
+    gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
+    places, counts = pad(gaps, cfg.max_length)
+    batch = batch_of(prompts, cfg.max_length) | {"masked_positions": places}
+    arrays = replicated((batch, allowed))
+    likeliest = _likeliest(model, round_up(top_k, cfg.vocab_size), params, *arrays)
+    ids, probabilities = (np.asarray(x)[..., :top_k].tolist() for x in likeliest)
+    return [
+        [list(zip(*pair, strict=True)) for pair in zip(i[:n], p[:n], strict=True)]
+        for i, p, n in zip(ids, probabilities, counts, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _likeliest(model, top_k, params, batch, allowed):
+    """Tokens [B, T] with gaps at masked_positions [B, P] -> ids, probabilities [B, P, top_k]."""
+    logits = models.logits(model.apply({"params": params}, batch))
+    probability = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+    values, ids = jax.lax.top_k(probability, top_k)
+    return replicated((ids, values))

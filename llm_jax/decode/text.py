@@ -3,9 +3,8 @@
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,9 +15,8 @@ from llm_jax.data import chat
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
 from llm_jax.decode import sample
 from llm_jax.decode.beam import beam_search
-from llm_jax.decode.fill import fill
 from llm_jax.decode.request import Request
-from llm_jax.decode.score import log_likelihoods
+from llm_jax.decode.score import fill, log_likelihoods
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
@@ -53,10 +51,8 @@ def complete(
       ConfigError: a model without logits of words, a prompt that it cannot take, or settings that
         do not go together.
     """
-    rows = read(model.cfg, tokenizer, prompts, objective)
-    request = _request(model, tokenizer, settings)
-    write = _fill_gaps if model.cfg.kind == "encoder" else _write
-    samples = write(model, params, tokenizer, rows, request, objective)
+    job = _Job(model, params, tokenizer, prompts, objective, settings)
+    samples = job.fill() if model.cfg.kind == "encoder" else job.write()
     first = ("prompt", "completion", "tokens")
     named = [{"prompt": p} | one for p, some in zip(prompts, samples, strict=True) for one in some]
     return [{name: sample[name] for name in first} | sample for sample in named]
@@ -70,30 +66,22 @@ def stream(
 
     What a stop string or a character may still need is held back.
     """
-    rows = read(model.cfg, tokenizer, [prompt], objective)
-    request = replace(_request(model, tokenizer, settings), samples=1)
-    if request.beams > 1:
-        raise ConfigError(f"beams={request.beams}: beam search has no text before its end")
-    job = _job(model, tokenizer, rows, objective)
-    inputs, shown = _inputs(model, tokenizer, job, request) | {"every": 1}, 0
-    for (ids,) in sample.stream(model, params, job.rows, **inputs):
-        text = _before(request.stop, job.spoken(job.rows[0], ids))
+    settings = settings | {"samples": 1}
+    job = _Job(model, params, tokenizer, [prompt], objective, settings)
+    stops, shown = job.request.stop, 0
+    if job.request.beams > 1:
+        raise ConfigError(f"beams={job.request.beams}: beam search has no text before its end")
+    for (ids,) in sample.stream(model, params, job.rows, **job.inputs(), every=1):
+        text = _before(stops, job.spoken(job.rows[0], ids))
         sure = text.rstrip("\ufffd")
-        stop_begins = (i for stop in request.stop for i in range(1, len(stop))
-                 if sure.endswith(stop[:i]))  # fmt: skip
+        stop_begins = (i for stop in stops for i in range(1, len(stop))
+                       if sure.endswith(stop[:i]))  # fmt: skip
         sure = sure[: len(sure) - max(stop_begins, default=0)]
         if len(sure) > shown:
             yield sure[shown:]
             shown = len(sure)
     if len(text) > shown:
         yield text[shown:]
-
-
-def _request(model: Model, tokenizer: Tokenizer, settings: dict[str, Any]) -> Request:
-    """What is asked, checked and filled in."""
-    request, kind = Request(**settings), model.cfg.kind
-    request.check(kind)
-    return request if kind == "encoder" else request.resolve(kind, tokenizer.generation)
 
 
 def read(
@@ -136,132 +124,137 @@ def read(
     return rows
 
 
-class _Job(NamedTuple):
-    """What is to be continued."""
+class _Job:
+    """What is to be continued or filled in, and how.
 
-    rows: list[list[int]]
-    spoken: Callable[[Sequence[int], list[int]], str]  # (row, ids behind it) -> their text
-    sources: list[list[int]] | None = None  # an encoder's
-    prefix: bool = False
+    Attributes:
+      rows: ids, which the decoder goes on from; of a masked model those with the gaps.
+      sources: an encoder-decoder's prompts.
+    """
 
+    def __init__(self, model, params, tokenizer, prompts, objective, settings):
+        self.model, self.params, self.tokenizer, self.sources = model, params, tokenizer, None
+        self.rows = read(model.cfg, tokenizer, prompts, objective)
+        request, kind = Request(**settings), model.cfg.kind
+        request.check(kind)
+        self.request = request
+        if kind != "encoder":
+            self.request = request.resolve(kind, tokenizer.generation)
+        if kind == "encoder_decoder":
+            self.rows, self.sources = [[tokenizer.bos_id] for _ in self.rows], self.rows
+        self.prefix = bool(objective) and objectives.get(objective.name).prefix
 
-def _job(model, tokenizer, rows, objective) -> _Job:
-    if model.cfg.kind == "encoder_decoder":
-        spoken = lambda row, ids: _with_sentinels(tokenizer, ids)
-        return _Job([[tokenizer.bos_id] for _ in rows], spoken, rows)
-
-    def spoken(row: Sequence[int], ids: list[int]) -> str:
+    def spoken(self, row: Sequence[int], ids: list[int]) -> str:
+        """The text of ids behind a row."""
+        tokenizer = self.tokenizer
+        if self.sources:
+            return _with_sentinels(tokenizer, ids)
         # Decoded apart, the space between prompt and completion would be lost.
         whole, start = tokenizer.decode([*row, *ids]), tokenizer.decode(row)
         return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(ids)
 
-    prefix = bool(objective) and bool(objectives.get(objective.name).prefix)
-    return _Job(rows, spoken, prefix=prefix)
+    def stop(self, row: Sequence[int], ids: list[int]) -> int | None:
+        """How many ids there are when a stop string is complete; None where none is."""
+        ended = lambda n: any(x in self.spoken(row, ids[:n]) for x in self.request.stop)
+        return next(n for n in range(1, len(ids) + 1) if ended(n)) if ended(len(ids)) else None
 
+    def allowed(self) -> np.ndarray:
+        """bool [V]: the ids that a token of the tokenizer has, without those to be suppressed."""
+        vocabulary = self.model.cfg.vocab_size
+        named = np.array([bool(piece) for piece in self.tokenizer.pieces()])[:vocabulary]
+        allowed = np.pad(named, (0, vocabulary - len(named)))
+        allowed[[i for i in self.request.suppressed if 0 <= i < vocabulary]] = False
+        if not allowed.any():
+            raise ConfigError("suppressed: leaves no id that could be drawn")
+        return allowed
 
-def _inputs(model, tokenizer, job: _Job, request) -> dict[str, Any]:
-    """Arguments of `sample.stream`, or `beam_search`, for all rows."""
-    length, longest = model.cfg.max_length, max(map(len, job.rows))
-    room = max(1, length - longest + 1)
-    count = request.tokens(longest, room)
-    names = ["repetition_penalty"]
-    if request.beams > 1:
-        names += ["beams", "length_penalty"]
-    else:
-        names += ["temperature", "top_k", "top_p", "min_p", "seed"]
-        if count > room:
-            log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
-                        "leaves room for %d; beyond that, the beginning is forgotten",
-                        count, longest, length, room)
-    inputs = {name: getattr(request, name) for name in names}
-    if request.beams == 1:
-        inputs |= {"stop": _stop(request.stop, job.spoken), "memory": request.memory}
-    least = [max(request.min_new_tokens, request.min_length - len(row)) for row in job.rows]
-    return inputs | {
-        "max_new_tokens": count, "allowed": _allowed(model, tokenizer, request),
-        "eos_id": tokenizer.eos_id if request.eos_ids is None else request.eos_ids,
-        "sources": job.sources, "min_new_tokens": least, "prefix": job.prefix,
-    }  # fmt: skip
-
-
-def _write(model, params, tokenizer, rows, request, objective) -> list[list[dict]]:
-    """The samples of each prompt: {tokens, completion}, with a beam's score."""
-    job = _job(model, tokenizer, rows, objective)
-    inputs = _inputs(model, tokenizer, job, request)
-    copies = 1 if request.beams > 1 else request.samples
-    of = [i for i in range(len(rows)) for _ in range(copies)]  # the prompt of each draw
-    lengths = [len(row) for row in job.sources or job.rows]
-    order = sorted(range(len(of)), key=lambda k: lengths[of[k]])
-    samples = [[] for _ in rows]
-    for at in range(0, len(order), request.batch_size):
-        draws = order[at : at + request.batch_size]
-        places = [of[k] for k in draws]
-        take = lambda rows: rows and [rows[i] for i in places]  # noqa: B023
-        each = {name: take(inputs[name]) for name in ("sources", "min_new_tokens")}
-        given, settings = take(job.rows), inputs | each
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of `sample.stream`, or `beam_search`, for all rows."""
+        request, length = self.request, self.model.cfg.max_length
+        longest = max(map(len, self.rows))
+        room = max(1, length - longest + 1)
+        count = request.tokens(longest, room)
+        names = ["repetition_penalty"]
         if request.beams > 1:
-            best = beam_search(model, params, given, **settings)
-            written = [[h._asdict() for h in beams[: request.samples]] for beams in best]
+            names += ["beams", "length_penalty"]
         else:
-            ids = sample.generate(model, params, given, draws=draws, **settings)
-            written = [[{"tokens": row}] for row in ids]
-        for i, new in zip(places, written, strict=True):
-            samples[i] += new
-    for row, some in zip(job.rows, samples, strict=True):
-        for one in some:
-            one["completion"] = _before(request.stop, job.spoken(row, one["tokens"]))
-    if request.scored and request.beams == 1:
-        rows = [[*job.rows[i], *one["tokens"]] for i, some in enumerate(samples) for one in some]
-        sources = job.sources and [job.sources[i] for i in of]
-        starts = [len(job.rows[i]) for i in of]
-        scores = log_likelihoods(model, params, rows, starts, sources=sources, prefix=job.prefix)
-        for one, (score, _) in zip(itertools.chain(*samples), scores, strict=True):
+            names += ["temperature", "top_k", "top_p", "min_p", "seed", "memory"]
+            if count > room:
+                log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
+                            "leaves room for %d; beyond that, the beginning is forgotten",
+                            count, longest, length, room)
+        inputs = {name: getattr(request, name) for name in names}
+        if request.beams == 1:
+            inputs["stop"] = self.stop if request.stop else None
+        least = [max(request.min_new_tokens, request.min_length - len(row)) for row in self.rows]
+        return inputs | {
+            "max_new_tokens": count, "allowed": self.allowed(), "sources": self.sources,
+            "eos_id": self.tokenizer.eos_id if request.eos_ids is None else request.eos_ids,
+            "min_new_tokens": least, "prefix": self.prefix,
+        }  # fmt: skip
+
+    def write(self) -> list[list[dict]]:
+        """The samples of each prompt: {tokens, completion}, with a beam's score."""
+        model, params, request, inputs = self.model, self.params, self.request, self.inputs()
+        copies = 1 if request.beams > 1 else request.samples
+        of = [i for i in range(len(self.rows)) for _ in range(copies)]  # the prompt of each draw
+        lengths = [len(row) for row in self.sources or self.rows]
+        order = sorted(range(len(of)), key=lambda k: lengths[of[k]])
+        samples = [[] for _ in self.rows]
+        for at in range(0, len(order), request.batch_size):
+            draws = order[at : at + request.batch_size]
+            places = [of[k] for k in draws]
+            take = lambda rows: rows and [rows[i] for i in places]  # noqa: B023
+            each = {name: take(inputs[name]) for name in ("sources", "min_new_tokens")}
+            given, settings = take(self.rows), inputs | each
+            if request.beams > 1:
+                best = beam_search(model, params, given, **settings)
+                written = [[h._asdict() for h in beams[: request.samples]] for beams in best]
+            else:
+                ids = sample.generate(model, params, given, draws=draws, **settings)
+                written = [[{"tokens": row}] for row in ids]
+            for i, new in zip(places, written, strict=True):
+                samples[i] += new
+        for row, some in zip(self.rows, samples, strict=True):
+            for one in some:
+                one["completion"] = _before(request.stop, self.spoken(row, one["tokens"]))
+        if request.scored and request.beams == 1:
+            self._score(samples)
+        return samples
+
+    def _score(self, samples: list[list[dict]]) -> None:
+        """Gives each sample its log-probability."""
+        pairs = [(i, one) for i, some in enumerate(samples) for one in some]
+        rows = [[*self.rows[i], *one["tokens"]] for i, one in pairs]
+        sources = self.sources and [self.sources[i] for i, _ in pairs]
+        starts = [len(self.rows[i]) for i, _ in pairs]
+        scores = log_likelihoods(self.model, self.params, rows, starts, sources=sources,
+                                 prefix=self.prefix)  # fmt: skip
+        for (_, one), (score, _) in zip(pairs, scores, strict=True):
             one["score"] = score
-    return samples
+
+    def fill(self) -> list[list[dict]]:
+        """The one sample of each prompt of a masked model, with the candidates for its gaps."""
+        tokenizer, samples = self.tokenizer, []
+        mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
+        top_k = self.request.top_k or 5
+        filled = fill(self.model, self.params, self.rows, mask, top_k=top_k, allowed=self.allowed())
+        for row, gaps in zip(self.rows, filled, strict=True):
+            best = iter(gap[0][0] for gap in gaps)
+            row = row[len(before) : len(row) - len(behind)]
+            tokens = [next(best) if token == mask else token for token in row]
+            candidates = [
+                [{"token": i, "text": tokenizer.decode([i]), "probability": p} for i, p in gap]
+                for gap in gaps
+            ]
+            samples.append([{"completion": tokenizer.decode(tokens), "tokens": tokens,
+                             "candidates": candidates}])  # fmt: skip
+        return samples
 
 
 def _before(stops: Sequence[str], text: str) -> str:
     """The text before the first of the stop strings."""
     return text[: min((i for i in map(text.find, stops) if i >= 0), default=len(text))]
-
-
-def _stop(stops: Sequence[str], spoken: Callable) -> Callable | None:
-    """What `stream` asks for: how many ids there are when a stop string is complete."""
-    if not stops:
-        return None
-
-    def stop(row: Sequence[int], ids: list[int]) -> int | None:
-        ended = lambda n: any(text in spoken(row, ids[:n]) for text in stops)
-        return next(n for n in range(1, len(ids) + 1) if ended(n)) if ended(len(ids)) else None
-
-    return stop
-
-
-def _allowed(model: Model, tokenizer: Tokenizer, request: Request) -> np.ndarray:
-    """bool [V]: the ids that a token of the tokenizer has, without those to be suppressed."""
-    named = np.array([bool(piece) for piece in tokenizer.pieces()])[: model.cfg.vocab_size]
-    allowed = np.pad(named, (0, model.cfg.vocab_size - len(named)))
-    allowed[[i for i in request.suppressed if 0 <= i < len(allowed)]] = False
-    if not allowed.any():
-        raise ConfigError("suppressed: leaves no id that could be drawn")
-    return allowed
-
-
-def _fill_gaps(model, params, tokenizer, rows, request, objective) -> list[list[dict]]:
-    mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
-    samples, allowed = [], _allowed(model, tokenizer, request)
-    filled = fill(model, params, rows, mask, top_k=request.top_k or 5, allowed=allowed)
-    for row, gaps in zip(rows, filled, strict=True):
-        best = iter(gap[0][0] for gap in gaps)
-        row = row[len(before) : len(row) - len(behind)]
-        tokens = [next(best) if token == mask else token for token in row]
-        candidates = [
-            [{"token": i, "text": tokenizer.decode([i]), "probability": p} for i, p in gap]
-            for gap in gaps
-        ]
-        filled_in = {"completion": tokenizer.decode(tokens), "tokens": tokens}
-        samples.append([filled_in | {"candidates": candidates}])
-    return samples
 
 
 def _with_sentinels(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

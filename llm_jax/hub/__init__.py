@@ -81,7 +81,6 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return ""
     unprefixed = (*family.copies, *family.aliases)
-    unprefixed += tuple(s for starts in family.heads.values() for s in starts)
     modules = [family.modules, *family.by_head.values()]
     unprefixed += tuple(v for m in modules for v in m.values() if not v.startswith(family.prefix))
     tensors.rename(lambda name: name if name.startswith(unprefixed) else family.prefix + name)

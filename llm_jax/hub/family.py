@@ -21,8 +21,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.config import ConfigError
+from llm_jax.models.functions import GATED
 from llm_jax.models.heads import HEADS
-from llm_jax.models.layers import GATED
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ class Family:
       modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
       gated_modules: the entries that a gated feed-forward has instead.
       prefix: before the names of the headless model; a file may leave it out.
-      heads: key of config.model -> {start of a tensor's name: value where there is such a one},
-        a function of config.json or a value; of model.head, all that there are, else the last.
       by_head: model.head -> entries of `modules` that such a model has instead.
       classes: model.head -> their class.
       copies: their tensor -> the one that it must equal; read where the other is left out.
@@ -84,7 +82,6 @@ class Family:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     gated_modules: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_head: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +104,7 @@ class Family:
 
 TOKEN_IDS = {"bos_token_id": "bos_id", "eos_token_id": "eos_id", "pad_token_id": "pad_id"}
 
-# Of every family: what would make another model of it.
+# Entries of config.json that llm_jax has at these values alone, in every family.
 FIXED = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -130,17 +127,13 @@ SILENT = re.compile(
 )
 # Keys of config.model that do not change the function that parameters define.
 FREE = {
-    "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "scan", "remat",
+    "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "weights", "scan", "remat",
     "pipeline_pieces", "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
 ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset", "latent_query")  # 0 is a size, not "derived"
 SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
-# What these do not read, and what a feed-forward layer without experts does not.
-OF_KINDS = ("window", "stride", "global_tokens", "block", "random_", "landmarks", "latent_", "lsh_")
-OF_EXPERTS = ("expert", "router_", "shared_experts")
-ONLY_WITH = {"rotary": "rotary_", "relative": "relative_", "axial": "axial_"}
 
 
 def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
@@ -171,11 +164,7 @@ def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> 
     model = configs.base().model
     model.update(family.model)
     came_from = _fill_in(model, family, hf)
-    for ours, starts in family.heads.items():
-        heads = [v for start, v in starts.items() if any(n.startswith(start) for n in names)]
-        heads = [value(hf) if callable(value) else value for value in heads]
-        if heads:
-            model[ours] = ",".join(dict.fromkeys(heads)) if ours == "head" else heads[-1]
+    _set_heads(model, family, hf, names)
     if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
         model.num_labels = len(labels(hf))
         if model.num_labels > 1 and hf.get("problem_type") not in (None, ONE_LABEL):
@@ -189,6 +178,29 @@ def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> 
                               f"{family.name} always has {family.head_activation!r}; llm_jax has "
                               "one activation for both")
     return _checked(model, came_from)
+
+
+TOLD = ("head", "pooler", "num_labels", "output_bias")  # by the names of tensors
+MARKS = {"mlm": "transform/dense", "detection": "detection/score", "sequence": "sequence",
+         "token": "token", "span": "span"}  # fmt: skip
+
+
+def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[str]) -> None:
+    """Sets what the names of tensors tell: heads, whether there is a pooler, or an output bias."""
+    tables = {head: (family.modules, family.by_head.get(head, {})) for head in MARKS}
+    there = lambda table, ours: f"{table.get(ours)}.weight" in names
+    heads = [head for head, ours in MARKS.items() if any(there(x, ours) for x in tables[head])]
+    if {"sequence", "token"} <= set(heads):  # a classifier of one name
+        token = "ForTokenClassification" in str(hf.get("architectures"))
+        heads.remove("sequence" if token else "token")
+    if "sequence" in heads and there(family.modules, "sequence"):  # of pretraining
+        model.num_labels = 2
+    model.head = ",".join(heads) or model.head
+    table = family.modules | family.by_head.get(model.head, {})
+    if "pooler/dense" in table:
+        model.pooler = "sequence" in heads or there(table, "pooler/dense")
+    if "mlm" not in heads and table.get("output_bias") in names:
+        model.output_bias = True
 
 
 def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
@@ -249,7 +261,7 @@ def _checked(model: ConfigDict, came_from: dict[str, Key]) -> ConfigDict:
         configs.check(config)
     except ConfigError as error:
         names = {ours: key.theirs for ours, key in came_from.items()}
-        names.setdefault("head_dim", f"{names['embed_dim']} / {names['num_heads']}")
+        names.setdefault("head_dim", f"head_dim = {names['embed_dim']} / {names['num_heads']}")
         text = re.sub(r"\bmodel\.(\w+)", lambda m: names.get(m[1], m[0]), str(error))
         raise ConfigError(f"config.json: {text}") from error
     return config.model
@@ -321,7 +333,7 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
         back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
         return [str(error), *problems]
-    unknown = (*(family.heads if problems else ()), *BY_LAYER)  # heads are told by the names
+    unknown = (*(TOLD if problems else ()), *BY_LAYER)
     changed = [
         (key, model, back)
         for key in back
@@ -342,17 +354,13 @@ BY_LAYER = (*configs.LAYER, "layers", "expert_every")  # compared layer by layer
 
 
 def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
-    """Whether a key makes no other function of a model or layer of ours."""
-    plain = {ours.attention, theirs.attention} <= SAME
+    """Whether a difference in this key leaves the function that our model computes the same."""
     if key == "attention":
-        return plain
-    if key == "pooler_activation":
-        return not ours.pooler
-    unused = [start for kind, start in ONLY_WITH.items() if ours.positions != kind]
-    unused += OF_KINDS if plain else ()
-    unused += () if ours.num_experts else OF_EXPERTS
-    unused += () if ours.feed_forward else ("mlp_dim", "activation")
-    return key in FREE or key.startswith(tuple(unused))
+        return {ours.attention, theirs.attention} <= SAME
+    if key in FREE or (key in ("mlp_dim", "activation") and not ours.feed_forward):
+        return True
+    when = configs.KEYS[f"model.{key}"].when
+    return when is not None and not when.holds({f"model.{k}": v for k, v in ours.items()})
 
 
 class Piece(NamedTuple):
@@ -389,6 +397,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     Raises:
       ConfigError: parameters that the table has no place for.
     """
+    model = FrozenConfigDict(model)  # once: of a frozen one the layers are known
     leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
     paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
     layers = {kind: configs.layers(model, n) for kind, n in configs.depths(model).items()}

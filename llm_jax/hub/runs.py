@@ -37,7 +37,7 @@ RATE = 5e-5
 TASK = ("head", "num_labels", "head_dropout", "pooler", "generator_fraction", "dropout",
         "attention_dropout", "mlp_dropout", "final_dropout", "max_length", "dtype", "remat", "scan",
         "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets",
-        "lora_quantize")
+        "lora_quantize", "weights")
 # Of those others, the ones that the command line may change.
 FREE = ("attention", "rotary_base", "rotary_scaling", "rotary_factor", "rotary_original_length",
         "expert_capacity", "router_balance", "router_z")
@@ -242,24 +242,8 @@ def import_run(
     Raises:
       ConfigError: see `start`; the run folder is not empty.
     """
-    workdir = _new(workdir)
     begin = _begin(config, read(source), overrides, recipe=False)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check(config, mesh)
-    Setup(config, mesh)  # refuses what could not be trained
-    # LoRA is drawn when training begins; here only a head that the weights lack.
-    without_lora = ConfigDict(config.to_dict())
-    without_lora.model.lora_rank = 0
-    without_lora.optimizer = configs.base().optimizer  # whose patterns may name those
-    params = Setup(without_lora, mesh).draw_params(begin.params)
-    try:
-        _write(workdir, config, begin.tokenizer, params, begin.origin)
-    except BaseException as error:
-        _clear(workdir)
-        if is_full(error):
-            raise ConfigError(f"--workdir={workdir}: the disk is full, nothing is imported; the "
-                              "same command tries again") from error
-        raise
+    params = make_run(workdir, config, begin.tokenizer, begin.params, begin.origin)
     return {
         "family": begin.origin["family"],
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
@@ -269,6 +253,36 @@ def import_run(
         "new": begin.origin["new"],
         "unused": begin.origin["unused"],
     }
+
+
+def make_run(
+    workdir: str | Path, config: ConfigDict, tokenizer: Tokenizer, params: Any, origin: dict
+) -> Any:
+    """Makes a run folder whose step 0 has given parameters, and those that they lack drawn.
+
+    Returns all of them. origin: imported.json, see `Start`.
+
+    Raises:
+      ConfigError: a config that could not be trained; the run folder is not empty.
+    """
+    workdir = _new(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check(config, mesh)
+    Setup(config, mesh)  # refuses what could not be trained
+    # LoRA is drawn when training begins; here only a head that the weights lack.
+    without_lora = ConfigDict(config.to_dict())
+    without_lora.model.lora_rank = 0
+    without_lora.optimizer = configs.base().optimizer  # whose patterns may name those
+    params = Setup(without_lora, mesh).draw_params(params)
+    try:
+        _write(workdir, config, tokenizer, params, origin)
+    except BaseException as error:
+        _clear(workdir)
+        if is_full(error):
+            raise ConfigError(f"--workdir={workdir}: the disk is full, nothing is imported; the "
+                              "same command tries again") from error
+        raise
+    return params
 
 
 def _new(workdir: str | Path) -> Path:

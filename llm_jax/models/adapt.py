@@ -31,8 +31,9 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
     lora_quantize: the kernels W themselves are held as int8, int4 or nf4, with a float32 scale for
     each output and block of inputs (QLoRA; Dettmers 2023, https://arxiv.org/abs/2305.14314, 3): in
     place of an array, qwix's record of both (`quantized`). Nothing trains them.
+    weights: the same of a model without adapters (quantisation after training).
     """
-    if cfg.quantize == "none" and not cfg.lora_rank:
+    if cfg.quantize == "none" and not cfg.lora_rank and cfg.weights == "float32":
         return model
     import qwix  # optional: only those who ask for it need it
 
@@ -46,6 +47,12 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
             qwix.QuantizationRule(module_path=f"{LAYER}/[^/]+", op_names=("dot_general",), **held),
         ]
         return qwix.apply_lora_to_model(model, qwix.LoraProvider(rules), methods=methods)
+    if cfg.weights != "float32":
+        held = {"weight_qtype": cfg.weights, "tile_size": _block(cfg)}
+        rule = qwix.QuantizationRule(
+            module_path=f"{LAYER}/[^/]+", op_names=("dot_general",), **held
+        )
+        return qwix.quantize_model(model, qwix.PtqProvider([rule]), methods=methods)
     forward, backward = FORMATS[cfg.quantize]
     rule = qwix.QtRule(
         module_path=f"{LAYER}/[^/]+", weight_qtype=forward, act_qtype=forward, bwd_qtype=backward,
@@ -93,7 +100,7 @@ def merge(cfg: ConfigDict, params: Any) -> tuple[ConfigDict, Any]:
     no latency of inference).
     """
     scale, cfg = cfg.lora_alpha / max(cfg.lora_rank, 1), ConfigDict(cfg.to_dict())
-    cfg.lora_rank, cfg.lora_quantize = 0, "none"
+    cfg.lora_rank, cfg.lora_quantize, cfg.weights = 0, "none", "float32"
 
     def merged(tree: dict) -> dict:
         out = {k: merged(x) if isinstance(x, dict) else dequantized(x) for k, x in tree.items()}

@@ -31,7 +31,7 @@ def kept(cfg: FrozenConfigDict) -> int | None:
     variant = variants.get(cfg.attention)
     if variant.reach is None or cfg.positions in ("relative", "alibi"):
         return None
-    return max(variant.reach(**{name: cfg[name] for name in variant.reads}) - 1, 1)
+    return max(variant.reach(**variant.settings(cfg)) - 1, 1)
 
 
 class Attention(nn.Module):
@@ -105,11 +105,11 @@ class Attention(nn.Module):
         """Query [B, T, N, H], key and value [B, S, K, H], and further arguments of attend."""
         cfg = self.cfg
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        reads = {name: cfg[name] for name in variant.reads}
-        V, shared = reads.get("value_dim", H), reads.get("num_key_heads", 0)
+        options = variant.settings(cfg)
+        V, shared = options.get("value_dim", H), options.get("num_key_heads", 0)
         many, few = (N, "heads"), (shared or K, "kv_heads")
         of_query, of_value = (few, many) if shared else (many, few)
-        writes = variant.writes(**reads)
+        writes = variant.writes(**options)
         # Without a scale on the scores, the query's initialiser carries it (T5's practice).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
 
@@ -137,7 +137,7 @@ class Attention(nn.Module):
         if cfg.positions == "rotary":
             turn = lambda a: rotate(cfg, a, positions)
             query, k = jax.tree.map(turn, (query, k))
-        return query, k, v, reads
+        return query, k, v, options
 
     def _normed(self, name, x):
         """Queries or keys [B, T, N, H], normed by head, or all of a token's together."""
@@ -172,13 +172,12 @@ class Attention(nn.Module):
     def _learned(self, variant, x, positions):
         """Arrays and projections that a kind of attention declares, by the names attend takes."""
         cfg = self.cfg
-        sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        reads = {name: cfg[name] for name in variant.reads}
+        sizes, options = (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim), variant.settings(cfg)
         learned = {}
-        for name, weight in variant.weights(*sizes, **reads).items():
+        for name, weight in variant.weights(*sizes, **options).items():
             init = nn.with_logical_partitioning(weight.init, weight.axes)
             learned[name] = self.param(name, init, weight.shape)
-        for name, made in variant.projections(*sizes, **reads).items():
+        for name, made in variant.projections(*sizes, **options).items():
             y = self._projected(name, made, x)
             turned = made.rotary and cfg.positions == "rotary"
             learned[name] = rotate(cfg, y, positions) if turned else y
@@ -204,16 +203,15 @@ class Attention(nn.Module):
         key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
         if self.has_variable("decided", "decided"):
             return self.get_variable("decided", "decided")
-        decided = variant.decide(query, key, **{name: self.cfg[name] for name in variant.reads})
+        decided = variant.decide(query, key, **variant.settings(self.cfg))
         if self.is_mutable_collection("decided"):
             self.put_variable("decided", "decided", decided)
         return decided
 
     def _recur(self, variant, query, key, value, mask, scoring, positions, options):
         cfg = self.cfg
-        shape = variant.state(
-            cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **{n: cfg[n] for n in variant.reads}
-        )
+        sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        shape = variant.state(*sizes, **variant.settings(cfg))
         state = self.variable("cache", "state", jnp.zeros, (len(query), *shape), jnp.float32)
         y, state.value = variant.attend(
             query, key, value, mask, scoring,

@@ -62,8 +62,8 @@ def _scores(cfg: ConfigDict, T: int, S: int) -> dict[str, float]:
 
     def of(layer, kind, queries, keys):
         variant = attention.get(kind)
-        reads = {key: layer[key] for key in variant.reads}
-        return variant.flops(queries, keys, layer.num_heads, layer.head_dim, **reads)
+        sizes = queries, keys, layer.num_heads, layer.head_dim
+        return variant.flops(*sizes, **variant.settings(layer))
 
     scores = {}
     for stack, depth in configs.depths(cfg).items():

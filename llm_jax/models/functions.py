@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from llm_jax.attention.norm import rms_norm
+from llm_jax.attention.norm import layer_norm, rms_norm
 
-__all__ = ["clamped_swiglu", "gelu", "gelu_tanh", "layer_norm", "relu", "rms_norm", "silu"]
+__all__ = ["GATED", "PLAIN", "layer_norm", "plain", "rms_norm"]
 
 relu = jax.nn.relu
 
@@ -57,14 +57,13 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
     return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
-def layer_norm(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
-    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, last axis (arXiv 1607.06450).
+PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu, "tanh": jnp.tanh}
+GATES = {"geglu": gelu, "geglu_tanh": gelu_tanh, "reglu": relu, "swiglu": silu}
+# Of the gate and of what it gates (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+GATED = {name: lambda gate, up, act=act: act(gate) * up for name, act in GATES.items()}
+GATED["clamped_swiglu"] = clamped_swiglu
 
-    x [..., D], scale and bias [D] or None.
-    """
-    y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
+
+def plain(activation: str) -> Callable[[Array], Array]:
+    """The function of an activation, or of the gate of a gated one."""
+    return (PLAIN | GATES)[activation]

@@ -5,46 +5,31 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from llm_jax.models.layers import PLAIN, Dense, Norm, plain
+from llm_jax.models.functions import plain
+from llm_jax.models.layers import Dense, Norm
 
 
-class MaskedLMHead(nn.Module):
-    """norm(act(x W)): [..., D] -> [..., E], before the tied output matrix (BERT, appendix A.1)."""
+class Transform(nn.Module):
+    """act(x W + b), [..., D] -> [..., width]; `then` norm: a norm of it; score: a number of it.
+
+    With a norm it stands before the masked LM's tied output matrix (BERT, appendix A.1), with a
+    score it is the logit of a token having been replaced (ELECTRA, 2), else BERT's pooler.
+    """
 
     cfg: FrozenConfigDict
+    activation: str
+    width: int
+    then: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        cfg = self.cfg
-        dense = Dense(cfg, (cfg.embed_dim,), (cfg.embedding_dim,), ("embed", "norm"), name="dense")
-        return Norm(cfg, name="norm")(plain(cfg.activation)(dense(x)))
-
-
-class Pooler(nn.Module):
-    """act(x W + b) of one token of each row: [B, D] -> [B, D]; tanh in BERT."""
-
-    cfg: FrozenConfigDict
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        D = (self.cfg.embed_dim,)
-        act = (PLAIN | {"tanh": jnp.tanh})[self.cfg.pooler_activation]
-        return act(Dense(self.cfg, D, D, ("embed", "norm"), name="dense")(x))
-
-
-class DetectionHead(nn.Module):
-    """Logit of each token having been replaced: [B, T, D] -> [B, T] float32 (ELECTRA, 2)."""
-
-    cfg: FrozenConfigDict
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        cfg, D = self.cfg, (self.cfg.embed_dim,)
-        x = plain(cfg.activation)(Dense(cfg, D, D, ("embed", "norm"), name="dense")(x))
-        return Dense(cfg, D, (), ("embed",), name="score")(x)
+        cfg, D, width = self.cfg, (self.cfg.embed_dim,), (self.width,)
+        x = plain(self.activation)(Dense(cfg, D, width, ("embed", "norm"), name="dense")(x))
+        if self.then == "score":
+            return Dense(cfg, width, (), ("embed",), name="score")(x)
+        return Norm(cfg, name="norm")(x) if self.then == "norm" else x
 
 
 def linear(cfg: FrozenConfigDict, count: int, use_bias: bool = True) -> nn.Module:
@@ -72,8 +57,8 @@ class Head(NamedTuple):
 
 HEADS: dict[str, Head] = {
     "lm": Head(None, words=True),
-    "mlm": Head(MaskedLMHead, words=True),
-    "detection": Head(DetectionHead),
+    "mlm": Head(lambda cfg: Transform(cfg, cfg.activation, cfg.embedding_dim, "norm"), words=True),
+    "detection": Head(lambda cfg: Transform(cfg, cfg.activation, cfg.embed_dim, "score")),
     "sequence": Head(  # a decoder's has no bias, as in transformers
         lambda cfg: linear(cfg, cfg.num_labels, cfg.kind != "decoder"), pooled=True, labels=True),
     "token": Head(lambda cfg: linear(cfg, cfg.num_labels), labels=True),

@@ -4,7 +4,7 @@ Parameters are float32 and carry logical axis names; activations are in `cfg.dty
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -12,28 +12,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import functions
-
-PLAIN = {
-    "gelu": functions.gelu,
-    "gelu_tanh": functions.gelu_tanh,
-    "relu": functions.relu,
-    "silu": functions.silu,
-}
-GATED = {  # of the gate and of what it gates
-    "geglu": lambda gate, up: functions.gelu(gate) * up,
-    "geglu_tanh": lambda gate, up: functions.gelu_tanh(gate) * up,
-    "reglu": lambda gate, up: functions.relu(gate) * up,
-    "swiglu": lambda gate, up: functions.silu(gate) * up,
-    "clamped_swiglu": functions.clamped_swiglu,
-}
-
-
-UNGATED = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu", "swiglu": "silu"}
-
-
-def plain(activation: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of an activation, or of the gate of a gated one."""
-    return PLAIN[UNGATED.get(activation, activation)]
+from llm_jax.models.functions import GATED, PLAIN
 
 
 def annotate(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import heads
-from llm_jax.models.decoder import Decoder
 from llm_jax.models.embeddings import TokenEmbed
-from llm_jax.models.encoder import Encoder
 from llm_jax.models.layers import both_streams, normal
+from llm_jax.models.transformer import Transformer
 
 
 class Outputs(NamedTuple):
@@ -53,9 +52,9 @@ class Model(nn.Module):
         cfg = self.cfg
         self.embed = TokenEmbed(cfg) if self.tokens is None else self.tokens
         if cfg.kind != "decoder":
-            self.encoder = Encoder(cfg, self.embed)
+            self.encoder = Transformer(cfg, self.embed)
         if cfg.kind != "encoder":
-            self.decoder = Decoder(cfg, self.embed, cross=cfg.kind == "encoder_decoder")
+            self.decoder = Transformer(cfg, self.embed, decoder=True)
         vocab = lambda init, *axes: nn.with_logical_partitioning(init, ("vocab", *axes))
         heads.check(cfg)
         self.names = heads.names(cfg)
@@ -68,7 +67,7 @@ class Model(nn.Module):
             zeros = vocab(nn.initializers.zeros)
             self.output_bias = self.param("output_bias", zeros, (cfg.vocab_size,))
         if cfg.pooler:
-            self.pooler = heads.Pooler(cfg)
+            self.pooler = heads.Transform(cfg, cfg.pooler_activation, cfg.embed_dim)
         for name in self.names:
             if (make := heads.HEADS[name].make) is not None:
                 setattr(self, "transform" if name == "mlm" else name, make(cfg))
@@ -81,61 +80,38 @@ class Model(nn.Module):
         padding says segment_ids (0; sequences packed in a row have numbers of their own) or an
         attention_mask (0 padding, 1 real, on either side of a row); without, all are real.
         """
-        tokens = batch["tokens"]
-        positions, segments = positions_of(batch), segments_of(batch)
+        inputs = batch["tokens"], positions_of(batch), segments_of(batch)
         if self.cfg.kind == "encoder":
-            features = self.encoder(
-                tokens,
-                positions,
-                segments,
-                batch.get("types"),
-                embeddings=batch.get("embeddings"),
-                deterministic=deterministic,
-            )
-            first = None if segments is None else (segments > 0).argmax(1)
+            given = {"types": batch.get("types"), "embeddings": batch.get("embeddings")}
+            features = self.encoder(*inputs, **given, deterministic=deterministic)
+            first = None if inputs[2] is None else (inputs[2] > 0).argmax(1)
             return self._outputs(features, batch.get("masked_positions"), deterministic, first)
         encoded = None
         if self.cfg.kind == "encoder_decoder":
             encoded = self.encode(batch, deterministic=deterministic)
         features = self.decoder(
-            tokens,
-            positions,
-            segments,
-            encoded=encoded,
-            encoded_segments=segments_of(batch, "encoder_"),
-            prefix=batch.get("prefix"),
-            deterministic=deterministic,
-        )
+            *inputs, encoded=encoded, encoded_segments=segments_of(batch, "encoder_"),
+            prefix=batch.get("prefix"), deterministic=deterministic,
+        )  # fmt: skip
         # A pooled head reads the token that has seen all others: the last of a decoder.
-        last = tokens.shape[1] - 1 - real(batch)[:, ::-1].argmax(1)
+        last = inputs[0].shape[1] - 1 - real(batch)[:, ::-1].argmax(1)
         at = last if self.cfg.kind == "decoder" else None
         outputs = self._outputs(features, deterministic=deterministic, at=at)
         return outputs._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
         """encoder_tokens [B, S] and what else of the batch is the source's -> [B, S, D]."""
-        return self.encoder(
-            batch["encoder_tokens"],
-            positions_of(batch, "encoder_"),
-            segments_of(batch, "encoder_"),
-            deterministic=deterministic,
-        )
+        where = positions_of(batch, "encoder_"), segments_of(batch, "encoder_")
+        return self.encoder(batch["encoder_tokens"], *where, deterministic=deterministic)
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array,
-        *, cache_length: int, encoded: jax.Array | None = None,
-        encoded_segments: jax.Array | None = None, prefix: jax.Array | None = None,
+        self, tokens: jax.Array, positions: jax.Array, **cached: jax.Array | int | None
     ) -> Outputs:
-        """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only."""
-        features = self.decoder(
-            tokens,
-            positions,
-            encoded=encoded,
-            encoded_segments=encoded_segments,
-            prefix=prefix,
-            cache_length=cache_length,
-        )
-        return self._outputs(features)
+        """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only.
+
+        cached: cache_length, and what of encoded, encoded_segments, prefix there is.
+        """
+        return self._outputs(self.decoder(tokens, positions, **cached))
 
     def _outputs(
         self, features: jax.Array, masked_positions: jax.Array | None = None,

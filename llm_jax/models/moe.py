@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from llm_jax.models import split
-from llm_jax.models.layers import GATED, PLAIN, Dense, Mlp, annotate, normal, residual_scale
+from llm_jax.models.functions import GATED, PLAIN
+from llm_jax.models.layers import Dense, Mlp, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
@@ -186,7 +187,8 @@ class MixtureOfExperts(nn.Module):
         order_N = jnp.argsort(expert_N)
         sizes_E = jnp.bincount(expert_N, length=E).astype(jnp.int32)
         of_row = lambda bias_EO: bias_EO[jnp.minimum(expert_N[order_N], E - 1)]
-        product = lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E)
+        mean = jax.named_scope(f"share_{E}_of_{self.cfg.num_experts}")  # of rows: plan reads it
+        product = mean(lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E))
         multiply = lambda x, kernel, bias: _add(product(x, kernel), bias, of_row)
         done_ND = self.experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
         done_ND = jnp.where((jnp.arange(len(done_ND)) < sizes_E.sum())[:, None], done_ND, 0)

@@ -58,16 +58,20 @@ def run(
         return (x_bTD, context), jax.tree.map(lambda s: jnp.where(valid, s, 0), sown)
 
     work = jax.vmap(stage, spmd_axis_name=axis)
+    # [S, 1, ...], without a slice of rows [S, b, ...], which would gather.
+    stage_is = lambda i, rows: (jnp.arange(S) == i).reshape(-1, *[1] * (rows.ndim - 1))
 
     def tick(carry, t):
         waiting, rows = carry  # [S, M, b, ...] and [S, b, ...]
         column = t % M
         next_up = jax.tree.map(lambda w: w[:, column], waiting)
         # The first stage takes what waits there; all others what the one before has done.
-        rows = jax.tree.map(lambda r, n: _place(_first(n, jnp.roll(r, 1, axis=0))), rows, next_up)
+        take = lambda r, n: _place(jnp.where(stage_is(0, n), n, jnp.roll(r, 1, axis=0)))
+        rows = jax.tree.map(take, rows, next_up)
         rows, sown = work(params, keys, rows, t - jnp.arange(S))
         # Waiting microbatches move up a stage; the output of the last stage takes the freed place.
-        freed = jax.tree.map(lambda n, r: _place(_last(r, jnp.roll(n, -1, axis=0))), next_up, rows)
+        leave = lambda n, r: _place(jnp.where(stage_is(S - 1, r), r, jnp.roll(n, -1, axis=0)))
+        freed = jax.tree.map(leave, next_up, rows)
         waiting = jax.tree.map(lambda w, f: w.at[:, column].set(f), waiting, freed)
         return (waiting, rows), sown
 
@@ -96,17 +100,3 @@ def _rules_within(axis):
 def _place(rows):
     """Rows [stages, b, ...] each on their stage's devices."""
     return annotate(rows, "layers", "batch", *[None] * (rows.ndim - 2))
-
-
-def _first(new, rows):
-    """`new` at the first stage, `rows` at all others; without a slice, which would gather."""
-    return jnp.where(_number(rows) == 0, new, rows)
-
-
-def _last(new, rows):
-    return jnp.where(_number(rows) == len(rows) - 1, new, rows)
-
-
-def _number(rows):
-    """The number of the stage, [S, 1, ...]."""
-    return jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))

@@ -31,8 +31,8 @@ def run(
       context: a pytree all layers see; its floating-point arrays have a gradient too.
       keys: [layers] random keys; each sub-layer gets the same one both ways.
     """
-    smooth, fixed, join = _split(context)
-    return _run((tuple(sublayers), join), params, streams, smooth, fixed, keys)
+    smooth, fixed = (_only(context, floating) for floating in (True, False))
+    return _run(tuple(sublayers), params, streams, smooth, fixed, keys)
 
 
 def forward(
@@ -54,19 +54,16 @@ def forward(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(functions, params, streams, smooth, fixed, keys):
-    sublayers, join = functions
-    return forward(sublayers, params, streams, join(smooth, fixed), keys)[0]
+def _run(sublayers, params, streams, smooth, fixed, keys):
+    return forward(sublayers, params, streams, _join(smooth, fixed), keys)[0]
 
 
-def _forward(functions, params, streams, smooth, fixed, keys):
-    sublayers, join = functions
-    streams, kept = forward(sublayers, params, streams, join(smooth, fixed), keys)
+def _forward(sublayers, params, streams, smooth, fixed, keys):
+    streams, kept = forward(sublayers, params, streams, _join(smooth, fixed), keys)
     return streams, (params, streams, smooth, fixed, keys, kept)
 
 
-def _backward(functions, saved, grads):
-    sublayers, join = functions
+def _backward(sublayers, saved, grads):
     params, streams, smooth, fixed, keys, kept = saved
 
     def layer(carry, inputs):
@@ -77,7 +74,7 @@ def _backward(functions, saved, grads):
             b, c = streams
             d_b, d_c = grads
             random = jax.random.fold_in(key, i)
-            again = lambda p, x, s: f(p, x, join(s, fixed), random, kept[i])[0]  # noqa: B023
+            again = lambda p, x, s: f(p, x, _join(s, fixed), random, kept[i])[0]  # noqa: B023
             y, pull = jax.vjp(again, layer_params, b, smooth)
             d_f = pull(d_c)
             streams, grads = (c - y, b), (d_c, d_b + d_f[1])
@@ -93,14 +90,13 @@ def _backward(functions, saved, grads):
 _run.defvjp(_forward, _backward)
 
 
-def _split(tree):
-    """Floating-point leaves, the others, and the function that puts them together again."""
-    leaves, structure = jax.tree.flatten(tree)
-    smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+def _only(tree, floating):
+    """The tree with None for all arrays but the floating-point ones, or but the others."""
+    keep = lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) == floating else None
+    return jax.tree.map(keep, tree)
 
-    def join(ours, others):
-        ours, others = iter(ours), iter(others)
-        return jax.tree.unflatten(structure, [next(ours if s else others) for s in smooth])
 
-    pick = lambda which: [x for x, s in zip(leaves, smooth, strict=True) if s == which]
-    return pick(True), pick(False), join
+def _join(smooth, fixed):
+    """The tree that both are of."""
+    is_none = lambda x: x is None
+    return jax.tree.map(lambda a, b: b if a is None else a, smooth, fixed, is_leaf=is_none)

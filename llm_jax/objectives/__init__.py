@@ -1,4 +1,4 @@
-"""What is learned, one record a file: `get(name)` returns it, docs/extending.md adds one.
+"""What is learned, a record each, kin in a file: `get(name)`; docs/extending.md adds one.
 
 A record has both sides of an objective: examples, made of documents with NumPy, and the loss, a
 pure function of a model's outputs and the batch. (The processes that pack batches read these files
@@ -21,13 +21,15 @@ from llm_jax.objectives.objective import Objective
 __all__ = ["OBJECTIVES", "Objective", "get", "suited", "tokens"]
 
 # The first of a kind of model is what an imported one learns if nothing else is said.
-NAMES = (
-    "causal_lm", "prefix_lm", "completion", "chat", "preference", "masked_lm", "bert", "albert",
-    "replaced_token_detection", "classification", "regression", "tagging", "roles",
-    "question_answering", "contrastive", "similarity", "seq2seq", "span_corruption",
+MODULES = (
+    "causal_lm", "completion", "masked_lm", "bert", "classification", "tagging",
+    "question_answering", "contrastive", "seq2seq", "span_corruption",
 )  # fmt: skip
 OBJECTIVES: dict[str, Objective] = {
-    name: import_module(f"llm_jax.objectives.{name}").OBJECTIVE for name in NAMES
+    found.name: found
+    for module in MODULES
+    for found in vars(import_module(f"llm_jax.objectives.{module}")).values()
+    if isinstance(found, Objective)
 }
 
 

@@ -1,4 +1,4 @@
-"""Masked LM and next sentence prediction: BERT's objective (Devlin 2019, 3.1)."""
+"""Masked LM with next sentence prediction (BERT) or sentence order prediction (ALBERT)."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: 
 
 
 class Bert(masked_lm.MaskedLM):
-    """[CLS] A [SEP] B [SEP], half of the B drawn from another document (Devlin 2019, A.2).
+    """[CLS] A [SEP] B [SEP], half of the B drawn from another document (Devlin 2019, 3.1, A.2).
 
     tokens, types [T] (0 up to the first [SEP], 1 after it), next_sentence: 0 where B follows A,
     1 where it does not; and what masking adds. A and B are the two parts of a window, which is cut
@@ -80,3 +80,32 @@ OBJECTIVE = dataclasses.replace(
     needs={"model.pooler": (True,), "model.num_labels": (2,), "model.type_vocab_size": (2,),
            "data.packing": ("none",)},
 )
+
+
+class Albert(Bert):
+    """As Bert, but half of the pairs are swapped, and n-grams of up to three whole words are
+    masked (Lan 2020, 3.1). A and B are whole sentences wherever the window has two.
+    """
+
+    framed = True  # to know where a document, and with it a sentence, starts and ends
+
+    def masking(self):
+        return masked_lm.Masking(self.tokenizer, self.config, whole_word=True, longest=3)
+
+    def sentences(self, window):
+        # Half a sentence at either end would reveal the order.
+        first, last = window[0] == self.tokenizer.bos_id, window[-1] == self.tokenizer.eos_id
+        window = window[int(first) : len(window) - int(last)]
+        edge = np.zeros(len(window) + 1, bool)
+        edge[1:] = self.ends[window]
+        edge[0], edge[-1] = edge[0] | first, edge[-1] | last
+        places = np.flatnonzero(edge)
+        if len(places) < 3:
+            return window, places[:0]
+        return window[places[0] : places[-1]], places[1:-1] - places[0]
+
+    def second(self, a, b, rng, elsewhere):
+        return (b, a, 1) if rng.random() < 0.5 else (a, b, 0)
+
+
+ALBERT = dataclasses.replace(OBJECTIVE, name="albert", examples=Albert)

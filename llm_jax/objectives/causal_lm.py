@@ -1,4 +1,8 @@
-"""Causal language modelling: predict the next token."""
+"""Causal language modelling: predict the next token; of all, or behind a prefix."""
+
+import dataclasses
+
+import numpy as np
 
 from llm_jax.data.examples import DECODER, Examples, decoder_fields
 from llm_jax.objectives.cross_entropy import of_outputs
@@ -41,4 +45,29 @@ OBJECTIVE = Objective(
     losses=losses,
     kinds=("decoder",),
     heads=("lm",),
+)
+
+
+class PrefixLM(CausalLM):
+    """Prefix language modelling: a prefix of uniform length sees itself both ways (T5: Raffel 2020,
+    3.2.1); what follows is predicted.
+
+    tokens, targets, weights [T] (1 after the prefix), prefix: its length.
+    """
+
+    scalars = ("prefix",)
+
+    def example(self, piece, rng, elsewhere):
+        fields = decoder_fields(piece)
+        prefix = int(rng.integers(1, len(piece)))
+        fields["weights"][: prefix - 1] = 0  # the prefix's last token predicts the first after it
+        return fields | {"prefix": np.array([prefix], np.int32)}
+
+
+PREFIX_LM = dataclasses.replace(
+    OBJECTIVE,
+    name="prefix_lm",
+    examples=PrefixLM,
+    needs={"data.packing": ("none",)},  # the mask's prefix starts a row
+    prefix=True,
 )

@@ -1,4 +1,7 @@
-"""Sequence classification: of a text, or of a pair of texts (Devlin 2019, 4.1)."""
+"""Sequence classification and regression: of a text, or of a pair of texts (Devlin 2019, 4.1)."""
+
+import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -117,4 +120,61 @@ OBJECTIVE = Objective(
     held_out=held_out,
     predict=lambda outputs, batch: {"logits": outputs.heads["sequence"]},
     classes=True,
+)
+
+
+class Regression(Classification):
+    """As Classification, with a number for the label (as STS-B): score in the answer."""
+
+    def target(self, record):
+        return number(record, self.config)
+
+    def answer(self, record, rows):
+        return {"score": float(rows[0]["value"])}
+
+    def score(self, records, answers):
+        return scores.correlation([*map(self.target, records)], [x["score"] for x in answers])
+
+
+def number(record, config):
+    """Returns a record's label, float32; ConfigError where it is no finite number."""
+    try:
+        value = np.float32(record["label"])
+    except ValueError:
+        value = np.float32("nan")
+    if not np.isfinite(value):
+        raise ConfigError(f"data.label_column: {record['label']!r} is no number, which "
+                          f"objective.name={config.objective.name!r} learns")
+    return value
+
+
+def check(config, documents):
+    for record in itertools.islice(documents, labels.CHECKED):
+        number(record, config)
+
+
+def resolve_number(config, documents):
+    """Fills in model.num_labels; there are no names."""
+    check(config, documents)
+    if config.model.num_labels not in (0, 1):
+        raise ConfigError(f"model.num_labels={config.model.num_labels}: regression has 1 number")
+    config.model.num_labels = 1
+
+
+def squared_errors(outputs, batch, cfg):
+    """Squared error of heads.sequence [B, 1] against label [B]."""
+    squares = jnp.square(outputs.heads["sequence"][:, 0] - batch["label"])
+    metrics = sums({"loss": squares}, rows(batch))
+    return {"rows": metrics["loss"][0]}, metrics
+
+
+REGRESSION = dataclasses.replace(
+    OBJECTIVE,
+    name="regression",
+    examples=Regression,
+    losses=squared_errors,
+    resolve=resolve_number,
+    held_out=lambda config, split, documents: check(config, documents),  # any number may come
+    predict=lambda outputs, batch: {"value": outputs.heads["sequence"][:, 0]},
+    classes=False,
 )

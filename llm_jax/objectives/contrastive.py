@@ -1,13 +1,16 @@
-"""Contrastive learning of texts' vectors: InfoNCE with in-batch negatives (SimCSE; Gao 2021)."""
+"""Vectors of texts: InfoNCE with in-batch negatives (SimCSE; Gao 2021), CoSENT of given scores."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import lax, nn
 
+from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples, apart, joined
-from llm_jax.objectives import scores
+from llm_jax.objectives import classification, scores
 from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
 TEXTS = ("text", "pair", "negative")
@@ -50,7 +53,6 @@ class Contrastive(Examples):
 
 
 def refuse(config):
-    """There must be pairs."""
     if not config.data.pair_column:
         raise ConfigError(f"data.pair_column='': objective.name={config.objective.name!r} needs "
                           "the column of a second text; that of the first again makes it SimCSE, "
@@ -91,4 +93,57 @@ OBJECTIVE = Objective(
     needs={"data.packing": ("none",)},
     refuse=refuse,
     predict=lambda outputs, batch: {"vectors": vectors(outputs, batch)},
+)
+
+
+class Similarity(Contrastive):
+    """Semantic similarity: texts as of Contrastive, and a number, label.
+
+    Only the order of the numbers matters.
+    """
+
+    reads = ("text", "pair", "label")
+    scalars = gold = ("label",)
+    target = classification.Regression.target
+
+    def example(self, piece, rng, elsewhere):
+        label = self.target(piece) if "label" in piece else 0
+        return super().example(piece, rng, elsewhere) | {"label": np.array([label])}
+
+    def answer(self, record, rows):
+        """{score}: the cosine."""
+        return {"score": float(rows[0]["cosine"])}
+
+    def score(self, records, answers):
+        found = scores.correlation([*map(self.target, records)], [x["score"] for x in answers])
+        return {name: found[name] for name in ("pearson", "spearman")}
+
+
+def cosines(outputs, batch):
+    """[B], of each row's two texts."""
+    a, b, _ = jnp.moveaxis(vectors(outputs, batch), 1, 0)
+    return (a * b).sum(-1)
+
+
+def order_losses(outputs, batch, cfg):
+    """log(1 + sum of exp((cosine_j - cosine_i) / temperature) over label_i > label_j) of a batch.
+
+    Su 2022, https://kexue.fm/archives/8847, with 1 / temperature = 20.
+    """
+    cosine, label = cosines(outputs, batch) / cfg.temperature, batch["label"]
+    real = models.real(batch).any(1)
+    ordered = (label[:, None] > label) & real[:, None] & real
+    differences = jnp.where(ordered, cosine - cosine[:, None], -jnp.inf).ravel()
+    total = nn.logsumexp(jnp.append(differences, 0.0)) * real.sum()
+    return {"rows": total}, {"loss": (total, "rows")}
+
+
+SIMILARITY = dataclasses.replace(
+    OBJECTIVE,
+    name="similarity",
+    examples=Similarity,
+    losses=order_losses,
+    resolve=classification.check,
+    held_out=classification.REGRESSION.held_out,
+    predict=lambda outputs, batch: {"cosine": cosines(outputs, batch)},
 )

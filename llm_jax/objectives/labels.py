@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
+NUMBER = re.compile(r"[-+]?\d*\.?\d+")
 SHOWN = 20  # names in a message
 CHECKED = 100_000  # labels of the training set that are looked at before training
 
@@ -55,10 +56,6 @@ def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.A
     return -(wanted * hard * log_p).sum(-1)
 
 
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"[-+]?\d*\.?\d+", name) is not None
-
-
 def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
     """Fills in data.labels, of those found, by number or name with O first; model.num_labels."""
     order = lambda name: (name != "O", not name.isdigit(), int(name) if name.isdigit() else 0, name)
@@ -70,7 +67,7 @@ def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
     if config.model.num_labels not in (0, len(labels)):
         raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
                           f"{len(labels)}: {some(labels)}; set 0, which takes theirs")
-    if any("." in name for name in labels) and all(map(_is_number, labels)):
+    if any("." in name for name in labels) and all(map(NUMBER.fullmatch, labels)):
         log.warning("data.%s_column=%r: each of its %d numbers is a class of its own; "
                     "objective.name=regression learns numbers", key, column, len(labels))
     config.data.labels, config.model.num_labels = labels, len(labels)

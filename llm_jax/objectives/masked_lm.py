@@ -1,10 +1,16 @@
-"""Masked language modelling (Devlin 2019, 3.1); alone, RoBERTa's objective."""
+"""Masked language modelling (Devlin 2019, 3.1); alone RoBERTa's objective, with a detector of what
+was replaced ELECTRA's (Clark 2020)."""
 
+import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
+from llm_jax import models
+from llm_jax.config import ConfigError
 from llm_jax.data.examples import Arrays, Examples
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.objectives.cross_entropy import of_outputs
@@ -103,7 +109,6 @@ class MaskedLM(Examples):
         self.row = self.masking()
 
     def masking(self) -> Masking:
-        """The objective's way to mask."""
         return Masking(self.tokenizer, self.config, self.config.objective.whole_word)
 
     @classmethod
@@ -162,4 +167,54 @@ OBJECTIVE = Objective(
     losses=losses,
     kinds=("encoder",),
     heads=("mlm",),
+)
+
+
+class ReplacedTokenDetection(MaskedLM):
+    """As MaskedLM, but all that is chosen becomes [MASK]; the model samples the replacements
+    (Clark 2020, section 2).
+    """
+
+    def masking(self):
+        return Masking(
+            self.tokenizer, self.config, self.config.objective.whole_word, shares=(1.0, 0.0, 0.0)
+        )
+
+
+def detection_weights(batch):
+    """The numbers of masked positions and of tokens."""
+    return weights(batch) | {"tokens": models.real(batch).sum()}
+
+
+def detection_losses(outputs, batch, cfg):
+    """The generator's masked cross-entropy + detection_weight x binary cross-entropy.
+
+    The second is of heads.detection [B, T] against heads.replaced [B, T], over all real tokens.
+    """
+    terms, of_generator = losses(outputs, batch, cfg)
+    metrics = {f"generator_{name}": value for name, value in of_generator.items()}
+    scores, replaced = outputs.heads["detection"], outputs.heads["replaced"]
+    real = models.real(batch)
+    nll = optax.sigmoid_binary_cross_entropy(scores, replaced.astype(jnp.float32))
+    nll = jnp.where(real, nll, 0).sum()
+    right = ((scores > 0) == replaced) & real
+    sums = {"loss": nll, "accuracy": right.sum(), "replaced": (replaced & real).sum()}
+    metrics |= {name: (x.astype(jnp.float32), "tokens") for name, x in sums.items()}
+    return terms | {"tokens": cfg.detection_weight * nll}, metrics
+
+
+def refuse(config):
+    if not config.model.generator_fraction:
+        raise ConfigError("model.generator_fraction=0: objective.name='replaced_token_detection' "
+                          "needs a generator; set a share of the model's width, such as 0.25")
+
+
+REPLACED_TOKEN_DETECTION = dataclasses.replace(
+    OBJECTIVE,
+    name="replaced_token_detection",
+    examples=ReplacedTokenDetection,
+    weights=detection_weights,
+    losses=detection_losses,
+    heads=("detection",),
+    refuse=refuse,
 )

@@ -113,15 +113,15 @@ def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, fl
     right answer has the empty one.
     """
     if chinese([text for some in gold for text in some]):
-        exact, overlap = _cmrc_exact, _cmrc_f1
+        bare, overlap = _cmrc_bare, _cmrc_f1
     else:
-        exact, overlap = _squad_exact, _squad_f1
+        bare, overlap = _squad_words, _squad_f1
         gold = [[text for text in some if _squad_words(text)] for some in gold]
     best = lambda measure: sum(
         max(measure(right, text) for right in some or [""])
         for some, text in zip(gold, guess, strict=True)
     )
-    n = max(len(guess), 1)
+    exact, n = lambda right, text: float(bare(right) == bare(text)), max(len(guess), 1)
     return {"exact_match": best(exact) / n, "f1": best(overlap) / n}
 
 
@@ -200,10 +200,6 @@ def _squad_words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
-def _squad_exact(gold: str, guess: str) -> float:
-    return float(_squad_words(gold) == _squad_words(guess))
-
-
 def _squad_f1(gold: str, guess: str) -> float:
     a, b = _squad_words(gold), _squad_words(guess)
     same = sum((Counter(a) & Counter(b)).values())
@@ -212,10 +208,6 @@ def _squad_f1(gold: str, guess: str) -> float:
 
 def _cmrc_bare(text: str) -> str:
     return "".join(c for c in text.lower().strip() if c not in _CMRC_MARKS)
-
-
-def _cmrc_exact(gold: str, guess: str) -> float:
-    return float(_cmrc_bare(gold) == _cmrc_bare(guess))
 
 
 def _cmrc_units(text: str) -> list[str]:

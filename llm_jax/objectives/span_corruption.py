@@ -94,7 +94,6 @@ def _window(config) -> int:
 
 
 def refuse(config):
-    """Rows must have room for a token."""
     longest = config.model.max_length
     if longest < 4:
         raise ConfigError(f"model.max_length={longest}: span_corruption needs at least 4")

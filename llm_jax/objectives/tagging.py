@@ -1,5 +1,6 @@
 """Tagging: a label for each word, as named entities (BIO) or parts of speech (Devlin 2019, 5.3)."""
 
+import dataclasses
 import logging
 import re
 
@@ -193,4 +194,48 @@ OBJECTIVE = Objective(
     ),
     held_out=held_out,
     predict=predict,
+)
+
+
+class Roles(Tagging):
+    """Semantic role labelling: the arguments of a predicate, as tags (Shi and Lin 2019).
+
+    As Tagging, of a text in which the predicate, the word of that place, is marked: [ gave ].
+
+    types [T]: 1 at the tokens of the predicate, else 0 (Shi and Lin 2019, 3.2). A pretrained model
+    hardly tells types apart at first, but does see markers (Baldini Soares 2019, 3.2). A sentence
+    is read once for each of its predicates.
+    """
+
+    reads = ("tokens", "predicate", "tags")
+    fields = (*Tagging.fields, "types")
+    stands_in = {}  # noqa: RUF012
+
+    def reading(self, record):
+        tokens, place = record["tokens"], record["predicate"]
+        marked = [*tokens[:place], "[", tokens[place], "]", *tokens[place + 1 :]]
+        text, words = spelled({"tokens": marked})
+        return text, np.delete(words, [place, place + 2], axis=0)
+
+    def parts(self, record, ids, spans, words):
+        start, end = words[record["predicate"]]
+        types = (spans[:, 0] < end) & (spans[:, 1] > start)
+        return super().parts(record, ids, spans, words) | {"types": types.astype(np.int32)}
+
+    def answer(self, record, rows):
+        """{tags, roles: [{start, end, type, text, score}]}."""
+        tags, odds = self.tags(record, rows)
+        return {"tags": tags, "roles": named(record, tags, odds)}
+
+    def score(self, records, answers):
+        """Of arguments: the predicate itself, B-V, is none (Carreras and Marquez 2005)."""
+        bare = lambda rows: [["O" if t.endswith("-V") else t for t in row["tags"]] for row in rows]
+        return scores.spans(bare(records), bare(answers))
+
+
+ROLES = dataclasses.replace(
+    OBJECTIVE,
+    name="roles",
+    examples=Roles,
+    needs=OBJECTIVE.needs | {"model.type_vocab_size": (2,)},
 )

@@ -28,7 +28,7 @@ def computed(program: Program) -> float:
 
 def _flops(inside, line) -> float:
     if line.op == "custom-call":
-        return _attention(inside, line)
+        return _ragged(inside, line) if "ragged-dot-none" in line.name else _attention(inside, line)
     if line.op not in ("dot", "convolution"):
         return 0.0
     left, right = (shape_of(inside, name) for name in line.operands)
@@ -65,6 +65,20 @@ def _taps(window: dict[str, str], size: int, taps: int, places: int) -> int:
     return int(((read >= 0) & (read % holes == 0) & (read < size * holes)).sum())
 
 
+def _ragged(inside, line) -> float:
+    """FLOPs of a product of groups of rows with a matrix each, on average over devices."""
+    left, out = dimensions(shape_of(inside, line.operands[-2])), dimensions(line.shape)
+    # [rows, in] with [groups, in, out], or with [rows, out] for the gradient of these.
+    count = left[0] * (left[1] * out[1] if len(out) == 2 else out[1] * out[2])
+    return 2.0 * count * (_share(line.attributes) or 0)
+
+
+def _share(attributes: str) -> float | None:
+    """Share of a kernel's rows or blocks that count, which our code names its scope by."""
+    share = re.search(r"share_(\d+)_of_(\d+)", attributes)
+    return share and int(share.group(1)) / int(share.group(2))
+
+
 def _attention(inside, line) -> float:
     """FLOPs of an attention kernel, over the pairs or blocks that its mask leaves."""
     about = f"{line.name} {line.attributes}"
@@ -75,12 +89,9 @@ def _attention(inside, line) -> float:
     query, key, value = [dimensions(s) for s in shapes if re.match(r"bf16|f32|f16", s)][:3]
     axis = 1 if "cudnn" in about else -2  # of positions: heads come behind or before them
     T, S = query[axis], key[axis]
-    blocks = re.search(r"blocks_(\d+)_of_(\d+)", about)
     window = int(_group(r'sliding_window_length": (\d+)', about) or 0) or S
-    seen = 1.0 if "NO_MASK" in about else 0.0
-    if blocks:
-        seen = int(blocks.group(1)) / int(blocks.group(2))
-    elif '"CAUSAL"' in about:
+    seen = _share(about) or float("NO_MASK" in about)
+    if '"CAUSAL"' in about:
         seen = (window * T - window * (window - 1) / 2) / (T * S)
     each = products[0] * key[-1] + products[1] * value[-1]
     return 2.0 * math.prod(query[:-1]) * S * seen * each

@@ -287,24 +287,36 @@ def _ring(kind: str, given: float, n: int) -> float:
 
 def groups(attributes: str, count: int) -> np.ndarray:
     """[groups, devices of a group], from any of the ways in which XLA writes replica_groups."""
-    ids = np.arange(count)
-    mesh = re.search(r"replica_groups=\[?mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+    order = r"(?:, device_ids=\(([^{]*)\))?"
+    mesh = re.search(rf"replica_groups=\[?mesh\[([^\]]*)\]{order}[^{{]*\{{([^}}]*)\}}", attributes)
     if mesh:
-        axes = {name: int(n) for name, n in re.findall(r"'?(\w+)'?=(\d+)", mesh.group(1))}
-        over = [name for name in re.findall(r"'(\w+)'", mesh.group(2)) if name in axes]
-        if math.prod(axes.values()) == count:
-            array = ids.reshape(list(axes.values()))
-            places = [list(axes).index(name) for name in over]
+        # Of an axis 'b' of 8 the part 'b':(2)2 is the middle of 2 x 2 x 2.
+        parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh.group(3))
+        over, sizes, places = {part[0]: part for part in parts}, [], []
+        for name, n in re.findall(r"'?(\w+)'?=(\d+)", mesh.group(1)):
+            _, before, size = over.get(name, ("", "", ""))
+            before, size = int(before or 1), int(size or n)
+            sizes += [before, size, int(n) // before // size]
+            places += [len(sizes) - 2] if name in over else []
+        if math.prod(sizes) == count:
+            array = _numbered(mesh.group(2) or f"[{count}]").reshape(sizes)
             array = np.moveaxis(array, places, range(-len(places), 0))
-            return array.reshape(-1, math.prod(axes[name] for name in over))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+            return array.reshape(-1, math.prod(sizes[place] for place in places))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
     if iota:
-        numbers = lambda text: [int(x) for x in text.split(",")]
-        array = np.arange(math.prod(numbers(iota.group(3)))).reshape(numbers(iota.group(3)))
-        array = array.transpose(numbers(iota.group(4))) if iota.group(4) else array
-        return array.reshape(int(iota.group(1)), int(iota.group(2)))
+        return _numbered(iota.group(3)).reshape(int(iota.group(1)), int(iota.group(2)))
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
     if listed:
         members = re.findall(r"\{([\d, ]+)\}", listed.group(1))
         return np.array([[int(x) for x in group.split(",")] for group in members])
-    return ids[None]
+    return np.arange(count)[None]
+
+
+def _numbered(text: str) -> np.ndarray:
+    """Devices in the order of `[2,4]T(1,0)`, numbers of that shape transposed, or of `0,2,1,3`."""
+    sizes, order = re.fullmatch(r"(?:\[([\d,]+)\])?(?:T?\(?([\d,]+)\)?)?", text).groups()
+    numbers = lambda text: [int(x) for x in text.split(",")]
+    if sizes is None:
+        return np.array(numbers(order))
+    array = np.arange(math.prod(numbers(sizes))).reshape(numbers(sizes))
+    return (array.transpose(numbers(order)) if order else array).reshape(-1)

@@ -6,33 +6,49 @@ Looked for in this order; one process, or none of these, is a run like any other
   Slurm: what `srun` starts, as JAX finds it, but with all GPUs of a node for each process
   TPU: what JAX finds of a pod or several slices, on GKE or TPU VMs
 
-A process that dies is missed after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too.
+A process that dies is missed after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too, each
+with a line that names it.
 """
 
+import ctypes
+import hashlib
 import importlib.util
+import json
+import logging
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 import time
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax import record
 from llm_jax.config import ConfigError
 from llm_jax.train import Diverged, Restart
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = "LLM_JAX_HEARTBEAT_SECONDS", 60
 LOST = 1  # exit code where another process was lost
+ENDED = "llm_jax/ended"  # the first process that ended by an error of its own: [exit code, line]
+
+
+TIES: list[socket.socket] = []  # of process 0, open as long as it lives
 
 
 class Hosts(NamedTuple):
-    """How many processes there are, and which one this is."""
+    """How many processes there are, which one this is, and JAX's client of their store."""
 
     count: int
     index: int
+    client: Any
+
+    def __str__(self) -> str:
+        return f"process {self.index} of {self.count} on {socket.gethostname()}"
 
 
 def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -75,27 +91,62 @@ def start() -> Hosts | None:
     if job is None:
         return None
     import jax
+    from jax._src.distributed import global_state  # the client is in no public module
 
     patience = _seconds("LLM_JAX_START_SECONDS", 300)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", True)
     sys.excepthook = _end_at
+    _slow_abort()
+    late = threading.Timer(patience, _missing, (global_state, patience))
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(
-            **job, initialization_timeout=patience, heartbeat_timeout_seconds=_seconds(*HEARTBEAT)
-        )
+        jax.distributed.initialize(  # past its own patience it aborts this process
+            **job, initialization_timeout=patience + 60,
+            heartbeat_timeout_seconds=_seconds(*HEARTBEAT),
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         named = ", ".join(f"{key}={value}" for key, value in job.items())
-        raise ConfigError(f"no job found within {patience} s (LLM_JAX_START_SECONDS; {named}): "
-                          f"{reason}") from error
+        raise ConfigError(f"no job found ({named}): {reason}") from error
+    finally:
+        late.cancel()
     slurm = job["cluster_detection_method"] == "slurm"
     if slurm and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # there JAX takes one GPU a process
         jax.config.update("jax_cuda_visible_devices", "all")
         jax.config.update("jax_rocm_visible_devices", "all")
-    if "num_processes" in job:  # without asking JAX, which would have it make a backend
-        return Hosts(job["num_processes"], job["process_id"])
-    return Hosts(jax.process_count(), jax.process_index()) if jax.process_count() > 1 else None
+    # Without asking JAX how many there are, which would have it make a backend.
+    hosts = Hosts(global_state.num_processes, global_state.process_id, global_state.client)
+    log, handler = logging.getLogger("llm_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{hosts}: %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    return hosts if hosts.count > 1 else None
+
+
+def _missing(state: Any, patience: int) -> None:
+    """Ends this process, which has waited for the others for too long."""
+    address = state.coordinator_address or "unknown"
+    missing = "another has not started"
+    if state.process_id:
+        try:
+            socket.create_connection(address.rsplit(":", 1), timeout=5).close()
+        except OSError:
+            missing = f"process 0, at {address}, does not answer"
+    text = f"waited {patience} s (LLM_JAX_START_SECONDS) for all to start; {missing}"
+    print(f"error: {named()}{text}. The same command tries again.", file=sys.stderr, flush=True)
+    end(LOST)
+
+
+def _slow_abort() -> None:
+    """Has abort() wait some seconds first.
+
+    JAX ends a process by it as soon as another is lost; in this time `_watch` says which, and ends
+    this process with LOST. A signal's handler is called with its number: sleep(6).
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _seconds(name: str, default: int) -> int:
@@ -110,36 +161,142 @@ def joined() -> bool:
     return sys.excepthook is _end_at
 
 
-@contextmanager
-def together(hosts: Hosts | None) -> Iterator[None]:
-    """Ends this process when its block fails, without JAX's shutdown barrier.
+def named() -> str:
+    """Which process this is and where, to begin a line with; nothing where it is alone."""
+    if not joined():
+        return ""
+    from jax._src.distributed import global_state as state
 
-    A process that others have left waits as long as a heartbeat may take, in which JAX names the
-    one that died and ends this one; then it ends by itself, with exit code LOST.
+    return f"{Hosts(state.num_processes, state.process_id, None)}: "
+
+
+def slowest_input(hosts: Hosts) -> Callable[[Any], None]:
+    """A hook before the log: which process has waited longest for batches, and how long.
+
+    Steps take all processes alike, as each waits for the others; this is what tells them apart.
+    """
+
+    def hook(info):
+        if "input_seconds" not in info.values:
+            return
+        key, own = "llm_jax/input/", info.values["input_seconds"]
+        hosts.client.key_value_set(f"{key}{hosts.index}", repr(own), allow_overwrite=True)
+        if hosts.index == 0:  # of the others perhaps what they had at the log before
+            rows = hosts.client.key_value_dir_get(key)
+            seconds, name = max((float(value), name) for name, value in rows)
+            process = float(name.rpartition("/")[2])
+            info.values |= {"slowest_input_seconds": seconds, "slowest_input_process": process}
+
+    return hook
+
+
+@contextmanager
+def together(hosts: Hosts | None, workdir: str | Path) -> Iterator[None]:
+    """Runs a block as one of several processes, which end together when one of them fails.
+
+    Before it they agree on code, versions and folder. One that fails tells the others how, without
+    JAX's shutdown barrier; one that the others have left waits until it is known which has died.
     """
     if hosts is None:
         yield
         return
+    from llm_jax.train import processes
+
+    done = threading.Event()
+    _watch(hosts, done)
     try:
+        processes.agree(code())
+        processes.share(workdir)
         yield
-    except (ConfigError, Diverged, Restart):
-        raise
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # this process's own trouble
-            raise
-        if type(error).__name__ != "JaxRuntimeError":  # a collective's says all in a line
-            traceback.print_exc()
-        seconds = _seconds(*HEARTBEAT)
-        reason = (str(error).strip().splitlines() or [repr(error)])[0][:300]
-        print(
-            f"error: process {hosts.index} of {hosts.count}: {reason}\n"
-            f"Most likely another process has died; which one is known within {seconds} s. The "
-            "same command resumes.",
-            file=sys.stderr,
-            flush=True,
-        )
-        time.sleep(seconds + 5)
-        end(LOST)
+        own = isinstance(error, (ConfigError, Diverged, Restart, OSError, MemoryError))
+        if not own and "RESOURCE_EXHAUSTED" not in str(error):  # as of a collective
+            time.sleep(_seconds(*HEARTBEAT) + 5)  # _watch ends this process, if another has died
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:500]
+        code_ = 2 if isinstance(error, ConfigError) else LOST
+        done.set()
+        with suppress(Exception):
+            hosts.client.key_value_set(ENDED, json.dumps([code_, f"{hosts} has ended: {reason}"]))
+            time.sleep(2)  # process 0 takes the store with it
+        raise
+    finally:
+        done.set()
+
+
+def _watch(hosts: Hosts, done: threading.Event) -> None:
+    """Ends this process when another has died, or has failed and told so; in two threads."""
+    client, everyone = hosts.client, range(hosts.count)
+    client.key_value_set(f"llm_jax/host/{hosts.index:06}", socket.gethostname())
+    client.wait_at_barrier("llm_jax/hosts", 10**6)
+    names = [name for _, name in sorted(client.key_value_dir_get("llm_jax/host/"))]
+
+    def lost(dead):
+        if not done.is_set():
+            named = ", ".join(f"process {i} of {hosts.count} on {names[i]}" for i in dead)
+            _tell_end(f"{named} is lost: it has died, or its network has. Its own log, and the "
+                      "scheduler's, may say why", hosts)  # fmt: skip
+
+    def living():
+        with suppress(Exception):
+            while True:  # waits for all who live to call it, so that it is under way when JAX
+                #          counts one as dead and lets no other call begin
+                if dead := [*{*everyone} - client.get_live_nodes([*everyone]).keys()]:
+                    return lost(dead)
+                time.sleep(1)
+
+    def told():
+        with suppress(Exception):
+            code_, text = json.loads(client.blocking_key_value_get(ENDED, 10**9))
+            if not done.is_set():
+                _tell_end(text, hosts, code_)
+
+    def tied():
+        with suppress(OSError):  # reset, as nobody has accepted it
+            tie.recv(1)
+        time.sleep(1)  # in which the reason is told, if process 0 had one
+        lost([0])
+
+    tie = _tie(hosts)
+    for watch in (living, told, *[tied] * (tie is not None)):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _tie(hosts: Hosts) -> socket.socket | None:
+    """A connection to process 0 that ends with it; None where a firewall is between.
+
+    JAX's own ends at the same moment, in a thread that then aborts this process.
+    """
+    from jax._src.distributed import global_state
+
+    if hosts.index == 0:  # connections need no accept(): the system holds them
+        TIES.append(socket.create_server(("", 0), backlog=4096))
+        hosts.client.key_value_set("llm_jax/port", str(TIES[0].getsockname()[1]))
+        return None
+    port = int(hosts.client.blocking_key_value_get("llm_jax/port", 10**6))
+    try:
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        tie = socket.create_connection((host, port), timeout=9)
+        tie.settimeout(None)
+        return tie
+    except OSError:
+        return None
+
+
+def _tell_end(text: str, hosts: Hosts, code_: int = LOST) -> None:
+    again = "The same command resumes" if code_ == LOST else "No restart will mend it"
+    print(f"error: {text}. {hosts} ends too. {again}.", file=sys.stderr, flush=True)
+    if hosts.index == 0:
+        time.sleep(2)  # else others would take it for the one that was lost
+    end(code_)
+
+
+def code() -> dict[str, str]:
+    """What decides what is computed, and has to be the same on all hosts: sources, versions."""
+    root = Path(__file__).parents[1]
+    digest = lambda file: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+    facts = {f"code of {file.relative_to(root)}": digest(file) for file in root.rglob("*.py")}
+    facts |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    return facts | record.versions()
 
 
 def _end_at(*error) -> None:

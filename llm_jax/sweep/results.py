@@ -21,7 +21,6 @@ class Run(NamedTuple):
     steps: int
 
     def rows(self) -> list[dict]:
-        """The rows of its metrics.jsonl."""
         return metrics.read(self.folder)
 
     def note(self) -> dict[str, Any]:
@@ -47,7 +46,6 @@ def grouped(design: dict) -> dict[str, list[str]]:
 
 
 def run_of(design: dict, workdir: Path, label: str, seed: int) -> Run:
-    """Returns the run of a label with a seed."""
     steps = design["variants"][label]["config"]["train"]["steps"]
     return Run(label, seed, workdir / "runs" / slug(label) / f"seed{seed}", steps)
 

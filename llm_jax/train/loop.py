@@ -23,7 +23,7 @@ from llm_jax.config import ConfigError
 from llm_jax.data import lengths, pipeline, summary
 from llm_jax.data.examples import Examples
 from llm_jax.data.fields import Record
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Mixture
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.files import is_full
 from llm_jax.objectives import labels
@@ -82,6 +82,7 @@ class Trainer:
     It takes all devices if none are given.
 
     `accept(setup, tokenizer)` raises what a caller has against them, before anything is written.
+    `make_step(trainer)` returns what stands in for `setup.train_step`, as in `llm_jax.privacy`.
 
     Attributes:
       hooks: called in order after each step. Those of the constructor come before the log, so that
@@ -95,6 +96,7 @@ class Trainer:
         self, config: ConfigDict, workdir: str | Path, reporter: Reporter,
         devices: list[jax.Device] | None = None, hooks: Sequence[Hook] = (),
         accept: Callable[[Setup, Tokenizer], None] | None = None, start: Start | None = None,
+        make_step: Callable[["Trainer"], Callable] | None = None,
     ):
         self.config, self.workdir, self.reporter = config, Path(workdir), reporter
         self.stopping = False
@@ -110,14 +112,24 @@ class Trainer:
         splits = objective.splits(config)
         self.tokenizer = folder.tokenizer(config, splits["train"], start)
         self.setup = Setup(config, self.mesh)
+        if (config.privacy.clip or config.distill.teacher) and make_step is None:
+            raise ConfigError("privacy.clip, distill.teacher: a Trainer needs the make_step of "
+                              "llm_jax.privacy or llm_jax.compress.distill for them")
+        step = self.setup.train_step
+        if make_step is not None:
+            self.documents = len(splits["train"])
+            step = make_step(self)
         if accept is not None:
             accept(self.setup, self.tokenizer)
         self._open_data(objective.examples(self.tokenizer, config), splits)
         self.eval_step = self.setup.eval_step(self.tokenizer)
         if self.held_out is not None and config.eval.metric != "loss" and not hooks:
             self.cost(self._measured())
-        agree(config, self.tokenizer, folder.text)
-        self._open_state(folder, start)
+        if self.several:
+            text = {f"text of {name}": value for name, value in folder.text.items()}
+            agree(configs.flatten(config) | text | {"tokenizer": self.tokenizer.fingerprint()})
+        place = self._open_state(folder, start)
+        self.train_step = step(place)
         first_params = self.state.params if self.step == 0 else None
         reference.attach(self.setup, self.tokenizer, splits, workdir, first_params)
         self.metrics = Metrics(workdir, self.step, writes=jax.process_index() == 0)
@@ -148,8 +160,11 @@ class Trainer:
         if len(splits["validation"]):
             self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
 
-    def _open_state(self, folder: Folder, start: Start | None) -> None:
-        """Sets the train state, restored or at step 0, and its step; commits the run folder."""
+    def _open_state(self, folder: Folder, start: Start | None) -> TrainState:
+        """Sets the train state, restored or at step 0, and its step; commits the run folder.
+
+        Returns where the state lies.
+        """
         like = self.setup.abstract_state()
         place = jax.tree.map(lambda x: x.sharding, like)
         if folder.old is not None:
@@ -162,7 +177,7 @@ class Trainer:
             folder.commit(self.config, self.tokenizer)
             self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
             self.step, self.state = 0, self._first(start, place)
-        self.train_step = self.setup.train_step(place)
+        return place
 
     def _measured(self) -> dict[str, float]:
         """What an evaluation has, by that of a batch of which the model says nothing but zeros."""
@@ -295,7 +310,7 @@ class Trainer:
     def _train(self) -> None:
         steps = self.config.train.steps
         self.profile(StepInfo(self.step, False, {}, self))
-        with sharding.activate(self.mesh):
+        with hushed(), sharding.activate(self.mesh):
             while self.step < steps and not self.out_of_patience and not self._told_to_stop():
                 self._step()
             if self.step not in self.checkpoints.steps():
@@ -387,6 +402,7 @@ class Trainer:
 
     def keep(self, info: StepInfo) -> None:
         """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
+        self.checkpoints.check()
         cost = self.cost(info.values) if self._evaluated(info) else None
         self.costs += [] if cost is None else [cost]
         best = cost is not None and self.checkpoints.is_best(cost)

@@ -20,7 +20,7 @@ class Metrics:
 
     def __init__(self, workdir: str | Path, start: int, writes: bool = True):
         self.workdir, self.start, self.writes = Path(workdir), start, writes
-        self.board = self.file = None
+        self.board, self.file, self.flushed = None, None, 0.0
         rows = [row for row in read(workdir) if row["step"] <= start]
         self.last = {name: value for row in rows for name, value in row.items()}
         if writes:
@@ -36,15 +36,24 @@ class Metrics:
         if not self.writes:
             return
         self.file.write(json.dumps(row) + "\n")
-        if self.board is None:
-            # Imported late: it loads PyTorch where there is one, which would delay the first step.
-            from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks for ever.
+        # Imported late: it loads PyTorch where there is one, which would delay the first step.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
-            folder = str(self.workdir / "tensorboard")
-            self.board = SummaryWriter(folder, purge_step=self.start + 1)
+        if self.board is None:
+            (folder := self.workdir / "tensorboard").mkdir(exist_ok=True)
+            self.board = EventsWriter(str(folder / "events"))
+            start = SessionLog(status=SessionLog.START)  # of what is ahead, only the new counts
+            self.board.write_event(Event(step=self.start + 1, session_log=start))
         for name, value in finite.items():
             if value is not None:
-                self.board.add_scalar(name, value, step)
+                summary = scalar(name, value)
+                self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() > self.flushed + 60:  # it takes an fsync
+            self.board.flush()
+            self.flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes everything out."""

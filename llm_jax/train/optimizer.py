@@ -80,7 +80,8 @@ def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransf
 
     factor = rate_factor layer_decay^distance (Clark 2020, appendix A), 0 for the first distance x
     unfreeze_steps (gradual unfreezing; Howard and Ruder 2018, 3.3). L1 brings each entry of a
-    matrix nearer to 0 by rate factor l1, and not past it (Duchi and Singer 2009, 5.1).
+    matrix nearer to 0 by rate factor l1, and not past it (Duchi and Singer 2009, 5.1). keep_zeros:
+    the mask of a pruned matrix is where it is 0.
     """
     o = config.optimizer
 
@@ -100,6 +101,8 @@ def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransf
             new = param + update
             new = jnp.sign(new) * jnp.maximum(jnp.abs(new) - rate * l1, 0)
             update = new - param
+        if o.keep_zeros and group.matrix:
+            update = jnp.where(param == 0, 0, update)
         return update
 
     def apply(updates, state, params, *, peak=None, **_):
@@ -130,7 +133,7 @@ def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.Grad
     )
 
     def to_adams_size(path, x):
-        return 0.2 * math.sqrt(max(_matrix(groups[name(path)], x.shape)[-2:])) * x
+        return 0.2 * math.sqrt(max(matrix(groups[name(path)], x.shape)[-2:])) * x
 
     return optax.chain(
         optax.contrib.scale_by_muon(beta=o.muon_momentum, weight_dimension_numbers=axes),
@@ -148,7 +151,7 @@ def _muon_axes(group: Group) -> optax.contrib.MuonDimensionNumbers:
     return optax.contrib.MuonDimensionNumbers(inputs, sum(outputs, ()))
 
 
-def _matrix(group: Group, shape: tuple[int, ...]) -> tuple[int, ...]:
+def matrix(group: Group, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a parameter as matrices [..., in, out]; a vector's own."""
     if len(group.spaces) < 2:
         return shape
@@ -167,7 +170,7 @@ def apart(
     """
 
     def shaped(path, x):
-        return x.reshape(_matrix(groups[name(path)], x.shape))
+        return x.reshape(matrix(groups[name(path)], x.shape))
 
     def each(function, path):
         for _ in range(groups[name(path)].stacked):

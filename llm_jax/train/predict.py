@@ -1,4 +1,4 @@
-"""Streaming inference: answers to records in order, in batches of rows of similar length."""
+"""Batch inference: answers to records, in their order, from batches of rows of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice

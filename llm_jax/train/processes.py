@@ -1,32 +1,103 @@
 """Checks and collectives between the processes of one job."""
 
-import hashlib
+import itertools
 import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # of which jax.distributed is the public half, without its client
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data.batches import union
-from llm_jax.data.tokenizers import Tokenizer
+
+FOREVER = 10**9  # milliseconds; who has died is found out by JAX
+SEEN_SECONDS = 60  # in which a file that one machine writes must be there for another
+_ROUND = itertools.count()
 
 
-def agree(config: ConfigDict, tokenizer: Tokenizer, text: dict) -> None:
-    """Compares config, text and tokenizer of a job's processes; ConfigError where they differ."""
-    if jax.process_count() == 1:
+def _judged(said: Any, judge: Callable[[list], str]) -> None:
+    """Has process 0 judge what each says, a JSON value; all raise its verdict if there is one.
+
+    Through JAX's key-value store: nothing is compiled, and no devices are needed.
+    """
+    state, key = distributed.global_state, f"llm_jax/agree/{next(_ROUND)}"
+    if state.client is None:
         return
-    parts = {"config": configs.to_json(config), "text": sorted(text.items()),
-            "tokenizer": (tokenizer.kind, tokenizer.pieces())}  # fmt: skip
-    digest = lambda x: hashlib.blake2b(repr(x).encode(), digest_size=16).digest()
-    mine = np.array([list(digest(x)) for x in parts.values()], np.uint8)
-    for process, theirs in enumerate(multihost_utils.process_allgather(mine)):
-        if differ := [n for n, a, b in zip(parts, mine, theirs, strict=True) if (a != b).any()]:
-            raise ConfigError(f"processes {jax.process_index()} and {process} have another "
-                              f"{', '.join(differ)}; start all of a job with the same command, on "
-                              "the same files")
+    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(said))
+    get = lambda name: json.loads(state.client.blocking_key_value_get(f"{key}/{name}", FOREVER))
+    if state.process_id == 0:
+        verdict = judge([get(i) for i in range(state.num_processes)])
+        state.client.key_value_set(f"{key}/verdict", json.dumps(verdict))
+    if verdict := get("verdict"):
+        raise ConfigError(verdict)
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Compares facts of a job's processes by name; ConfigError where they differ in one.
+
+    It names the process, its host and the facts; all processes have to call it, and all raise.
+    """
+    _judged([socket.gethostname(), {key: repr(value) for key, value in facts.items()}], compare)
+
+
+def compare(said: list[tuple[str, dict[str, str]]]) -> str:
+    """In what (host, facts) of some process differ from those of process 0, in words."""
+    host, ours = said[0]
+    for i, (there, theirs) in enumerate(said):
+        differ = [f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
+                  for key in ours | theirs if ours.get(key) != theirs.get(key)]  # fmt: skip
+        if differ:
+            more = f" and {len(differ) - 5} more" * (len(differ) > 5)
+            return (f"process {i} on {there} differs from process 0 on {host} ("
+                    f"{'; '.join(differ[:5])}{more}); start all of a job with the same command, "
+                    "on the same code and files")
+    return ""
+
+
+def share(folder: str | Path) -> None:
+    """Checks that all processes of a job write into the same folder, or its nearest parent.
+
+    Raises:
+      ConfigError: in all processes, by the name of one that cannot write, or writes elsewhere.
+    """
+    path = Path(folder).absolute()
+    above = next(p for p in (path, *path.parents) if p.exists())
+
+    def judge(said):
+        until = time.monotonic() + SEEN_SECONDS  # a network's folders are not current at once
+        for i, (host, file, problem) in enumerate(said):
+            who = f"--workdir={folder}: process {i} on {host}"
+            if problem:
+                return f"{who} cannot write into it ({problem})"
+            while file not in os.listdir(above):
+                if time.monotonic() > until:
+                    return (f"{who} has another folder of that name than process 0 on "
+                            f"{said[0][0]}; name one that all machines share")
+                time.sleep(1)
+        return ""
+
+    if distributed.global_state.client is None:
+        return
+    file, problem = above / f".llm_jax-{uuid.uuid4().hex}", ""
+    try:
+        file.write_bytes(b".")
+    except OSError as error:
+        problem = os.strerror(error.errno)
+    try:
+        _judged((socket.gethostname(), file.name, problem), judge)
+    finally:
+        with suppress(OSError):
+            file.unlink()
 
 
 def gathered(state: dict, config: ConfigDict) -> dict:

@@ -20,7 +20,14 @@ from llm_jax.models.flops import train_flops
 from llm_jax.train import groups, optimizer
 from llm_jax.train.checkpoint import Checkpoints
 from llm_jax.train.folder import same_run
-from llm_jax.train.state import TrainState, fill, init_state, make_eval_step, make_train_step
+from llm_jax.train.state import (
+    TrainState,
+    fill,
+    gradients,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,10 @@ class Setup:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        _check_attention(config)
+        stacks = configs.depths(config.model).values()
+        layers = [layer for depth in stacks for layer in configs.layers(config.model, depth)]
+        for layer in dict.fromkeys(layers):
+            _check_attention(config, layer)
         if config.model.lora_rank and config.model.num_experts:
             log.warning("model.lora_rank=%d: experts get no adapters (qwix has none for them)",
                         config.model.lora_rank)  # fmt: skip
@@ -60,9 +70,9 @@ class Setup:
         where = sharding.param_shardings(self.params, self.mesh)
         return jax.tree.map(_with_sharding, self.params, where)
 
-    def train_step(self, place: TrainState) -> Callable:
+    def train_step(self, place: TrainState, gradients: Callable = gradients) -> Callable:
         """The compiled step, whose state lies as `place` says and is donated."""
-        step = make_train_step(self.model, self.objective, self.tx, self.config)
+        step = make_train_step(self.model, self.objective, self.tx, self.config, gradients)
         return jax.jit(step, donate_argnums=0, out_shardings=(place, None))
 
     def eval_step(self, tokenizer: Tokenizer) -> Callable:
@@ -158,14 +168,7 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def _check_attention(config: ConfigDict) -> None:
-    stacks = configs.depths(config.model).values()
-    layers = [layer for depth in stacks for layer in configs.layers(config.model, depth)]
-    for layer in {id(layer): layer for layer in layers}.values():
-        _check_kind(config, layer)
-
-
-def _check_kind(config: ConfigDict, cfg: FrozenConfigDict) -> None:
+def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     """Refuses a layer whose kind of attention cannot do what is asked of it."""
     packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
@@ -199,8 +202,8 @@ def _check_kind(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     if variant.leaks and cfg.kind == "decoder":
         log.warning("%s: with %r, %s", said, kind, variant.leaks)
     try:
-        reads = {name: cfg[name] for name in variant.reads}
-        variant.weights(cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, **reads)
+        sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        variant.weights(*sizes, **variant.settings(cfg))
     except ValueError as error:
         raise ConfigError(f"{said}: {error}") from error
 

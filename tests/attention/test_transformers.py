@@ -16,8 +16,8 @@ from llm_jax.attention import (
     delta,
     dense,
     differential,
-    longformer,
-    nystrom,
+    landmarks,
+    local,
 )
 from llm_jax.models.attention import Attention
 from llm_jax.models.latent import LatentAttention
@@ -128,7 +128,7 @@ def test_longformer(global_tokens):
     far = {"_".join(n.split("_")[::-1]): heads(getattr(layer, n), x) for n in names}
     segments = np.ones((B, T), np.int32)
     segments[0, 40:] = 0
-    ours = longformer.attend(
+    ours = local.attend_longformer(
         *(heads(getattr(layer, n), x) for n in ("query", "key", "value")),
         Mask(segments, segments), window=5, global_tokens=global_tokens, **far,
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_nystromformer():
     layer.init_option = "exact"  # the paper's, a matrix at a time
     q, k, v = (heads(getattr(layer, name), x) for name in ("query", "key", "value"))
     kernel = layer.conv.weight.detach().numpy()[:, 0, :, 0].T
-    ours = nystrom.attend(q, k, v, Mask(), landmarks=12, convolution=kernel)
+    ours = landmarks.attend_nystrom(q, k, v, Mask(), landmarks=12, convolution=kernel)
     close(ours.reshape(1, T, -1), layer(x)[0])
 
 

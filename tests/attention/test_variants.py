@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax import attention
-from llm_jax.attention import Bias, Mask, Scoring, bigbird, delta, linear, nystrom
+from llm_jax.attention import Bias, Mask, Scoring, bigbird, delta, landmarks, linear
 
 B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
@@ -546,7 +546,7 @@ def test_nystrom_inverts():
     rng = np.random.default_rng(6)
     A = rng.random((3, 12, 12)) / 12 + 2 * np.eye(12)
     A /= A.sum(-1, keepdims=True)
-    np.testing.assert_allclose(nystrom.inverse(jnp.asarray(A)), np.linalg.inv(A), atol=1e-4)
+    np.testing.assert_allclose(landmarks.inverse(jnp.asarray(A)), np.linalg.inv(A), atol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [True, False])

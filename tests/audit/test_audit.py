@@ -87,6 +87,21 @@ def test_a_figure_is_shown_with_its_interval():
     assert report.shown(statistics.figure("a", float("nan"))) == "–"
 
 
+def test_what_stands_in_a_figure_is_text_and_a_page_is_inside(tmp_path):
+    (tmp_path / "page.html").write_text('<p title="1">é</p>')
+    draw = lambda results, folder: [audit.limit.Picture("page.html", "a <b>page")]
+    limit = audit.Limit("privacy", "what is <b>told", None, None, draw)
+    result = dict.fromkeys(("step", "commit", "time", "hardware"), "<b>") | {
+        "figures": [statistics.figure("of 'a|<b>b'", 1.5, "bits")], "command": "--canary='<b>'"
+    }  # fmt: skip
+    path = report.write(tmp_path, ["run"], {limit: {"run": result}})
+    assert "[a <b>page](page.html)" in path.read_text()
+    html = path.with_suffix(".html").read_text()
+    assert "<b>" not in html and html.count("&lt;b&gt;") == 8
+    assert "<td>of 'a|&lt;b&gt;b'</td>" in html and "href" not in html
+    assert 'srcdoc="&lt;p title=&quot;1&quot;&gt;é&lt;/p&gt;"' in html
+
+
 DOC = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
 ROWS = re.findall(r"^\| (\w+) \|.*\| `(--only.*)` \|$", DOC, re.MULTILINE)
 

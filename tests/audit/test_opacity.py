@@ -49,7 +49,7 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(kind, changes,
     text = attribution.Text({"tokens": tokens, "segment_ids": np.ones_like(tokens)}, free, [])
     likeliest = int(reader.logits(text, everything(reader)).argmax())
     text = dataclasses.replace(text, target=likeliest)
-    found = attribution.integrated_gradients(reader, text, params)
+    found = attribution.METHODS["integrated gradients"](reader, text, params)
     whole, nothing = reader.score(text, np.stack([everything(reader)[0], ~free]))
     assert abs(whole - nothing) > 0.1
     assert abs(found.sum() - (whole - nothing)) < 0.02 * abs(whole - nothing)

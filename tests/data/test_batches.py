@@ -162,16 +162,6 @@ def test_what_gives_no_example_is_told():
     iterator.close()
 
 
-@pytest.mark.parametrize("state", [
-    {"rows": {}, "step": 3}, {"step": 3, "streams": {"0": {"next_index": 4}}},
-])
-def test_a_state_of_an_older_version_is_refused(start, state):
-    (iterator,), _ = start(settings(), 1)
-    with pytest.raises(ConfigError, match="older version"):
-        iterator.set_state(state)
-    iterator.close()
-
-
 def test_more_shards_than_rows():
     with pytest.raises(ConfigError, match=r"data\.shards=17: at most data\.batch_size=16"):
         settings(shards=17)

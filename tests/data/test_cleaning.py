@@ -50,6 +50,35 @@ def test_what_repair_leaves_nothing_of_is_left_out():
     assert cleaned([{"text": "\u0007"}, {"text": "a"}], "ftfy") == [{"text": "a"}]
 
 
+@pytest.mark.parametrize(("kind", "found", "left"), [
+    ("email", ["a.b+c@mail.example.org", "x_1@y.cn"], ["@user", "a@b", "at x dot y"]),
+    ("ssn", ["219-09-9999"], ["000-12-3456", "666-12-3456", "900-12-3456", "123-00-4567",
+                              "123-45-0000", "1219-09-9999", "219-09-99991"]),
+    # Test numbers that card networks publish; then one digit off, and an ISBN.
+    ("card", ["4111 1111 1111 1111", "5555-5555-5555-4444", "378282246310005", "6011111111111117"],
+     ["4111 1111 1111 1112", "978-0-262-03561-3", "1234567890123456"]),
+    ("ip", ["192.168.0.1", "8.8.8.8"], ["256.1.1.1", "1.2.3", "1.2.3.4.5", "v1.2.3.4"]),
+    ("phone", ["+44 20 7946 0958", "+8613812345678", "(212) 555-0123", "212-555-0123",
+               "1-212.555.0123", "13812345678"],
+     ["2024-11-29", "1914-1918", "3.14159265", "12 300 000", "+5", "2125550"]),
+])  # fmt: skip
+def test_personal_data_is_found_and_nothing_else(kind, found, left):
+    mark, words = f"[{kind.upper()}]", "Ask {} now, or ({})."
+    for text in found:
+        (doc,) = cleaned([{"text": words.format(text, text), "label": text}], f"pii:{kind}")
+        assert doc == {"text": words.format(mark, mark), "label": text}
+    for text in left:
+        (doc,) = cleaned([{"text": words.format(text, text)}], f"pii:{kind}")
+        assert doc["text"] == words.format(text, text)
+
+
+def test_personal_data_is_not_shown_in_the_card():
+    made = cleaning.Cleaning(["pii"])
+    text = "a@b.org 4111111111111111 8.8.8.8 219-09-9999 +44 20 7946 0958"
+    assert list(made([{"text": text}], "train")) == [{"text": "[EMAIL] [CARD] [IP] [SSN] [PHONE]"}]
+    assert made.counts["pii", "train"] == {"changed": 1} and not made.shown
+
+
 def test_stop_words_go_in_any_case(tmp_path):
     (tmp_path / "stop.txt").write_text("the\nof\n")
     step = f"stop_words:{tmp_path}/stop.txt"

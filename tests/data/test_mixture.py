@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.config import ConfigError
 from llm_jax.data import chunks, files, sources, tokenizers
-from llm_jax.data.mixture import Mixture, rates
+from llm_jax.data.lazy import Mixture, rates
 from tests import making
 
 SIZES = {"a": 40, "b": 13, "c": 1}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
-from llm_jax.data import tokenizers, windows
+from llm_jax.data import chunks, tokenizers
 from tests import making
 
 TOKENIZER = tokenizers.Bytes()
@@ -93,7 +93,7 @@ def test_cuts_cover_a_document(length, overlap):
     firsts = set()
     for seed in [None, *range(40)]:
         rng = None if seed is None else np.random.default_rng(seed)
-        pieces = windows.cut(tokens, 16, overlap, rng)
+        pieces = chunks.cut(tokens, 16, overlap, rng)
         new = np.concatenate([piece[overlap:] for piece in pieces])
         assert new.tolist() == list(range(overlap, length))
         assert all(overlap < len(piece) <= 16 + overlap for piece in pieces)
@@ -106,7 +106,7 @@ def test_cuts_cover_a_document(length, overlap):
 def test_elsewhere_is_any_place_outside_the_document():
     """Every token of other documents is as likely the start; few come only from short ones."""
     lengths = [5, 20, 3, 40]
-    pool = windows.Pool([np.full(n, i) + 100 * np.arange(n) for i, n in enumerate(lengths)])
+    pool = chunks.Pool([np.full(n, i) + 100 * np.arange(n) for i, n in enumerate(lengths)])
     rng = np.random.default_rng(0)
     for own in range(4):
         places = Counter()
@@ -122,7 +122,7 @@ def test_elsewhere_is_any_place_outside_the_document():
             assert abs(places[other] - 4000 * p) <= 5 * np.sqrt(4000 * p * (1 - p))
         starts = {int(pool.elsewhere(own, 1, rng)[0]) for _ in range(3000)}
         assert len(starts) == outside  # of one token: each is drawn
-    alone = windows.Pool([np.arange(9)])
+    alone = chunks.Pool([np.arange(9)])
     assert {int(alone.elsewhere(0, 1, rng)[0]) for _ in range(300)} == set(range(9))
 
 
@@ -199,7 +199,6 @@ def test_eval_covers_everything_once(config, packing, shares):
     ("change", "docs", "message"),
     [
         ({"model.vocab_size": 258}, ["text" * 9], "model.vocab_size=258: .* 259"),
-        ({"data.packing": "best"}, ["text" * 9], "data.packing: 'best'"),
         ({"objective.name": "dance"}, ["text" * 9], "objective.name='dance': allowed are"),
         ({}, ["short"], "data.train: 7 tokens do not fill one row"),
         ({}, [], "data.train: there are no documents"),

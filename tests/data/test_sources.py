@@ -59,9 +59,12 @@ def test_bad_files_are_named(tmp_path, config, name, content, message):
         sources.documents(str(tmp_path / name), config.data)
 
 
-def test_unknown_builtin(config):
-    with pytest.raises(ConfigError, match="builtin:python"):
-        sources.documents("builtin:pyhton", config.data)
+@pytest.mark.parametrize(
+    ("spec", "message"), [("builtin:pyhton", "builtin:python"), ("gs://b/a.txt", "is an address")]
+)
+def test_what_is_no_source(config, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        sources.documents(spec, config.data)
 
 
 def _splits(config):

@@ -4,7 +4,7 @@ import pytest
 
 from llm_jax import objectives
 from llm_jax.data import summary, tokenizers
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.lazy import Mixture
 
 
 def _line(config, docs, name, **keys):

@@ -160,9 +160,9 @@ def test_what_is_scored_is_the_answer(name, split):
     docs = _examples(SPECS[name], split)
     for i in range(200):
         words, places = _words(docs[i])
-        assert set(words) <= set(docs.task.words)
+        assert set(words) <= set(docs.task.words())
         answers = EVALUATORS[name](words, docs.task)
-        assert places == set(answers) and len(words) <= docs.task.longest
+        assert places == set(answers) and len(words) <= docs.task.longest()
         assert all(words[place] == answer for place, answer in answers.items())
 
 

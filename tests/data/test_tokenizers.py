@@ -181,7 +181,6 @@ def test_specials_of_a_file_are_inferred(tmp_path, config, beside, expected):
         ("file", None, "tokenizer.path: .* needs a tokenizer.json; tokenizer.name=bpe"),
         ("file", "{}", "is not a tokenizer.json"),
         ("sentencepiece", "text", "is not a sentencepiece"),
-        ("morse", None, "tokenizer.name: 'morse' is unknown"),
     ],
 )
 def test_bad_tokenizers_are_named(tmp_path, config, name, content, message):

@@ -8,6 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -16,6 +17,7 @@ import llm_jax  # noqa: E402
 from llm_jax import config as configs  # noqa: E402
 from llm_jax import hub, models, objectives  # noqa: E402
 from llm_jax.data import tokenizers  # noqa: E402
+from llm_jax.hub.families import FAMILIES  # noqa: E402
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -104,6 +106,20 @@ def test_a_pooler_that_nobody_reads_is_kept(tmp_path):
     theirs.save_pretrained(tmp_path)
     model, params, _ = hub.load(tmp_path)
     assert model.head == "token" and model.pooler and "pooler" in params
+
+
+@pytest.mark.parametrize("name", ["Bert", "DistilBert", "Roberta", "Albert", "Electra"])
+def test_a_classifier_without_its_dense_layer_is_refused(name, tmp_path):
+    """And not taken for one that has none."""
+    made(name, "SequenceClassification").save_pretrained(tmp_path)
+    table = FAMILIES[name.lower()]
+    dense = (table.modules | table.by_head["sequence"])["pooler/dense"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: x for key, x in tensors.items() if not key.startswith(f"{dense}.")}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(configs.ConfigError, match=f"missing: {dense}.weight"):
+        hub.load(tmp_path)
 
 
 TEXTS = ["Ann went to the low house.", "Is it newer?", "a", "Lower, lowest; widest (slow)!"]

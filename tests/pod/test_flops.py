@@ -25,8 +25,8 @@ def test_products_are_as_xla_counts_them(name):
     assert ours == compiled.cost_analysis()["flops"]
 
 
-# Of a step compiled for a TPU: a product written as a convolution over padding, and attention's
-# kernel, whose line is broken by its metadata.
+# Of steps compiled for a TPU: a product written as a convolution over padding, attention's kernel,
+# whose line is broken by its metadata, and products of experts.
 TPU = """HloModule jit_step
 
 ENTRY %main (x: bf16[2,8192,4096,1]) -> bf16[2,8192,32,128] {
@@ -37,7 +37,11 @@ ENTRY %main (x: bf16[2,8192,4096,1]) -> bf16[2,8192,32,128] {
   %k = bf16[2,8,8192,128]{3,2,1,0} parameter(4)
   %splash_mha_dq_segmented.1 = (f32[2,512,128]{2,1,0}, bf16[2,32,8192,128]{3,2,1,0}) custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q_dq\\": 512}"
-}}, metadata={op_name="jit(step)/vmap(blocks_136_of_256)/splash_mha_dq"}
+}}, metadata={op_name="jit(step)/vmap(share_136_of_256)/splash_mha_dq"}
+  %rows = bf16[8192,256]{1,0} parameter(5)
+  %each = bf16[2,256,512]{2,1,0} parameter(6)
+  %ragged-dot-none.1 = bf16[8192,512]{1,0} custom-call(%m, %rows, %each), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/share_2_of_8/ragged_dot_general/ragged-dot-none"}
+  %ragged-dot-none.2 = bf16[2,256,512]{2,1,0} custom-call(%m, %rows, %ragged-dot-none.1), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/transpose(jvp(share_2_of_8))/ragged_dot_general/ragged-dot-none"}
   ROOT %convolution.1 = bf16[2,8192,32,128]{3,1,2,0} convolution(%x, %w), window={size=1x32 pad=0_0x31_31 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f
 }
 """  # noqa: E501
@@ -46,7 +50,8 @@ ENTRY %main (x: bf16[2,8192,4096,1]) -> bf16[2,8192,32,128] {
 def test_products_and_kernels_as_a_tpu_has_them():
     project = 2 * 2 * 8192 * 4096 * 32 * 128
     attend = 2 * 3 * (2 * 32 * 8192 * 8192 * 128) * 136 / 256  # dq: scores, their gradient, its own
-    assert flops.computed(hlo.Program(TPU)) == project + attend
+    experts = 2 * (2 * 8192 * 256 * 512) * 2 / 8  # forward, and the gradient of the kernels
+    assert flops.computed(hlo.Program(TPU)) == project + attend + experts
 
 
 CUDNN = """HloModule jit_step

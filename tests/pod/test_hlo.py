@@ -111,9 +111,16 @@ def test_a_collective_that_xla_writes_as_a_transfer_between_slices():
         ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
         ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'b'}",
+         [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2], device_ids=([2,2]T(1,0)) {'c'}, x",
+         [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}", [[0, 3], [1, 2]]),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
         ("replica_groups={}, to_apply=%add", [[0, 1, 2, 3]]),
     ],
-)
+)  # fmt: skip
 def test_replica_groups_in_all_spellings(text, wanted):
     np.testing.assert_array_equal(hlo.groups(text, 4), wanted)
 

@@ -1,24 +1,32 @@
 """Several processes are one run: found, equal to one process, stopped together, resumed exactly."""
 
+import itertools
 import json
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llm_jax.config import ConfigError
 from llm_jax.data.prepare import prepare
-from llm_jax.pod import hosts
+from llm_jax.pod import hosts, watchdog
 from llm_jax.pod.hosts import find
+from llm_jax.train import processes
 from llm_jax.train.metrics import read
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMING = {"tokens_per_second", "mfu", "input_seconds", "step_seconds", "goodput"}
+TIMING = {"tokens_per_second", "mfu", "input_seconds", "step_seconds", "goodput",
+          "slowest_input_seconds", "slowest_input_process"}  # fmt: skip
+HERE = socket.gethostname()
 HEARTBEAT = 30  # a busy machine may hold a process up for some seconds
 
 JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
@@ -98,9 +106,9 @@ def test_a_wrong_environment_is_refused_by_name(changes, shown):
 
 
 class Job:
-    """Processes that train one run, each with so many devices."""
+    """Processes that train one run, each with so many devices; to one its disk is full."""
 
-    def __init__(self, folder, arguments, processes=2, devices=1, compiled=None, each=()):
+    def __init__(self, folder, arguments, processes=2, devices=1, compiled=None, each=(), full=-1):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -114,11 +122,13 @@ class Job:
         for i in range(processes):
             where = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_PROCESS_ID": str(i)}
             where |= {"JAX_NUM_PROCESSES": str(processes)}
+            limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
             self.processes.append(
                 subprocess.Popen(
                     [*command, *arguments, "--stopped_code=75", *(each[i] if each else ())],
                     cwd=ROOT, env=environ | where,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    preexec_fn=limit if i == full else None,
                 )
             )  # fmt: skip
 
@@ -221,18 +231,18 @@ def test_killed_while_it_saves(arguments, whole, tmp_path, victim, compiled):
         time.sleep(0.001)
     job.processes[victim].kill()
     codes, _, errors = job.wait()
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
-    told = errors[1 - victim]
-    assert "another process has died" in told or "another task died" in told, told
-    if codes[1 - victim] == -signal.SIGABRT:  # JAX's word came first
-        named = "tasks are unhealthy" if victim else "leader task was preempted/died"
-        assert named in told
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == hosts.LOST
+    line = f"error: process {victim} of 2 on {HERE} is lost: "
+    assert [x for x in errors[1 - victim].splitlines() if x.startswith(line)
+            and f"process {1 - victim} of 2 on {HERE} ends too. The same command" in x]  # fmt: skip
 
     codes, lines, errors = Job(folder, arguments, 2, 1, compiled).wait()
     assert codes == [0, 0] and "resuming from step" in errors[0]
     assert untimed(folder) == untimed(whole)
     assert arrays(folder) == arrays(whole)
     assert "step" not in errors[1]  # one speaks for all
+    rows = [row for row in read(folder) if "slowest_input_process" in row]
+    assert rows and all(row["slowest_input_process"] in (0, 1) for row in rows)
 
 
 @pytest.mark.slow
@@ -275,6 +285,229 @@ def test_what_processes_disagree_on_is_named(overrides, tmp_path):
     keys = [f"--config.{o}" for o in overrides()]
     each = [["--config.seed=0"], ["--config.seed=1"]]
     codes, _, errors = Job(tmp_path / "run", keys, 2, 1, each=each).wait()
-    assert 2 in codes and 0 not in codes
-    assert any("processes 0 and 1 have another config" in error for error in errors), errors
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert codes == [2, 2]
+    line = f"process 1 on {HERE} differs from process 0 on {HERE} (seed: 1 there, 0 here)"
+    assert all(line in error for error in errors), errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_ends_all_at_once(overrides, tmp_path):
+    """Not after the 20 minutes for which Orbax would have them wait for one another."""
+    changes = {"train.steps": 4000, "checkpoint.every": 5, "eval.every": 9999}
+    keys = [f"--config.{o}" for o in overrides(changes | {"mesh.data": 1, "mesh.fsdp": 2})]
+    codes, _, errors = Job(tmp_path / "run", keys, full=1).wait(300)
+    assert codes == [1, 1]
+    line = f"--workdir={tmp_path / 'run'}: the disk is full at step"
+    assert f"error: process 1 of 2 on {HERE}: {line}" in errors[1]
+    assert f"error: process 1 of 2 on {HERE} has ended: {line}" in errors[0]
+
+
+@pytest.mark.slow
+def test_one_that_fails_alone_ends_all_with_its_code_and_word(overrides, tmp_path):
+    keys = [f"--config.{o}" for o in overrides()]
+    each = [[], ["--config.data.train=none.txt"]]
+    codes, _, errors = Job(tmp_path / "run", keys, 2, 1, each=each).wait()
+    assert codes == [2, 2]
+    line = f"error: process 1 of 2 on {HERE} has ended: data: 'none.txt' matches no file"
+    assert line in errors[0] and f"error: process 1 of 2 on {HERE}: data: 'none.txt'" in errors[1]
+
+
+WORK = """
+import sys, time
+from pathlib import Path
+from llm_jax.pod import hosts
+job = hosts.start()
+with hosts.together(job, sys.argv[1]):
+    Path(sys.argv[1], f"{job.index}").touch()
+    if job.index == int(sys.argv[2]):
+        raise MemoryError("no room")
+    while not Path(sys.argv[1], "over").exists():
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "victim"), [("killed", 0), ("killed", 1), ("failed", 0), ("failed", 1), ("over", -1)]
+)
+def test_the_others_are_told_who_was_lost(how, victim, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environ = os.environ | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    environ |= {"JAX_NUM_PROCESSES": "3", "LLM_JAX_HEARTBEAT_SECONDS": "10"}
+    failing = victim if how == "failed" else -1
+    command = [sys.executable, "-c", WORK, str(tmp_path), str(failing)]
+    job = [subprocess.Popen(command, env=environ | {"JAX_PROCESS_ID": str(i)}, cwd=ROOT, text=True,
+                            stderr=subprocess.PIPE) for i in range(3)]  # fmt: skip
+    running = lambda: all(process.poll() is None for process in job)
+    while running() and not all((tmp_path / f"{i}").exists() for i in range(3)):
+        time.sleep(0.05)
+    if how == "killed":
+        job[victim].kill()
+    elif how == "over":
+        (tmp_path / "over").touch()
+    errors = [process.communicate(timeout=100)[1] for process in job]
+    codes = [process.returncode for process in job]
+    if how == "over":
+        assert codes == [0, 0, 0] and not any("error: " in text for text in errors)
+        return
+    why = "is lost: it has died" if how == "killed" else "has ended: no room"
+    for i in {0, 1, 2} - {victim}:
+        line = f"error: process {victim} of 3 on {HERE} {why}"
+        found = [x for x in errors[i].splitlines() if x.startswith(line)]
+        assert codes[i] == hosts.LOST and len(found) == 1, errors[i]
+        assert f"process {i} of 3 on {HERE} ends too. The same command resumes." in found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("present", [0, 1])
+def test_one_that_is_missing_at_the_start(present, tmp_path, monkeypatch):
+    for name, value in JAX.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:39471")
+    monkeypatch.setenv("JAX_PROCESS_ID", str(present))
+    monkeypatch.setenv("LLM_JAX_START_SECONDS", "3")
+    command = [sys.executable, "launch.py", "train", f"--workdir={tmp_path}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    why = "process 0, at localhost:39471, does not answer" if present else "another has not started"
+    assert found.returncode == hosts.LOST
+    assert f"process {present} of 4 on {HERE}: waited 3 s" in found.stderr and why in found.stderr
+
+
+class Store:
+    """JAX's key-value store, of threads in the place of processes."""
+
+    def __init__(self, count):
+        self.num_processes, self.here, self.values = count, threading.local(), {}
+        self.client, self.changed = self, threading.Condition()
+
+    process_id = property(lambda self: self.here.index)
+
+    def key_value_set(self, key, value):
+        with self.changed:
+            assert key not in self.values
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, timeout):
+        with self.changed:
+            self.changed.wait_for(lambda: key in self.values)
+            return self.values[key]
+
+    def run(self, *calls) -> list[str]:
+        """What each process is refused for, or nothing."""
+
+        def one(index):
+            self.here.index = index
+            try:
+                calls[index]()
+            except ConfigError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(len(calls)) as pool:
+            return list(pool.map(one, range(len(calls))))
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Three processes, which meet once."""
+    store = Store(3)
+    monkeypatch.setattr(processes.distributed, "global_state", store)
+    monkeypatch.setattr(processes, "_ROUND", itertools.repeat(0))
+    monkeypatch.setattr(processes, "SEEN_SECONDS", 0)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, ""),
+        ({"seed": 3}, f"process 2 on {HERE} differs from process 0 on {HERE} (seed: 3 there, 0"),
+        ({"code of a.py": "f"}, "(code of a.py: 'f' there, 'e' here)"),
+        ({"jax": None}, "(jax: None there, '0.10' here)"),
+        ({"libtpu": "1"}, "(libtpu: '1' there, absent here)"),
+        ({str(i): i for i in range(9)}, "4: 4 there, absent here and 4 more)"),
+    ],
+)
+def test_facts_that_differ_are_named_in_all_processes(change, shown, three):
+    facts = {"seed": 0, "code of a.py": "e", "jax": "0.10"}
+    found = three.run(*[lambda: processes.agree(facts)] * 2,
+                      lambda: processes.agree(facts | change))  # fmt: skip
+    assert found[0] == found[1] == found[2] and (shown in found[0] if shown else not found[0])
+
+
+@pytest.mark.parametrize("name", ["", "run", "a/b/run"])
+def test_a_folder_is_shared(name, three, tmp_path):
+    assert three.run(*[lambda: processes.share(tmp_path / name)] * 3) == ["", "", ""]
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [("other", f"process 1 on {HERE} has another folder of that name than process 0 on {HERE}"),
+     ("/proc", f"process 1 on {HERE} cannot write into it (No such file or directory)")],
+)  # fmt: skip
+def test_a_folder_that_is_not_shared_or_not_writable_is_refused(other, shown, three, tmp_path):
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+    folders = tmp_path / "run", tmp_path / other, tmp_path / "run"
+    found = three.run(*[lambda f=folder: processes.share(f) for folder in folders])
+    assert all(shown in text for text in found), found
+    assert [*tmp_path.rglob("*")] == [tmp_path / "other", tmp_path / "run"]
+
+
+def test_the_code_of_every_module_counts(monkeypatch, tmp_path):
+    facts = hosts.code()
+    for fact in ("code of train/loop.py", "code of config.py", "jax", "python", "XLA_FLAGS"):
+        assert facts[fact]
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "pod" / "hosts.py"))
+    (tmp_path / "a.py").write_text("a = 1")
+    before = hosts.code()["code of a.py"]
+    (tmp_path / "a.py").write_text("a = 2")
+    assert hosts.code()["code of a.py"] != before
+
+
+def test_alone_there_is_nothing_to_agree_on(tmp_path):
+    processes.agree({"a": 1})
+    processes.share("/proc/none")
+    with hosts.together(None, tmp_path):
+        pass
+
+
+WATCHED = """
+import time, types
+from llm_jax.pod import watchdog
+watchdog.TOLD = 0.2
+with watchdog.watchdog(1, "process 1 of 2 on a") as (step,):
+    time.sleep(0.7)
+    step(types.SimpleNamespace(step=7))
+    started = time.monotonic()
+    {}
+print("over")
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code"), [("time.sleep(9)", 1), ("", 0), ("sum(range(10**11))", 1)]
+)
+def test_a_run_that_stands_still_ends_with_its_stacks(then, code):
+    """Also while one call in C holds Python's lock."""
+    found = subprocess.run(
+        [sys.executable, "-c", WATCHED.format(then)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == code and ("over" in found.stdout) == (code == 0)
+    assert "process 1 of 2 on a: no step for 0.2 s; it is outside this package" in found.stderr
+    assert ("most recent call first" in found.stderr) == (code == 1)
+    if then.startswith("time"):
+        assert "no step for 0.2 s after step 7" in found.stderr
+
+
+def test_where_a_process_is(monkeypatch):
+    files = [Path(processes.__file__), Path(__file__)]
+    monkeypatch.setattr(watchdog, "ROOT", files[1].parents[1])
+    assert re.fullmatch(r"in test_where_a_process_is, pod/test_hosts.py:\d+", watchdog.where())
+    monkeypatch.setattr(watchdog, "ROOT", files[0].parent)
+    assert watchdog.where() == "outside this package"

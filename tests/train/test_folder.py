@@ -10,9 +10,10 @@ import pytest
 from llm_jax import config as configs
 from llm_jax import sharding
 from llm_jax.config import ConfigError
+from llm_jax.files import is_full
 from llm_jax.train.folder import Folder
 from llm_jax.train.loop import Trainer, check_steps
-from llm_jax.train.metrics import read
+from llm_jax.train.metrics import Metrics, read
 from llm_jax.train.run import load_params
 from tests.conftest import Silent
 
@@ -182,11 +183,15 @@ def test_what_is_not_a_run_is_left_alone(name, config, tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("path", ["", " "])
-def test_an_empty_workdir(path):
+@pytest.mark.parametrize(
+    ("path", "message"), [("", "is empty"), (" ", "is empty"), ("gs://b/run", "is an address")]
+)
+def test_what_no_folder_can_be(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for call in (Folder, load_params):
-        with pytest.raises(ConfigError, match="--workdir=: is empty"):
+        with pytest.raises(ConfigError, match=f"--workdir={path.strip()}: {message}"):
             call(path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -239,3 +244,13 @@ def test_a_broken_row_of_metrics_is_named(tmp_path):
             read(tmp_path)
         file.write_text('{"step": 1}\n' + row, "latin-1")
         assert read(tmp_path) == [{"step": 1}]
+
+
+def test_a_full_disk_ends_the_log(tmp_path, monkeypatch):
+    """Also TensorBoard's, whose own writer would wait for a dead thread for ever."""
+    from tensorboardX import record_writer
+
+    monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))
+    with pytest.raises(OSError) as error:
+        Metrics(tmp_path, 0).write(1, {"loss": 1.0})
+    assert is_full(error.value)

@@ -10,10 +10,9 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.hub.families import llama, rope
-from llm_jax.hub.families.parts import ACTIVATIONS, GATED, ONE_CLASSIFIER, block, classifies
+from llm_jax.hub.families.parts import GATED, ONE_CLASSIFIER, block, keys
 from llm_jax.hub.family import Family, Key
 
-# BERT and those that follow from it.
 POST_NORM = {
     "kind": "encoder",
     "norm_place": "post",
@@ -21,37 +20,12 @@ POST_NORM = {
     "embed_norm": True,
     "head": "none",
 }
-BERT_SIZES = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-
-
-def _bert_keys(**defaults: Any) -> tuple[Key, ...]:
-    default = BERT_SIZES | defaults
-    return (
-        Key("vocab_size", "vocab_size", default["vocab_size"]),
-        Key("max_position_embeddings", "max_length", 512),
-        Key("type_vocab_size", "type_vocab_size", 2),
-        Key("hidden_size", "embed_dim", default["hidden_size"]),
-        Key("num_hidden_layers", "num_layers", default["num_hidden_layers"]),
-        Key("num_attention_heads", "num_heads", default["num_attention_heads"]),
-        Key("intermediate_size", "mlp_dim", default["intermediate_size"]),
-        Key("hidden_act", "activation", default["hidden_act"], ACTIVATIONS),
-        Key("layer_norm_eps", "norm_epsilon", 1e-12),
-        Key("hidden_dropout_prob", "dropout", default["hidden_dropout_prob"]),
-        Key("attention_probs_dropout_prob", "attention_dropout",
-            default["attention_probs_dropout_prob"]),
-        Key("initializer_range", "initializer_range", 0.02),
-    )  # fmt: skip
-
-
+BERT_SIZES = dict(
+    vocab_size=30522, max_position_embeddings=512, type_vocab_size=2, hidden_size=768,
+    num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, hidden_act="gelu",
+    layer_norm_eps=1e-12, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    initializer_range=0.02,
+)  # fmt: skip
 BERT_IDS = {"pad_token_id": "pad_id"}
 BERT_FIXED = {
     "tie_word_embeddings": (True,),
@@ -74,19 +48,12 @@ def _embeddings(name: str) -> dict[str, str]:
     }
 
 
-def _bert_modules(name: str) -> dict[str, str]:
-    return _embeddings(name) | block(
+def _bert_blocks(name: str) -> dict[str, str]:
+    return block(
         "encoder", name + ".encoder.layer.{}",
         "attention.self.query attention.self.key attention.self.value attention.output.dense",
         "intermediate.dense output.dense", "attention.output.LayerNorm output.LayerNorm",
     )  # fmt: skip
-
-
-def _classes(name: str) -> dict[str, str]:
-    """Their classes of the heads that are not of pretraining."""
-    heads = {"sequence": "SequenceClassification", "token": "TokenClassification",
-             "span": "QuestionAnswering"}  # fmt: skip
-    return {head: f"{name}For{task}" for head, task in heads.items()} | {"none": f"{name}Model"}
 
 
 def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
@@ -94,41 +61,45 @@ def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
     return ONE_CLASSIFIER | {"sequence": {"pooler/dense": dense, "sequence": classifier}}
 
 
-BERT = Family(
-    name="bert",
-    model=POST_NORM,
+TASKS = {"sequence": "SequenceClassification", "token": "TokenClassification",
+         "span": "QuestionAnswering", "mlm": "MaskedLM"}  # fmt: skip
+
+
+def _like_bert(name: str, title: str, mlm: str, **own: Any) -> Family:
+    """A table of what all have, with its `own` model, modules, classes and copies beside theirs.
+
+    mlm: names of a masked-LM head's dense layer, its norm, bias, and copy of the token table.
+    """
+    dense, norm, bias, decoder = mlm.split()
+    modules = {"transform/dense": dense, "transform/norm": norm, "output_bias": bias}
+    copies = {f"{decoder}.weight": f"{name}.embeddings.word_embeddings.weight"}
+    copies |= {f"{decoder}.bias": bias} if bias != f"{decoder}.bias" else {}
+    classes = {head: f"{title}For{task}" for head, task in TASKS.items()}
+    all_have = {
+        "model": POST_NORM, "modules": _embeddings(name) | modules, "copies": copies,
+        "classes": classes | {"none": f"{title}Model"},
+    }  # fmt: skip
+    own = {"fixed": BERT_FIXED, "by_head": ONE_CLASSIFIER, "write": _write_types} | own
+    own |= {field: value | own.get(field, {}) for field, value in all_have.items()}
+    return Family(name=name, prefix=f"{name}.", **own)
+
+
+BERT = _like_bert(
+    "bert", "Bert",
+    "cls.predictions.transform.dense cls.predictions.transform.LayerNorm cls.predictions.bias "
+    "cls.predictions.decoder",
     ids=BERT_IDS,
-    keys=_bert_keys(),
-    fixed=BERT_FIXED,
-    prefix="bert.",
-    modules=_bert_modules("bert") | {
+    keys=keys(**BERT_SIZES),
+    modules=_bert_blocks("bert") | {
         "pooler/dense": "bert.pooler.dense",
-        "transform/dense": "cls.predictions.transform.dense",
-        "transform/norm": "cls.predictions.transform.LayerNorm",
-        "output_bias": "cls.predictions.bias",
         "sequence": "cls.seq_relationship",
     },
-    heads={
-        "head": {
-            "cls.predictions.": "mlm", "cls.seq_relationship.": "sequence",
-            "classifier.": classifies, "qa_outputs.": "span",
-        },
-        "pooler": {
-            "cls.seq_relationship.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
-            "bert.pooler.": True,
-        },
-        "num_labels": {"cls.seq_relationship.": 2},
-    },
-    by_head=ONE_CLASSIFIER,
-    classes=_classes("Bert") | {"mlm,sequence": "BertForPreTraining", "mlm": "BertForMaskedLM"},
+    classes={"mlm,sequence": "BertForPreTraining"},
+    # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
     copies={
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-        # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
         "cls.seq_relationship.weight": "classifier.weight",
         "cls.seq_relationship.bias": "classifier.bias",
     },
-    write=_write_types,
 )  # fmt: skip
 
 
@@ -171,110 +142,55 @@ def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tup
     return model, {**params, "encoder": encoder}
 
 
-ROBERTA = Family(
-    name="roberta",
-    model=POST_NORM,
-    keys=(*_bert_keys(vocab_size=50265), Key("position_offset", "position_offset")),
-    fixed=BERT_FIXED,
-    prefix="roberta.",
-    modules=_bert_modules("roberta") | {
-        "pooler/dense": "roberta.pooler.dense",
-        "transform/dense": "lm_head.dense",
-        "transform/norm": "lm_head.layer_norm",
-        "output_bias": "lm_head.bias",
-    },
-    heads={
-        "head": {
-            "lm_head.": "mlm", "classifier.dense.": "sequence", "classifier.weight": "token",
-            "qa_outputs.": "span",
-        },
-        "pooler": {"roberta.pooler.": True, "classifier.dense.": True},
-    },
+ROBERTA = _like_bert(
+    "roberta", "Roberta", "lm_head.dense lm_head.layer_norm lm_head.bias lm_head.decoder",
+    keys=(*keys(**BERT_SIZES | {"vocab_size": 50265}), Key("position_offset", "position_offset")),
+    modules=_bert_blocks("roberta") | {"pooler/dense": "roberta.pooler.dense"},
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
-    classes=_classes("Roberta") | {"mlm": "RobertaForMaskedLM"},
-    copies={
-        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-        "lm_head.decoder.bias": "lm_head.bias",
-    },
     read=_read_offset,
     write=_write_offset,
     place=_behind_padding,
 )  # fmt: skip
-
-DISTILBERT = Family(
-    name="distilbert",
-    model=POST_NORM | {"pooler_activation": "relu"},
+DISTILBERT = _like_bert(
+    "distilbert", "DistilBert",
+    "vocab_transform vocab_layer_norm vocab_projector.bias vocab_projector",
+    model={"pooler_activation": "relu"},
     ids=BERT_IDS,
-    keys=(
-        Key("vocab_size", "vocab_size", 30522),
-        Key("max_position_embeddings", "max_length", 512),
-        Key("dim", "embed_dim", 768),
-        Key("n_layers", "num_layers", 6),
-        Key("n_heads", "num_heads", 12),
-        Key("hidden_dim", "mlp_dim", 3072),
-        Key("activation", "activation", "gelu", ACTIVATIONS),
-        Key("dropout", "dropout", 0.1),
-        Key("attention_dropout", "attention_dropout", 0.1),
-        Key("initializer_range", "initializer_range", 0.02),
+    keys=keys(
+        vocab_size=30522, max_position_embeddings=512, dim=768, n_layers=6, n_heads=12,
+        hidden_dim=3072, activation="gelu", dropout=0.1, attention_dropout=0.1,
+        initializer_range=0.02,
     ),
     fixed={"tie_word_embeddings": (True,)},
     synonyms={
         "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"
     },
-    prefix="distilbert.",
-    modules=_embeddings("distilbert") | {
-        "transform/dense": "vocab_transform",
-        "transform/norm": "vocab_layer_norm",
-        "output_bias": "vocab_projector.bias",
-    } | block(
+    modules=block(
         "encoder", "distilbert.transformer.layer.{}",
         "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
         "ffn.lin1 ffn.lin2", "sa_layer_norm output_layer_norm",
     ),
-    heads={
-        "head": {
-            "vocab_": "mlm", "pre_classifier.": "sequence", "classifier.": classifies,
-            "qa_outputs.": "span",
-        },
-        "pooler": {"pre_classifier.": True},
-    },
     by_head=_with_dense("pre_classifier", "classifier"),
-    classes=_classes("DistilBert") | {"mlm": "DistilBertForMaskedLM"},
-    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    write=lambda hf, model: hf,
 )  # fmt: skip
-
-ELECTRA = Family(
-    name="electra",
-    model=POST_NORM | {"pooler_activation": "gelu"},
+ELECTRA = _like_bert(
+    "electra", "Electra",
+    "generator_predictions.dense generator_predictions.LayerNorm generator_lm_head.bias "
+    "generator_lm_head",
+    model={"pooler_activation": "gelu"},
     ids=BERT_IDS,
-    keys=(
-        *_bert_keys(hidden_size=256, num_attention_heads=4, intermediate_size=1024),
-        Key("embedding_size", "embedding_dim", 128),
-    ),
-    fixed=BERT_FIXED,
-    prefix="electra.",
-    modules=_bert_modules("electra") | {
+    keys=keys(**BERT_SIZES | dict(
+        hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128,
+    )),
+    modules=_bert_blocks("electra") | {
         "encoder/embeddings/projection": "electra.embeddings_project",
-        "transform/dense": "generator_predictions.dense",
-        "transform/norm": "generator_predictions.LayerNorm",
-        "output_bias": "generator_lm_head.bias",
         "detection/dense": "discriminator_predictions.dense",
         "detection/score": "discriminator_predictions.dense_prediction",
     },
-    heads={
-        "head": {
-            "generator_": "mlm", "discriminator_predictions.": "detection",
-            "classifier.dense.": "sequence", "classifier.weight": "token", "qa_outputs.": "span",
-        },
-        "pooler": {"classifier.dense.": True},
-    },
     by_head=_with_dense("classifier.dense", "classifier.out_proj"),
     head_activation="gelu",
-    classes=_classes("Electra")
-    | {"mlm": "ElectraForMaskedLM", "detection": "ElectraForPreTraining"},
-    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-    write=_write_types,
+    classes={"detection": "ElectraForPreTraining"},
 )  # fmt: skip
 
 
@@ -286,50 +202,27 @@ def _read_albert(hf: dict, names: Collection[str]) -> dict:
     return hf
 
 
-ALBERT = Family(
-    name="albert",
-    model=POST_NORM | {"share_layers": True},
-    keys=(
-        *_bert_keys(
-            vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
-            hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        ),
-        Key("embedding_size", "embedding_dim", 128),
-    ),
+ALBERT = _like_bert(
+    "albert", "Albert",
+    "predictions.dense predictions.LayerNorm predictions.bias predictions.decoder",
+    model={"share_layers": True},
+    keys=keys(**BERT_SIZES | dict(
+        vocab_size=30000, hidden_size=4096, num_attention_heads=64, intermediate_size=16384,
+        hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        embedding_size=128,
+    )),
     fixed=BERT_FIXED | {"num_hidden_groups": (1,), "inner_group_num": (1,)},
-    prefix="albert.",
-    modules=_embeddings("albert") | {
+    modules={
         "encoder/embeddings/projection": "albert.encoder.embedding_hidden_mapping_in",
         "pooler/dense": "albert.pooler",
-        "transform/dense": "predictions.dense",
-        "transform/norm": "predictions.LayerNorm",
-        "output_bias": "predictions.bias",
         "sequence": "sop_classifier.classifier",
     } | block(
         "encoder", "albert.encoder.albert_layer_groups.0.albert_layers.0",
         "attention.query attention.key attention.value attention.dense", "ffn ffn_output",
         "attention.LayerNorm full_layer_layer_norm",
     ),
-    heads={
-        "head": {
-            "predictions.": "mlm", "sop_classifier.": "sequence", "classifier.": classifies,
-            "qa_outputs.": "span",
-        },
-        "pooler": {
-            "sop_classifier.": True, "classifier.": lambda hf: classifies(hf) == "sequence",
-            "albert.pooler.": True,
-        },
-        "num_labels": {"sop_classifier.": 2},
-    },
-    by_head=ONE_CLASSIFIER,
-    classes=_classes("Albert")
-    | {"mlm,sequence": "AlbertForPreTraining", "mlm": "AlbertForMaskedLM"},
-    copies={
-        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
-        "predictions.decoder.bias": "predictions.bias",
-    },
+    classes={"mlm,sequence": "AlbertForPreTraining"},
     read=_read_albert,
-    write=_write_types,
 )  # fmt: skip
 
 
@@ -338,13 +231,9 @@ def _read_modernbert(hf: dict, names: Collection[str]) -> dict:
     if hf.pop("rope_scaling", None):
         raise ConfigError("config.json: rope_scaling: modernbert stretches both of its bases by "
                           "it; llm_jax that of full attention alone, in rope_parameters")
-    n, period = llama.depth(hf, 22), hf.pop("global_attn_every_n_layers", 3)
-    window = hf.pop("local_attention", 128)
-    for name, value in (("global_attn_every_n_layers", period), ("local_attention", window)):
-        if configs.typed(f"config.json: {name}", 0, value) < 1:
-            raise ConfigError(f"config.json: {name}={value}: must be 1 or more")
-    types = ["sliding_attention" if i % period else "full_attention" for i in range(n)]
-    types = llama.read_types(hf, window // 2 + 1, types)
+    period = llama.count(hf, "global_attn_every_n_layers", 3)
+    hf["sliding_window"] = llama.count(hf, "local_attention", 128) // 2 + 1
+    types = llama.layer_types(hf, 22, None, lambda i: i % period == 0)
     hf["rope_theta"] = hf.pop("global_rope_theta", 160_000.0)
     hf, local = rope.read_by_type(hf, names, 160_000.0, "local_rope_theta", 10_000.0)
     more = [local * (kind == "sliding_attention") for kind in types]
@@ -371,19 +260,12 @@ MODERNBERT = Family(
     },
     ids=BERT_IDS,
     keys=(
-        Key("vocab_size", "vocab_size", 50368),
-        Key("max_position_embeddings", "max_length", 8192),
-        Key("hidden_size", "embed_dim", 768),
-        Key("num_hidden_layers", "num_layers", 22),
-        Key("num_attention_heads", "num_heads", 12),
-        Key("intermediate_size", "mlp_dim", 1152),
-        Key("hidden_activation", "activation", "gelu", {"gelu": "geglu"} | GATED),
-        Key("norm_eps", "norm_epsilon", 1e-5),
-        Key("embedding_dropout", "dropout", 0.0),
-        Key("mlp_dropout", "mlp_dropout", 0.0),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("initializer_range", "initializer_range", 0.02),
-        *llama.LAYERS, *rope.KEYS,
+        *keys(
+            GATED, vocab_size=50368, max_position_embeddings=8192, hidden_size=768,
+            num_hidden_layers=22, num_attention_heads=12, intermediate_size=1152,
+            hidden_activation="gelu", norm_eps=1e-5, embedding_dropout=0.0, mlp_dropout=0.0,
+            attention_dropout=0.0, initializer_range=0.02,
+        ), *llama.LAYERS, *rope.KEYS,
     ),
     fixed=rope.FIXED | {
         "norm_bias": (False,), "attention_bias": (False,), "mlp_bias": (False,),
@@ -401,7 +283,6 @@ MODERNBERT = Family(
         "output_bias": "decoder.bias",
     } | block("encoder", "model.layers.{}", "attn.Wqkv attn.Wqkv attn.Wqkv attn.Wo",
               "mlp.Wi mlp.Wi mlp.Wo", "attn_norm mlp_norm"),
-    heads={"head": {"decoder.": "mlm", "head.": "mlm"}},
     head_activation="geglu",
     classes={"mlm": "ModernBertForMaskedLM", "none": "ModernBertModel"},
     copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},

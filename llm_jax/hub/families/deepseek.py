@@ -16,12 +16,15 @@ _HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 
 def _read_v3(hf: dict, names: Collection[str], layers: int = 61, first: int = 3,
              wide: int = 18432) -> dict:  # fmt: skip
-    for name in ("head_dim", "qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers"):
+    for name in ("qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers"):
         hf.pop(name, None)  # which follow from others, or are not of this model
     rank = hf.pop("q_lora_rank", 1536)
     sizes = {name: configs.typed(f"config.json: {name}", 0, hf.get(name, default))
              for name, default in _HEADS.items()}  # fmt: skip
     plain, turned, value = sizes.values()
+    size = hf.pop("head_dim", None)  # transformers makes the rotary angles of it
+    if size not in (None, turned):
+        raise ConfigError(f"config.json: head_dim={size!r}: must be qk_rope_head_dim={turned}")
     hf.pop("v_head_dim", None)
     if value != plain:
         raise ConfigError(f"config.json: v_head_dim={value} and qk_nope_head_dim={plain} differ; "
@@ -69,38 +72,22 @@ def _write_v3(hf: dict, model: ConfigDict) -> dict:
     }  # fmt: skip
 
 
-def _keys(**defaults: float | None) -> tuple[Key, ...]:
-    own = {
-        "qk_nope_head_dim": ("head_dim", 128),
-        "qk_rope_head_dim": ("latent_rotary", 64),
-        "kv_lora_rank": ("latent_kv", 512),
-        "q_lora_rank": ("latent_query", None),
-        "moe_intermediate_size": ("mlp_dim", 2048),
-        "n_routed_experts": ("num_experts", 256),
-        "n_shared_experts": ("shared_experts", 1),
-        "num_experts_per_tok": ("experts_per_token", 8),
-        "routed_scaling_factor": ("router_scale", 2.5),
-        "n_group": ("router_groups", 8),
-        "topk_group": ("router_top_groups", 4),
-        "aux_loss_alpha": ("router_balance", None),
-        "attention_scale": ("attention_scale", None),
-        "layers": ("layers", None),
-    }
-    keys = llama.keys(**{"intermediate_size": None, "head_dim": None} | defaults)
-    keys = (key for key in keys if key.theirs != "head_dim")
-    return (*keys, *(Key(k, ours, defaults.get(k, v)) for k, (ours, v) in own.items()))
-
-
+_SIZES = dict(
+    head_dim=..., intermediate_size=None, qk_nope_head_dim=128, qk_rope_head_dim=64,
+    kv_lora_rank=512, q_lora_rank=None, moe_intermediate_size=2048, n_routed_experts=256,
+    n_shared_experts=1, num_experts_per_tok=8, routed_scaling_factor=2.5, n_group=8, topk_group=4,
+    aux_loss_alpha=None,
+)  # fmt: skip
+_OURS = Key("attention_scale", "attention_scale"), Key("layers", "layers")
 _MODEL = llama.LIKE_LLAMA | {"attention": "latent", "rotary_interleaved": True}
 DEEPSEEK_V3 = dataclasses.replace(
     llama.LLAMA,
     name="deepseek_v3",
     model=_MODEL | {"router_scores": "sigmoid", "router_bias": True},
     keys=(
-        *_keys(vocab_size=129280, hidden_size=7168, num_hidden_layers=61, num_attention_heads=128,
-               max_position_embeddings=4096),
-        Key("norm_topk_prob", "router_normalized", True),
-        Key("rope_interleave", "rotary_interleaved", True),
+        *llama.keys(**_SIZES, vocab_size=129280, hidden_size=7168, num_hidden_layers=61,
+                    num_attention_heads=128, max_position_embeddings=4096, norm_topk_prob=True,
+                    rope_interleave=True), *_OURS,
     ),
     fixed=rope.FIXED | {
         "attention_bias": (False,),
@@ -143,6 +130,8 @@ def _check_v3(hf: dict) -> dict:
 def _read_v2(hf: dict, names: Collection[str]) -> dict:
     if hf.get("topk_method", "greedy") == "greedy":
         hf |= {"n_group": 1, "topk_group": 1}
+    elif hf.get("topk_group") is None:
+        raise ConfigError("config.json: topk_group: needed with topk_method='group_limited_greedy'")
     return _read_v3(hf, names, 32, 0, 11008)
 
 
@@ -156,12 +145,10 @@ DEEPSEEK_V2 = dataclasses.replace(
     DEEPSEEK_V3,
     name="deepseek_v2",
     model=_MODEL | {"router_normalized": False},
-    keys=_keys(
-        vocab_size=102400, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
-        max_position_embeddings=2048, moe_intermediate_size=1407, n_routed_experts=64,
-        n_shared_experts=2, num_experts_per_tok=None, routed_scaling_factor=1.0, n_group=None,
-        topk_group=None,
-    ),
+    keys=(*llama.keys(**_SIZES | dict(
+        vocab_size=102400, moe_intermediate_size=1407, n_routed_experts=64, n_shared_experts=2,
+        num_experts_per_tok=None, routed_scaling_factor=1.0, n_group=None, topk_group=None,
+    )), *_OURS),
     fixed=rope.FIXED | {
         "attention_bias": (False,), "mlp_bias": (False,), "rms_norm_eps": (1e-6,),
         "moe_layer_freq": (None, 1), "scoring_func": (None, "softmax"),

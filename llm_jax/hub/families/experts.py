@@ -46,10 +46,8 @@ MIXTRAL = dataclasses.replace(
     name="mixtral",
     keys=(
         *llama.keys(num_key_value_heads=8, intermediate_size=14336, rms_norm_eps=1e-5,
-                     max_position_embeddings=4096 * 32), *llama.LAYERS,
-        Key("num_local_experts", "num_experts", 8),
-        Key("num_experts_per_tok", "experts_per_token", 2),
-        Key("router_aux_loss_coef", "router_balance", 0.001),
+                    max_position_embeddings=4096 * 32, num_local_experts=8, num_experts_per_tok=2,
+                    router_aux_loss_coef=0.001), *llama.LAYERS,
     ),
     fixed=rope.FIXED | {"router_jitter_noise": (0.0,)},
     synonyms={"num_experts": "num_local_experts"},
@@ -109,12 +107,9 @@ QWEN3_MOE = dataclasses.replace(
     keys=(
         *llama.keys(vocab_size=151936, hidden_size=2048, num_hidden_layers=24,
                     num_key_value_heads=4, max_position_embeddings=32768,
-                    intermediate_size=None), *llama.LAYERS,
-        Key("moe_intermediate_size", "mlp_dim", 768),
-        Key("num_experts", "num_experts", 128),
-        Key("num_experts_per_tok", "experts_per_token", 8),
-        Key("norm_topk_prob", "router_normalized", False),
-        Key("router_aux_loss_coef", "router_balance", 0.001),
+                    intermediate_size=None, moe_intermediate_size=768, num_experts=128,
+                    num_experts_per_tok=8, norm_topk_prob=False, router_aux_loss_coef=0.001),
+        *llama.LAYERS,
     ),
     synonyms={"num_local_experts": "num_experts"},
     nulls=("sliding_window",),
@@ -129,9 +124,7 @@ def _read_gpt_oss(hf: dict, names: Collection[str]) -> dict:
     check_gates(hf, 4, "gpt_oss")
     if (hf.get("quantization_config") or {}).get("quant_method") == "mxfp4":
         hf.pop("quantization_config")  # files.Tensors undoes it
-    n, window = llama.depth(hf, 36), hf.pop("sliding_window", 128)
-    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    hf |= llama.read_layers(llama.read_types(hf, window, types))
+    hf |= llama.read_layers(llama.layer_types(hf, 36, 128, lambda i: i % 2))
     if not {"rope_parameters", "rope_scaling"} & hf.keys():
         hf["rope_parameters"] = {"rope_type": "yarn", "factor": 32.0, "truncate": False,
                                  "original_max_position_embeddings": 4096}  # fmt: skip
@@ -152,11 +145,9 @@ GPT_OSS = dataclasses.replace(
             {"silu": "clamped_swiglu"}, vocab_size=201088, hidden_size=2880, head_dim=64,
             num_hidden_layers=36, num_attention_heads=64, num_key_value_heads=8,
             intermediate_size=2880, max_position_embeddings=131072, rms_norm_eps=1e-5,
+            num_local_experts=128, num_experts_per_tok=4, router_aux_loss_coef=0.001,
         ), *llama.LAYERS,
         Key("attention_bias", "use_bias", True),
-        Key("num_local_experts", "num_experts", 128),
-        Key("num_experts_per_tok", "experts_per_token", 4),
-        Key("router_aux_loss_coef", "router_balance", 0.001),
     ),
     fixed=rope.FIXED | {"swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
     synonyms={"num_experts": "num_local_experts"},
@@ -190,9 +181,7 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
     """Layers of linear attention have sizes of their own, and no positions."""
     if hf.get("norm_topk_prob", True):
         check_gates(hf, 10, "qwen3_next")
-    n, period = llama.depth(hf, 48), hf.pop("full_attention_interval", 4)
-    if configs.typed("config.json: full_attention_interval", 0, period) < 1:
-        raise ConfigError(f"config.json: full_attention_interval={period}: must be 1 or more")
+    n, period = llama.depth(hf, 48), llama.count(hf, "full_attention_interval", 4)
     known, types = ("full_attention", "linear_attention"), hf.pop("layer_types", None)
     types = types or [known[(i + 1) % period > 0] for i in range(n)]
     if not isinstance(types, list) or len(types) != n or not set(types) <= set(known):
@@ -209,9 +198,14 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
     hf["layers"] = pattern.write([kinds[t] + x for t, x in zip(types, more, strict=True)])
     width, shared = hf.get("moe_intermediate_size", 512), "shared_expert_intermediate_size"
     wide = configs.typed(f"config.json: {shared}", 0, hf.pop(shared, 512))
-    if wide % configs.typed("config.json: moe_intermediate_size", 0, width):
+    width = configs.typed("config.json: moe_intermediate_size", 0, width)
+    if width < 1 or wide < width or wide % width:
         raise ConfigError(f"config.json: {shared}={wide}: must be a multiple of "
                           f"moe_intermediate_size={width}")
+    act = hf.get("hidden_act", "silu")
+    if "linear_attention" in types and act not in ("silu", "swish"):
+        raise ConfigError(f"config.json: hidden_act={act!r}: linear attention's convolutions have "
+                          "silu alone in llm_jax")
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     turned = hf.pop("partial_rotary_factor", 0.25)
     turned = scaling.get("partial_rotary_factor", turned) if isinstance(scaling, dict) else 0.0
@@ -254,12 +248,8 @@ QWEN3_NEXT = dataclasses.replace(
     keys=(
         *llama.keys(vocab_size=151936, hidden_size=2048, num_hidden_layers=48, head_dim=256,
                     num_attention_heads=16, num_key_value_heads=2, max_position_embeddings=32768,
-                    intermediate_size=None),
-        Key("moe_intermediate_size", "mlp_dim", 512),
-        Key("num_experts", "num_experts", 512),
-        Key("num_experts_per_tok", "experts_per_token", 10),
-        Key("norm_topk_prob", "router_normalized", True),
-        Key("router_aux_loss_coef", "router_balance", 0.001),
+                    intermediate_size=None, moe_intermediate_size=512, num_experts=512,
+                    num_experts_per_tok=10, norm_topk_prob=True, router_aux_loss_coef=0.001),
         Key("layers", "layers"),
         Key("shared_experts", "shared_experts"),
         Key("rotary_dim", "rotary_dim"),

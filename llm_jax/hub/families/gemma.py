@@ -26,9 +26,7 @@ def _write_scale(hf: dict) -> dict:
 
 
 def _read_gemma2(hf: dict, names: Collection[str]) -> dict:
-    n = llama.depth(hf, 26)
-    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    types = llama.layer_types(hf, 26, 4096, lambda i: i % 2)
     for name, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
         hf[name] = hf.get(name, default) or 0.0  # null: none
     return rope.read(_read_scale(hf | llama.read_layers(types)), names)
@@ -42,6 +40,11 @@ def _write_gemma2(hf: dict, model: ConfigDict) -> dict:
     return hf | {"layer_types": types, "sliding_window": window or 4096}
 
 
+_SIZES = dict(
+    vocab_size=256000, max_position_embeddings=8192, hidden_size=2304, num_hidden_layers=26,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=256, intermediate_size=9216,
+    hidden_act=..., hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True,
+)  # fmt: skip
 GEMMA2 = dataclasses.replace(
     llama.LLAMA,
     name="gemma2",
@@ -49,12 +52,7 @@ GEMMA2 = dataclasses.replace(
         "norm_place": "sandwich", "norm_zero_centered": True, "scale_embeddings": True,
     },
     keys=(
-        *llama.keys(
-            vocab_size=256000, max_position_embeddings=8192, hidden_size=2304,
-            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
-            tie_word_embeddings=True,
-        ), *llama.LAYERS,
+        *llama.keys(**_SIZES), *llama.LAYERS,
         Key("attention_scale", "attention_scale"),
         Key("attn_logit_softcapping", "attention_softcap"),
         Key("final_logit_softcapping", "output_softcap"),
@@ -77,11 +75,8 @@ GEMMA2 = dataclasses.replace(
 
 def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
     """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
-    n, period = llama.depth(hf, 26), hf.pop("sliding_window_pattern", 6)
-    if configs.typed("config.json: sliding_window_pattern", 0, period) < 1:
-        raise ConfigError(f"config.json: sliding_window_pattern={period}: must be 1 or more")
-    types = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n)]
-    types = llama.read_types(hf, hf.pop("sliding_window", 4096), types)
+    period = llama.count(hf, "sliding_window_pattern", 6)
+    types = llama.layer_types(hf, 26, 4096, lambda i: (i + 1) % period == 0)
     hf, local = rope.read_by_type(hf, names, 1e6, "rope_local_base_freq", 10_000.0)
     hf |= llama.read_layers(types, [local * (kind == "sliding_attention") for kind in types])
     return _read_scale(hf)
@@ -102,19 +97,12 @@ GEMMA3 = dataclasses.replace(
     name="gemma3_text",
     model=GEMMA2.model | {"qk_norm": True},
     keys=(
-        *llama.keys(
-            vocab_size=262208, max_position_embeddings=131072, hidden_size=2304,
-            num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
-            intermediate_size=9216, hidden_activation="gelu_pytorch_tanh",
-            tie_word_embeddings=True,
-        ), *llama.LAYERS,
+        *llama.keys(**_SIZES | dict(vocab_size=262208, max_position_embeddings=131072)),
+        *llama.LAYERS,
         Key("attention_scale", "attention_scale"),
     ),
-    fixed=rope.FIXED | {
-        "attention_bias": (False,),
-        "final_logit_softcapping": (None,),
-        "attn_logit_softcapping": (None,),
-        "use_bidirectional_attention": (None, False),
+    fixed=GEMMA2.fixed | {
+        "final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
     },
     modules=GEMMA2.modules | llama.in_layers(llama.QK_NORMS),
     classes={"lm": "Gemma3ForCausalLM"},

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,31 +10,21 @@ from ml_collections import ConfigDict
 from llm_jax import config as configs
 from llm_jax import pattern
 from llm_jax.config import ConfigError
-from llm_jax.hub.families import rope
-from llm_jax.hub.families.parts import GATED, block, classifies
+from llm_jax.hub.families import parts, rope
+from llm_jax.hub.families.parts import GATED, block
 from llm_jax.hub.family import SAME, Family, Key
+
+SIZES = dict(
+    vocab_size=32000, max_position_embeddings=2048, hidden_size=4096, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=None, head_dim=None, intermediate_size=11008,
+    rms_norm_eps=1e-6, attention_dropout=0.0, initializer_range=0.02, tie_word_embeddings=False,
+    hidden_act="silu",
+)  # fmt: skip
 
 
 def keys(activations: Mapping[str, str] = GATED, **defaults: Any) -> tuple[Key, ...]:
-    """Of LLaMA and those that follow from it; defaults by their names for them."""
-    sizes = {
-        "vocab_size": ("vocab_size", 32000),
-        "max_position_embeddings": ("max_length", 2048),
-        "hidden_size": ("embed_dim", 4096),
-        "num_hidden_layers": ("num_layers", 32),
-        "num_attention_heads": ("num_heads", 32),
-        "num_key_value_heads": ("num_kv_heads", None),
-        "head_dim": ("head_dim", None),
-        "intermediate_size": ("mlp_dim", 11008),
-        "rms_norm_eps": ("norm_epsilon", 1e-6),
-        "attention_dropout": ("attention_dropout", 0.0),
-        "initializer_range": ("initializer_range", 0.02),
-        "tie_word_embeddings": ("tie_embeddings", False),
-    }
-    keys = tuple(Key(k, ours, defaults.get(k, value)) for k, (ours, value) in sizes.items())
-    entry = "hidden_activation" if "hidden_activation" in defaults else "hidden_act"
-    act = defaults.get(entry, "silu")
-    return (*keys, Key(entry, "activation", act, {act: activations[act]} | activations), *rope.KEYS)
+    """Of LLaMA and those that follow from it; see parts.keys."""
+    return (*parts.keys(activations, **SIZES | defaults), *rope.KEYS)
 
 
 def decoders(name: str) -> dict[str, str]:
@@ -62,7 +52,6 @@ LLAMA = Family(
         "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj",
         "mlp.gate_proj mlp.up_proj mlp.down_proj", "input_layernorm post_attention_layernorm",
     ),
-    heads={"head": {"score.": classifies}},
     by_head={"sequence": {"sequence": "score"}, "token": {"token": "score"}},
     classes=decoders("Llama"),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
@@ -95,6 +84,15 @@ def read_types(hf: dict, window: int | None, default: list[str]) -> list[str]:
     return types
 
 
+def layer_types(
+    hf: dict, layers: int, window: int | None, full: Callable[[int], int | bool]
+) -> list[str]:
+    """`read_types` where as many layers are the default, and that of the i-th is full(i)."""
+    n = depth(hf, layers)
+    types = ["full_attention" if full(i) else "sliding_attention" for i in range(n)]
+    return read_types(hf, hf.pop("sliding_window", window), types)
+
+
 def read_layers(types: list[str], more: Sequence[str] = ()) -> dict[str, str]:
     """Their layers in the words of LAYERS; more: what each has beside its kind."""
     specs = [rope.KINDS[x] + y for x, y in itertools.zip_longest(types, more, fillvalue="")]
@@ -114,10 +112,20 @@ def size(hf: dict, name: str, default: int, key: str) -> int:
 
 
 def _allowed(name: str, value: int, key: str) -> int:
-    value, known = configs.typed(f"config.json: {name}", 0, value), configs.KEYS[f"model.{key}"]
-    if value < 1 or not known.allows(value):
-        allowed = known.allowed if value > 0 else "must be 1 or more"
-        raise ConfigError(f"config.json: {name}={value}: {allowed}")
+    value, known = _count(name, value), configs.KEYS[f"model.{key}"]
+    if not known.allows(value):
+        raise ConfigError(f"config.json: {name}={value}: {known.allowed}")
+    return value
+
+
+def count(hf: dict, name: str, default: int) -> int:
+    """An entry taken out of config.json that is 1 to 2^24."""
+    return _count(name, hf.pop(name, default))
+
+
+def _count(name: str, value: int) -> int:
+    if not 1 <= (value := configs.typed(f"config.json: {name}", 0, value)) <= 2**24:
+        raise ConfigError(f"config.json: {name}={value}: must be 1 to {2**24}")
     return value
 
 
@@ -229,9 +237,7 @@ OLMO2 = dataclasses.replace(
 
 
 def _read_olmo3(hf: dict, names: Collection[str]) -> dict:
-    n, window = depth(hf, 32), hf.pop("sliding_window", 4096)
-    types = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(n)]
-    types = read_types(hf, window, types)
+    types = layer_types(hf, 32, 4096, lambda i: (i + 1) % 4 == 0)
     hf, local = rope.read_by_type(hf, names, 5e5, "", 5e5)
     return hf | read_layers(types, [local * (kind == "sliding_attention") for kind in types])
 
@@ -255,9 +261,7 @@ OLMO3 = dataclasses.replace(
 
 def _read_smollm3(hf: dict, names: Collection[str]) -> dict:
     """Rotary positions are in the layers that no_rope_layers has a 1 for."""
-    n, period = depth(hf, 36), hf.pop("no_rope_layer_interval", 4)
-    if configs.typed("config.json: no_rope_layer_interval", 0, period) < 1:
-        raise ConfigError(f"config.json: no_rope_layer_interval={period}: must be 1 or more")
+    n, period = depth(hf, 36), count(hf, "no_rope_layer_interval", 4)
     rotary = hf.pop("no_rope_layers", None) or [(i + 1) % period for i in range(n)]
     if not isinstance(rotary, list) or len(rotary) != n:
         raise ConfigError(f"config.json: no_rope_layers={rotary!r}: lists 0 or 1 for each of "
@@ -310,9 +314,7 @@ PHI3 = dataclasses.replace(
     name="phi3",
     keys=(
         *keys(vocab_size=32064, hidden_size=3072, intermediate_size=8192, rms_norm_eps=1e-5,
-                    max_position_embeddings=4096), *LAYERS,
-        Key("resid_pdrop", "dropout", 0.0),
-        Key("embd_pdrop", "dropout", 0.0),
+              max_position_embeddings=4096, resid_pdrop=0.0, embd_pdrop=0.0), *LAYERS,
     ),
     fixed=rope.FIXED | {"rope_parameters.rope_type": ("default",)},
     modules=LLAMA.modules | in_layers(_JOINED),

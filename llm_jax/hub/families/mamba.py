@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
+from llm_jax.hub.families.parts import keys
 from llm_jax.hub.family import Family, Key
 
 _SILENT = ("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "chunk_size",
-           "rescale_prenorm_residual", "residual_in_fp32")  # of drawing and of rounding
+           "residual_in_fp32")  # of drawing and of rounding
 
 
 def _read(hf: dict, names: Collection[str]) -> dict:
@@ -40,23 +41,22 @@ MAMBA2 = Family(
         "use_bias": False,
     },
     keys=(
-        Key("vocab_size", "vocab_size", 32768),
-        Key("max_position_embeddings", "max_length", 8192),  # which it does not read
-        Key("hidden_size", "embed_dim", 4096),
-        Key("num_hidden_layers", "num_layers", 64),
-        Key("num_heads", "num_heads", 128),
+        *keys(
+            vocab_size=32768, max_position_embeddings=8192,  # which it does not read
+            hidden_size=4096, num_hidden_layers=64, num_heads=128, layer_norm_epsilon=1e-5,
+            initializer_range=0.1, tie_word_embeddings=False,
+        ),
         Key("head_dim", "value_dim", 64),
         Key("state_size", "head_dim", 128),
         Key("n_groups", "num_key_heads", 8),
         Key("conv_kernel", "short_conv", 4),
         Key("use_conv_bias", "short_conv_bias", True),
-        Key("layer_norm_epsilon", "norm_epsilon", 1e-5),
-        Key("initializer_range", "initializer_range", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings", False),
     ),
     fixed={
         "use_bias": (False,), "hidden_act": ("silu",),
         "layer_norm_epsilon": (1e-5,),  # that of the norm inside, too
+        # Where it is set, transformers divides the weights that it has read once more.
+        "rescale_prenorm_residual": (False,),
         "time_step_limit": (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]),
     },
     prefix="backbone.",

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.hub.families.parts import ACTIVATIONS, block
+from llm_jax.hub.families.parts import block, keys
 from llm_jax.hub.family import Family, Key
 
 _LOCAL, _LSH = "chunked", "lsh"
@@ -56,15 +56,15 @@ REFORMER = Family(
         "tie_embeddings": False,
     },
     keys=(
-        Key("vocab_size", "vocab_size", 320),
-        Key("max_position_embeddings", "max_length", 4096),
-        Key("hidden_size", "embed_dim", 256),
+        *keys(
+            vocab_size=320, max_position_embeddings=4096, hidden_size=256, num_attention_heads=12,
+            attention_head_size=64, feed_forward_size=512, hidden_act="relu", layer_norm_eps=1e-12,
+            hidden_dropout_prob=0.05, local_attention_probs_dropout_prob=0.05,
+            initializer_range=0.02,
+        ),
+        Key("hidden_dropout_prob", "mlp_dropout", 0.05),
+        Key("hidden_dropout_prob", "final_dropout", 0.05),
         Key("attn_layers", "num_layers"),
-        Key("num_attention_heads", "num_heads", 12),
-        Key("attention_head_size", "head_dim", 64),
-        Key("feed_forward_size", "mlp_dim", 512),
-        Key("hidden_act", "activation", "relu", ACTIVATIONS),
-        Key("layer_norm_eps", "norm_epsilon", 1e-12),
         Key("attention", "attention"),
         Key("local_attn_chunk_length", "window", 64),
         Key("lsh_attn_chunk_length", "lsh_chunk", 64),
@@ -73,11 +73,6 @@ REFORMER = Family(
         Key("axial_pos_embds", "positions", True, {True: "axial", False: "learned"}),
         Key("axial_pos_shape", "axial_shape", (64, 64)),
         Key("axial_pos_embds_dim", "axial_dims", (64, 192)),
-        Key("hidden_dropout_prob", "dropout", 0.05),
-        Key("hidden_dropout_prob", "mlp_dropout", 0.05),
-        Key("hidden_dropout_prob", "final_dropout", 0.05),
-        Key("local_attention_probs_dropout_prob", "attention_dropout", 0.05),
-        Key("initializer_range", "initializer_range", 0.02),
     ),
     fixed={
         "is_decoder": (True,),

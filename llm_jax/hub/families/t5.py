@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.hub.families.parts import ACTIVATIONS, block
+from llm_jax.hub.families.parts import block, keys
 from llm_jax.hub.family import TOKEN_IDS, Family, Key
 
 
@@ -58,16 +58,11 @@ T5 = Family(
         "init": "fan_in",
     },
     keys=(
-        Key("vocab_size", "vocab_size", 32128),
-        Key("n_positions", "max_length", 512),
-        Key("d_model", "embed_dim", 512),
-        Key("d_kv", "head_dim", 64),
-        Key("d_ff", "mlp_dim", 2048),
-        Key("num_layers", "num_layers", 6),
-        Key("num_decoder_layers", "num_decoder_layers"),
-        Key("num_heads", "num_heads", 8),
-        Key("relative_attention_num_buckets", "relative_buckets", 32),
-        Key("relative_attention_max_distance", "relative_max_distance", 128),
+        *keys(
+            vocab_size=32128, n_positions=512, d_model=512, d_kv=64, d_ff=2048, num_layers=6,
+            num_decoder_layers=None, num_heads=8, relative_attention_num_buckets=32,
+            relative_attention_max_distance=128, layer_norm_epsilon=1e-6, tie_word_embeddings=True,
+        ),
         Key("feed_forward_proj", "activation", "relu", {
             "relu": "relu",
             "gelu": "gelu",
@@ -77,12 +72,8 @@ T5 = Family(
             "gated-silu": "swiglu",
             "gated-relu": "reglu",
         }),
-        Key("layer_norm_epsilon", "norm_epsilon", 1e-6),
-        Key("dropout_rate", "dropout", 0.1),
-        Key("dropout_rate", "attention_dropout", 0.1),
-        Key("dropout_rate", "mlp_dropout", 0.1),
-        Key("dropout_rate", "final_dropout", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings", True),
+        *(Key("dropout_rate", ours, 0.1)
+          for ours in ("dropout", "attention_dropout", "mlp_dropout", "final_dropout")),
         Key("scale_decoder_outputs", "scale_output", True),
     ),
     fixed={"is_encoder_decoder": (True,)},
@@ -158,11 +149,9 @@ SWITCH = dataclasses.replace(
         Key("dense_act_fn", "activation", "relu", {
             "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu",
         }),
-        Key("num_experts", "num_experts", 8),
+        *keys(num_experts=8, router_aux_loss_coef=0.001, router_z_loss_coef=0.001),
         Key("expert_every", "expert_every"),
         Key("expert_capacity", "expert_slots", 64),
-        Key("router_aux_loss_coef", "router_balance", 0.001),
-        Key("router_z_loss_coef", "router_z", 0.001),
     ),
     fixed=T5.fixed | {"router_bias": (False,), "router_dtype": ("float32",)},
     nulls=("num_decoder_layers",),
@@ -184,22 +173,14 @@ MARIAN = Family(
     name="marian",
     model={"kind": "encoder_decoder", "norm_place": "post", "positions": "sinusoidal"},
     keys=(
-        Key("vocab_size", "vocab_size", 58101),
+        *keys(
+            vocab_size=58101, max_position_embeddings=1024, d_model=1024, encoder_layers=12,
+            decoder_layers=12, encoder_attention_heads=16, decoder_attention_heads=16,
+            encoder_ffn_dim=4096, decoder_ffn_dim=4096, activation_function="gelu",
+            scale_embedding=False, dropout=0.1, attention_dropout=0.0, activation_dropout=0.0,
+            init_std=0.02,
+        ),
         Key("decoder_vocab_size", "vocab_size"),
-        Key("max_position_embeddings", "max_length", 1024),
-        Key("d_model", "embed_dim", 1024),
-        Key("encoder_layers", "num_layers", 12),
-        Key("decoder_layers", "num_decoder_layers", 12),
-        Key("encoder_attention_heads", "num_heads", 16),
-        Key("decoder_attention_heads", "num_heads", 16),
-        Key("encoder_ffn_dim", "mlp_dim", 4096),
-        Key("decoder_ffn_dim", "mlp_dim", 4096),
-        Key("activation_function", "activation", "gelu", ACTIVATIONS),
-        Key("scale_embedding", "scale_embeddings", False),
-        Key("dropout", "dropout", 0.1),
-        Key("attention_dropout", "attention_dropout", 0.0),
-        Key("activation_dropout", "mlp_dropout", 0.0),
-        Key("init_std", "initializer_range", 0.02),
     ),
     fixed={
         "is_encoder_decoder": (True,),
@@ -235,7 +216,6 @@ MARIAN = Family(
         "model.decoder.embed_tokens.weight": "model.shared.weight",
     },
     dropped=(r"model\.(en|de)coder\.embed_positions\.weight",),
-    heads={"output_bias": {"final_logits_bias": True}},
     if_zero=("final_logits_bias",),
     units={"final_logits_bias": 0},
     ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},

@@ -1,0 +1,164 @@
+"""What compression makes of a run's config and parameters: METHODS, by the name before a colon."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm_jax import config as configs
+from llm_jax import models
+from llm_jax.config import ConfigError
+from llm_jax.sharding import name
+from llm_jax.train import groups, optimizer
+
+Method = Callable[[ConfigDict, Any, str], tuple[ConfigDict, Any]]
+
+
+def apply(config: ConfigDict, params: Any, method: str) -> tuple[ConfigDict, Any]:
+    """Returns (config, parameters) of a compressed model: method is "int8", "prune:0.5" ….
+
+    Raises:
+      ConfigError: no such method, an argument that it does not take, a model it cannot change.
+    """
+    kind, _, argument = method.partition(":")
+    if kind not in METHODS:
+        raise ConfigError(f"--method={method}: {kind!r} is none of {', '.join(METHODS)}")
+    config = ConfigDict(config.to_dict())
+    return METHODS[kind](config, params, argument)
+
+
+def quantize(kind: str) -> Method:
+    """Weights held as int8, int4 or nf4, after training, rounded to nearest: model.weights."""
+
+    def method(config, params, argument):
+        if argument:
+            raise ConfigError(f"--method={kind}:{argument}: takes nothing behind the colon")
+        config.model.weights = kind
+        return config, params
+
+    return method
+
+
+def prune(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
+    """Magnitude pruning of each layer's matrices: of a share of their entries, or N:M of inputs.
+
+    0.5: the half of a matrix that is smallest becomes 0 (Han 2015, arXiv:1506.02626). 2:4: of 4
+    inputs that follow each other the 2 with the larger entries stay, of each output (Mishra 2021,
+    arXiv:2104.08378). optimizer.keep_zeros keeps them 0 in training.
+    """
+    if ":" in argument:
+        n, m = (int(x) if x.isdigit() else 0 for x in argument.split(":", 1))
+        if not 0 < n < m:
+            raise ConfigError(f"--method=prune:{argument}: must be like 2:4")
+        smallest = lambda x: _smallest_of(x, n, m)
+    else:
+        share = _share("prune", argument)
+        smallest = lambda x: np.argsort(np.argsort(x.reshape(-1))) < share * x.size
+
+    def pruned(group, x):
+        shape = optimizer.matrix(group, x.shape)
+        each = np.abs(np.asarray(x)).reshape(-1, *shape[-2:])
+        mask = np.stack([smallest(one).reshape(one.shape) for one in each])
+        return jnp.where(mask.reshape(x.shape), 0, x)
+
+    config.optimizer.keep_zeros = True
+    return config, _each_matrix(config, params, pruned)
+
+
+def _smallest_of(x: np.ndarray, n: int, m: int) -> np.ndarray:
+    """[inputs, outputs]: whether an entry is not among the n largest of its m inputs."""
+    whole = len(x) // m * m  # inputs at the end that are fewer stay
+    parts = x[:whole].reshape(-1, m, x.shape[1])
+    mask = np.zeros(x.shape, bool)
+    mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, -1)
+    return mask
+
+
+def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
+    """Attention heads whose output projection is smallest become 0, a share of each layer's.
+
+    By the norm of what they add to the stream (Michel 2019, arXiv:1905.10650, with magnitude as
+    importance). They keep their place: shapes stay as they are.
+    """
+    share = _share("heads", argument)
+    shapes = models.abstract_params(config.model)
+    wanted = {}
+    for path, p in jax.tree_util.tree_leaves_with_path(shapes):
+        room, _, last = name(path).rpartition("/out/")
+        if last == "kernel" and "heads" in p.axes:
+            wanted[room] = p.axes.index("heads")
+    if not wanted:
+        raise ConfigError(f"--method=heads: model.attention={config.model.attention!r} has no "
+                          "output projection by head")
+
+    def pruned(path, p, x):
+        room = next((room for room in wanted if name(path).startswith(f"{room}/")), None)
+        own = {"heads", "kv_heads"} if config.model.num_kv_heads == config.model.num_heads else {
+            "heads"}  # fmt: skip
+        axis = next((i for i, a in enumerate(p.axes) if a in own), None)
+        if room is None or axis is None or not name(path).endswith("/kernel"):
+            return x
+        out = params
+        for part in f"{room}/out/kernel".split("/"):
+            out = out[part]
+        at = wanted[room]  # layers, if there are several, come before it
+        size = np.square(np.asarray(out)).sum(tuple(range(at + 1, out.ndim)))
+        gone = np.argsort(np.argsort(size, -1), -1) < int(share * size.shape[-1])
+        gone = gone.reshape(*gone.shape[:-1], *[1] * (axis - at), -1, *[1] * (x.ndim - axis - 1))
+        return jnp.where(gone, 0, x)
+
+    config.optimizer.keep_zeros = True
+    return config, jax.tree_util.tree_map_with_path(pruned, shapes, params)
+
+
+def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
+    """Keeps the last of each k layers of each stack: a student to be distilled."""
+    m, k = config.model, int(argument) if argument.isdigit() else 0
+    if not 2 <= k <= min(configs.depths(m).values()):
+        raise ConfigError(f"--method=layers:{argument}: must be 2 to model.num_layers="
+                          f"{m.num_layers}, and every so many-th layer is kept")
+    for depth in configs.depths(m).values():
+        scans = configs.scans(m, depth)
+        if m.share_layers or len(scans) > 1 or scans[0].period > 1:
+            raise ConfigError(f"--method=layers:{argument}: needs layers that are all alike and "
+                              f"not shared; model.attention={m.attention!r}, model.layers="
+                              f"{m.layers!r}, model.share_layers={m.share_layers}")
+
+    def kept(path, p, x):
+        return x[len(x) % k + k - 1 :: k] if "layers" in p.axes else x
+
+    params = jax.tree_util.tree_map_with_path(kept, models.abstract_params(m), params)
+    m.num_layers, m.num_decoder_layers = m.num_layers // k, m.num_decoder_layers // k
+    return config, params
+
+
+def _each_matrix(config: ConfigDict, params: Any, change: Callable) -> Any:
+    """Parameters with change(group, x) for each matrix of a stack's layers."""
+    found = groups.of(config, models.abstract_params(config.model))
+
+    def one(path, x):
+        group = found[name(path)]
+        inside = "/stack/" in f"/{name(path)}" and len(group.spaces) > 1
+        return change(group, x) if inside else x
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _share(kind: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ConfigError(f"--method={kind}:{text}: must be a share above 0 and below 1, as in "
+                          f"{kind}:0.5")
+    return share
+
+
+METHODS: dict[str, Method] = {
+    "int8": quantize("int8"), "int4": quantize("int4"), "nf4": quantize("nf4"), "prune": prune,
+    "heads": heads, "layers": layers,
+}  # fmt: skip

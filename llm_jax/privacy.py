@@ -1,0 +1,178 @@
+"""Differential privacy: DP-SGD for any objective, and what it has spent (docs/privacy.md).
+
+Abadi 2016, https://arxiv.org/abs/1607.00133: each document's gradient is clipped by itself, and
+noise added to their sum. Documents are drawn by Poisson sampling (data/sampled.py).
+"""
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from llm_jax import models
+from llm_jax.config import ConfigError, flatten
+from llm_jax.data.sampled import OVERFLOW, rate
+
+NOISE = np.uint32(2**32 - 1)  # of a step's key: apart from those of its rows
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what would let one document reach the gradient of another, or be counted wrongly.
+
+    Raises:
+      ConfigError: naming the key, its value and the fix.
+    """
+    m, name = config.model, config.objective.name
+    wanted = {"data.packing": "none", "data.ramp_steps": 0, "data.shards": 1, "objective.mixup": 0}
+    wanted |= {"model.router_balance": 0} if m.num_experts else {}
+    said, flat = f"privacy.clip={config.privacy.clip:g}", flatten(config)
+    for key, value in wanted.items():
+        if flat[key] != value:
+            raise ConfigError(f"{key}={flat[key]!r}: not with {said}, which takes each document's "
+                              f"gradient by itself; set {key}={value}")
+    if name in ("contrastive", "bert") or config.objective.class_weights == ("balanced",):
+        raise ConfigError(f"objective.name={name!r}: not with {said}: an example of it is made of "
+                          "several documents (negatives, next sentences, balanced weights)")
+    if config.distill.teacher:
+        raise ConfigError(f"distill.teacher={config.distill.teacher!r}: not with {said}")
+    if "," in config.data.train:
+        raise ConfigError(f"data.train={config.data.train!r}: not with {said}, which draws the "
+                          "documents of one source")
+    if not (config.privacy.noise or config.privacy.epsilon):
+        raise ConfigError(f"privacy.noise=0: {said} without noise is not private; set "
+                          "privacy.epsilon, or privacy.noise")
+    if importlib.util.find_spec("dp_accounting") is None:
+        raise ConfigError(f"{said}: needs `pip install dp-accounting`")
+
+
+def spent(config: ConfigDict, documents: int, noise: float, steps: int) -> float:
+    """Returns epsilon of so many steps at privacy.delta, of one document added or removed.
+
+    Rényi DP of the Poisson-sampled Gaussian mechanism (Mironov 2019, arXiv:1908.10530) by Google's
+    dp-accounting, at delta / 2. The other half is for batches that overflow, which count with
+    steps (1 + e^epsilon) OVERFLOW (Chua 2024, arXiv:2411.04205, section 3).
+    """
+    import dp_accounting
+
+    accountant, delta = dp_accounting.rdp.RdpAccountant(), config.privacy.delta / 2
+    accountant.compose(_event(rate(config, documents), noise), steps)
+    epsilon = float(accountant.get_epsilon(delta))
+    fits = epsilon < 700 and steps * (1 + math.exp(epsilon)) * OVERFLOW <= delta
+    return epsilon if fits else math.inf
+
+
+def noise_of(config: ConfigDict, documents: int) -> float:
+    """Returns privacy.noise, or the least of which train.steps steps spend privacy.epsilon."""
+    p = config.privacy
+    if p.noise:
+        return p.noise
+    import dp_accounting
+
+    event = functools.partial(_event, rate(config, documents))
+    repeated = lambda noise: dp_accounting.SelfComposedDpEvent(event(noise), config.train.steps)
+    try:
+        noise = dp_accounting.calibrate_dp_mechanism(
+            dp_accounting.rdp.RdpAccountant, repeated, p.epsilon, p.delta / 2, tol=1e-4
+        )
+    except dp_accounting.mechanism_calibration.NoBracketIntervalFoundError as error:
+        raise ConfigError(f"privacy.epsilon={p.epsilon:g}: no noise was found for it ({error})"
+                          ) from error  # fmt: skip
+    if math.isinf(spent(config, documents, noise, config.train.steps)):
+        raise ConfigError(f"privacy.epsilon={p.epsilon:g}: is too large to be accounted for")
+    return noise
+
+
+def _event(probability: float, noise: float) -> Any:
+    import dp_accounting
+
+    gaussian = dp_accounting.GaussianDpEvent(noise)
+    return dp_accounting.PoissonSampledDpEvent(probability, gaussian)
+
+
+def gradients(clip: float, noise: float, expected: float) -> Callable:
+    """Returns DP-SGD in place of `train.state.gradients`, of the same arguments and results.
+
+    gradient = (sum of g_i min(1, clip / |g_i|) + clip noise z) / expected, z of N(0, 1), where g_i
+    is the gradient of row i's own mean loss, over all trained parameters. One that is not finite
+    counts as 0, so that no step is skipped for it. train.microbatches parts of the rows follow each
+    other; of a part each row's gradient is held, and one without a row is not computed.
+
+    Args:
+      expected: rows of a step, in the mean. Not their number, which is private.
+    """
+
+    def private(loss, params, batch, key, weights, microbatches):
+        grad_of = jax.value_and_grad(loss, has_aux=True)
+
+        def one(row, number):
+            row = jax.tree.map(lambda x: x[None], row)
+            (total, metrics), grads = grad_of(params, row, jax.random.fold_in(key, number))
+            norm = optax.global_norm(grads)
+            scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-30))
+            grads = jax.tree.map(lambda g: scale * g, grads)
+            counts = jnp.isfinite(total) & jnp.isfinite(norm) & models.real(row).any()
+            values = (total, metrics | {"clipped": norm > clip}), grads, counts
+            return jax.tree.map(lambda x: jnp.where(counts, x, 0), values)
+
+        def some(rows):
+            return jax.tree.map(lambda x: x.sum(0), jax.vmap(one)(*rows))
+
+        def add(total, rows):
+            new = lambda: jax.tree.map(jnp.add, total, some(rows))
+            return jax.lax.cond(models.real(rows[0]).any(), new, lambda: total), None
+
+        count = len(jax.tree.leaves(batch)[0])
+        split = lambda x: x.reshape(microbatches, -1, *x.shape[1:])
+        parts = jax.tree.map(split, (batch, jnp.arange(count)))
+        shapes = jax.eval_shape(some, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (values, grads, counted), _ = jax.lax.scan(add, zeros, parts)
+        values = jax.tree.map(lambda x: x / jnp.maximum(counted, 1), values)
+        if noise:
+            z = optax.tree.random_like(jax.random.fold_in(key, NOISE), grads)
+            grads = jax.tree.map(lambda g, z: g + clip * noise * z, grads, z)
+        return values, jax.tree.map(lambda g: g / expected, grads)
+
+    return private
+
+
+class Account:
+    """DP-SGD of a run: its gradients, and a hook that logs what it has spent, as `epsilon`.
+
+    Both follow from the config, the number of documents and the steps taken, so that a resumed run
+    accounts for all of its steps.
+    """
+
+    def __init__(self, config: ConfigDict):
+        check(config)
+        self.config, self.documents, self.noise = config, 0, 0.0
+
+    def make_step(self, trainer: Any) -> Callable:
+        """Returns the train step with these `gradients`, for train.loop.Trainer.
+
+        Raises:
+          ConfigError: other train.steps than those for which privacy.epsilon has set the noise.
+        """
+        config, p, old = self.config, self.config.privacy, trainer.folder.old
+        if old is not None and not p.noise and old.train.steps != config.train.steps:
+            raise ConfigError(f"train.steps={config.train.steps}: was {old.train.steps}, over "
+                              f"which the run spends privacy.epsilon={p.epsilon:g}; keep it, or "
+                              "train anew")
+        self.documents = trainer.documents
+        self.noise = noise_of(config, self.documents)
+        expected = rate(config, self.documents) * self.documents
+        made = gradients(p.clip, self.noise, expected)
+        return functools.partial(trainer.setup.train_step, gradients=made)
+
+    def hook(self, info: Any) -> None:
+        """Adds epsilon and the noise to what is logged."""
+        if info.values:
+            epsilon = spent(self.config, self.documents, self.noise, info.step)
+            info.values |= {"epsilon": epsilon, "noise": self.noise}

@@ -1,0 +1,267 @@
+"""Compression: what becomes 0 stays 0, layers, heads, quantised weights, and a student's loss."""
+
+import json
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from llm_jax import attention, commands, compress, models, sharding
+from llm_jax import config as configs
+from llm_jax.commands import main
+from llm_jax.compress import distill, methods
+from llm_jax.config import ConfigError
+from llm_jax.hub import runs
+from llm_jax.models import Outputs
+from llm_jax.sharding import name
+from llm_jax.train import groups
+from llm_jax.train import state as train_state
+from llm_jax.train.run import Setup
+
+
+def prepared(config):
+    """(setup, state) on one device."""
+    config.model = configs.resolve(config.model, 259)
+    setup = Setup(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    return setup, setup.draw_state(jax.tree.map(lambda x: x.sharding, setup.abstract_state()))
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny):
+    """A config of four layers and its parameters."""
+    setup, state = prepared(tiny({"model.num_layers": 4}))
+    return setup.config, jax.tree.map(np.asarray, state.params)
+
+
+def flat(tree):
+    return {name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def matrices(config, tree):
+    """{path: [layers, inputs, outputs]} of the stack's."""
+    D, F, inner = config.model.embed_dim, config.model.mlp_dim, config.model.embed_dim
+    rows = {"query": D, "key": D, "value": D, "out": inner, "up": D, "gate": D, "down": F}
+    each = {path: x for path, x in flat(tree).items() if path.endswith("/kernel")}
+    return {path: x.reshape(len(x), rows[path.split("/")[-2]], -1) for path, x in each.items()}
+
+
+def test_pruning_takes_the_smallest_of_each_layers_matrices(drawn):
+    config, params = drawn
+    new, pruned = methods.apply(config, params, "prune:0.5")
+    before, after = matrices(config, params), matrices(config, pruned)
+    assert new.optimizer.keep_zeros and len(before) >= 6
+    for path, x in before.items():
+        for old, now in zip(x, after[path], strict=True):
+            least = np.sort(np.abs(old), axis=None)[old.size // 2]
+            np.testing.assert_array_equal(now, np.where(np.abs(old) < least, 0, old))
+    for path in flat(params).keys() - before.keys():
+        np.testing.assert_array_equal(flat(pruned)[path], flat(params)[path])
+
+
+def test_two_of_four_inputs_stay(drawn):
+    config, params = drawn
+    _, pruned = methods.apply(config, params, "prune:2:4")
+    after = matrices(config, pruned)
+    for path, x in matrices(config, params).items():
+        old, now = (y.swapaxes(1, 2).reshape(-1, 4) for y in (x, after[path]))
+        for group, kept in zip(old[::7], now[::7], strict=True):
+            largest = sorted(range(4), key=lambda i: abs(group[i]))[2:]
+            assert [*np.flatnonzero(kept)] == sorted(largest)
+            np.testing.assert_array_equal(kept[largest], group[largest])
+
+
+def test_heads_that_add_least_add_nothing(drawn):
+    config, params = drawn
+    _, pruned = methods.apply(config, params, "heads:0.5")
+    before, after = flat(params), flat(pruned)
+    (path,) = (p for p in before if p.endswith("attention/out/kernel"))
+    size = np.square(before[path]).sum((2, 3))  # [layers, heads]
+    alive = np.abs(after[path]).sum((2, 3)) > 0
+    assert (alive.sum(1) == 2).all()
+    for row, kept in zip(size, alive, strict=True):
+        assert row[kept].min() > row[~kept].max()
+    query = after[path.replace("/out/", "/query/")]  # [layers, embed, heads, kv]
+    np.testing.assert_array_equal(np.abs(query).sum((1, 3)) > 0, alive)
+
+
+def test_every_second_layer_makes_a_student(drawn):
+    config, params = drawn
+    new, student = methods.apply(config, params, "layers:2")
+    assert new.model.num_layers == 2
+    wanted = jax.tree.map(lambda x: x.shape, models.abstract_params(new.model))
+    assert jax.tree.map(jnp.shape, student) == wanted
+    for path, x in flat(params).items():
+        kept = x[[1, 3]] if "/stack/" in path else x
+        np.testing.assert_array_equal(flat(student)[path], kept)
+
+
+def test_a_pruned_model_keeps_its_zeros_in_training(tiny, batch):
+    config = tiny({"optimizer.l1": 1e-3, "optimizer.keep_zeros": True})
+    setup, state = prepared(config)
+    _, pruned = methods.apply(config, state.params, "prune:0.5")
+    state = state.replace(params=pruned)
+    step = jax.jit(train_state.make_train_step(setup.model, setup.objective, setup.tx, config))
+    for seed in range(2):
+        state, _ = step(state, batch(config, seed))
+    for path, x in flat(pruned).items():
+        now = flat(state.params)[path]
+        if path.endswith("/kernel"):
+            assert (now[x == 0] == 0).all()
+        assert (now[x != 0] != x[x != 0]).mean() > 0.9
+
+
+def test_zeros_are_not_kept_with_lora(tiny):
+    """Its B is drawn as zeros, and would never move."""
+    pytest.importorskip("qwix")
+    with pytest.raises(ConfigError, match="keep_zeros=True: not with model.lora_rank=2"):
+        tiny({"model.lora_rank": 2, "optimizer.keep_zeros": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", attention.VARIANTS)
+def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
+    encoder = {"model.kind": "encoder", "model.head": "mlm", "objective.name": "masked_lm"}
+    changes = {} if "causal" in attention.get(kind).supports else encoder
+    changes |= {} if "packing" in attention.get(kind).supports else {"data.packing": "none"}
+    config = tiny({"model.attention": kind, "model.num_layers": 1} | changes)
+    setup, state = prepared(config)
+    found = groups.of(setup.config, models.abstract_params(setup.config.model))
+    for path, x in flat(state.params).items():
+        assert not found[path].matrix or (x != 0).all(), path
+
+
+@pytest.mark.parametrize(("method", "told"), [
+    ("prune:2", "must be a share above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
+    ("int8:3", "takes nothing"), ("layers:9", "must be 2 to model.num_layers=4"),
+    ("small", "'small' is none of int8, int4"),
+])  # fmt: skip
+def test_what_no_method_takes_is_refused(drawn, method, told):
+    with pytest.raises(ConfigError, match=told):
+        methods.apply(*drawn, method)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run at step 0 of one layer."""
+    config = tiny({"model.num_layers": 2, "data.validation_fraction": 0.3, "train.steps": 1})
+    workdir = tmp_path_factory.mktemp("compress") / "run"
+    documents = runs.objectives.get("causal_lm").splits(config)
+    tokenizer = runs.objectives.get("causal_lm").build_tokenizer(config, documents["train"])
+    config.model = configs.resolve(config.model, tokenizer.vocab_size)
+    origin = {"from": "", "family": None, "new": [], "unused": []}
+    runs.make_run(workdir, config, tokenizer, {}, origin)
+    return workdir
+
+
+@pytest.mark.parametrize("method", ["int8", pytest.param("int4", marks=pytest.mark.slow),
+                                    pytest.param("nf4", marks=pytest.mark.slow)])  # fmt: skip
+def test_the_command_holds_weights_in_few_bits(run, method, tmp_path, capsys):
+    pytest.importorskip("qwix")
+    out = tmp_path / "out"
+    assert main(["compress", f"--workdir={run}", f"--to={out}", f"--method={method}"]) == 0
+    report = (run / "compress" / "report.md").read_text()
+    assert f"| out | {method} |" in report and (run / "compress" / "pareto.png").is_file()
+    files = (run / "compress" / f"{x}.json" for x in ("run", "out"))
+    before, after = (json.loads(file.read_text()) for file in files)
+    assert after["bytes"] < 0.6 * before["bytes"]
+    assert after["values"]["loss"] == pytest.approx(before["values"]["loss"], abs=0.05)
+    assert after["values"]["loss"] != before["values"]["loss"]
+
+
+def test_hard_labels_alone_are_plain_training(tiny, batch):
+    """Bit for bit, with gradient accumulation; from itself alone a student learns nothing."""
+    config = tiny({"model.num_layers": 1})
+    setup, state = prepared(config)
+    rows, key, found = batch(config), jax.random.key(0), {}
+    teacher = jax.tree.map(lambda x: x + 0.1, state.params)
+    cases = ("plain", 0, None), ("hard", 0, teacher), ("soft", 1, state.params)
+    for label, soft, theirs in cases:
+        d = SimpleNamespace(soft=soft, temperature=2.0, hidden=0.0)
+        objective = distill.distilled(setup.objective, setup.model, d)
+        loss = partial(train_state.loss, setup.model, objective, config)
+        made = distill.gradients if theirs is not None else train_state.gradients
+        given = rows if theirs is None else rows | {distill.TEACHER: theirs}
+        take = jax.jit(partial(made, loss), static_argnums=4)
+        found[label] = take(state.params, given, key, objective.weights(rows), 2)
+    (total, metrics), grads = found["plain"]
+    (got, values), same = found["hard"]
+    assert got == total and metrics == {name: values[name] for name in metrics}
+    assert values["soft_loss"] > 0
+    jax.tree.map(np.testing.assert_array_equal, same, grads)
+    assert max(abs(x).max() for x in jax.tree.leaves(found["soft"][1])) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_by_the_command(run, tmp_path):
+    out = tmp_path / "out"
+    options = [f"--config.distill.teacher={run}", "--config.distill.hidden=1",
+               "--config.train.steps=1"]  # fmt: skip
+    assert main(["train", f"--workdir={out}", f"--config.init_from={run}", *options]) == 0
+    (row,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert abs(row["soft_loss"]) < 1e-5 and abs(row["hidden_loss"]) < 1e-5  # it is its teacher
+    assert main(["compress", f"--workdir={run}", f"--to={out}"]) == 0
+    assert "| out | distilled |" in (run / "compress" / "report.md").read_text()
+
+
+def test_the_divergence_is_that_of_whole_distributions(monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden, matrix = rng.normal(size=(2, 2, 7, 4)), rng.normal(size=(2, 11, 4))
+    weight = rng.random((2, 7))
+    monkeypatch.setattr(distill, "chunk_length", lambda *_: 3)
+    ours, theirs = (Outputs(*(jnp.array(x, jnp.float32) for x in pair))
+                    for pair in zip(hidden, matrix, strict=True))  # fmt: skip
+    s, t = (np.einsum("btd,vd->btv", h, m) / 2.0 for h, m in zip(hidden, matrix, strict=True))
+    each = (softmax(t, -1) * (log_softmax(t, -1) - log_softmax(s, -1))).sum(-1)
+    got = distill.divergence(ours, theirs, jnp.array(weight), 2.0)
+    np.testing.assert_allclose(got, (weight * each).sum(), rtol=1e-5)
+
+
+def test_the_distance_is_a_mean_over_real_tokens():
+    x, y = jnp.array([[[1.0, 0], [3, 0], [1, 1]]]), jnp.array([[[0, 2.0], [1, 0], [1, 0]]])
+    assert distill.distance(x, y, jnp.array([[True, True, False]]))[0] == pytest.approx(0.5)
+
+
+def test_bytes_of_what_is_stored():
+    x = jnp.zeros(800).at[:100].set(1.0)
+    assert compress.stored(x) == 100 * 4 + 100
+    assert compress.stored(jnp.ones(800, jnp.int4)) == 400
+
+
+def test_the_front_is_what_nothing_beats():
+    made = lambda size, loss: {"bytes": size, "score": "loss", "values": {"loss": loss}}
+    found = [made(1, 3.0), made(2, 3.5), made(2, 2.0), made(4, 2.0), made(5, 1.0)]
+    assert compress._front(found) == [found[0], found[2], found[4]]
+
+
+def test_a_teacher_of_another_kind_is_refused(run):
+    _, tokenizer, _, _ = runs.load_params(run)
+    config = configs.base()
+    config.objective.name, config.distill.teacher = "bert", str(run)
+    setup = SimpleNamespace(mesh=None)
+    trainer = SimpleNamespace(setup=setup, config=config, tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match="objective.name='bert': not with distill.teacher"):
+        distill.make_step(trainer)
+    config.objective.name, config.model.kind = "causal_lm", "encoder"
+    with pytest.raises(ConfigError, match="model.kind is another than this run's"):
+        distill.make_step(trainer)
+
+
+@pytest.mark.parametrize("page", ["compress", "privacy"])
+def test_the_pages_commands_are_understood(page, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / f"{page}.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"^python launch.py (.*?)(?:  #.*)?$", text, re.MULTILINE)
+    assert len(found) == {"compress": 7, "privacy": 1}[page]
+    for command in found:
+        args, overrides = commands._read(shlex.split(command))
+        configs.load(getattr(args, "config", ""), overrides)
+        if getattr(args, "method", ""):
+            assert args.method.partition(":")[0] in methods.METHODS
