@@ -75,7 +75,7 @@ class Step:
         self.run = jax.jit(run, donate_argnums=0).lower(self.cache, self.params).compile()
 
     def seconds(self) -> float:
-        """Of a token, in the second of two calls: the first has the other program's memory freed."""
+        """Of a token, in the second of two calls: in the first, other memory is freed."""
         for _ in range(2):
             began = time.perf_counter()
             self.cache, hidden = self.run(self.cache, self.params)
