@@ -68,10 +68,13 @@ def load(study: str) -> dict[str, dict]:
     return found
 
 
+LANGUAGE = "test"  # the test set of text, scored by loss; those of tasks are by accuracy
+
+
 def scored(found: dict, test: str) -> dict[int, float]:
-    """Returns {seed: accuracy on a test set, or loss where there are no answers}."""
-    chosen = {run["seed"]: run["test"][test] for run in found["runs"] if "test" in run}
-    return {seed: x.get("accuracy", x["loss"]) for seed, x in chosen.items()}
+    """Returns {seed: accuracy of answers on a test set, or the loss of text}."""
+    key = "loss" if test == LANGUAGE else "accuracy"
+    return {run["seed"]: run["test"][test][key] for run in found["runs"] if "test" in run}
 
 
 def tests_of(found: dict) -> list[str]:
@@ -86,14 +89,12 @@ def spread(values: dict[int, float]) -> str:
 
 def ranked(study: dict, test: str) -> list[str]:
     """Kinds, the best first: by accuracy, or by loss."""
-    one = next(iter(study.values()))
-    accuracy = "accuracy" in next(run["test"] for run in one["runs"] if "test" in run)[test]
     mean = lambda kind: np.mean([*scored(study[kind], test).values()])
-    return sorted(study, key=mean, reverse=accuracy)
+    return sorted(study, key=mean, reverse=test != LANGUAGE)
 
 
 def named(test: str) -> str:
-    return f"{test} pairs" if test.isdecimal() else test
+    return f"{test} pairs" if test.isdecimal() else "loss on test" if test == LANGUAGE else test
 
 
 def scores(study: dict) -> str:
@@ -119,9 +120,8 @@ def orders(name: str, study: dict) -> str:
     for better, worse, source in claims:
         if not {better, worse} <= study.keys():
             continue
-        more = "accuracy" in next(r["test"] for r in study[better]["runs"] if "test" in r)[test]
         found = results.paired(scored(study[better], test), scored(study[worse], test))
-        gain = found.mean if more else -found.mean
+        gain = -found.mean if test == LANGUAGE else found.mean
         half = found.half_width
         verdict = "undecided"
         if half == half and abs(gain) > half:
@@ -169,12 +169,13 @@ def costs(path: Path, found: dict) -> str:
     kinds = sorted(found, key=lambda k: found[k]["rows"][-1]["bytes"])
     lengths = [row["length"] for row in found[kinds[0]]["rows"]]
     size = lambda n: f"{n / 2**20:,.2f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
-    rows = [
-        [kind, *(size(row["bytes"]) for row in found[kind]["rows"]),
-         *(f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
-           for row in found[kind]["rows"])]
-        for kind in kinds
-    ]  # fmt: skip
+
+    def time(row):
+        quartiles = f" ({row['low']:.2g}–{row['high']:.2g})" * (row["rounds"] >= 4)
+        return f"{row['ratio']:.2g}{quartiles}"
+
+    rows = [[kind, *(size(row["bytes"]) for row in found[kind]["rows"]),
+             *map(time, found[kind]["rows"])] for kind in kinds]  # fmt: skip
     names = [f"{n // 1024}k" for n in lengths]
     with figure(path, 10, 1.4 + 0.22 * len(kinds), 2) as (picture, axes):
         for i, name in enumerate(names):
@@ -240,8 +241,8 @@ SECTIONS = {
     "decode": ("What a token costs in decoding", """
 One layer, {width} wide, four heads of 64, float32, without feed-forward: bytes that a row of so
 many tokens keeps, and the time of one more token over dense attention's, the median of rounds
-in which the two take turns (and quartiles), on a CPU core that other work shared. MoBA, NSA and
-PaTH compute anew at each step what their papers keep
+in which the two take turns (and quartiles, but for 64k tokens, of one or two rounds), on a CPU
+core of a machine that other work shared. MoBA, NSA and PaTH compute anew at each step what their papers keep
 ([docs/attention.md](../../docs/attention.md)).
 """),
     "recall": ("Recall", """
@@ -275,8 +276,7 @@ asked for at the end.
 }  # fmt: skip
 LIMITS = """## What this does not show
 
-Models of under a tenth (language: half) of a million parameters, trained for seconds on one to five
-million tokens. Orders that come from size, from long training or from long documents are out of
+Models of {parameters} parameters, trained for seconds on {tokens} tokens. Orders that come from size, from long training or from long documents are out of
 reach, and so are differences of a few percent in loss: three seeds resolve large effects only, and
 of orders *undecided* here nothing follows. A kind that fails may do so for want of steps or of a
 third learning rate, not of capacity; where softmax and a linear kind differ in recall, state and
@@ -314,4 +314,10 @@ def write(rates: tuple[float, ...], seeds: int) -> None:
             told.append(how.format(**next(iter(study.values()))["train"]))
             parts.append("\n\n".join(told))
         parts.append(f"\n\n{made(study)}\n\n")
-    (HERE / "README.md").write_text("".join([*parts, LIMITS]))
+    made_of = [one for name in SECTIONS if name != "decode" for one in load(name).values()]
+    span = lambda xs: f"{min(xs):,} to {max(xs):,}"
+    parts.append(LIMITS.format(
+        parameters=span([one["parameters"] for one in made_of]),
+        tokens=span([t["steps"] * t["rows"] * t["length"] for t in (x["train"] for x in made_of)]),
+    ))  # fmt: skip
+    (HERE / "README.md").write_text("".join(parts))
