@@ -242,8 +242,8 @@ SECTIONS = {
 One layer, {width} wide, four heads of 64, float32, without feed-forward: bytes that a row of so
 many tokens keeps, and the time of one more token over dense attention's, the median of rounds
 in which the two take turns (and quartiles, but for 64k tokens, of one or two rounds), on a CPU
-core of a machine that other work shared. MoBA, NSA and PaTH compute anew at each step what their papers keep
-([docs/attention.md](../../docs/attention.md)).
+core of a machine that other work shared. MoBA, NSA and PaTH compute anew at each step what their
+papers keep ([docs/attention.md](../../docs/attention.md)).
 """),
     "recall": ("Recall", """
 Multi-query associative recall (Zoology): so many pairs of key and value in a row, then 32
@@ -276,9 +276,10 @@ asked for at the end.
 }  # fmt: skip
 LIMITS = """## What this does not show
 
-Models of {parameters} parameters, trained for seconds on {tokens} tokens. Orders that come from size, from long training or from long documents are out of
-reach, and so are differences of a few percent in loss: three seeds resolve large effects only, and
-of orders *undecided* here nothing follows. A kind that fails may do so for want of steps or of a
+Models of {parameters} parameters, trained for seconds on {tokens} tokens.
+Orders that come from size, from long training or from long documents are out of reach, and so are
+differences of a few percent in loss: three seeds resolve large effects only, and of orders
+*undecided* here nothing follows. A kind that fails may do so for want of steps or of a
 third learning rate, not of capacity; where softmax and a linear kind differ in recall, state and
 training are not told apart. Kinds keep the small settings of the config (windows, blocks, slots),
 which were not tuned. Decoding is timed on a CPU, in which memory is fast beside arithmetic, so that
