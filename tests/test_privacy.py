@@ -101,6 +101,7 @@ def test_noise_is_that_of_the_mechanism_and_of_the_step(prepared):
     assert (flat(noisy) == flat(again)).all() and (flat(noisy) != flat(other)).any()
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same(prepared):
     params, rows, _, _ = prepared
     wanted = private(prepared, 0.5, 1.0, parts=2)

@@ -166,7 +166,8 @@ def write() -> None:
         table=record.table(header, [row(name, found) for name, found in plans.items()]),
         notes=notes(plans),
         compiles=COMPILES,
-        searches="\n\n".join(searched(name, found[name]) for name in SEARCHES if name in found),
+        searches="\n\n".join(searched(name, found[name]) for name in SEARCHES if name in found)
+        or "None has been run.",
         missing=", ".join(n for n in CASES | SEARCHES if n not in found) or "nothing",
         command="\n    ".join(f"python {command}" for command in commands),
         provenance="  \n".join(sources),
