@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax import attention, hub, models
 from llm_jax.decode.cache import Reader
-from tests.slow import every
+from tests.slow import but, every
 from tests.tiny_models import tiny_model
 
 LENGTH, STEPS = 12, 6
@@ -65,10 +65,12 @@ ALIKE = ("flash", "blockwise", "talking_heads", "sigmoid", "differential", "stri
          "based", "rebased", "retnet", "gated_linear", "hgrn2", "deltanet", "stick_breaking")
 
 
-@pytest.mark.parametrize("kind", [
-    pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
-    for name, v in attention.VARIANTS.items() if "cache" in v.supports
-])  # fmt: skip
+CACHED = [name for name, v in attention.VARIANTS.items() if "cache" in v.supports]
+
+
+@pytest.mark.parametrize(
+    "kind", but([name for name in CACHED if name not in ALIKE][::2], CACHED)
+)
 def test_every_kind_of_attention(kind):
     small = {"window": 3, "stride": 2, "latent_kv": 6, "latent_rotary": 2, "random_features": 8,
              "block": 2, "selected_blocks": 3, "index_topk": 4, "index_dim": 6, "value_dim": 6,
@@ -80,7 +82,7 @@ def test_every_kind_of_attention(kind):
 
 @pytest.mark.parametrize(
     "changes",
-    [
+    every(2, [
         {"attention_softcap": 1.0, "attention_sinks": True, "qk_norm": True, "output_gate": True},
         {"rotary_scaling": "yarn", "rotary_original_length": 8, "attention": "latent"},
         {"rotary_scaling": "ntk", "attention": "latent", "latent_query": 5},
@@ -93,7 +95,7 @@ def test_every_kind_of_attention(kind):
          "norm_place": "sandwich", "norm_zero_centered": True},
         {"num_layers": 3, "layers": "rest kda, dense", "positions": "none", "num_kv_heads": 4},
         {"layers": "dense short_conv=3, kda short_conv=4"},
-    ],
+    ]),
 )
 def test_other_shapes(changes):
     model, params = build(**changes)

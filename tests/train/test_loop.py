@@ -21,6 +21,7 @@ from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.loop import Trainer
 from llm_jax.train.metrics import Meter, Metrics, plot, read, running_mean
 from llm_jax.train.run import flops_per_token, load_params
+from tests.slow import every
 
 
 def start(config, workdir, reporter, after=None, hooks=()) -> Trainer:
@@ -369,12 +370,12 @@ class Scored:
 
 @pytest.mark.parametrize(
     ("metric", "values", "ends", "best"),
-    [
+    every(2, [
         ("f1", [0.1, 0.5, 0.4, 0.5, 0.9], 4, 2),  # as good is no better
         ("f1", [0.1, 0.2, 0.1, 0.3, 0.2], 5, 4),
         ("mse", [3.0, 2.0, 2.5, 2.2, 1.0], 4, 2),
         ("f1", [-0.1, float("nan"), -0.2, -0.3, -0.4], 3, 1),
-    ],
+    ]),
 )
 def test_a_run_ends_early_and_keeps_its_best(metric, values, ends, best, tiny, tmp_path, silent):
     changes = {
