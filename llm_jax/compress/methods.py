@@ -76,7 +76,7 @@ def _smallest_of(x: np.ndarray, n: int, m: int) -> np.ndarray:
     whole = len(x) // m * m  # inputs at the end that are fewer stay
     parts = x[:whole].reshape(-1, m, x.shape[1])
     mask = np.zeros(x.shape, bool)
-    mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, -1)
+    mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, x.shape[1])
     return mask
 
 
