@@ -184,7 +184,7 @@ def test_a_saved_config_that_is_none(text, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.positions=relative", "model.relative_max_distance=16"], "must be above the 16 di"),
+        (["model.positions=relative", "model.relative_max_distance=16"], "must be above 16, the"),
         (["model.positions=rotary", "model.rotary_scaling=ntk", "model.head_dim=2"], "at least 4"),
         (["model.attention=latent", "model.positions=rotary", "model.latent_rotary=3"], "be even"),
         (["model.layers=local window=4", "model.window=8"], "overrides it in every layer"),
@@ -246,9 +246,9 @@ RECIPES = {
     "variant": (
         "VARIANTS = ('small', 'large')\ndef get_config(variant='small'):\n    pass\n",
         ":huge",
-        "no variant 'huge' in .*there are: small, large",
+        "no variant 'huge' in .*available: small, large",
     ),
-    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*there are: none"),
+    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*available: none"),
     "import": ("import torchh\n", "", "No module named 'torchh'"),
 }
 
@@ -264,7 +264,7 @@ def test_a_recipe_that_cannot_be_loaded(name, tmp_path):
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are():
-    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; there are: .*quickstart.py"):
+    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; available: .*quickstart.py"):
         load("configs/gtp2.py:124m")
 
 
