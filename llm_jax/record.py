@@ -16,7 +16,7 @@ from llm_jax.files import write_json
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy", "libtpu",
-    "jax-cuda12-plugin", "nvidia-cudnn-cu12",
+    "jax-cuda12-plugin", "nvidia-cudnn-cu12", "maxtext",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Needs the compilers of requirements-plan.txt and requirements-plan-gpu.txt.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,13 @@ CASES = {
     "llama-8b-126-layers": ("llama.py:8b", "v5p:4x4x4",
                             LLAMA | {"train.microbatches": 2, "model.num_layers": 126}),
     "llama-70b": ("llama.py:70b", "v5p:8x8x8", {"data.batch_size": 1024}),
+    "llama-2-7b": ("llama.py:2-7b", "v5e:16x16", {"data.batch_size": 1024,
+                                                  "model.max_length": 2048}),
+    "llama-2-70b": ("llama.py:2-70b", "v5p:8x8x8", {"data.batch_size": 1024}),
+    "gemma-2-9b": ("gemma2.py:9b", "v5p:4x4x4", LLAMA),
+    "qwen-3-8b": ("qwen3.py:8b", "v5p:4x4x4", LLAMA),
+    "mixtral-8x7b-fsdp": ("mixtral.py:8x7b", "v5p:4x4x8",
+                          {"data.batch_size": 128, "model.max_length": 4096}),
     "gpt3-175b": ("gpt3.py:175b", "v5p:8x8x16", {"mesh.data": 1, "mesh.fsdp": 1024,
                                                  "data.batch_size": 2048, "data.ramp_steps": 0,
                                                  "model.attention": "flash,local"}),
@@ -53,16 +61,19 @@ CASES = {
 # The same, but only the meshes, microbatches and remat policies that a search compiled are named.
 SEARCHES = {"search-llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA)}
 COMPILES = 4
+# Cases that peer.py compiles too, by MaxText's name of the model.
+MAXTEXT = {
+    "llama-8b-whole-batch": "llama3-8b", "llama-70b": "llama3-70b", "llama-2-7b": "llama2-7b",
+    "llama-2-70b": "llama2-70b", "gemma-2-9b": "gemma2-9b", "qwen-3-8b": "qwen3-8b",
+    "mixtral-8x7b-fsdp": "mixtral-8x7b",
+}  # fmt: skip
 
 TEXT = """# Pods that are not there
 
 **Claim**: the train step of a published model is compiled for a pod of TPUs, or for nodes of GPUs,
 on a machine that has none, and fits.
 
-**Published**: nothing to compare with. Of MaxText 0.2.5 a figure is noted, whose command and output
-were not kept, so that it is a hint and no result: Llama 3 8B on 64 chips of v5p, 2 x 8,192 tokens
-a chip, full remat: 1.51 GB of arguments and 14.14 GB of temporaries a chip by its `train_compile`
-with libtpu 0.0.52.
+**Published**: no memory figures. MaxText's are compiled here, see below.
 
 **Ours**: `launch.py plan`, one case a row. GB are 10^9 bytes a chip.
 
@@ -75,6 +86,15 @@ whole. Seconds of compiling are of two cores that other work shared; CPU seconds
 own.
 
 {notes}
+
+## Compared with MaxText
+
+MaxText 0.2.5 compiles the same models with its own `train_compile`: same topology, batch and
+length, full remat, flash attention, parameters split over all chips, float32 parameters and AdamW.
+Its memory is what it prints; the traffic of both is read from the compiled programs by the same
+code. Each side has its own version of jax, both the same libtpu.
+
+{peers}
 
 ## Searched
 
@@ -136,6 +156,37 @@ def notes(plans: dict) -> str:
     return "\n".join(found)
 
 
+def peers(plans: dict) -> str:
+    """Returns the table of MaxText's compiled steps and the geometric means of the ratios."""
+    rows, ratios = [], []
+    for name in MAXTEXT:
+        file = HERE / "results" / "maxtext" / f"{name}.json"
+        if name not in plans or not file.exists():
+            continue
+        ours, theirs = plans[name], json.loads(file.read_text())
+        memory = [ours["argument_bytes"] + ours["temp_bytes"],
+                  theirs["bytes"]["argument"] + theirs["bytes"]["temp"]]  # fmt: skip
+        sent = [sum(x["ici_bytes"].values()) for x in (ours, theirs["moved"])]
+        hbm = [x["hbm_traffic_bytes"] for x in (ours, theirs["moved"])]
+        cpu = [ours["compile_cpu_seconds"], theirs["cpu_seconds"]]
+        ratios.append([a / b for a, b in (memory, sent, hbm)])
+        pair = lambda values, unit=1e9, digits=1: [f"{v / unit:,.{digits}f}" for v in values]
+        rows.append([name, f"{ours['topology']} ({ours['devices']})", *pair(memory, digits=2),
+                     f"{ratios[-1][0]:.2f}", *pair(sent), f"{ratios[-1][1]:.2f}",
+                     *pair(hbm, digits=0), f"{ratios[-1][2]:.2f}", *pair(cpu, 1, 0)])  # fmt: skip
+    if not rows:
+        return "Not run."
+    header = ["case", "topology (chips)"]
+    header += [x for kind in ("memory", "ICI", "HBM traffic")
+               for x in (f"{kind}, GB", "MaxText", "ratio")]  # fmt: skip
+    header += ["CPU seconds to compile", "MaxText, whole command"]
+    means = [statistics.geometric_mean(column) for column in zip(*ratios, strict=True)]
+    return record.table(header, rows) + (
+        "\n\nMemory is arguments and temporaries a chip. Geometric means of the ratios: memory "
+        f"{means[0]:.2f}, ICI bytes {means[1]:.2f}, HBM bytes {means[2]:.2f}."
+    )
+
+
 def searched(name: str, found: dict) -> str:
     """What a search printed, the best first."""
     best = found["ranked"][0] if found["ranked"] else None
@@ -165,6 +216,7 @@ def write() -> None:
     text = TEXT.format(
         table=record.table(header, [row(name, found) for name, found in plans.items()]),
         notes=notes(plans),
+        peers=peers(plans),
         compiles=COMPILES,
         searches="\n\n".join(searched(name, found[name]) for name in SEARCHES if name in found)
         or "None has been run.",

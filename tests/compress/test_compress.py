@@ -122,7 +122,7 @@ def test_a_pruned_model_keeps_its_zeros_in_training(tiny, batch):
 def test_zeros_are_not_kept_with_lora(tiny):
     """Its B is drawn as zeros, and would never move."""
     pytest.importorskip("qwix")
-    with pytest.raises(ConfigError, match="keep_zeros=True: not with model.lora_rank=2"):
+    with pytest.raises(ConfigError, match="keep_zeros=True: incompatible with model.lora_rank=2"):
         tiny({"model.lora_rank": 2, "optimizer.keep_zeros": True})
 
 
