@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> None:
     """
     m, name = config.model, config.objective.name
     wanted = {"data.packing": "none", "data.ramp_steps": 0, "data.shards": 1, "objective.mixup": 0}
-    wanted |= {"model.router_balance": 0} if m.num_experts else {}
+    wanted |= {"mesh.pipeline": 1} | ({"model.router_balance": 0} if m.num_experts else {})
     said, flat = f"privacy.clip={config.privacy.clip:g}", flatten(config)
     for key, value in wanted.items():
         if flat[key] != value:

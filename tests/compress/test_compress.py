@@ -104,18 +104,22 @@ def test_every_second_layer_makes_a_student(drawn):
         np.testing.assert_array_equal(flat(student)[path], kept)
 
 
-def test_a_pruned_model_keeps_its_zeros_in_training(tiny, batch):
-    config = tiny({"optimizer.l1": 1e-3, "optimizer.keep_zeros": True})
+@pytest.mark.parametrize("name", [
+    "adamw", *(pytest.param(x, marks=pytest.mark.slow) for x in ("muon", "adafactor", "lion")),
+])  # fmt: skip
+def test_a_pruned_model_keeps_its_zeros_in_training(name, tiny, batch):
+    config = tiny({"optimizer.l1": 1e-3, "optimizer.keep_zeros": True, "optimizer.name": name,
+                   "train.microbatches": 2, "train.ema_decay": 0.5})  # fmt: skip
     setup, state = prepared(config)
     _, pruned = methods.apply(config, state.params, "prune:0.5")
-    state = state.replace(params=pruned)
+    state = state.replace(params=pruned, ema=pruned)
     step = jax.jit(train_state.make_train_step(setup.model, setup.objective, setup.tx, config))
     for seed in range(2):
         state, _ = step(state, batch(config, seed))
     for path, x in flat(pruned).items():
-        now = flat(state.params)[path]
+        now, average = flat(state.params)[path], flat(state.ema)[path]
         if path.endswith("/kernel"):
-            assert (now[x == 0] == 0).all()
+            assert (now[x == 0] == 0).all() and (average[x == 0] == 0).all()
         assert (now[x != 0] != x[x != 0]).mean() > 0.9
 
 
