@@ -71,7 +71,7 @@ REFUSED = {
     "optimizer.warmup_steps=1.5": "warmup_steps=1.5: must be whole steps, .* or a share below 1",
     "optimizer.warmup_steps=-0.1": "warmup_steps=-0.1: must be whole steps",
     "optimizer.warmup_steps=1001": "warmup_steps=1001: longer than train.steps=1000",
-    "model.window=8": "nothing reads it with model.attention='dense'; it is read with "
+    "model.window=8": "nothing reads it with model.attention='dense'; it requires "
     "model.attention=local | longformer | dilated | chunked",
     "model.num_heads=7": "num_heads=7: must divide model.embed_dim=256, or set model.head_dim",
     "model.num_kv_heads=3": "model.num_kv_heads=3: must divide model.num_heads=8",

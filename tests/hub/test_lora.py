@@ -262,7 +262,7 @@ def test_lora_without_a_product_is_refused(caplog):
     config.model.update(num_experts=4, lora_rank=2, lora_targets=("up",))
     config.model = configs.resolve(config.model, 30)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    with pytest.raises(configs.ConfigError, match=r"targets=\('up',\): no product.*num_experts=4"):
+    with pytest.raises(configs.ConfigError, match=r"targets=\('up',\): matches no.*num_experts=4"):
         Setup(config, mesh)
     config.model.lora_targets = ()
     caplog.clear()
