@@ -88,7 +88,8 @@ measured while other processes ran on the same two cores, and say little.
 
 MiniLM on SST-2, 40 steps of the head and of LoRA (rank 2, queries and values) at one setting that
 was not tuned for any epsilon, delta 1e-5, about 150 documents a step. Membership inference is by
-loss ([docs/audit.md](../../docs/audit.md)), of 256 documents, with its 95 % interval; 0.5 is chance.
+loss ([docs/audit.md](../../docs/audit.md)), with 256 training and 256 other documents, and its 95 %
+interval; 0.5 is chance.
 
 {private}
 
