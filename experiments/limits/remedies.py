@@ -28,11 +28,11 @@ RUNS = Path("runs") / "limits" / "remedies"
 CLASSIFY = ["--config=configs/finetune/classify.py", f"--config.data.train={SST2}/train.tsv",
             f"--config.data.validation={SST2}/dev.tsv", "--config.data.text_column=0",
             "--config.data.label_column=1", "--config.eval.every=1000"]  # fmt: skip
-TUNE = ["--config.model.max_length=48", "--config.optimizer.learning_rate=1e-4",
+TUNE = ["--config.model.max_length=32", "--config.optimizer.learning_rate=1e-4",
         "--config.optimizer.warmup_steps=32"]  # fmt: skip
 # A run that all others of a group are made of.
 BASES = {
-    "sst2": [*CLASSIFY, *TUNE, "--config.init_from=MINILM", "--config.train.steps=216"],
+    "sst2": [*CLASSIFY, *TUNE, "--config.init_from=MINILM", "--config.train.steps=162"],
     "gpt": ["--config=configs/quickstart.py", "--config.train.steps=200",
             "--config.eval.max_batches=5", "--config.eval.every=200"],
 }  # fmt: skip
@@ -42,8 +42,8 @@ METHODS = {"int8": "int8", "int4": "int4", "nf4": "nf4", "pruned": "prune:0.5",
 TRAINED = {
     "sst2": {
         "pruned-tuned": ("prune:0.5", ["--config.train.steps=108"]),
-        "student-alone": ("layers:2", ["--config.train.steps=324"]),
-        "student": ("layers:2", ["--config.train.steps=324", "--config.distill.teacher=BASE",
+        "student-alone": ("layers:2", ["--config.train.steps=216"]),
+        "student": ("layers:2", ["--config.train.steps=216", "--config.distill.teacher=BASE",
                                  "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
     },
     "gpt": {
@@ -54,8 +54,8 @@ TRAINED = {
 # DP-SGD of LoRA's arrays and the head; the last without privacy, at about as many documents a step.
 PRIVATE = [*CLASSIFY, "--config.init_from=MINILM", "--config.model.max_length=32",
            "--config.model.lora_rank=2", '--config.model.lora_targets=("query", "value")',
-           "--config.train.steps=40",
-           "--config.optimizer.learning_rate=2e-3", "--config.optimizer.warmup_steps=4",
+           "--config.train.steps=24",
+           "--config.optimizer.learning_rate=2e-3", "--config.optimizer.warmup_steps=2",
            "--config.model.dropout=0", "--config.model.attention_dropout=0",
            "--config.model.head_dropout=0", "--config.optimizer.weight_decay=0"]  # fmt: skip
 DP = ["--config.data.batch_size=256", "--config.train.microbatches=16", "--config.privacy.clip=1"]
@@ -86,7 +86,7 @@ measured while other processes ran on the same two cores, and say little.
 
 ## DP-SGD
 
-MiniLM on SST-2, 40 steps of the head and of LoRA (rank 2, queries and values) at one setting that
+MiniLM on SST-2, 24 steps of the head and of LoRA (rank 2, queries and values) at one setting that
 was not tuned for any epsilon, delta 1e-5, about 150 documents a step. Membership inference is by
 loss ([docs/audit.md](../../docs/audit.md)), with 256 training and 256 other documents, and its 95 %
 interval; 0.5 is chance.
