@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm_jax.config import ConfigError
 from llm_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,15 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+
+
+def check(found: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """Returns a record; ConfigError if its commit is none of this history, or had changes."""
+    named = found.get("commit", "")
+    command = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", named, "HEAD"]
+    if not named.isalnum() or subprocess.run(command, capture_output=True).returncode:
+        raise ConfigError(f"{where}: was made by commit {named!r}, which is not in this history")
+    return found
 
 
 def versions() -> dict[str, str]:
