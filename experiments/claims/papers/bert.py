@@ -8,7 +8,10 @@ from experiments.claims.papers import encoder
 from llm_jax.sweep import Sweep
 
 SIZES = {
-    f"{layers} layer{'s' * (layers > 1)}, {width} wide": {"model.num_layers": layers, "model.embed_dim": width}
+    f"{layers} layer{'s' * (layers > 1)}, {width} wide": {
+        "model.num_layers": layers,
+        "model.embed_dim": width,
+    }
     for layers, width in ((1, 64), (2, 64), (2, 128))
 }
 
