@@ -19,11 +19,11 @@ def text():
     c.data.test_fraction = 0.05  # for `launch.py sweep` of a study, which scores on it
     c.data.batch_size = 24
     c.model.num_layers = 2
-    c.model.embed_dim = 96
+    c.model.embed_dim = 64
     c.model.use_bias = True
     c.optimizer.warmup_steps = 20
     c.train.steps = 200
-    c.eval.every = 50
+    c.eval.every = 100
     c.eval.max_batches = 21
     c.checkpoint.every = 200
     c.sample.prompts = ()
@@ -35,7 +35,7 @@ def decoder():
     c = text()
     c.model.norm = "rmsnorm"
     c.model.activation = "swiglu"
-    c.model.mlp_dim = 256
+    c.model.mlp_dim = 168
     c.model.positions = "rotary"
     c.model.use_bias = False
     c.model.tie_embeddings = False

@@ -17,15 +17,13 @@ KINDS |= {"reversible": {"model.reversible": True}}
 def get_config():
     c = decoder()
     c.model.max_length = 256
-    c.model.embed_dim = 64
-    c.model.mlp_dim = 168
     c.data.batch_size = 6
     c.optimizer.learning_rate = 6e-3
     return c
 
 
 def get_sweep():
-    return Sweep(axes=(KINDS,), seeds=5, lengths=(), reaches=())
+    return Sweep(axes=(KINDS,), seeds=4, lengths=(), reaches=())
 
 
 FULL = "configs/reformer.py"

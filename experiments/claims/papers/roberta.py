@@ -1,6 +1,6 @@
 """RoBERTa: larger batches at equally many tokens.
 
-Masked LM over characters of tiny Shakespeare: a post-norm encoder of 2 layers, 96 wide. Batches of
+Masked LM over characters of tiny Shakespeare: a post-norm encoder of 2 layers, 64 wide. Batches of
 8, 24 and 96 rows see the same number of tokens, each at the best of three learning rates.
 """
 

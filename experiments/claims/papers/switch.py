@@ -1,6 +1,6 @@
 """Mixture of experts: the loss by number of experts, at equal FLOPs a token.
 
-A decoder of 2 layers, 96 wide, over characters, as experiments/claims/papers/__init__.py has it,
+A decoder of 2 layers, 64 wide, over characters, as experiments/claims/papers/__init__.py has it,
 whose feed-forward layers are experts, one a token.
 """
 
@@ -19,7 +19,7 @@ def get_config():
 
 
 def get_sweep():
-    return Sweep(axes=(NUMBERS,), tune=RATES, seeds=5, lengths=(), reaches=())
+    return Sweep(axes=(NUMBERS,), tune=RATES, seeds=4, lengths=(), reaches=())
 
 
 FULL = "configs/switch.py:base-256"

@@ -1,8 +1,9 @@
 """T5: encoder-decoder, language model and prefix language model on one task.
 
-English to German of Multi30k as text to text: an encoder-decoder of 2 and 2 layers; a decoder alone
-of 2 layers (as many FLOPs, half the parameters) and of 4. Width 64, at one learning rate; the loss
-is of the target's tokens alone. Trained from nothing on the task, where T5 pretrains.
+English to German of Multi30k as text to text: an encoder-decoder of 2 and 2 layers, 64 wide, one of
+1 and 1, and a decoder alone of 2, which has the FLOPs of the first and the layers of the second; at
+one learning rate. The loss is of the target's tokens alone. Trained from nothing on the task, where
+T5 pretrains.
 """
 
 from experiments.claims.claim import Claim
@@ -14,7 +15,6 @@ DECODER = {"model.kind": "decoder", "objective.name": "completion", "objective.s
 KINDS = {
     "encoder-decoder": {},
     "language model": DECODER,
-    "language model, 4 layers": DECODER | {"model.num_layers": 4},
     "encoder-decoder, 1 and 1 layers": {"model.num_layers": 1},
 }
 
@@ -29,7 +29,7 @@ def get_config():
 
 
 def get_sweep():
-    return Sweep(axes=(KINDS,), seeds=5, lengths=(), reaches=())
+    return Sweep(axes=(KINDS,), seeds=4, lengths=(), reaches=())
 
 
 FULL, SCOPE = "configs/t5.py:base", "Of one task without pretraining."

@@ -17,7 +17,6 @@ VARIANTS_OF = {
     "1 and 1 layers": {"model.num_layers": 1},
     "learned positions": {"model.positions": "learned"},
     "no smoothing": {"objective.label_smoothing": 0.0},
-    "no dropout": {"model.dropout": 0.0},
 }
 
 
@@ -45,7 +44,7 @@ def get_config():
 
 
 def get_sweep():
-    return Sweep(axes=(VARIANTS_OF,), seeds=5, lengths=(), reaches=())
+    return Sweep(axes=(VARIANTS_OF,), seeds=4, lengths=(), reaches=())
 
 
 TABLE, FULL = "Vaswani 2017, table 3", "configs/transformer.py:base"
@@ -67,12 +66,6 @@ CLAIMS = [
         published="perplexity 5.19 of 4 and 4 layers, 4.92 of 6 and 6",
         variant="base", against="1 and 1 layers", full=FULL,
         scope="Of a model that is trained to its end; a short run favours small ones.",
-    ),
-    Claim(
-        paper=f"{TABLE} (D)", says="Dropout helps against overfitting",
-        published="perplexity 5.77 without, 4.92 with 0.1",
-        variant="base", against="no dropout", full=FULL,
-        scope="There is nothing to overfit in a quarter of an epoch: a statement on long runs.",
     ),
     Claim(
         paper=f"{TABLE} (D), section 5.4", says="Label smoothing hurts perplexity",
