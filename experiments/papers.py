@@ -1,9 +1,9 @@
-"""Counts every published size, here and in `transformers`, and writes a folder a paper.
+"""Counts the parameters of every published size and writes one page per paper.
 
 python experiments/papers.py
 
-Each experiments/PAPER/README.md holds the paper's claim as its config's docstring states it, the
-parameter counts recorded in its results/parameters.json, and its rows of experiments/parity.
+Each experiments/PAPER/README.md has the docstring of the config, the parameter counts recorded in
+results/parameters.json (llm_jax and `transformers`), and the rows of experiments/parity.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from llm_jax.hub.families import FAMILIES  # noqa: E402
 from llm_jax.hub.family import to_hf  # noqa: E402
 from llm_jax.models.flops import count_params  # noqa: E402
 
-# Papers, and the parity cases that are theirs. Reformer's folder has a script of its own.
+# Papers, and their parity cases. Reformer's directory has its own script.
 PAPERS = {
     "transformer": "marian", "bert": "bert", "roberta": "roberta", "distilbert": "distilbert",
     "albert": "albert", "electra": "electra", "gpt2": "gpt2", "gpt3": "", "t5": "t5",
@@ -70,27 +70,28 @@ def write(paper: str, cases: str) -> None:
     found = json.loads((HERE / paper / "results" / "parameters.json").read_text())
     title, rest = doc.split("\n", 1)
     link = f"[configs/{paper}.py](../../configs/{paper}.py)"
-    text = f"# {title}\n\n**The paper and its config** ({link})\n"
-    text += f"\n```\n{rest.strip()}\n```\n\n## Parameters, exactly\n\n"
+    text = f"# {title}\n\nConfig: {link}\n"
+    command, _, about = rest.strip().partition("\n\n")
+    text += f"\n```\n{command}\n```\n\n{about}\n\n## Parameter counts\n\n"
     rows = [
         [v, f"{ours:,}", cls or "none", f"{theirs:,}" if theirs else "",
          "" if not theirs else "same" if ours == theirs else "**differs**"]
         for v, ours, cls, theirs in found["counts"]
     ]  # fmt: skip
-    text += record.table(["size", "ours", "transformers' class", "its count", ""], rows)
+    text += record.table(["size", "llm_jax", "transformers class", "transformers", ""], rows)
     parity = [p for p in sorted((HERE / "parity" / "results").glob("*.json"))
               if cases and json.loads(p.read_text())["family"] == cases]  # fmt: skip
     if parity:
-        text += "\n\n## The same model as `transformers`\n\n"
-        text += "Largest differences, float32, as [parity](../parity/README.md) defines them.\n\n"
+        text += "\n\n## Parity with `transformers`\n\n"
+        text += "Largest differences in float32, as defined in [parity](../parity/README.md).\n\n"
         results = [json.loads(p.read_text()) for p in parity]
         text += record.table(
-            ["case", "reference", "logits", "gradient", "100 steps' losses"],
+            ["case", "reference", "logits", "gradient", "losses of 100 steps"],
             [[r["case"], r["reference"], f"{r.get('logits', r['features']):.1e}",
               f"{r['gradient']:.1e}", f"{r['training']:.1e}" if "training" in r else ""]
              for r in results],
         )  # fmt: skip
-    text += "\n\n## Not measured\n\nThe paper's scores: no run of its size has been made here.\n"
+    text += "\n\n## Not measured\n\nThe scores of the paper. No model of its size was trained.\n"
     text += f"\nCounted by `{found['command']}`, commit {found['commit']}, {found['time']}.\n"
     (HERE / paper / "README.md").write_text(text)
 

@@ -1,12 +1,12 @@
-"""`model.layers`: what each layer of a stack is, in words, and the scans that layers fall into.
+"""The layer pattern `model.layers`: its syntax, and the division of a stack into scans.
 
-    5 local window=1024, 1 dense            five local layers to one global, as often as it takes
-    3 num_experts=0 mlp_dim=18432, rest     the first three dense, the others as model.* says
-    rest kda, 1 dense                       the last one full attention
-    2 kda, rest (3 kda, 1 latent)           a pattern behind a beginning
+    5 local window=1024, 1 dense            five local layers and a global one, repeated
+    3 num_experts=0 mlp_dim=18432, rest     three dense layers, then those of model.*
+    rest kda, 1 dense                       the last layer has full attention
+    2 kda, rest (3 kda, 1 latent)           two layers, then a repeated pattern
 
-An item is a count (1 where it is left out) or `rest`, then a kind of attention, settings, both or
-neither; or a list in parentheses. A list without `rest` is repeated, and cut, to the depth.
+An item is a count (default 1) or `rest`, followed by an optional kind of attention and optional
+settings key=value, or by a list in parentheses. A list without `rest` is repeated up to the depth.
 """
 
 import itertools
@@ -14,18 +14,18 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Spec = dict[str, str]  # key of a layer -> its value as text
-Item = tuple[int | None, "Spec | list[Item]"]  # how often, None: the rest; and what
-MOST, LONGEST = 10_000, 64  # layers; blocks of a pattern that is looked for
+Spec = dict[str, str]  # layer key -> its value as text
+Item = tuple[int | None, "Spec | list[Item]"]  # (count, or None for `rest`; content)
+MOST, LONGEST = 10_000, 64  # maximum number of layers; maximum period of a pattern
 _TOKEN = re.compile(r"\w+=\([^()]*\)|[(),]|[^\s(),]+")
 
 
 def parse(text: str) -> list[Item]:
-    """Returns the items of a list; ValueError says what is wrong with it."""
+    """Parses a list of layers; raises ValueError for syntax errors."""
     tokens = _TOKEN.findall(text)
     items = _list(tokens)
     if tokens:
-        raise ValueError(f"{tokens[0]!r} closes nothing")
+        raise ValueError(f"unmatched {tokens[0]!r}")
     return items
 
 
@@ -45,7 +45,7 @@ def _item(tokens: list[str]) -> Item:
         word, empty = tokens.pop(0), False
         count = None if word == "rest" else int(word)
         if count == 0:
-            raise ValueError("0 layers are none: leave them out")
+            raise ValueError("a count of 0 layers: remove the item")
     if tokens and tokens[0] == "(":
         tokens.pop(0)
         inside = _list(tokens)
@@ -56,18 +56,20 @@ def _item(tokens: list[str]) -> Item:
         key, sign, value = tokens.pop(0).partition("=")
         key, value = (key, value) if sign else ("attention", key)
         if key in spec:
-            raise ValueError(f"{key} is said twice, {spec[key]} and {value}")
+            raise ValueError(f"{key} is given twice, {spec[key]} and {value}")
         spec[key], empty = value, False
     if empty or (tokens and tokens[0] == "("):
-        raise ValueError("an item is a count or 'rest', a kind of attention, settings key=value")
+        raise ValueError(
+            "an item must be [count | rest] [kind of attention] [key=value …], and not empty"
+        )
     return count, spec
 
 
 def expand(what: "Spec | list[Item]", depth: int | None) -> list[Spec]:
-    """Returns a spec for each of so many layers; None: of as many as are written.
+    """Returns the spec of each of `depth` layers; None: of a single repetition of the list.
 
     Raises:
-      ValueError: a rest that would be negative, or has no end.
+      ValueError: `rest` is negative, or unbounded.
     """
     if isinstance(what, dict):
         return [what] * (1 if depth is None else depth)
@@ -76,10 +78,10 @@ def expand(what: "Spec | list[Item]", depth: int | None) -> list[Spec]:
         once = sum(parts, [])
         return once if depth is None else (once * depth)[:depth]
     if depth is None:
-        raise ValueError("a 'rest' within parentheses that are counted has no end")
+        raise ValueError("'rest' inside counted parentheses is unbounded")
     left = depth - sum(len(part) for part in parts if part is not None)
     if left < 0:
-        raise ValueError(f"{depth - left} layers beside the 'rest', but {depth} in all")
+        raise ValueError(f"{depth - left} layers besides the 'rest', but the depth is {depth}")
     filled = [expand(x, left if count is None else None) * (count or 1) for count, x in what]
     return sum(filled, [])
 
@@ -91,7 +93,7 @@ def _times(count, specs):
 
 
 def write(specs: Sequence[str]) -> str:
-    """Returns the text of a list that gives each layer its spec, in words."""
+    """Returns the shortest list, as text, that gives the layers these specs."""
     n = len(specs)
     period = next(p for p in range(1, n + 1) if (specs[:p] * n)[:n] == specs)
     runs = [(len(list(run)), spec) for spec, run in itertools.groupby(specs[:period])]
@@ -99,7 +101,7 @@ def write(specs: Sequence[str]) -> str:
 
 
 class Scan(NamedTuple):
-    """Layers that are one scan: `period` blocks, `count` times, from layer `start` on."""
+    """Layers compiled as one scan: `period` blocks, repeated `count` times from layer `start`."""
 
     name: str
     start: int
@@ -107,15 +109,15 @@ class Scan(NamedTuple):
     count: int
 
     def blocks(self) -> list[str]:
-        """The names of the blocks of a period."""
+        """Returns the names of the blocks of a period."""
         return ["block"] if self.period == 1 else [f"block_{i}" for i in range(self.period)]
 
 
 def scans(layers: Sequence[Any]) -> list[Scan]:
-    """Cuts a stack's layers where the pattern that repeats, by ==, changes.
+    """Divides the layers of a stack, compared by ==, into scans of repeated patterns.
 
-    From each layer on, the pattern whose repetitions reach furthest, the shorter of two; layers
-    that begin no repetition are one scan.
+    Greedy from the first layer: each scan takes the pattern whose repetitions cover the most
+    layers, the shorter one on ties. Consecutive layers without a repetition form one scan.
     """
     found, n, start, alone = [], len(layers), 0, False
     layers = list(layers)
@@ -143,6 +145,6 @@ _PLACE = re.compile(r"(?:(encoder|decoder)/)?stack/(layers(?:_\d+)?)/(block(?:_\
 
 
 def place(path: str) -> tuple[str | None, str, str] | None:
-    """("decoder", "layers_1", "block_0") of the path of what lies in a stack; None: in none."""
+    """Returns ("decoder", "layers_1", "block_0") for a path inside a stack; None outside."""
     match = _PLACE.search(path)
     return match and match.groups()

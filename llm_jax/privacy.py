@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> None:
     """
     m, name = config.model, config.objective.name
     wanted = {"data.packing": "none", "data.ramp_steps": 0, "data.shards": 1, "objective.mixup": 0}
-    wanted |= {"model.router_balance": 0} if m.num_experts else {}
+    wanted |= {"mesh.pipeline": 1} | ({"model.router_balance": 0} if m.num_experts else {})
     said, flat = f"privacy.clip={config.privacy.clip:g}", flatten(config)
     for key, value in wanted.items():
         if flat[key] != value:
@@ -158,7 +158,8 @@ class Account:
         """Returns the train step with these `gradients`, for train.loop.Trainer.
 
         Raises:
-          ConfigError: other train.steps than those for which privacy.epsilon has set the noise.
+          ConfigError: other train.steps than those for which privacy.epsilon has set the noise; a
+            delta at which to publish a document would be private.
         """
         config, p, old = self.config, self.config.privacy, trainer.folder.old
         if old is not None and not p.noise and old.train.steps != config.train.steps:
@@ -166,6 +167,9 @@ class Account:
                               f"which the run spends privacy.epsilon={p.epsilon:g}; keep it, or "
                               "train anew")
         self.documents = trainer.documents
+        if p.delta * self.documents >= 1:
+            raise ConfigError(f"privacy.delta={p.delta:g}: must be below 1 / documents, of which "
+                              f"there are {self.documents:,}; else to publish one is private")
         self.noise = noise_of(config, self.documents)
         expected = rate(config, self.documents) * self.documents
         made = gradients(p.clip, self.noise, expected)

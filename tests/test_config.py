@@ -71,24 +71,24 @@ REFUSED = {
     "optimizer.warmup_steps=1.5": "warmup_steps=1.5: must be whole steps, .* or a share below 1",
     "optimizer.warmup_steps=-0.1": "warmup_steps=-0.1: must be whole steps",
     "optimizer.warmup_steps=1001": "warmup_steps=1001: longer than train.steps=1000",
-    "model.window=8": "nothing reads it with model.attention='dense'; it is read with "
+    "model.window=8": "nothing reads it with model.attention='dense'; it requires "
     "model.attention=local | longformer | dilated | chunked",
     "model.num_heads=7": "num_heads=7: must divide model.embed_dim=256, or set model.head_dim",
     "model.num_kv_heads=3": "model.num_kv_heads=3: must divide model.num_heads=8",
     "train.microbatches=3": "train.microbatches=3: must divide data.batch_size=16",
     "model.layers=5 local, (dense": r"model.layers='5 local, \(dense': '\(' is not closed",
     "model.layers=rest local, rest dense": "only one item of a list can be the 'rest'",
-    "model.layers=5 local, rest dense": "5 layers beside the 'rest', but 4 in all",
-    "model.layers=2 (rest local), dense": "a 'rest' within parentheses that are counted",
-    "model.layers=local dense": "attention is said twice, local and dense",
-    "model.layers=0 local": "0 layers are none",
+    "model.layers=5 local, rest dense": "5 layers besides the 'rest', but the depth is 4",
+    "model.layers=2 (rest local), dense": "'rest' inside counted parentheses",
+    "model.layers=local dense": "attention is given twice, local and dense",
+    "model.layers=0 local": "a count of 0 layers",
     "model.layers=99999 local": "99999 layers; at most 10000",
-    "model.layers=local embed_dim=8": "'embed_dim' is none of a layer's: num_heads, ",
+    "model.layers=local embed_dim=8": "'embed_dim' is not a layer key: num_heads, ",
     "model.layers=local window=0": "model.layers='local window=0': window=0: must be at least 1",
-    "model.layers=dense window=7": "no such layer reads model.window; it is read with model.att",
+    "model.layers=dense window=7": "no such layer reads model.window; it requires model.att",
     "model.layers=num_kv_heads=3": "model.num_kv_heads=3: must divide model.num_heads=8",
     "model.layers=positions=none": "layers can differ between 'rotary' and 'none'",
-    "model.layers=num_experts=4": "num_experts can be 0 or model.num_experts=0",
+    "model.layers=num_experts=4": "num_experts must be 0 or model.num_experts=0",
 }
 
 
@@ -184,12 +184,12 @@ def test_a_saved_config_that_is_none(text, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.positions=relative", "model.relative_max_distance=16"], "must be above the 16 di"),
+        (["model.positions=relative", "model.relative_max_distance=16"], "must be above 16, the"),
         (["model.positions=rotary", "model.rotary_scaling=ntk", "model.head_dim=2"], "at least 4"),
         (["model.attention=latent", "model.positions=rotary", "model.latent_rotary=3"], "be even"),
-        (["model.layers=local window=4", "model.window=8"], "each layer that reads it has its own"),
+        (["model.layers=local window=4", "model.window=8"], "overrides it in every layer"),
         (["model.layers=dense", "model.window=8"], "nothing reads it with .*model.layers='dense'"),
-        (["model.share_layers=True", "model.layers=3 local, dense"], "needs one pattern that"),
+        (["model.share_layers=True", "model.layers=3 local, dense"], "must divide model.num"),
         (["train.profile_steps=(3, 2)"], "start < stop"),
         (["optimizer.schedule=wsd", "optimizer.decay_steps=2000"], "longer than train.steps=1000"),
         (["optimizer.warmup_steps=600", "optimizer.decay_steps=401"],
@@ -246,9 +246,9 @@ RECIPES = {
     "variant": (
         "VARIANTS = ('small', 'large')\ndef get_config(variant='small'):\n    pass\n",
         ":huge",
-        "no variant 'huge' in .*there are: small, large",
+        "no variant 'huge' in .*available: small, large",
     ),
-    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*there are: none"),
+    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*available: none"),
     "import": ("import torchh\n", "", "No module named 'torchh'"),
 }
 
@@ -264,7 +264,7 @@ def test_a_recipe_that_cannot_be_loaded(name, tmp_path):
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are():
-    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; there are: .*quickstart.py"):
+    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; available: .*quickstart.py"):
         load("configs/gtp2.py:124m")
 
 

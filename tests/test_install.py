@@ -73,7 +73,8 @@ def test_recipes_come_along(installed, name):
 def test_jobs_come_along(installed):
     found = installed("submit", "--workdir=r", "--config=quickstart", "--on=slurm", "--nodes=2")
     assert found.returncode == 0, found.stderr
-    assert "llm-jax train --config=quickstart --workdir=r --stopped_code=75 &" in found.stdout
+    command = "llm-jax train --workdir=r --config=quickstart --stopped_code=75"
+    assert f"{command} --stall_seconds=" in found.stdout
 
 
 @pytest.mark.slow

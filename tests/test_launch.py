@@ -203,8 +203,8 @@ BAD_TRAIN = {
         ["--config.model.num_layers", "3"], "write --config.model.num_layers=3, in one word"
     ),
     "key without a value": (["--config.seed"], "write --config.seed=VALUE"),
-    "a file": (["--workdir={tmp}/a file"], "a file: cannot be made"),
-    "below a file": (["--workdir={tmp}/a file/run"], "run: cannot be made"),
+    "a file": (["--workdir={tmp}/a file"], "a file: cannot be created"),
+    "below a file": (["--workdir={tmp}/a file/run"], "run: cannot be created"),
 }
 
 

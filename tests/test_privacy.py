@@ -1,6 +1,7 @@
 """DP-SGD: each document's gradient clipped by itself, Poisson sampling, noise, what is spent."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,7 @@ def test_a_run_is_resumed_with_its_account(overrides, tmp_path, capsys):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"data.packing": "first_fit"}, "data.packing='first_fit': not with privacy.clip=1"),
     ({"model.num_experts": 2}, "model.router_balance=0.01: .* set model.router_balance=0"),
-    ({"data.shards": 2}, "data.shards=2"),
+    ({"data.shards": 2}, "data.shards=2"), ({"mesh.pipeline": 2}, "mesh.pipeline=2"),
     ({"data.ramp_steps": 4, "data.ramp_start": 4}, "data.ramp_steps=4"),
     ({"objective.name": "contrastive"}, "an example of it is made of several documents"),
     ({"data.train": "a.txt,b.txt"}, "draws the documents of one source"),
@@ -209,3 +210,10 @@ def test_a_run_is_resumed_with_its_account(overrides, tmp_path, capsys):
 def test_what_cannot_be_private_is_refused(tiny, changes, told):
     with pytest.raises(ConfigError, match=told):
         privacy.check(tiny(DP | changes))
+
+
+def test_a_delta_at_which_a_document_may_be_published_is_refused(tiny):
+    account = privacy.Account(tiny(DP | {"privacy.delta": 0.01}))
+    folder = SimpleNamespace(old=None)
+    with pytest.raises(ConfigError, match="privacy.delta=0.01: must be below 1 / documents"):
+        account.make_step(SimpleNamespace(folder=folder, documents=100))

@@ -12,7 +12,8 @@ from llm_jax import commands, config, hub, models
 from llm_jax.data import tokenizers
 
 ROOT = Path(__file__).parents[1]
-PATH = (ROOT / "docs" / "tasks.md").read_text().partition("## From a pretrained BERT")[2]
+TEXT = (ROOT / "docs" / "tasks.md").read_text().replace("\\\n", " ")
+PATH = TEXT.partition("## From a pretrained BERT")[2]
 SMALL = {
     "model.max_length": 16, "data.batch_size": 16, "train.steps": 60, "eval.every": 30,
     "optimizer.learning_rate": 3e-3, "optimizer.warmup_steps": 5,

@@ -1,6 +1,6 @@
-"""Measures exact attention in blocks against dense, takes in a sweep's report, writes README.md.
+"""Compares blockwise with dense attention, copies the report of a sweep, writes README.md.
 
-python experiments/attention/run.py --sweep=runs/attention     # or --readme alone
+python experiments/attention/run.py --sweep=runs/attention     # or only --readme
 """
 
 import argparse
@@ -26,45 +26,52 @@ HEADS, SIZE = 4, 64
 ROUNDS = 15
 KINDS = ("textbook", "dense", "blockwise")
 
-TEXT = """# Attention, one key at a time
+TEXT = """# Attention variants compared
 
-**Claims.** (1) Which kind of attention a decoder has is one config key, and `launch.py sweep`
-turns a list of such keys into a comparison with error bars. (2) Exact attention needs no memory
-for the scores: `blockwise`, in plain JAX, keeps to a CPU's cache, and is no slower for it. **How**:
+**Claims.** (1) The attention variant of a decoder is one config key, and `launch.py sweep`
+compares a list of such keys with confidence intervals. (2) Exact attention does not need to hold
+the scores in memory: `blockwise`, in plain JAX, stays in the CPU cache and is not slower.
 
 ```
 python launch.py sweep --config=configs/ablations/attention.py:main --workdir=runs/attention
 python experiments/attention/run.py --sweep=runs/attention
 ```
 
-This file is written by run.py, from results/ and the sweep's own report.
+run.py writes this file from results/ and the report of the sweep.
 
-## Exact attention in blocks
+## Blockwise exact attention
 
-Gradient of a sum over one call, {heads} heads of {size}, float32, causal. *textbook* is softmax(Q
-K^T) V as the formula has it; *dense* takes queries in blocks of an eighth and leaves out what the
-mask hides; *blockwise* never holds more than a tile of scores. Aims: an eighth of dense's temporary
-bytes at {memory:,} tokens, and no more time than dense at {speed:,}.
+Gradient of a sum over one call, {heads} heads of size {size}, float32, causal. *textbook* is
+softmax(Q K^T) V as the formula states it. *dense* processes queries in blocks of an eighth and
+skips keys that the mask hides. *blockwise* never holds more than one tile of scores. Targets: an
+eighth of the temporary bytes of dense at {memory:,} tokens, and no more time than dense at
+{speed:,} tokens.
 
 {table}
 
-Of dense, blockwise needs {bytes_ratio:.1%} of the bytes at {memory:,} tokens (of the textbook form
-{textbook_ratio:.1%}), and takes {time_ratio:.2f} times as long at {speed:,} (median of {rounds}
-rounds in turn; quartiles {low:.2f} to {high:.2f}). Commit {commit}; jax {jax}; {hardware}; {time}.
+blockwise needs {bytes_ratio:.1%} of the bytes of dense at {memory:,} tokens ({textbook_ratio:.1%}
+of the textbook form), and takes {time_ratio:.2f} times as long at {speed:,} tokens (median of
+{rounds} alternating rounds; quartiles {low:.2f} to {high:.2f}). Commit {commit}; jax {jax};
+{hardware}; {time}.
 
-## What the sweep does and does not show
+## What the sweep shows
 
-Models of under a million parameters, trained on a few million bytes for minutes of a CPU core: it
-shows that every kind trains, what each costs by length, and how they rank *here*, where text is
-bytes, rows are 256 long and a window covers most of what matters. It does not show how they rank
-at scale, with long documents, or when tuned: one learning rate serves all, chosen for none of them.
-Three seeds resolve little: where an interval holds zero, or Holm's p is not small, nothing has been
-shown, and a spread between seeds as wide as the gated linear kind's says that its training is not
-stable at this rate. Beyond the length of training rotary positions fail softmax kinds that see all,
-as is known; what sees only what is near goes on as before. Tokens a second were logged while other
-work shared the machine: orders of magnitude. FLOPs are counted by the commit that wrote the report,
-not by the one that trained; the delta rule was measured while LAPACK solved its triangular system,
-which products do since. The bytes are XLA's own account.
+The models have less than a million parameters and were trained on a few million bytes, for
+minutes on a CPU core. The sweep shows that every variant trains, what each costs by sequence
+length, and how they rank in this setup, where tokens are bytes, rows have 256 tokens, and a
+window covers most of the relevant context.
+
+It does not show how they rank at larger scale, with long documents, or with tuned learning rates:
+all variants use the same rate, which was not tuned. Three seeds resolve only large differences.
+If an interval contains zero, or Holm's p is not small, there is no evidence of a difference. The
+large spread between seeds of the gated linear variant means that its training is unstable at this
+rate. Beyond the training length, rotary positions fail in softmax variants that see all keys, as
+is known; variants that see only nearby keys continue to work.
+
+Tokens per second were logged on a shared machine and show only the order of magnitude. FLOPs are
+counted by the commit that wrote the report, not by the commit that trained. The delta rule was
+measured when LAPACK solved its triangular system; the current code uses matrix products. Bytes are
+those that XLA reports.
 
 """
 
@@ -77,7 +84,7 @@ def textbook(query, key, value):
 
 
 def compiled(kind: str, length: int):
-    """The gradient of a sum over one call of a kind."""
+    """Returns the compiled gradient of a sum over one call of a variant."""
     attend = textbook
     if kind != "textbook":
         attend = lambda *x: attention.get(kind).attend(*x, Mask(causal=True))
@@ -107,7 +114,7 @@ def measure() -> None:
 
 
 def write_readme() -> None:
-    """Writes README.md of what is in results/ and report/."""
+    """Writes README.md from results/ and report/."""
     found = json.loads((HERE / "results" / "blockwise.json").read_text())
     temporary, seconds = found["temporary"], found["seconds"]
     bytes_of = lambda kind, length: temporary[f"{kind}, {length}"]
@@ -143,7 +150,7 @@ def write_readme() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sweep", help="a sweep's folder, whose report is taken in")
+    parser.add_argument("--sweep", help="sweep directory, whose report is copied")
     parser.add_argument("--readme", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if args.sweep:

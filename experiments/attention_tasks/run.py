@@ -1,6 +1,6 @@
-"""Takes in sweeps over synthetic tasks, and writes README.md from what it took.
+"""Copies the results of sweeps over synthetic tasks and writes README.md from them.
 
-python experiments/attention_tasks/run.py runs/tasks/*     # or without folders: README.md alone
+python experiments/attention_tasks/run.py runs/tasks/*     # without directories: README.md only
 python experiments/attention_tasks/run.py --single runs/a runs/b     # for the last table
 """
 
@@ -20,40 +20,46 @@ from llm_jax.files import read_json  # noqa: E402
 from llm_jax.sweep import results  # noqa: E402
 from llm_jax.train import metrics  # noqa: E402
 
-TEXT = """# Attention on tasks made to tell its kinds apart
+TEXT = """# Attention variants on synthetic tasks
 
-**Claim.** On tasks whose answer stands somewhere in the row, kinds of attention differ for reasons
-that are known beforehand. **How**, for each task (configs/ablations/tasks.py has them all):
+**Claim.** On tasks whose answer is somewhere in the row, attention variants differ for reasons that
+are known in advance.
 
 ```
 python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/tasks/mqar
 python experiments/attention_tasks/run.py runs/tasks/*
 ```
 
-Two layers, 64 wide, two heads of 32, rotary positions in all; one learning rate, at which softmax
-learned with the first seed. Accuracy counts answers alone, over 1,000 held-out examples after the
-last step; *guess* is what naming any of the words that it could be gives. Differences to softmax
-are paired by seed, ± half of their 95 % interval; Holm's p is corrected within a task.
+configs/ablations/tasks.py has all tasks.
 
-What was to be expected: a window of w sees 2 (w - 1) tokens back through two layers, in recall the
-keys that were asked a moment ago, and guesses beyond. Linear kinds hold what they have read in a
-state of fixed size: adding alone blurs it (Arora 2023, https://arxiv.org/abs/2312.04927), a decay
-forgets it, and the delta rule corrects what stands under a key (Yang 2025,
-https://arxiv.org/abs/2412.06464). Four words to copy fit into any state. Few seeds and one learning
-rate for all: what a kind does not learn here, it may yet learn with another, or with more steps.
-In induction, and of 8 pairs, softmax itself does not learn with every seed in so many steps: these
-tables say who learns sooner, not who can. Of 8 pairs runs are missing too, and those of delta went
-on at a later commit than the others'.
-This file is written by run.py, from results/.
+**Setup.** Two layers of width 64, two heads of size 32, rotary positions, and one learning rate, at
+which softmax attention learns with the first seed. Accuracy is computed on the answers only, over
+1,000 held-out examples after the last step. *Chance* is the accuracy of naming any of the possible
+words. Differences to softmax are paired by seed, ± half of the 95 % interval. Holm's p is corrected
+within a task.
+
+**Expected.** Through two layers, a window of w sees 2 (w - 1) tokens back. In recall these are the
+keys that were queried recently; for older keys it can only guess. Linear variants store what they
+have read in a state of fixed size. Adding to it blurs it (Arora 2023,
+https://arxiv.org/abs/2312.04927), a decay forgets, and the delta rule corrects the value of a key
+(Yang 2025, https://arxiv.org/abs/2412.06464). Four words to copy fit into any state.
+
+**Limits.** There are few seeds and one learning rate for all variants. A variant that does not
+learn here may learn with another rate or with more steps. In induction, and in recall of 8 pairs,
+even softmax does not learn with every seed in this number of steps, so these tables show which
+variant learns sooner, not which can learn the task. For 8 pairs, some runs are missing, and the
+runs of delta were resumed at a later commit than the others.
+
+run.py writes this file from results/.
 
 """
 
-SINGLES = """## Why so many queries
+SINGLES = """## Why there are more queries than pairs
 
-As published, no key is asked twice. What is left to ask can then be told without looking a key up;
-more queries than pairs are drawn independently, which takes that away. Runs that
-differ in the task alone; but of one seed, and softmax misses even the first row's task with
-another (above): a hint that answers a row matter, not a finding."""
+In the published task, no key is queried twice. The remaining queries can then be inferred
+without looking up a key. Drawing more queries than pairs independently removes this shortcut.
+The runs below differ only in the task. They have one seed, and softmax fails on the task of the
+first row with another seed (above), so they are an indication, not a result."""
 
 
 def take(folder: Path) -> None:
@@ -79,12 +85,12 @@ def take(folder: Path) -> None:
 
 
 def with_error(value: float, error: float, sign: str = "") -> str:
-    """The error only where there is one: a single seed has none."""
+    """A value with its error; a single seed has none."""
     return f"{value:{sign}.3f}" + (f" ± {error:.3f}" if error == error else "")
 
 
 def section(found: dict) -> str:
-    """A task's table of the accuracies at the last step."""
+    """Returns the section of a task, with accuracies at the last step."""
     base, last = found["baseline"], {}
     for label, seeds in found["accuracy"].items():
         last[label] = {seed: points[-1][1] for seed, points in seeds.items()}
@@ -110,15 +116,15 @@ def section(found: dict) -> str:
     finished = sum(map(len, last.values()))
     return (
         f"## {type(task).__name__}: `{spec}`\n\n{record.table(header, rows)}\n\n"
-        f"Guess: {1 / getattr(task, 'pairs', task.vocab):.3f}. {train['steps']} steps of "
-        f"{rows_a_step} rows; {finished} of {found['seeds'] * len(last)} runs are finished. Begun "
-        f"{begun['time']}; commit {begun['commit']}; jax {begun['versions']['jax']}; "
+        f"Chance: {1 / getattr(task, 'pairs', task.vocab):.3f}. {train['steps']} steps of "
+        f"{rows_a_step} rows; {finished} of {found['seeds'] * len(last)} runs are finished. "
+        f"Started {begun['time']}; commit {begun['commit']}; jax {begun['versions']['jax']}; "
         f"{begun['hardware']}.\n"
     )
 
 
 def take_single(folders: list[Path]) -> None:
-    """Writes results/single/runs.json of runs that differ in data.train alone."""
+    """Writes results/single/runs.json from runs that differ only in data.train."""
     found = []
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
@@ -130,7 +136,7 @@ def take_single(folders: list[Path]) -> None:
 
 
 def singles(found: dict) -> str:
-    """A table of what softmax attention learns of as many pairs, by how they are asked."""
+    """Returns the table of softmax attention on the same number of pairs with other queries."""
     guess = lambda r: 1 / tasks.parse(r["task"], "data.train").pairs
     rows = [
         [f"`{r['task']}`", f"{r['row']['eval_accuracy']:.3f}", f"{guess(r):.3f}"]
@@ -138,17 +144,17 @@ def singles(found: dict) -> str:
     ]
     steps = {r["row"]["step"] for r in found["runs"]}
     return (
-        f"{SINGLES}\n\n{record.table(['softmax, one seed', 'accuracy', 'guess'], rows)}\n\nAfter "
-        f"{', '.join(map(str, steps))} steps. Taken in {found['time']}, commit {found['commit']}; "
+        f"{SINGLES}\n\n{record.table(['softmax, one seed', 'accuracy', 'chance'], rows)}\n\nAfter "
+        f"{', '.join(map(str, steps))} steps. Recorded {found['time']}, commit {found['commit']}; "
         f"jax {found['versions']['jax']}; {found['hardware']}.\n"
     )
 
 
 def main() -> None:
-    """Takes in the folders named, and rewrites README.md."""
+    """Records the given runs and rewrites README.md."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folders", nargs="*", type=Path, help="sweeps' folders, or runs'")
-    parser.add_argument("--single", action="store_true", help="the folders are of single runs")
+    parser.add_argument("folders", nargs="*", type=Path, help="directories of sweeps, or of runs")
+    parser.add_argument("--single", action="store_true", help="the directories are single runs")
     args = parser.parse_args()
     if args.single:
         take_single(args.folders)

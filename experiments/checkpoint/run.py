@@ -1,6 +1,6 @@
-"""Measures how long a checkpoint holds up the training loop; writes results/ and README.md.
+"""Measures how long a checkpoint blocks the training loop; writes results/ and README.md.
 
-python experiments/checkpoint/run.py [CASE …]      # without cases: those not yet there
+python experiments/checkpoint/run.py [CASE …]      # without cases: all that have no result
 """
 
 import json
@@ -22,25 +22,26 @@ STEPS, EVERY = 21, 5
 CASES = {"gpt2-124m": 1}
 BEFORE = "gpt2-124m-before"  # the same at an earlier commit, stopped early
 
-TEXT = """# What a checkpoint costs the loop
+TEXT = """# How long a checkpoint blocks training
 
-**Claim.** Asynchronous checkpointing stalls the loop by no more than one step's time.
+**Claim.** Asynchronous checkpointing blocks the training loop for no longer than one step takes.
 
-**How**: `Trainer.run` on GPT-2's 124M parameters with AdamW in float32, {steps} steps of rows of
-256 tokens on {hardware}, a checkpoint every {every} steps (of gpt2-124m-before every 10, and it was
-stopped after 20). Every step is logged, so that each ends before the next begins. The stall is the
-time inside `save()`, for all of which the loop waits. The rest is written beside the steps that
-follow, which on a CPU share their cores with it and are slower: they are shown apart. Seconds of
-the clock, median (lowest to highest); the machine had other work to do.
+**Setup.** `Trainer.run` on GPT-2 124M with AdamW in float32, {steps} steps of rows of 256 tokens
+on {hardware}, with a checkpoint every {every} steps (gpt2-124m-before: every 10 steps, stopped
+after 20). Every step is logged, so each step ends before the next one starts. The *stall* is the
+time spent in `save()`, during which the loop waits. The rest of the checkpoint is written in the
+background. On a CPU, the following steps share their cores with this write and are slower, so
+they are listed separately. Wall-clock seconds, median (minimum to maximum), on a machine with
+other load.
 
 {table}
 
 {verdict}
 
-gpt2-124m-before is of a commit whose `save()` waited for the sums of the arrays' bits.
+gpt2-124m-before is an earlier commit, in which `save()` waited for the checksums of the arrays.
 
-Not run: a GPU or TPU, where writing takes nothing from the steps, and what is copied out of the
-device's memory moves over PCIe.
+**Not measured:** a GPU or TPU, where the background write does not slow down the steps, and the
+data copied from the device moves over PCIe.
 
     python experiments/checkpoint/run.py
 
@@ -49,7 +50,7 @@ device's memory moves over PCIe.
 
 
 def case(name: str) -> None:
-    """Trains, and notes of each step how long it and its save took."""
+    """Trains, and records the time of each step and each save."""
     from llm_jax.config import load
     from llm_jax.train.loop import Trainer
 
@@ -69,13 +70,13 @@ def case(name: str) -> None:
 
 
 class Silent:
-    """Says nothing."""
+    """A reporter that prints nothing."""
 
     start = note = progress = stop = lambda *_: None
 
 
 def Timed(trainer_class, config, folder):
-    """A Trainer that notes, a step: seconds, those in save(), whether a save was under way."""
+    """Returns a Trainer that records seconds of each step and save, and whether one is running."""
     import jax
 
     class TimedTrainer(trainer_class):
@@ -102,7 +103,7 @@ def Timed(trainer_class, config, folder):
 
 
 def split(found: dict) -> dict[str, list[float]]:
-    """Seconds of steps by kind: plain, beside a write, and in save(); the first is left out."""
+    """Seconds of plain steps, steps during a write, and saves; without the first step."""
     steps = found["steps"][1:]
     return {
         "plain": [s["seconds"] for s in steps if not s["writing"]],
@@ -112,7 +113,7 @@ def split(found: dict) -> dict[str, list[float]]:
 
 
 def spread(values: list[float]) -> str:
-    """The median, and the range."""
+    """Median and range."""
     if not values:
         return "-"
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
@@ -131,11 +132,11 @@ def write() -> None:
                      f"{found['resident_bytes'] / 1e9:.1f} GB"])  # fmt: skip
         share = max(kinds["stall"]) / statistics.median(kinds["plain"])
         slowed = statistics.median(kinds["beside"]) / statistics.median(kinds["plain"])
-        said.append(f"- {name}: the longest stall is {share:.2f} of a median step without a save: "
-                    f"{'within' if share <= 1 else 'more than'} one step's time. Steps beside the "
-                    f"write take {slowed:.1f} times as long as those without.")  # fmt: skip
-    header = ["case", "commit", "saves", "tokens a step", "checkpoint", "a step", "stall of a save",
-              "a step beside the write", "most memory"]  # fmt: skip
+        said.append(f"- {name}: the longest stall takes {share:.2f} times as long as the median "
+                    f"step without a save ({'claim met' if share <= 1 else 'claim not met'}). "
+                    f"Steps during a write take {slowed:.1f} times as long as others.")  # fmt: skip
+    header = ["case", "commit", "saves", "tokens per step", "checkpoint", "step", "stall",
+              "step during a write", "peak memory"]  # fmt: skip
     text = TEXT.format(
         steps=STEPS, every=EVERY, hardware=next(iter(results.values()))["hardware"],
         table=record.table(header, rows), verdict="\n".join(said),

@@ -1,10 +1,10 @@
-"""Exact attention, this project's `flash` and PyTorch's, forward and backward, side by side.
+"""Exact attention, forward and backward: `flash` compared with PyTorch.
 
     python experiments/flash/run.py [--rounds=15] [--length=4096] [--dtype=bfloat16]
 
-On the GPU where JAX and PyTorch both see one, else on the processor. Writes a file of results/,
-named after the device, and README.md; needs what requirements-dev.txt installs, of JAX and
-PyTorch the builds for CUDA.
+Runs on a GPU if both JAX and PyTorch find one, otherwise on the CPU. Writes a file in results/,
+named after the device, and README.md. Needs requirements-dev.txt, with the CUDA builds of JAX and
+PyTorch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# The two share a card: neither may take all of its memory beforehand.
+# Both share one GPU: neither may preallocate all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -35,15 +35,15 @@ AIM = 1.15  # times PyTorch's seconds, on a GPU, at length 4,096 in bfloat16
 SHAPES = {"GPT-2 124M": (4, 12, 12, 64), "Llama 3 8B": (1, 32, 8, 128)}  # rows, heads, of keys, H
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}  # of the largest value, between the two
 
-TEXT = """# Flash attention against PyTorch's
+TEXT = """# Flash attention compared with PyTorch
 
-**Claim**: `attention="flash"`, causal, bfloat16, rows of 4,096 tokens, forward and backward, takes
-at most {aim} times as long as PyTorch's `scaled_dot_product_attention` on the same card.
+**Claim.** `attention="flash"`, causal, bfloat16, rows of 4,096 tokens, forward and backward,
+takes at most {aim} times as long as PyTorch's `scaled_dot_product_attention` on the same GPU.
 
-**Measured**: {verdict}
+**Result:** {verdict}
 
-Medians of {rounds} rounds; the sides take turns, and outputs and gradients are compared first:
-*differs* is their largest difference as a share of the largest value.
+Medians of {rounds} rounds, in which the two implementations take turns. Outputs and gradients are
+compared first; *difference* is the largest one, relative to the largest value.
 
 {rows}
 
@@ -51,7 +51,7 @@ Medians of {rounds} rounds; the sides take turns, and outputs and gradients are 
 
 {sources}
 
-This file is written by run.py, from results/.
+run.py writes this file from results/.
 """
 
 
@@ -124,10 +124,10 @@ def measure(shape: tuple, length: int, dtype: str, rounds: int) -> dict:
 
 
 def readme() -> str:
-    """README.md from all that was recorded."""
+    """Returns README.md, from all records."""
     records = [json.loads(file.read_text()) for file in sorted((HERE / "results").glob("*.json"))]
-    header = ["device", "shape (rows, heads, of keys, head)", "length", "type", "llm_jax, ms",
-              "PyTorch, ms", "ratio", "differs"]  # fmt: skip
+    header = ["device", "shape (rows, heads, KV heads, head size)", "length", "dtype",
+              "llm_jax, ms", "PyTorch, ms", "ratio", "difference"]  # fmt: skip
     rows = [
         [r["device"], f"{name}: {tuple(x['shape'])}", f"{r['length']:,}", r["dtype"],
          *(f"{1000 * x['seconds'][side]:.2f}" for side in ("llm_jax", "PyTorch")),
@@ -136,9 +136,9 @@ def readme() -> str:
     ]  # fmt: skip
     claimed = [r for r in records if r["gpu"] and (r["length"], r["dtype"]) == (4096, "bfloat16")]
     ratios = [x["ratio"] for r in claimed for x in r["shapes"].values()]
-    verdict = "**not on a GPU: none was at hand.** Below is what was run, which is no such result."
+    verdict = "**not measured on a GPU.** The CPU measurements below do not test the claim."
     if ratios:
-        kept = "it holds" if max(ratios) <= AIM else "**it does not hold**"
+        kept = "the claim holds" if max(ratios) <= AIM else "**the claim does not hold**"
         verdict = f"{min(ratios):.2f} to {max(ratios):.2f} times; {kept}."
     sources = "  \n".join(
         f"{r['device']}: `{r['command']}`, commit {r['commit']}, {r['time']}, {r['hardware']}, "

@@ -1,6 +1,6 @@
 """Measures the input pipeline on one core; writes results/ and README.md.
 
-python experiments/input/run.py [CASE …]      # without cases: those not yet there
+python experiments/input/run.py [CASE …]      # without cases: all that have no result
 """
 
 import argparse
@@ -39,32 +39,31 @@ MILLION = 100_000_000  # documents of the set that is only said to be there
 # Chips of a host and its vCPUs: Google Cloud's machine types ct5p-hightpu-4t, ct5lp-hightpu-4t.
 HOSTS = {"v5p": (4, 208), "v5e": (4, 112)}
 
-TEXT = """# The input pipeline
+TEXT = """# Throughput of the input pipeline
 
-**Claim.** One core packs at least a million tokens a second from ArrayRecord of stored tokens; a
-host's cores can feed its chips in the planned configs; a global shuffle of 100 million documents
-starts in under a second and holds no list of them.
+**Claim.** One core packs at least a million tokens per second from ArrayRecords of token ids. The
+cores of a host can feed its chips in the planned configs. A global shuffle of 100 million
+documents starts in less than a second and does not hold a list of them.
 
-**How**: `launch.py`'s own iterator (read, cut, mix, first-fit packing, what the objective draws,
-batches of {batch}), pinned with all its threads to one core of {hardware}, over a
-set prepared by `llm_jax.data.prepare`. Tokens are those within segments, padding
-not counted. A CPU second is the process's own; in wall seconds is also what other
-programs on the machine took meanwhile.
-{repeats} repeats of {tokens:,} tokens each, median (lowest to highest); the files are cached.
+**Setup.** The iterator of `launch.py train` (reading, cutting, shuffling, first-fit packing, the
+random choices of the objective, batches of {batch}), with all its threads pinned to one core of
+{hardware}, on a set prepared by `llm_jax.data.prepare`. Tokens are counted without padding. CPU
+seconds are those of the process; wall seconds include the time that other programs used.
+{repeats} repeats of {tokens:,} tokens each, median (minimum to maximum), with cached files.
 
 {rates}
 
-The same of {documents:,} documents that are only said to be there (`Lazy` over records made when
-asked for), split in train and validation: {start:.3f} s until the iterator stands, {first:.2f} s
-more to the first batch (with tracemalloc on), {peak:.0f} MB traced at most on the way.
-A list of their indices alone is {indices:.0f} MB.
+The same with {documents:,} simulated documents (`Lazy` over records that are generated when they
+are read), divided into training and validation: the iterator is ready after {start:.3f} s and
+returns the first batch {first:.2f} s later (with tracemalloc enabled). Peak traced memory is
+{peak:.0f} MB; a list of the indices alone would need {indices:.0f} MB.
 
-## Cores a host
+## Cores needed per host
 
-What chips take is the compute bound of experiments/pod's cases: chips x peak / FLOPs a token, remat
-included, so 100 % of what they could do; a run at 40 % MFU needs less than half of it. Of one
-stream every host packs all rows and keeps its own; of data.shards streams, one a host, only its own
-(docs/pod.md).
+The chips consume tokens at the compute bound of the cases in experiments/pod: chips x peak /
+FLOPs per token, remat included. This is 100 % utilisation; a run at 40 % MFU needs less than
+half. With one stream, every host packs all rows and keeps its own. With one of data.shards
+streams per host, every host packs only its own rows ([docs/pod.md](../../docs/pod.md)).
 
 {cores}
 
@@ -203,11 +202,11 @@ def rates(results: dict) -> str:
             spread([r["tokens"] / r["wall_seconds"] / 1e6 for r in runs]),
             f"{statistics.median(r['filled'] for r in runs):.1%}",
         ])  # fmt: skip
-    header = ["case", "objective", "row", "document", "documents", "million tokens a CPU second",
-              "a wall second", "of a row filled"]  # fmt: skip
+    header = ["case", "objective", "row", "document", "documents", "million tokens per CPU second",
+              "per wall second", "row filled"]  # fmt: skip
     rate = lambda found: statistics.median(r["tokens"] / r["cpu_seconds"] for r in found["runs"])
     low = [name for name, found in results.items() if rate(found) < 1e6]
-    said = f"Below a million: {', '.join(low)}." if low else "None is below a million."
+    said = f"Below a million: {', '.join(low)}." if low else "All cases exceed a million."
     return f"{record.table(header, rows)}\n\n{said}"
 
 
@@ -231,6 +230,8 @@ def needs(results: dict) -> list[dict]:
         config = load(f"{ROOT}/configs/{config_file}", [f"{k}={v}" for k, v in keys.items()])
         config.model = configs.resolve(config.model, config.tokenizer.vocab_size)
         kind, shape = topology.split(":")
+        if kind not in HOSTS:
+            continue
         chips = math.prod(map(int, shape.split("x")))
         peak = chip(SimpleNamespace(device_kind=kind)).flops
         work = flops_per_token(config) + recomputed_flops_per_token(config)
@@ -253,9 +254,9 @@ def cores(found: list[dict]) -> str:
             f"{n['rate'] / 1e6:.1f}", f"{n['cores']:.2f}", hosts, f"{n['cores'] / hosts:.4f}",
             vcpus,
         ])  # fmt: skip
-    header = ["case", "chips", "million tokens/s, all chips", "packed a core",
-              "cores a host, one stream", "hosts", "with a shard a host",
-              "vCPUs of a host"]  # fmt: skip
+    header = ["case", "chips", "million tokens/s, all chips", "packed per core",
+              "cores per host, one stream", "hosts", "cores per host, one shard per host",
+              "vCPUs per host"]  # fmt: skip
     return record.table(header, rows)
 
 
@@ -266,12 +267,12 @@ def verdict(found: list[dict]) -> str:
     one = [n for n in found if n["cores"] > 1]
     still = [n for n in found if n["cores"] / hosts(n) > 1]
     if still:
-        return f"Of {named(still)} a core a host is too little even with data.shards."
+        return f"{named(still)}: one core per host is not enough, even with data.shards."
     if one:
-        return (f"One stream, packed by every host, is enough for all but {named(one)}, which "
-                "wants data.shards: the number of hosts. With that one core a host is enough "
-                "for every one of them.")  # fmt: skip
-    return "One core is enough for every one of them, one stream for all hosts."
+        return (f"One stream, packed by every host, is enough for all cases except {named(one)}. "
+                "With data.shards equal to the number of hosts, one core per host is enough for "
+                "all cases.")  # fmt: skip
+    return "One core per host and one stream are enough for all cases."
 
 
 def write() -> None:

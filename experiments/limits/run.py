@@ -1,6 +1,6 @@
-"""Audits a small GPT and a small SST-2 classifier; writes their reports and README.md here.
+"""Audits a small GPT and a small SST-2 classifier; writes their reports and README.md.
 
-python experiments/limits/run.py            # or --readme alone; SST-2 in $LLM_JAX_DATA/sst2
+python experiments/limits/run.py            # or only --readme; SST-2 in $LLM_JAX_DATA/sst2
 """
 
 import argparse
@@ -19,7 +19,7 @@ from llm_jax.audit import report  # noqa: E402
 from llm_jax.files import read_json  # noqa: E402
 
 SST2 = Path(os.environ.get("LLM_JAX_DATA", ROOT.parent / "shared" / "data")) / "sst2"
-WATTS = 100  # stated, of the whole machine's share; not measured
+WATTS = 100  # assumed, not measured
 RUNS = {
     "gpt": ["--config=configs/quickstart.py", "--config.train.steps=100",
             "--config.eval.max_batches=5", "--config.eval.every=100",
@@ -40,23 +40,24 @@ SHOWN = {
              "random: comprehensiveness", "accuracy, typing errors, 50% of words",
              "en: first minus second word, in templates"),
 }  # fmt: skip
-TEXT = """# The limits of two small models, measured
+TEXT = """# Audits of two small models
 
-**How**: a GPT of the quickstart's size, trained for {gpt} steps, and a classifier of SST-2 that
-begins with nothing, for {sst2}, each audited by `launch.py audit`
+**Setup.** A GPT of the size of the quickstart, trained for {gpt} steps, and an SST-2 classifier
+trained from scratch for {sst2} steps. `launch.py audit` measures both
 ([docs/audit.md](../../docs/audit.md)):
 
 ```
 python experiments/limits/run.py
 ```
 
-The whole reports: [gpt/report.md](gpt/report.md), [sst2/report.md](sst2/report.md), and report.html
-beside each, which needs nothing else. Some of their figures, with 95 % intervals:
+The full reports are [gpt/report.md](gpt/report.md) and [sst2/report.md](sst2/report.md), each
+with a self-contained report.html. Selected results with 95 % intervals:
 
 {tables}
 
-Both are small and trained for minutes of a shared CPU: these figures show that the measures work
-and what their errors are, not what good models do. Energy is at a stated {watts} W.
+Both models are small and were trained for minutes on a shared CPU. The results show that the
+measurements work and how large their errors are, not what good models achieve. Energy assumes
+{watts} W.
 """
 
 
@@ -66,7 +67,7 @@ def launch(*options: str) -> None:
 
 
 def main() -> None:
-    """Trains, audits and takes in what is not there yet."""
+    """Trains and audits both models and copies the reports."""
     for name, options in RUNS.items():
         run = Path("runs") / "limits" / name
         launch("train", f"--workdir={run}", *options)

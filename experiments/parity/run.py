@@ -1,6 +1,6 @@
-"""Holds every family to its reference in PyTorch, records it, and writes README.md.
+"""Compares every family with its reference in PyTorch; writes results/ and README.md.
 
-python experiments/parity/run.py [CASE …]     # all of them; --readme only writes README.md
+python experiments/parity/run.py [CASE …]     # without cases: all; --readme only writes README.md
 """
 
 import json
@@ -16,44 +16,46 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 from llm_jax import record  # noqa: E402
 
-TEXT = """# The same models as `transformers`
+TEXT = """# Numerical parity with `transformers`
 
-**Claim.** Each family is the model of its paper, number by number, as far as the PyTorch code of
-`transformers` is: with the same random weights it gives the same outputs, losses and gradients,
-it trains the same, and its weights survive export and import bit for bit. **How**:
+**Claim.** Each model family computes the same numbers as the PyTorch code of `transformers`. With
+the same random weights it has the same outputs, losses and gradients, it trains in the same way,
+and its weights are bit-identical after export and import.
 
 ```
 python experiments/parity/run.py
 ```
 
-Everything in float32 on a CPU; attention of the reference is its own `eager`. Each model is saved
-by `transformers`, read by `hub.load`, and run on a ragged batch; only real positions are compared.
+Everything is float32 on a CPU; the reference uses `eager` attention. `transformers` saves each
+model, `hub.load` reads it, and both run on a ragged batch. Only real positions are compared.
 tests/parity.py lists the cases.
 
-- *outputs*: max |ours - theirs| / max(|theirs|, 1) over logits, loss, last hidden states and,
-  where the model has them, encoder output, pooled vector, sentence logits. Limit: 1e-4.
-- *gradient*: for every parameter max |ours - theirs| / max |theirs|, the largest. Where a
-  gradient is below a thousandth of the model's largest, it is taken relative to that: that of
-  a key's bias, say, is zero but for rounding. Limit: 1e-3.
-- *100 steps*: the largest difference of the losses of 100 steps of AdamW (learning rate 1e-3, decay
-  0.1 on matrices only, no dropout) from the same weights on the same batches. Limit: 1e-3.
-- *round trip*: exported by `hub.save`, opened by `transformers`: all weights bitwise the same, none
-  missing, none left over, and the outputs equal within 1e-6.
+- *outputs*: max |ours - theirs| / max(|theirs|, 1) over logits, loss, last hidden states and, if
+  the model has them, encoder output, pooled vector and sequence logits. Limit: 1e-4.
+- *gradient*: max |ours - theirs| / max |theirs| for each parameter, the largest. A gradient below
+  a thousandth of the model's largest gradient is compared relative to that one; for example, the
+  gradient of a key bias is zero except for rounding. Limit: 1e-3.
+- *100 steps*: the largest difference of the losses in 100 steps of AdamW (learning rate 1e-3,
+  weight decay 0.1 on matrices only, no dropout), from the same weights, on the same batches.
+  Limit: 1e-3.
+- *round trip*: `hub.save` exports the model and `transformers` opens it. All weights are
+  bit-identical, none are missing, none are left over, and the outputs agree within 1e-6.
 
-Of the Reformer each LSH layer hashes by the rotations of the reference (`hash_seed`), whose
-odd lengths are padded, and whose list of hidden states leaves one stream out: its are taken from
-the bare model. The bias of its output has two names in `transformers`: of one parameter in version
-4, of two in version 5, which adds `lm_head.decoder.bias` alone; both are written.
+Reformer: each LSH layer uses the rotations of the reference (`hash_seed`). The reference pads odd
+lengths, and its list of hidden states omits one stream, so hidden states are taken from the bare
+model. The output bias has two names in `transformers`: they are one parameter in version 4 and
+two in version 5, which adds only `lm_head.decoder.bias`. The export writes both.
 
-This file is written by run.py from results/.
+run.py writes this file from results/.
 
 """
 HASHES = """
 
-## Where hashing parts
+## Where hash buckets differ
 
-A bucket is the argmax of products, and training is chaotic where a token changes its bucket: what
-float32 rounds differently once in a great many tokens sets two runs apart for good. Of 100 steps:
+A bucket is the argmax of products. A token that changes its bucket makes training diverge, so one
+different rounding in float32, in a very large number of tokens, separates two runs permanently.
+In 100 steps:
 
 """
 OUTPUTS = ("logits", "loss", "features", "encoded", "pooled", "classes")
@@ -114,7 +116,7 @@ def write_readme() -> None:
         rows.append(
             [r["family"], r["case"], r["reference"], f"{sizes(r['config'])}, batch {batch}",
              f"{r.get('logits', r['features']):.1e}", f"{outputs:.1e}", f"{r['gradient']:.1e}",
-             training, "bitwise" if r["round_trip"] else "**differs**"]
+             training, "bit-identical" if r["round_trip"] else "**differs**"]
         )  # fmt: skip
         if "other_buckets" in r:
             share = r["other_buckets"]
@@ -129,8 +131,8 @@ def write_readme() -> None:
     header = ["family", "case", "reference class", "sizes", "logits", "outputs", "gradient",
               "100 steps", "round trip"]  # fmt: skip
     about = "\n\n" + "\n".join(f"Measured on {line}." for line in sorted(seen)) + "\n"
-    parted = ["case", "first step with another bucket", "buckets that differ, mean of the steps",
-              "of the worst step", "100 steps' losses"]  # fmt: skip
+    parted = ["case", "first step with a different bucket", "different buckets, mean over steps",
+              "worst step", "100 steps, losses"]  # fmt: skip
     text = TEXT + record.table(header, rows) + HASHES + record.table(parted, hashes) + about
     (HERE / "README.md").write_text(text)
 

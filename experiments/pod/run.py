@@ -61,7 +61,7 @@ CASES = {
 # The same, but only the meshes, microbatches and remat policies that a search compiled are named.
 SEARCHES = {"search-llama-8b": ("llama.py:8b", "v5p:4x4x4", LLAMA)}
 COMPILES = 4
-# Cases that maxtext.py compiles too, by MaxText's name of the model.
+# Cases that peer.py compiles too, by MaxText's name of the model.
 MAXTEXT = {
     "llama-8b-whole-batch": "llama3-8b", "llama-70b": "llama3-70b", "llama-2-7b": "llama2-7b",
     "llama-2-70b": "llama2-70b", "gemma-2-9b": "gemma2-9b", "qwen-3-8b": "qwen3-8b",

@@ -43,39 +43,45 @@ BY_LENGTH = {
     "LSH, 2 rounds": {"attention": "lsh", "reversible": True},
 }
 
-TEXT = """# Reformer: memory by depth and by length
+TEXT = """# Reformer: memory by depth and by sequence length
 
-**Claim** (Kitaev 2020, sections 2 and 3): with reversible layers the activations of a
-training step take the memory of one layer whatever the depth; with LSH attention memory grows
-with length L as L log L instead of L^2.
+**Claim** (Kitaev 2020, sections 2 and 3): with reversible layers, the activations of a training
+step need the memory of one layer, whatever the depth. With LSH attention, memory grows with the
+length L as L log L instead of L^2.
 
-**Published** (table 3): memory of the order of max(b l d_ff, b n l^2) n_l for a Transformer,
-max(b l d, b n l n_r c) for a Reformer; n_l layers, l tokens, n heads, n_r rounds of hashing.
+**Published** (table 3): memory of the order of max(b l d_ff, b n l^2) n_l for a Transformer and
+max(b l d, b n l n_r c) for a Reformer, with n_l layers, l tokens, n heads and n_r rounds of
+hashing.
 
-**Ours**: temporary bytes of the compiled gradient of one sequence's loss. Width {embed_dim},
-{num_heads} heads, feed-forward {mlp_dim} in chunks of {mlp_chunk} positions, chunks of {lsh_chunk}
-in local and LSH attention, dropout {dropout}, float32.
+**Measured**: temporary bytes of the compiled gradient of the loss of one sequence. Width
+{embed_dim}, {num_heads} heads, feed-forward width {mlp_dim} in chunks of {mlp_chunk} positions,
+chunks of {lsh_chunk} in local and LSH attention, dropout {dropout}, float32.
 
 ![memory by depth and by length](memory.png)
 
 ## By depth, {depth_length} tokens
-MiB of temporaries, and how many bytes a layer adds (least squares). LSH attention keeps its
-buckets from forward to backward, as transformers' code does, lest rounding put a token elsewhere
-the second time: {buckets:,} bytes a layer, against {stream:,} of one stream's activations.
+
+MiB of temporaries, and bytes per additional layer (least squares). LSH attention stores its
+buckets for the backward pass, as in transformers, because rounding could otherwise assign a token
+to another bucket: {buckets:,} bytes per layer, compared with {stream:,} for the activations of
+one stream.
 
 {depth}
 
 ## By length, {length_depth} layers
-MiB of temporaries, and the exponent of length that fits best over the upper half of the lengths.
+
+MiB of temporaries, and the exponent of the length fitted to the upper half of the lengths.
 
 {length}
 
-## How
+## How to reproduce
+
 ```
 {command}
 ```
-Commit {commit}, {time}, jax {jax}, {hardware}. Bytes are XLA's for the CPU; other devices pad
-and fuse otherwise. This file is written by run.py from results/memory.json.
+
+Commit {commit}, {time}, jax {jax}, {hardware}. XLA reports these bytes for the CPU; other devices
+pad and fuse differently. run.py writes this file from results/memory.json.
 """
 
 
@@ -163,7 +169,7 @@ def write() -> None:
         buckets=buckets,
         stream=depth["length"] * s["embed_dim"] * 4,
         depth=record.table(
-            ["", *map(str, depth["layers"]), "bytes a layer"],
+            ["", *map(str, depth["layers"]), "bytes per layer"],
             [[name, *rows(ys), f"{r['bytes_a_layer'][name]:,.0f}"]
              for name, ys in depth["bytes"].items()],
         ),

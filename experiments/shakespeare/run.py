@@ -20,18 +20,19 @@ from llm_jax.train.metrics import read  # noqa: E402
 
 PUBLISHED = {"small": 1.88, "large": 1.4697}
 
-TEXT = """# tiny Shakespeare, by characters
+TEXT = """# Character-level tiny Shakespeare
 
-**Claim.** The settings of nanoGPT's README on the same text and the same split (the first 90 %
-train, the last 10 % validate) reach its validation losses; the table has those that were run, the
-small one also at nanoGPT's own learning rate, where it does not. **How**:
+**Claim.** With the settings in nanoGPT's README, on the same text and split (the first 90 % for
+training, the last 10 % for validation), llm_jax reaches nanoGPT's validation losses. The table
+lists the settings that were run. The small setting was also run with nanoGPT's own learning rate,
+with which it misses the target.
 
 ```
 python experiments/shakespeare/run.py --data=tiny_shakespeare/input.txt --variant=small
 ```
 
-Loss in nats a character, over the whole validation text in consecutive rows; nanoGPT's own
-figures are means over random rows. This file is written by run.py from results/.
+The loss is in nats per character, over the whole validation text in consecutive rows; nanoGPT
+reports means over random rows. run.py writes this file from results/.
 
 """
 
@@ -80,7 +81,7 @@ def write_readme() -> None:
              f"{r['best']:.4f} (step {r['best_step']})", f"{r['seconds'] / 60:.1f}",
              r["hardware"], r["commit"]]
         )  # fmt: skip
-    header = ["setting", "rate", "steps", "nanoGPT", "ours, last", "ours, best", "minutes",
+    header = ["setting", "learning rate", "steps", "nanoGPT", "last", "best", "minutes",
               "hardware", "commit"]  # fmt: skip
     (HERE / "README.md").write_text(TEXT + record.table(header, rows) + "\n")
 

@@ -151,34 +151,35 @@ def busy() -> float:
 
 
 def readme(result: dict) -> str:
-    """The README.md of this folder."""
+    """Returns README.md."""
     low, high = result["ratio_quartiles"]
     others, used, taken = result["others_at_most"], result["rounds_used"], result["rounds_taken"]
-    how = f"The sides took turns; the quietest {len(used)} of {taken} rounds count."
+    how = f"Both took turns; the {len(used)} rounds of {taken} with the least other load are used."
     if others > QUIET:
         how += (
-            f"\n**Not a result**: other programs had up to {100 * others:.0f} % of the "
-            "processors,\nwhich slows PyTorch down more. Run it again on a quiet machine."
+            f"\n**Not valid**: other programs used up to {100 * others:.0f} % of the processors, "
+            "which slows PyTorch down more.\nRepeat the measurement on an idle machine."
         )
     names = {"llm_jax": "llm_jax", "pytorch": "PyTorch eager"}
-    header = ["", "seconds a step (median)", "tokens a second"]
+    header = ["", "seconds per step (median)", "tokens per second"]
     rows = [
         [names[k], f"{result['seconds'][k]:.3f}", f"{result['tokens_per_second'][k]:,.0f}"]
         for k in names
     ]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"""# Speed of a training step
+    return f"""# Training step time compared with PyTorch
 
-Claim: forward, backward, clipping and AdamW of a GPT of {LAYERS} layers, {HEADS} heads, {WIDTH}
-wide, on {BATCH} x {LENGTH} tokens in float32, run at least 0.9 times as fast as `transformers`'
-GPT-2 in eager PyTorch with `scaled_dot_product_attention` on the same machine in the same run.
+**Claim.** Forward, backward, gradient clipping and AdamW of a GPT ({LAYERS} layers, {HEADS}
+heads, width {WIDTH}) on {BATCH} x {LENGTH} tokens in float32 run at least 0.9 times as fast as
+`transformers`' GPT-2 in eager PyTorch with `scaled_dot_product_attention`, on the same machine in
+the same run.
 
-Measured: **{result["ratio"]:.2f} times** (median; quartiles {low:.2f} to {high:.2f}). {how}
+**Result: {result["ratio"]:.2f} times** (median; quartiles {low:.2f} to {high:.2f}). {how}
 
 {table(header, rows)}
 
-Ours is the training loop's own step with everything it does beside: masking by document,
-metrics, the test that loss and gradients are finite. From the repository's root:
+The step of llm_jax is that of the training loop and includes document masks, metrics, and the check
+that loss and gradients are finite. To reproduce, from the root of the repository:
 
     pip install -r requirements-dev.txt
     {result["command"]}
@@ -186,7 +187,7 @@ metrics, the test that loss and gradients are finite. From the repository's root
 {result["hardware"]}; commit {result["commit"]};
 {result["time"]}; {versions}.
 
-This file is written by run.py from results.json.
+run.py writes this file from results.json.
 """
 
 

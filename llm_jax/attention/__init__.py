@@ -1,4 +1,4 @@
-"""Attention variants by name: the function, what it supports, and what it costs."""
+"""Attention variants by name: the attention function, supported features and costs."""
 
 from llm_jax.attention import (
     bigbird,
@@ -75,7 +75,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def get(name: str) -> Variant:
-    """Returns the variant of that name; ValueError lists the names there are."""
+    """Returns the variant of that name; ValueError lists the known names."""
     if name not in VARIANTS:
         raise ValueError(f"attention {name!r} is not one of: {', '.join(sorted(VARIANTS))}")
     return VARIANTS[name]

@@ -1,4 +1,4 @@
-"""BigBird: block-sparse attention to neighbouring, global and random blocks."""
+"""BigBird: block-sparse attention to window, global and random blocks."""
 
 import dataclasses
 import functools
@@ -18,22 +18,23 @@ def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, block: int, random_blocks: int, seen: np.ndarray | None = None,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax over the keys of a few blocks, at a cost linear in T.
+    """BigBird's block-sparse attention [B, T, N, H], at a cost linear in T.
 
-    A block of queries sees its own block of keys, its neighbours, the first and the last, and
-    random_blocks more, each head its own; the first and the last block of queries see all
-    (Zaheer 2020, section 2 and appendix D). With a causal mask the last is no exception, and
-    all others are chosen among earlier ones. The choice depends on the number of blocks alone.
+    A block of queries attends to its own block of keys, the adjacent ones, the first, the last and
+    random_blocks others, different for each head; the first and last blocks of queries attend to
+    all keys (Zaheer 2020, section 2 and appendix D). With a causal mask, the last block is an
+    ordinary block, and the random blocks are earlier ones. The random choice depends only on the
+    number of blocks.
 
     Args:
-      block: tokens a block; rows are filled up to whole blocks.
-      seen: [N, C, M] ints, blocks of keys that each of C blocks of queries sees, -1: none;
-        instead of `choose`.
+      block: block size in tokens; rows are padded to whole blocks.
+      seen: [N, C, M] ints, the blocks of keys for each of C blocks of queries, -1: none; replaces
+        `choose`.
     """
     T, N = query.shape[1:3]
     C = -(-T // block)
     if not mask.whole or scoring.bias is not None:
-        raise ValueError("attention 'bigbird' has no bias, prefix or cache")
+        raise ValueError("attention 'bigbird' does not support a bias, prefix or cache")
     if C <= 3:
         return dense.attend(query, key, value, mask, scoring)
     chosen = jnp.asarray(choose(N, C, random_blocks, mask.causal) if seen is None else seen)[None]
@@ -43,7 +44,7 @@ def attend(
 
 
 def _ends(y, block, query, key, value, mask, scoring):
-    """y [B, T, N, H] with the first and the last block of queries seeing all keys."""
+    """Replaces the outputs y [B, T, N, H] of the first and last block by full attention."""
     first = local.leading(block, query, key, value, mask, scoring)
     flip = lambda x: None if x is None else x[:, ::-1]
     turned = dataclasses.replace(
@@ -57,7 +58,7 @@ def _ends(y, block, query, key, value, mask, scoring):
 
 @functools.cache
 def choose(N: int, C: int, random_blocks: int, causal: bool) -> np.ndarray:
-    """Returns [N, C, M] ints: the blocks that each of C blocks sees, by head; -1 where fewer."""
+    """Returns [N, C, M] ints: the key blocks of each head and query block, padded with -1."""
     rng = np.random.default_rng(C)
     fixed = 1 + 2 if causal else 2 + 3
     out = np.full((N, C, fixed + random_blocks), -1, np.int32)

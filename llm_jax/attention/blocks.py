@@ -1,7 +1,7 @@
-"""Attention to chosen blocks of keys, and the summaries by which blocks are chosen.
+"""Attention to selected blocks of keys, and the block means used for selection.
 
-A block that several segments share counts as a part of the last of them: of a query's own segment
-that is all that the block has, since nothing of another comes in between.
+A block that spans several segments represents its last segment only. For later queries of that
+segment this is exactly the part of the block that they can attend to.
 """
 
 import jax
@@ -12,26 +12,27 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.rows import BLOCK, cut
 from llm_jax.attention.scoring import Scoring
 
-KEYS = 2**16  # gathered at a time, of each head
+KEYS = 2**16  # keys gathered at a time per head
 
 
 def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, chosen: Array,
     block: int, start: int | Array = 0,
 ) -> tuple[Array, Array]:
-    """Returns [B, T, N, V], softmax over those keys of the chosen blocks that the mask shows.
+    """Softmax attention [B, T, N, V] over the visible keys of the chosen blocks.
 
-    And its weights [B, J k, N / (J k), C, T / C, M block] by those keys, k key heads a group.
+    Also returns the attention weights [B, J k, N / (J k), C, T / C, M block], for k key heads per
+    group.
 
     Args:
       query: [B, T, N, H], the mask's queries from `start`.
-      chosen: [B or 1, J, C, M], blocks of `block` keys, -1: none; each of C pieces of the queries
-        and each of J groups of heads has its own, J a multiple or a divisor of the key heads.
+      chosen: [B or 1, J, C, M], indices of blocks of `block` keys, -1: none, for each of C chunks
+        of queries and J groups of heads; J is a multiple or divisor of the number of key heads.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     J, C = chosen.shape[1:3]
-    k = max(1, K // J)  # key heads of a group
+    k = max(1, K // J)  # key heads per group
     place = chosen[..., None] * block + jnp.arange(block)
     place = place.reshape(*chosen.shape[:3], -1)
 
@@ -60,7 +61,7 @@ def attend(
 
 
 def at(x: Array, index: Array) -> Array:
-    """Returns x [B or 1, S] at index [B or 1, ...], places beyond it as its ends."""
+    """Returns x [B or 1, S] at index [B or 1, ...], with indices clipped to the valid range."""
     rows = max(len(x), len(index))
     x, index = (jnp.broadcast_to(a, (rows, *a.shape[1:])) for a in (x, index))
     flat = jnp.take_along_axis(x, index.reshape(rows, -1), axis=1, mode="clip")
@@ -68,14 +69,14 @@ def at(x: Array, index: Array) -> Array:
 
 
 def size(keys: int) -> int:
-    """Queries at a time, each of which gathers so many keys."""
+    """Returns how many queries to process at a time if each gathers so many keys."""
     return max(1, min(BLOCK, KEYS // keys))
 
 
 def means(x: Array, mask: Mask, block: int) -> Array:
-    """Returns [B, S / block, K, H] float32, of each block the mean of its last segment's tokens.
+    """Returns block means [B, S / block, K, H] in float32, over each block's last segment.
 
-    x: [B, S, K, H]; a last block that is not full has no meaning.
+    x: [B, S, K, H]. The value for an incomplete last block is meaningless.
     """
     x = cut(x.astype(jnp.float32), block)
     if mask.key_segments is None:
@@ -87,7 +88,7 @@ def means(x: Array, mask: Mask, block: int) -> Array:
 
 
 def complete(mask: Mask, start: Array, T: int, S: int, block: int) -> Array:
-    """Returns bool [B or 1, T, S / block]: blocks none of whose keys comes after the query."""
+    """Returns bool [B or 1, T, S / block]: true for blocks without keys after the query."""
     last = jnp.arange(-(-S // block)) * block + block - 1
     seen = last <= mask.places(start, T)[..., None]
     if mask.query_segments is None:
@@ -97,9 +98,9 @@ def complete(mask: Mask, start: Array, T: int, S: int, block: int) -> Array:
 
 
 def choose(scores: Array, seen: Array, always: Array, count: int) -> Array:
-    """Returns [..., count] ints: the blocks of the highest scores [..., C] that are seen, or -1.
+    """Returns [..., count] ints: the seen blocks with the highest scores [..., C], or -1.
 
-    Those that are `always` chosen come first.
+    Blocks marked `always` come first.
     """
     scores = jnp.where(always, jnp.inf, jnp.where(seen, scores, -jnp.inf))
     best, index = jax.lax.top_k(scores, min(count, scores.shape[-1]))

@@ -1,4 +1,4 @@
-"""Exact softmax attention in memory linear in the length, in plain JAX."""
+"""Exact blockwise softmax attention in plain JAX, with memory linear in the sequence length."""
 
 import dataclasses
 import math
@@ -13,20 +13,19 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import HIDDEN, PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
-# (scores of a tile, its largest side): on a CPU as many as its cache holds.
+# (scores per tile, maximum side of a tile); on a CPU, a tile fits in its cache.
 LARGEST = {"cpu": (2**19, 256)}
 ELSEWHERE = (2**30, 512)
 SMALLEST = 64
 
 
 def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
-    """Returns [B, T, N, H] as `dense.attend`, a block of queries and of keys at a time.
+    """Computes `dense.attend` [B, T, N, H] by tiles of queries and keys.
 
-    A softmax needs the largest score and the sum only, both corrected as further keys come
-    (Milakov 2018; Rabe 2021); the backward pass computes the scores again from the sum's
-    logarithm (Dao 2022, https://arxiv.org/abs/2205.14135, algorithms 2 and 4; Dao 2023).
-    Blocks that the mask hides are skipped. A prefix, and rows that go on from places of their own,
-    go to `dense.attend`.
+    The forward pass keeps a running maximum and sum of the softmax (online softmax; Milakov 2018;
+    Rabe 2021); the backward pass recomputes the scores from the log-sum-exp (FlashAttention;
+    Dao 2022, https://arxiv.org/abs/2205.14135, algorithms 2 and 4; Dao 2023). Fully masked tiles
+    are skipped. Prefix masks and rows with different query offsets fall back to `dense.attend`.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -41,7 +40,7 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring 
         ones = jnp.ones((1, max(T, S)), jnp.int32)
         mask = dataclasses.replace(mask, query_segments=ones[:, :T], key_segments=ones[:, :S])
     if mask.query_segments is not None:
-        # Padding of the last blocks gets a segment id that no query has.
+        # Keys that pad the last block get a segment id that no query has.
         mask = dataclasses.replace(
             mask,
             query_segments=_pad(mask.query_segments, 1, rows),
@@ -54,14 +53,14 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring 
 
 
 def _size(heads: int) -> int:
-    """Queries, and keys, of a block: a power of two."""
+    """Returns the tile side, a power of two."""
     scores, most = LARGEST.get(platform.name(), ELSEWHERE)
     side = 1 << (math.isqrt(scores // heads).bit_length() - 1)
     return min(max(side, SMALLEST), most)
 
 
 def _tile(smooth, fixed, i, j, sizes):
-    """Scores [B, K, G, t, s] of the i-th block of queries and the j-th of keys."""
+    """Returns scores [B, K, G, t, s] of the i-th block of queries and the j-th block of keys."""
     (query, key, bias), (mask, scoring), (t, s, *_) = smooth, fixed, sizes
     products = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -73,14 +72,14 @@ def _tile(smooth, fixed, i, j, sizes):
 
 
 def _blocks(mask, i, sizes):
-    """First and last block of keys that the i-th block of queries sees."""
+    """Returns the first and last visible key block of the i-th block of queries."""
     t, s, T, S = sizes
     start, stop = mask.span((i * t, (i + 1) * t), T, S)
     return start // s, (stop + s - 1) // s
 
 
 def _forward(sizes, smooth, fixed):
-    """The output [B, K, G, rows, V], and the logarithm of each query's sum [B, K, G, rows]."""
+    """Returns the output [B, K, G, rows, V] and the log-sum-exp of each query [B, K, G, rows]."""
     query, key, value, bias, sinks = smooth
     (mask, scoring), (t, s, *_) = fixed, sizes
     count = query.shape[3] // t

@@ -1,11 +1,10 @@
-"""Decays of a recurrence's state within a chunk of tokens, at most 1 in every step.
+"""Cumulative decays of a recurrent state within a chunk of tokens; every decay is at most 1.
 
-A recurrence S_t = a_t S_(t-1) + … makes of a chunk products of all a between two tokens. Divided
-out of one product from the chunk's beginning they would overflow where a is small; as
-differences of its logarithm they would lose what comes behind a strong decay. Here each is a sum
-of log decays over halves of halves: with a boundary between them, a later token counts from it
-and an earlier one up to it (secondary chunks, section 4.3 of Yang 2024,
-https://arxiv.org/abs/2312.06635, down to single tokens).
+The chunkwise form of S_t = a_t S_(t-1) + … needs the products of all a between two tokens. Ratios
+of cumulative products overflow for small a, and differences of cumulative logs lose precision after
+a strong decay. Here each product is a sum of log decays over recursively halved blocks: from the
+earlier token up to the boundary between two halves, and from there to the later token (secondary
+chunking, section 4.3 of Yang 2024, https://arxiv.org/abs/2312.06635, down to single tokens).
 """
 
 from typing import NamedTuple
@@ -15,20 +14,20 @@ from jax import Array
 
 
 class Decays(NamedTuple):
-    """How much of the state reaches each token of a chunk [B, N, c, M], and of each the state.
+    """Decays between the tokens of a chunk and between them and the state.
 
-    M is 1 where all channels decay alike, else their number.
+    M is the number of channels, or 1 if all channels share a decay.
     """
 
-    pairs: Array  # bool [B, 1, c, c], row's token no earlier than column's, and of its segment
-    within: Array | None  # [B, N, c, c], from column's token to row's; None: each channel's own
-    halves: list[tuple[Array, Array]]  # its logarithm, see `_halves`
-    arriving: Array  # [B, N, c, M], of the state before the chunk
-    leaving: Array  # [B, N, c, M], of each token in the state after it
-    through: Array  # [B, N, M, 1], of the state before in the state after
+    pairs: Array  # bool [B, 1, c, c]: column's token is not later, and in the same segment
+    within: Array | None  # [B, N, c, c], from column to row token; None: decays differ by channel
+    halves: list[tuple[Array, Array]]  # log decays, see `_halves`
+    arriving: Array  # [B, N, c, M], from the state before the chunk to each token
+    leaving: Array  # [B, N, c, M], from each token to the state after the chunk
+    through: Array  # [B, N, M, 1], from the state before to the state after the chunk
 
     def scores(self, query: Array, key: Array) -> Array:
-        """Returns [B, N, c, c], sum_m q_im k_jm decay_ijm of tokens i and j that see each other."""
+        """Returns scores [B, N, c, c], sum_m q_im k_jm decay_ijm for visible pairs, else 0."""
         if self.within is not None:
             return jnp.einsum("bnim,bnjm->bnij", query, key) * self.within
         scores = jnp.sum(query * key, axis=-1)[..., None, None]
@@ -42,7 +41,7 @@ class Decays(NamedTuple):
         return jnp.where(self.pairs, scores[:, :, 0], 0)
 
     def mix(self, weights: Array, value: Array) -> Array:
-        """Returns [B, N, c, M], sum_j weights_ij decay_ijm v_jm: of channels of the value."""
+        """Returns [B, N, c, M], sum_j weights_ij decay_ijm v_jm, with decays of value channels."""
         weights = jnp.where(self.pairs, weights, 0)
         y = jnp.diagonal(weights, axis1=-2, axis2=-1)[..., None] * value
         for until, since in self.halves:
@@ -56,13 +55,13 @@ class Decays(NamedTuple):
 
 
 def decays(log_decay: Array | None, segments: Array, before: Array, strict: bool) -> Decays:
-    """Of a chunk of c tokens, a power of two.
+    """Computes the decays of a chunk of c tokens, a power of two.
 
     Args:
       log_decay: [B, N, c, M], at most 0; None: no decay.
       segments: [B, c].
-      before: [B], the segment that the state belongs to.
-      strict: a token sees the state before its own decay and without what it adds.
+      before: [B], the segment of the incoming state.
+      strict: a token reads the state before its own decay and update.
     """
     c = segments.shape[1]
     same = (segments[:, :, None] == segments[:, None])[:, None]
@@ -88,11 +87,12 @@ def decays(log_decay: Array | None, segments: Array, before: Array, strict: bool
 
 
 def _halves(x: Array, strict: bool) -> tuple[list[tuple[Array, Array]], Array, Array, Array]:
-    """Sums of x [B, N, c, M] over blocks of 1, 2, 4 … tokens, of which each two meet in one.
+    """Partial sums of x [B, N, c, M] over pairs of blocks of 1, 2, 4 … tokens.
 
-    Returns a list of (until, since), [B, N, blocks / 2, tokens, M]: of each later block the sums
-    from its beginning to its tokens (strict: up to them), of each earlier one those from behind
-    its tokens to its end; and both of the whole chunk [B, N, c, M], and its sum [B, N, 1, M].
+    Returns a list of (until, since), each [B, N, blocks / 2, tokens, M]: for later blocks, the sums
+    from their start through each token (strict: before it); for earlier blocks, the sums after each
+    token to their end. Also returns both for the whole chunk [B, N, c, M], and its sum
+    [B, N, 1, M].
     """
     total = x[:, :, :, None]
     since = jnp.zeros_like(total)
@@ -108,16 +108,16 @@ def _halves(x: Array, strict: bool) -> tuple[list[tuple[Array, Array]], Array, A
 
 
 def _split(x):
-    """Every first and every second of blocks [B, N, blocks, ...]."""
+    """Returns the even and the odd blocks of [B, N, blocks, ...]."""
     return x[:, :, ::2], x[:, :, 1::2]
 
 
 def _blocks(x, like):
-    """Tokens [B, N, c, M] in blocks as long as those of [B, N, blocks / 2, tokens, M]."""
+    """Reshapes tokens [B, N, c, M] to blocks as long as those of [B, N, blocks / 2, tokens, M]."""
     return x.reshape(*x.shape[:2], -1, like.shape[3], x.shape[-1])
 
 
 def _join(diagonal, corner):
-    """[[A, 0], [B, C]] of every two blocks A and C [B, N, blocks, m, m] of a diagonal."""
+    """Returns [[A, 0], [B, C]] for each pair of diagonal blocks A, C of [B, N, blocks, m, m]."""
     a, c = _split(diagonal)
     return jnp.block([[a, jnp.zeros_like(a)], [corner, c]])

@@ -1,4 +1,4 @@
-"""The delta rule: linear attention whose state is corrected towards each value."""
+"""The delta rule: linear attention with error-correcting state updates."""
 
 import dataclasses
 
@@ -19,24 +19,25 @@ def attend(
     decay: Array | None = None, log_speed: Array | None = None, state: Array | None = None,
     valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm(q_t S_t / sqrt(H)), q and k of length 1, b = sigmoid(beta),
+    """Delta rule attention [B, T, N, V]: RMSNorm(q_t S_t / sqrt(H)), with q and k of unit length,
 
-      S_t = (I - b_t k_t k_t^T) diag(a_t) S_(t-1) + b_t k_t v_t^T,  a = exp(-speed softplus(decay)).
+      S_t = (I - b_t k_t k_t^T) diag(a_t) S_(t-1) + b_t k_t v_t^T,
+      a = exp(-speed softplus(decay)),  b = sigmoid(beta).
 
     DeltaNet (Yang 2024, https://arxiv.org/abs/2406.06484) has no decay, Gated DeltaNet (Yang 2025,
-    https://arxiv.org/abs/2412.06464, equation 10) one a head, Kimi Delta Attention (Kimi 2025,
-    https://arxiv.org/abs/2510.26692, equation 1) one a channel. Gated DeltaProduct (Siems 2025,
-    https://arxiv.org/abs/2502.10297, section 3) has n keys and values a token, taken in turn.
+    https://arxiv.org/abs/2412.06464, equation 10) one per head, Kimi Delta Attention (Kimi 2025,
+    https://arxiv.org/abs/2510.26692, equation 1) one per channel. Gated DeltaProduct (Siems 2025,
+    https://arxiv.org/abs/2502.10297, section 3) applies n keys and values per token in sequence.
 
     Args:
-      key, value: [B, T, K n, H], those of a head beside each other.
+      key, value: [B, T, K n, H], the n of a head adjacent.
       beta: [B, T, N, n].
-      norm: [V], scale of the norm that each head has by itself.
-      decay: [B, T, N] or [B, T, N, H]; None: S does not decay.
-      log_speed: [N], logarithm of the speed, A_log.
-      negative_eigenvalues: b = 2 sigmoid(beta), so that a key may be reflected, and not only
-        forgotten (Grazzi 2025, https://arxiv.org/abs/2411.12537).
-      state: [B, N, H, V] before the first token; returned with the output.
+      norm: [V], scale of the per-head RMSNorm.
+      decay: [B, T, N] or [B, T, N, H]; None: no decay.
+      log_speed: [N], log of the speed, A_log.
+      negative_eigenvalues: b = 2 sigmoid(beta), so that the transition can also reflect
+        (Grazzi 2025, https://arxiv.org/abs/2411.12537).
+      state: [B, N, H, V], initial state; the final state is returned with the output.
     """
     B, T, N, n = beta.shape
     b = jax.nn.sigmoid(beta.astype(jnp.float32)) * (1 + negative_eigenvalues)
@@ -60,25 +61,25 @@ def delta_rule(
     query: Array, erase: Array, key: Array, value: Array, log_decay: Array | None, mask: Mask,
     state: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Returns query_t S_t [B, T, N, V] and the last state, S_t being decay_t S_(t-1) after each
+    """Chunkwise delta rule: returns query_t S_t [B, T, N, V] and the final state, where S_t is
 
-      S <- S + key (value - erase S)^T
+      decay_t S_(t-1) after n updates S <- S + key (value - erase S)^T.
 
-    of token t's n. Within a chunk, what each writes depends on what those before it wrote: one
-    triangular system a chunk (section 3.3 of Gated DeltaNet; the WY form of Bischof 1985).
+    Within a chunk, each update depends on the previous ones: a triangular system per chunk
+    (section 3.3 of Gated DeltaNet; the WY representation of Bischof 1985).
 
     Args:
       query: [B, T, N, M].
-      erase, key: [B, T n, N, M], a token's beside each other.
+      erase, key: [B, T n, N, M], the n of a token adjacent.
       value: [B, T n, N, V].
-      log_decay: [B, T, N] or, of each channel, [B, T, N, M]; None: no decay.
-      state: [B, N, M, V] before the first token; None: zeros.
+      log_decay: [B, T, N], or [B, T, N, M] per channel; None: no decay.
+      state: [B, N, M, V], initial state; None: zeros.
     """
     B, T, N, M = query.shape
     n = key.shape[1] // T
     if state is None:
         state = jnp.zeros((B, N, M, value.shape[-1]))
-    if n > 1:  # a token decays the state before its first, and asks behind its last
+    if n > 1:  # a token decays the state before its first update, and reads it after its last
         query = _among(query, n, n - 1)
         log_decay = None if log_decay is None else _among(log_decay, n, 0)
         if (segments := mask.query_segments) is not None:
@@ -97,16 +98,16 @@ def delta_rule(
 
 
 def _among(x, n, at):
-    """[B, T, ...] -> [B, T n, ...], each the one `at` of n, the others zero."""
+    """[B, T, ...] -> [B, T n, ...], with each entry at index `at` of its n and zeros elsewhere."""
     x = jnp.pad(x[:, :, None], [(0, 0), (0, 0), (at, n - 1 - at)] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def inverse(lower: Array) -> Array:
-    """Returns (I + lower)^-1 of strictly lower triangular matrices [..., c, c], by halves.
+    """Returns (I + lower)^-1 for strictly lower triangular matrices [..., c, c], recursively.
 
-    [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]], from single rows up: products alone.
-    Not LAPACK's solve, two of which at once wait on a CPU of two threads for each other, for ever.
+    Uses only products: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]], from single rows
+    up. Two concurrent LAPACK solves deadlock on a CPU with two threads.
     """
     c = lower.shape[-1]
     size = 1 << (c - 1).bit_length()
@@ -124,12 +125,12 @@ def inverse(lower: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """Returns x at length 1, last axis."""
+    """Normalises x to unit length along the last axis."""
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
 def flops(T: int, N: int, H: int, V: int, n: int = 1, apart: bool = False) -> float:
-    """FLOPs of `delta_rule`; apart: where channels decay apart, scores are of the seen pairs."""
+    """FLOPs of `delta_rule`; apart: decays per channel, with scores for visible pairs only."""
     c = min(T * n, recurrent.CHUNK)
     return T * n * N * (6 * H * V + (2 if apart else 4) * c * H + 4 * c * V + 2 * c * c / 3)
 

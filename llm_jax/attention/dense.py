@@ -1,4 +1,4 @@
-"""Softmax attention, exactly (https://arxiv.org/abs/1706.03762, section 3.2)."""
+"""Scaled dot-product attention (Vaswani 2017, https://arxiv.org/abs/1706.03762, section 3.2)."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -7,25 +7,25 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
-BLOCK, BLOCKS = 128, 8  # queries at a time: at least 128, in at most 8 blocks
+BLOCK, BLOCKS = 128, 8  # minimum queries per block; maximum number of blocks
 
 
 def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
-    """Returns [B, T, N, H]: softmax(scale query key^T + bias, over the visible keys) value.
+    """Softmax attention [B, T, N, H]: softmax(scale query key^T + bias, visible keys) value.
 
-    Queries are taken in blocks, each with only those keys that its part of the mask can
-    show: a causal mask costs half the operations and memory, a window still less.
+    Processes queries in blocks, each with the range of keys that the mask allows: a causal mask
+    halves operations and memory, a window reduces them further.
 
     Args:
       query: [B, T, N, H].
-      key: [B, S, K, H], K divides N: N / K consecutive query heads share a key head.
-      value: [B, S, K, V]; V is H but where a kind says otherwise.
-      mask: which keys each query sees.
-      scoring: scale, cap, bias, sinks and dropout of the scores.
+      key: [B, S, K, H]; K divides N: N / K consecutive query heads share a key head.
+      value: [B, S, K, V]; V is usually H.
+      mask: the visible keys of each query.
+      scoring: scale, soft cap, bias, sinks and dropout.
     """
     B, T, N, H = query.shape
     S, K, V = value.shape[1:]
-    # One transposition here: batch axes first is what every matrix product below wants.
+    # Transpose once: all matrix products below need the batch axes first.
     query = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
 

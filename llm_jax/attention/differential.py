@@ -1,4 +1,4 @@
-"""The difference of two softmaxes, which cancels what both attend to."""
+"""Differential attention: the difference of two softmax attention maps, which cancels noise."""
 
 import dataclasses
 
@@ -12,20 +12,20 @@ from llm_jax.attention.norm import EPSILON, rms_norm
 from llm_jax.attention.scoring import PLAIN, Bias, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
-START = 0.8  # of lambda; the paper's schedule by depth did no better (its section 3.8)
+START = 0.8  # initial lambda; the paper's depth schedule performs the same (its section 3.8)
 
 
 def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2: Array, scale: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: (1 - 0.8) RMSNorm((softmax(q1 k1) - lambda softmax(q2 k2)) v).
+    """Differential attention: (1 - 0.8) RMSNorm((softmax(q1 k1) - lambda softmax(q2 k2)) v).
 
-    Section 2.1 of Ye 2024, https://arxiv.org/abs/2410.05258. Neighbouring heads are a pair, and
-    their values one vector [2 H]; lambda = exp(q1 k1) - exp(q2 k2) + 0.8, of four vectors [H].
+    Section 2.1 of Ye 2024, https://arxiv.org/abs/2410.05258. Adjacent heads form a pair, whose
+    values are one vector [2 H]; lambda = exp(q1 k1) - exp(q2 k2) + 0.8, from four vectors [H].
 
     Args:
-      scale: [2 H], of the norm, which each pair of heads has by itself.
+      scale: [2 H], scale of the RMSNorm of each pair of heads.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -45,7 +45,7 @@ def attend(
 
 def _weights(N, K, H):
     if K % 2:
-        raise ValueError(f"attention 'differential' pairs heads: {K} key heads are an odd number")
+        raise ValueError(f"attention 'differential' needs an even number of key heads, got {K}")
     vector = Weight((H,), ("kv",), jax.nn.initializers.normal(0.1))
     names = "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"
     ones = Weight((2 * H,), ("kv",), jax.nn.initializers.ones)

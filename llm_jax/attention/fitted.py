@@ -1,4 +1,4 @@
-"""Linear models that learn each value of its key while they are read: MesaNet and TTT-Linear."""
+"""Test-time regression of values on keys by linear models: MesaNet and TTT-Linear."""
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,20 @@ def attend_mesa_net(
     *, beta: Array, decay: Array, ridge: Array, norm: Array, solver_steps: int,
     state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm(x_t G_t) with (R_t + diag(l)) x_t = q_t, q and k of length 1,
+    """MesaNet [B, T, N, V]: RMSNorm(x_t G_t), (R_t + diag(l)) x_t = q_t, unit-length q and k,
 
       R_t = a_t R_(t-1) + b_t k_t k_t^T,  G_t = a_t G_(t-1) + b_t k_t v_t^T,
 
     a = sigmoid(decay), b = sigmoid(beta), l = softplus(ridge) + 1/4: ridge regression of values on
-    keys (von Oswald 2025, https://arxiv.org/abs/2506.05233), in chunks by conjugate gradients.
-    Gradients are those of the exact solution.
+    keys (von Oswald 2025, https://arxiv.org/abs/2506.05233), in chunks, by conjugate gradients.
+    The backward pass uses the gradient of the exact solution.
 
     Args:
       beta, decay: [B, T, N].
       ridge: [N, H].
-      norm: [V], scale of the norm that each head has by itself.
-      solver_steps: of conjugate gradients.
-      state: [B, N, H, H + V], R and G before the first token; returned with the output.
+      norm: [V], scale of the per-head RMSNorm.
+      solver_steps: number of conjugate gradient iterations.
+      state: [B, N, H, H + V], initial R and G; the final state is returned with the output.
     """
     B, _, N = beta.shape
     q, k, v = unit(recurrent.repeat(query, N)), unit(recurrent.repeat(key, N)), value
@@ -59,7 +59,7 @@ def attend_mesa_net(
 
 
 def _conjugate_gradients(product, target, steps):
-    """x of product(x) = target [..., M], each last axis a system of its own."""
+    """Solves product(x) = target [..., M] for each vector along the last axis."""
     dot = lambda a, b: jnp.sum(a * b, axis=-1, keepdims=True)
 
     def step(_, carry):
@@ -101,20 +101,19 @@ def attend_ttt_linear(
     *, rate: Array, start: Array, norm_scale: Array, norm_bias: Array, ttt_batch: int,
     state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Returns f(q_t, W_t), [B, T, N, H], with f(x, W) = x + LayerNorm([x, 1] W) and
+    """TTT-Linear [B, T, N, H]: f(q_t, W_t) with f(x, W) = x + LayerNorm([x, 1] W) and
 
       W_t = W_(t-1) - r_t d|f(k_t, W) - v_t|^2 / 2 dW,  r = sigmoid(rate) / H,
 
-    the gradient at the weights before t's mini-batch of ttt_batch tokens, which are counted from
-    the beginning of the row. Sun 2024, https://arxiv.org/abs/2407.04620, sections 2.4 to 2.7.
+    with the gradient at the weights before t's mini-batch of ttt_batch tokens (Sun 2024,
+    https://arxiv.org/abs/2407.04620, sections 2.4 to 2.7). Mini-batches start with the row.
 
     Args:
       rate: [B, T, N].
-      start: [H + 1, N, H], W_0: weights and bias.
+      start: [H + 1, N, H], W_0, weights and bias.
       norm_scale, norm_bias: [N, H].
-      state: [B, N, 2 H + 3, H] before the first token: what has been added to W_0 up to the
-        mini-batch, the same up to now, and the number of the mini-batch's tokens; returned with
-        the output.
+      state: [B, N, 2 H + 3, H], the updates of W_0 before the current mini-batch, the updates so
+        far, and the number of tokens in the mini-batch; the final state is returned too.
     """
     N, H = query.shape[2:]
     M, start = H + 1, start.swapaxes(0, 1)
@@ -122,7 +121,7 @@ def attend_ttt_linear(
     q, k, v = query.astype(jnp.float32), recurrent.repeat(key, N), recurrent.repeat(value, N)
     rate = recurrent.hold(valid, jax.nn.sigmoid(rate.astype(jnp.float32))) / H
 
-    def learn(before, now, arrays, decays):  # additions to W_0 -> [q, 1] W of each token, the last
+    def learn(before, now, arrays, decays):  # updates of W_0 -> [q, 1] W of each token, last update
         q, k, v, r = arrays
         image = lambda x, added: x @ start + decays.arriving * (x @ added)
         norm = lambda z: layer_norm(z, norm_scale[:, None], norm_bias[:, None], EPSILON)

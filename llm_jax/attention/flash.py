@@ -1,4 +1,4 @@
-"""Exact attention by the platform's own kernel, without the [T, S] weights in memory."""
+"""Flash attention by the kernel of the platform, without materialising [T, S] weights."""
 
 import dataclasses
 
@@ -12,10 +12,11 @@ from llm_jax.attention.scoring import PLAIN, Scoring
 
 
 def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN) -> Array:
-    """Returns [B, T, N, H] as `dense.attend`: cuDNN on a GPU, Pallas on a TPU, else `blockwise`.
+    """Computes `dense.attend` by cuDNN on GPUs, Pallas on TPUs, and otherwise by `blockwise`.
 
-    cuDNN takes half precision, heads of a multiple of 8 up to 128, no cap, sinks or dropout; the
-    TPU's kernel rows of a multiple of 128, no bias or dropout.
+    cuDNN requires half precision and a head_dim that is a multiple of 8, up to 128, without soft
+    cap, sinks or dropout; the TPU kernel requires lengths that are multiples of 128, without bias
+    or dropout.
     """
     H = query.shape[-1]
     where = platform.name()
@@ -31,10 +32,10 @@ def attend(query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring 
 def fused(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, implementation: str
 ) -> Array:
-    """Returns `attend` by jax.nn.dot_product_attention.
+    """Computes `attend` by jax.nn.dot_product_attention.
 
-    A causal mask and its window reach the kernel as structure; segments, a prefix, an offset
-    and a window without causality as a dense mask.
+    Causal masks and causal windows are passed as structure; segments, prefix, offset and
+    bidirectional windows as a dense mask.
     """
     T, S = query.shape[1], key.shape[1]
     bias = scoring.bias and scoring.bias.block(mask.query_offset, 0, T, 0, S)

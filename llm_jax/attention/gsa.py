@@ -1,4 +1,4 @@
-"""Gated slot attention: a softmax over memory slots, which forget by gates."""
+"""Gated slot attention (GSA): softmax attention over memory slots with forget gates."""
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,17 @@ def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, forget: Array, norm: Array, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm(SiLU(softmax(scale K_t q_t) V_t)), of M slots K and V,
+    """Gated slot attention [B, T, N, V]: RMSNorm(SiLU(softmax(scale K_t q_t) V_t)), M slots K, V,
 
-      K_t = diag(a_t) K_(t-1) + (1 - a_t) k_t^T,  V_t alike,  a = sigmoid(forget)^(1/8).
+      K_t = diag(a_t) K_(t-1) + (1 - a_t) k_t^T,  likewise V_t,  a = sigmoid(forget)^(1/8).
 
-    Zhang 2024, https://arxiv.org/abs/2409.07146, section 3. Queries, keys and values go through
-    SiLU.
+    Zhang 2024, https://arxiv.org/abs/2409.07146, section 3. SiLU is applied to queries, keys and
+    values.
 
     Args:
       forget: [B, T, N, M].
-      norm: [V], scale of the norm that each head has by itself.
-      state: [B, N, M, H + V], K and V before the first token; returned with the output.
+      norm: [V], scale of the per-head RMSNorm.
+      state: [B, N, M, H + V], initial K and V; the final state is returned with the output.
     """
     (B, _, N, H), M = query.shape, forget.shape[-1]
     scale = scoring.factor(H)

@@ -1,4 +1,4 @@
-"""Softmax attention through a few mixtures of a row (Linformer) or landmarks (Nystroemformer)."""
+"""Low-rank softmax attention: compressed keys (Linformer) or landmarks (Nystroemformer)."""
 
 import math
 
@@ -13,25 +13,25 @@ from llm_jax.attention.rows import cut
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Variant, Weight, able
 
-STEPS = 6  # of the iteration for the inverse, as in the paper
-KERNEL = 33  # tokens the convolution over values sees
+STEPS = 6  # iterations for the pseudo-inverse, as in the paper
+KERNEL = 33  # width of the convolution over values
 
 
 def attend_linformer(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, max_length: int, landmarks: int, compress_key: Array, compress_value: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax(scale q (E k)^T) (F v), E and F [landmarks, S].
+    """Linformer attention [B, T, N, H]: softmax(scale q (E k)^T) (F v), E and F [landmarks, S].
 
-    Wang 2020, https://arxiv.org/abs/2006.04768, equation 7, the same E and F for all heads.
-    Each compressed key mixes the whole row: no causal mask, and padding is only left out.
+    Wang 2020, https://arxiv.org/abs/2006.04768, equation 7, with E and F shared by all heads. Each
+    compressed key mixes the whole row, so masks are not supported, except for padding.
 
     Args:
       compress_key, compress_value: [max_length, landmarks].
     """
     S = key.shape[1]
     if S > max_length:
-        raise ValueError(f"attention 'linformer' has learned max_length={max_length}, not {S}")
+        raise ValueError(f"attention 'linformer' needs length max_length={max_length}, got {S}")
     if mask.key_segments is not None:
         real = (mask.key_segments > 0)[..., None, None]
         key, value = jnp.where(real, key, 0), jnp.where(real, value, 0)
@@ -60,13 +60,13 @@ def attend_nystrom(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, landmarks: int, convolution: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax(q k~) softmax(q~ k~)^+ softmax(q~ k) v + a convolution of v.
+    """Nystroem attention: softmax(q k~) softmax(q~ k~)^+ softmax(q~ k) v + convolution(v).
 
-    Xiong 2021, https://arxiv.org/abs/2102.03902, equations 13 to 15: q~ and k~ are means over
-    T / landmarks neighbours. With a landmark for each token it is exact attention.
+    Xiong 2021, https://arxiv.org/abs/2102.03902, equations 13 to 15: the landmarks q~ and k~ are
+    means over T / landmarks adjacent tokens. With one landmark per token, attention is exact.
 
     Args:
-      convolution: [33, N], over each head's values along the row.
+      convolution: [33, N], kernel over the values of each head, along the row.
     """
     (B, T, N, H), dtype = query.shape, value.dtype
     size = -(-T // min(landmarks, T))
@@ -83,7 +83,7 @@ def attend_nystrom(
 
     some = jnp.maximum(cut(real, size).sum(2), 1)[..., None, None]
     few_queries, few_keys = (cut(x, size).sum(2) / some for x in (query, key))
-    alive = cut(real, size).any(2)  # [B, count]: a landmark of padding alone is not seen
+    alive = cut(real, size).any(2)  # [B, count]: landmarks of padding only are masked
     between = weights(0, few_queries, few_keys, alive)
     between = jnp.where(alive[:, None, :, None], between, jnp.eye(count))
     summed = weights(1, few_queries, key, real) @ value.swapaxes(1, 2)
@@ -92,9 +92,9 @@ def attend_nystrom(
 
 
 def inverse(x: Array) -> Array:
-    """Returns nearly the Moore-Penrose inverse of x [..., L, L], by section 3.3's iteration."""
+    """Approximates the Moore-Penrose inverse of x [..., L, L] by the iteration of section 3.3."""
     eye = jnp.eye(x.shape[-1])
-    # A row adds up to 1, but for what a sink takes.
+    # A row sums to 1, minus the weight of a sink.
     norms = (x.sum(axis).max(-1)[..., None, None] for axis in (-2, -1))
     z = x.mT / math.prod(norms)
     for _ in range(STEPS):
@@ -104,7 +104,7 @@ def inverse(x: Array) -> Array:
 
 
 def _convolve(value, kernel):
-    """Each head's values [B, T, N, H] along the row by its own kernel [33, N]."""
+    """Depthwise convolution of values [B, T, N, H] along the row with kernel [33, N]."""
     N = value.shape[2]
     return jax.lax.conv_general_dilated(
         value,

@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek): a KV cache of one small vector a token."""
+"""Multi-head latent attention (MLA; DeepSeek): a KV cache of one latent vector per token."""
 
 import dataclasses
 
@@ -15,15 +15,15 @@ def attend(
     query: Array, key: Array, value: None, mask: Mask, scoring: Scoring = PLAIN,
     *, up_key: Array, up_value: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax(q_c (c U_k)^T + q_r r^T) (c U_v), over latents c.
+    """Multi-head latent attention: softmax(q_c (c U_k)^T + q_r r^T) (c U_v), latent vectors c.
 
-    Section 2.1 of DeepSeek-V2, https://arxiv.org/abs/2405.04434. On from a cache, U_k and U_v
-    are multiplied into queries and outputs instead, and keys are never made (section 2.1.2).
+    Section 2.1 of DeepSeek-V2, https://arxiv.org/abs/2405.04434. With a cache, U_k and U_v are
+    absorbed into queries and outputs, and keys and values are not materialised (section 2.1.2).
 
     Args:
-      query: [B, T, N, H + R], of which the last R meet the keys' rotary dimensions.
-      key: [B, S, 1, C + R]: the latent, then the rotary dimensions all heads share.
-      value: not read.
+      query: [B, T, N, H + R]; the last R dimensions are rotary.
+      key: [B, S, 1, C + R]: the latent vector, then the rotary dimensions shared by all heads.
+      value: unused.
       up_key, up_value: [C, N, H].
     """
     C, N, H = up_key.shape

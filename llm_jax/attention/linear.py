@@ -1,7 +1,7 @@
-"""Linear attention: by feature maps, or with a state that decays.
+"""Linear attention, with feature maps or a decaying state.
 
-Features: elu + 1, random (Performer), squares (Based). RetNet, simple GLA, GLA and HGRN2 differ in
-by how much the state decays.
+Feature maps: elu + 1, random features (Performer), Taylor expansion (Based) or squares (ReBased).
+RetNet, simple GLA, GLA and HGRN2 differ in the decay of the state.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, H]: f(q) sum f(k) v^T / f(q) sum f(k), with f(x) = elu(x) + 1.
+    """Linear attention [B, T, N, H]: f(q) sum f(k) v^T / f(q) sum f(k), f(x) = elu(x) + 1.
 
     Katharopoulos 2020, https://arxiv.org/abs/2006.16236, sections 3.2 and 3.3.
 
     Args:
-      state: [B, N, H, H + 1], the two sums over what came before; returned with the output.
+      state: [B, N, H, H + 1], the two sums over previous tokens; the final ones are returned too.
     """
     f = lambda x: jax.nn.elu(x) + 1
     return ratio(f, f, query, key, value, mask, state, valid)
@@ -38,21 +38,21 @@ def attend_performer(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, random_features: int, decided: Array, state: Array | None = None, valid: Array | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend` with f(x) = exp(w x - |x|^2 / 2), x scaled: softmax attention, on average.
+    """Performer: `attend` with f(x) = exp(w x - |x|^2 / 2), an unbiased estimate of softmax.
 
     FAVOR+ (Choromanski 2021, https://arxiv.org/abs/2009.14794, lemma 1 and section 2.4):
-    positive features along orthogonal random directions w.
+    positive features of scaled x along orthogonal random directions w.
 
     Args:
-      decided: [H, M], the directions; drawn again each training step.
+      decided: [H, M], the directions; redrawn in each training step.
     """
     root = scoring.factor(query.shape[-1]) ** 0.5
 
     def f(x, axes):
         x = x * root
         z = x @ decided - jnp.square(x).sum(-1, keepdims=True) / 2
-        # What all features of a query share cancels; of keys only what all keys share would,
-        # which a later key must not decide.
+        # A factor common to a query's features cancels. For keys, only a factor common to all keys
+        # would, and it must not depend on later keys.
         return jnp.exp(z - jax.lax.stop_gradient(z.max(axes, keepdims=True)) if axes else z)
 
     of_query, of_key = (lambda x: f(x, -1)), (lambda x: f(x, ()))
@@ -60,7 +60,7 @@ def attend_performer(
 
 
 def directions(query: Array, key: Array, random_features: int) -> Array:
-    """Returns [H, M]: Gaussian vectors, each H of them orthogonal (section 2.4)."""
+    """Returns Gaussian directions [H, M], orthogonal in groups of H (section 2.4)."""
     H = query.shape[-1]
     blocks = -(-random_features // H)
     square, length = jax.random.split(key)
@@ -74,9 +74,9 @@ def attend_based(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend` with f(q) f(k) = 1 + z + z^2 / 2, z = scale q k: exp(z), to second order.
+    """Based: `attend` with f(q) f(k) = 1 + z + z^2 / 2, z = scale q k, exp(z) to second order.
 
-    Based (Arora 2024, https://arxiv.org/abs/2402.18668, section 4.1), for keys of some 16 channels:
+    Arora 2024, https://arxiv.org/abs/2402.18668, section 4.1. Meant for keys of about 16 channels:
     there are 1 + H + H (H + 1) / 2 features.
     """
     root = scoring.factor(query.shape[-1]) ** 0.5
@@ -92,9 +92,9 @@ def attend_rebased(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, gamma: Array, beta: Array, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend` with f(q) f(k) = (scale g(q) g(k))^2, g(x) = gamma norm(x) + beta.
+    """ReBased: `attend` with f(q) f(k) = (scale g(q) g(k))^2, g(x) = gamma norm(x) + beta.
 
-    ReBased (Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3); gamma, beta [H] learned.
+    Aksenov 2024, https://arxiv.org/abs/2402.10644, section 3; gamma and beta [H] are learned.
     """
     root = scoring.factor(query.shape[-1]) ** 0.5
     f = lambda x: squares(layer_norm(x, gamma, beta, EPSILON) * root)
@@ -102,7 +102,7 @@ def attend_rebased(
 
 
 def squares(x: Array) -> Array:
-    """Returns [..., H (H + 1) / 2], whose products are those of x [..., H] squared."""
+    """Returns features [..., H (H + 1) / 2] whose inner products are squares of those of x."""
     rows, columns = jnp.tril_indices(x.shape[-1])
     return x[..., rows] * x[..., columns] * jnp.where(rows == columns, 1, 2**0.5)
 
@@ -111,7 +111,7 @@ def ratio(
     of_query: Callable[[Array], Array], of_key: Callable[[Array], Array], query: Array, key: Array,
     value: Array, mask: Mask, state: Array | None, valid: Array | None, least: float = 1e-30,
 ) -> Array | tuple[Array, Array]:
-    """Returns q (sum k value^T) / (q (sum k) + least), of features q and k [B, T, N, M]."""
+    """Returns q (sum k value^T) / (q (sum k) + least), for features q and k [B, T, N, M]."""
     N, dtype = query.shape[2], value.dtype
     query, key = of_query(query.astype(jnp.float32)), of_key(repeat(key, N))
     value = repeat(value, N)
@@ -127,7 +127,7 @@ def ratio(
 
 
 def _both_ways(query, key, value, mask):
-    """What came before each token, itself included, plus what comes after it."""
+    """Bidirectional sums: over all tokens up to each token, plus those after it."""
     before, _ = sum_of_products(query, key, value, mask)
     flip = lambda x: x[:, ::-1]
     after, _ = sum_of_products(flip(query), flip(key), flip(value), Mask(flip(mask.query_segments)))
@@ -162,7 +162,7 @@ PERFORMER = Variant(
 
 
 def _squared(first):
-    """Of feature maps with squares: `first` features before them."""
+    """Costs of feature maps with squares: `first` features before them."""
     M = lambda H: H * (H + 1) // 2 + first(H)
     return dict(
         flops=lambda T, S, N, H, value_dim: (
@@ -196,15 +196,15 @@ def attend_gated(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, decay: Array, norm: Array, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm(scale q_t S_t), S_t = a_t S_(t-1) + k_t v_t^T.
+    """Gated linear attention [B, T, N, V]: RMSNorm(scale q_t S_t), S_t = a_t S_(t-1) + k_t v_t^T.
 
     Section 4 of GLA (Yang 2024, https://arxiv.org/abs/2312.06635), a = sigmoid(decay)^(1/16). With
-    one decay for all channels of a head it is simple GLA, `gated_linear`.
+    one decay per head it is simple GLA, `gated_linear`.
 
     Args:
       decay: [B, T, N, H], or [B, T, N].
-      norm: [V], scale of the norm that each head has by itself.
-      state: [B, N, H, V] before the first token; returned with the output.
+      norm: [V], scale of the per-head RMSNorm.
+      state: [B, N, H, V], initial state; the final state is returned with the output.
     """
     log_decay = jax.nn.log_sigmoid(decay.astype(jnp.float32)) / 16
     return _gated(query, key, value, log_decay, norm, mask, scoring, state, valid)
@@ -214,9 +214,9 @@ def attend_retnet(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend_gated` with the decay 1 - 2^(-5 - n) in head n, and no scale of the norm.
+    """Retention: `attend_gated` with decay 1 - 2^(-5 - n) in head n, and a norm without scale.
 
-    Retention (Sun 2023, https://arxiv.org/abs/2307.08621, section 2.2), with rotary positions.
+    RetNet (Sun 2023, https://arxiv.org/abs/2307.08621, section 2.2), with rotary positions.
     """
     log_decay = jnp.log1p(-jnp.exp2(-5.0 - jnp.arange(query.shape[2])))
     log_decay = jnp.broadcast_to(log_decay, query.shape[:3])
@@ -228,10 +228,10 @@ def attend_hgrn2(
     *, norm: Array, forget_floor: float, state: Array | None = None, valid: Array | None = None,
     **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns `attend_gated` with decay f = floor + (1 - floor) sigmoid(key), and key 1 - f.
+    """HGRN2: `attend_gated` with decay f = floor + (1 - floor) sigmoid(key), and key 1 - f.
 
-    HGRN2 (Qin 2024, https://arxiv.org/abs/2404.07904, section 3.3). Its floors rise with depth, and
-    are learned; here each is a setting of its layer. Queries go through SiLU.
+    Qin 2024, https://arxiv.org/abs/2404.07904, section 3.3. The paper learns lower bounds that
+    rise with depth; here each is a setting of its layer. SiLU is applied to queries.
     """
     key = key.astype(jnp.float32)
     log_decay = jax.nn.log_sigmoid(key)
@@ -253,7 +253,7 @@ def _gated(query, key, value, log_decay, norm, mask, scoring, state, valid):
 
 
 def _apart(T, S, N, H, value_dim, **_):
-    """FLOPs where channels decay apart: scores are of pairs that see each other alone."""
+    """FLOPs with decays per channel, where scores are computed for visible pairs only."""
     return T * N * (4 * H * value_dim + min(T, CHUNK) * (H + 2 * value_dim))
 
 

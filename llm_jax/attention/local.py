@@ -1,4 +1,4 @@
-"""Windows: sliding, chunked, with gaps (strided, dilated), and with global tokens (Longformer)."""
+"""Local attention: sliding window, chunked, strided, dilated, with global tokens (Longformer)."""
 
 import dataclasses
 
@@ -16,14 +16,15 @@ def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, window: int | None = None,
 ) -> Array:
-    """Returns [B, T, N, H] as `dense.attend` under mask.window, and no [T, T] in memory.
+    """Sliding window attention: `dense.attend` under mask.window, without [T, T] in memory.
 
-    Queries are taken in blocks of `window`: each sees keys of its own block, of the one before
-    and, without causality, of the one after (the "local" of Child 2019, section 4, and the
-    "locally banded" layers of Brown 2020, section 2.1). A prefix and a cache, which need all
-    keys, go to `blockwise.attend`. Arguments are its own, and
+    Queries are processed in blocks of `window`, each with the keys of its own block, the previous
+    and, if bidirectional, the next (the "local" attention of Child 2019, section 4; the "locally
+    banded" layers of Brown 2020, section 2.1). Prefix and cache, which need all keys, use
+    `blockwise.attend`.
 
-      window: keys a query sees back, itself included; None: mask.window.
+    Args:
+      window: number of keys a query attends to backwards, itself included; None: mask.window.
     """
     mask = dataclasses.replace(mask, window=window or mask.window)
     return _attend(query, key, value, mask, scoring, mask.window)
@@ -33,10 +34,10 @@ def attend_chunked(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, window: int | None = None,
 ) -> Array:
-    """Returns `attend` where each query sees its whole chunk of `window` keys and the one before.
+    """Chunked attention: each query attends to its chunk of `window` keys and the previous one.
 
-    Without causality the one after too: Reformer's local layers (Kitaev 2020, as published), but
-    for the authors' going round from the last chunk to the first, which no causal model sees.
+    If bidirectional, also to the next one: Reformer's local layers (Kitaev 2020, as published),
+    without the authors' wrap-around from the last chunk to the first, which causal models mask.
     """
     mask = dataclasses.replace(mask, chunk=window or mask.chunk)
     return _attend(query, key, value, mask, scoring, mask.chunk)
@@ -51,10 +52,10 @@ def _attend(query, key, value, mask, scoring, size):
 def banded(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, size: int
 ) -> Array:
-    """Returns `dense.attend` where mask shows no more than blocks of `size` and its global tokens.
+    """Banded attention: `dense.attend` for masks within adjacent blocks of `size`.
 
-    Each block of queries sees its own block of keys, the one before, without causality the one
-    after, and the leading global tokens; these themselves, being queries, see all.
+    Each block of queries attends to its own block of keys, the previous one, if bidirectional the
+    next one, and the leading global tokens; global tokens attend to all keys.
     """
     B, T, N, H = query.shape
     K, G, g = key.shape[2], N // key.shape[2], mask.global_tokens
@@ -69,7 +70,7 @@ def banded(
 
     index = jnp.arange(T)[None]
     ours, theirs = cut(index, size, -1)[..., :, None], near(index, -1)[..., None, :]
-    # A global token is among the keys twice, in front and in its block: it counts once.
+    # A global token is among the keys twice, in front and in its block: mask one of them.
     once = (theirs >= g) | (jnp.arange(theirs.shape[-1]) < g)
     visible = once & (theirs >= 0) & mask.near(ours, theirs)
     if mask.query_segments is not None:
@@ -98,7 +99,7 @@ def banded(
 def leading(
     rows: int, query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring
 ) -> Array:
-    """Returns `dense.attend` of the first `rows` queries to all keys."""
+    """Full attention of the first `rows` queries to all keys."""
     if mask.query_segments is not None:
         mask = dataclasses.replace(mask, query_segments=mask.query_segments[:, :rows])
     return dense.attend(query[:, :rows], key, value, mask, scoring)
@@ -113,14 +114,14 @@ def attend_longformer(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, window: int, global_tokens: int, global_query: Array, global_key: Array, global_value: Array,
 ) -> Array:
-    """Returns [B, T, N, H] as `dense.attend` under mask.window and mask.global_tokens.
+    """Longformer attention [B, T, N, H] under mask.window and mask.global_tokens.
 
-    The first global_tokens of a row look through projections of their own (Beltagy 2020,
-    section 3.1, "Linear Projections for Global Attention"), which know no rotary positions.
-    In a packed row they belong to the first segment and are seen by it alone.
+    The first global_tokens of a row use separate projections (Beltagy 2020, section 3.1, "Linear
+    Projections for Global Attention"), without rotary positions. In a packed row they belong to the
+    first segment, and are visible to it only.
 
     Args:
-      window: keys a query sees back, itself included; as many ahead where it may.
+      window: number of keys a query attends to backwards, itself included, and likewise forwards.
       global_query: [B, T, N, H]; global_key, global_value: [B, S, K, H].
     """
     mask = dataclasses.replace(mask, window=window, global_tokens=global_tokens)
@@ -136,11 +137,11 @@ def attend_longformer(
 def attend_strided(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, stride: int
 ) -> Array:
-    """Returns [B, T, N, H] as `dense.attend` under mask.stride, at a cost of T^2 / stride.
+    """Strided attention [B, T, N, H] under mask.stride, at a cost of T^2 / stride.
 
-    A query sees keys a multiple of `stride` away (Child 2019, section 4.2, the second of its
-    two heads; alternated with "local" it is the paper's strided pattern). Tokens are sorted by
-    what their index leaves over, so that each such class is a sequence of its own.
+    A query attends to keys at multiples of `stride` (Child 2019, section 4.2, the second of its two
+    heads; alternated with "local" it is the paper's strided pattern). Tokens are grouped by index
+    modulo stride, and each group is attended to as a separate sequence.
     """
     return _strided(query, key, value, mask, scoring, stride, None)
 
@@ -149,10 +150,10 @@ def attend_dilated(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, stride: int, window: int,
 ) -> Array:
-    """Returns `attend_strided` where a query sees the nearest `window` of those keys alone.
+    """Dilated sliding window: `attend_strided` limited to the nearest `window` of these keys.
 
-    The query's own included: a sliding window with gaps, linear in T (Beltagy 2020,
-    https://arxiv.org/abs/2004.05150, section 3.1, "dilated sliding window").
+    The query itself included; linear in T (Beltagy 2020, https://arxiv.org/abs/2004.05150,
+    section 3.1).
     """
     return _strided(query, key, value, mask, scoring, stride, window)
 
@@ -182,7 +183,7 @@ def _strided(query, key, value, mask, scoring, stride, window):
 
 
 def pairs(T: int, S: int, window: int | None) -> int:
-    """Pairs of a query and a key that attention in blocks of `window` computes."""
+    """Number of query-key pairs that attention in blocks of `window` computes."""
     return T * min(S, 2 * (window or S))
 
 

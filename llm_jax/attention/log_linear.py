@@ -1,4 +1,4 @@
-"""Log-linear attention: a state for each of a few spans of the past, longer further back."""
+"""Log-linear attention: one recurrent state for each of log2(T) spans of the past."""
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,21 @@ def attend(
     *, max_length: int, decay: Array, levels: Array, level_scale: Array, norm: Array,
     state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm(scale q_t sum_l w_tl S_tl), w = softplus(level_scale levels),
+    """Log-linear attention: RMSNorm(scale q_t sum_l w_tl S_tl), w = softplus(level_scale levels).
 
-    of states S_l that are those of `gated_linear` over spans of tokens: the token itself, and of
-    those before it 2^(l - 1) where its place in the row, in binary, has that bit. Log-linear
-    attention (Guo 2025, https://arxiv.org/abs/2506.04761, sections 3.1 and 3.2). A document's place
-    in a packed row decides its spans.
+    The states S_l are those of `gated_linear` over the spans of a Fenwick tree: the token itself,
+    and 2^(l - 1) previous tokens for each bit set in its index in the row (Guo 2025,
+    https://arxiv.org/abs/2506.04761, sections 3.1 and 3.2). The spans of a packed document depend
+    on its offset in the row.
 
     Args:
-      max_length: of a row.
+      max_length: maximum length of a row.
       decay: [B, T, N].
       levels: [B, T, N, L], L = 1 + log2(max_length), rounded up.
       level_scale: [N, L].
-      norm: [V], scale of the norm that each head has by itself.
-      state: [B, N, L, H, V]: S_1 to S_(L-1) before the first token, and the number of tokens read;
-        returned with the output. With a state, tokens are taken one at a time.
+      norm: [V], scale of the per-head RMSNorm.
+      state: [B, N, L, H, V]: initial S_1 to S_(L-1), and the number of tokens read; the final state
+        is returned too. With a state, tokens are processed one at a time.
     """
     B, T, N, H = query.shape
     query = query.astype(jnp.float32) * scoring.factor(H)
@@ -54,7 +54,7 @@ def attend(
 
 
 def _chunk(state, arrays, decays):
-    """states [B, N, J, H, V] of spans of 1, 2, 4 … chunks of c tokens, count [B] of chunks."""
+    """states [B, N, J, H, V] of spans of 1, 2, 4 … chunks of c tokens; count [B] of chunks."""
     (states, count), (q, k, v, weights, valid) = state, arrays
     (c, J), place = (q.shape[2], states.shape[2]), jnp.arange(q.shape[2])
     inside = c.bit_length()  # levels of spans within a chunk
@@ -64,7 +64,7 @@ def _chunk(state, arrays, decays):
     y = (decays.scores(q, k) * own) @ v
     of_level = (q * decays.arriving)[..., None, :] * weights[..., inside : inside + J, None]
     y += jnp.einsum("bnijh,bnjhv->bniv", of_level, states)
-    # As a binary number is counted up: what its lowest ones stand for becomes one span.
+    # A binary increment: the spans of the trailing ones merge into one.
     bits = (count[:, None] >> jnp.arange(J)) & 1
     lowest = jnp.cumprod(jnp.pad(bits, ((0, 0), (1, 0)), constant_values=1), axis=1)[:, :J]
     ends, fills = ((lowest & x)[:, None, :, None, None] for x in (bits, 1 - bits))
@@ -77,7 +77,7 @@ def _chunk(state, arrays, decays):
 
 
 def _spans(max_length):
-    """Spans of 1, 2, 4 … tokens before a token of a row."""
+    """The number of span lengths 1, 2, 4 … before a token."""
     return (max_length - 1).bit_length()
 
 

@@ -1,12 +1,12 @@
-"""LSH attention: locality-sensitive hashing finds similar tokens (Reformer; Kitaev 2020, 2).
+"""LSH attention: locality-sensitive hashing selects similar tokens (Reformer; Kitaev 2020, 2).
 
-Queries serve as keys. Each round of hashing sorts the tokens by bucket and cuts them into
-chunks; a query sees its own chunk and the one before. As in the authors' published models, a
-chunk's tokens see each other whatever their buckets, and a key met twice counts twice.
+Queries are also the keys. Each hash round sorts the tokens by bucket and splits them into chunks; a
+query attends to its own chunk and the previous one. As in the authors' published models, tokens of
+a chunk attend to each other regardless of bucket, and a key found in two rounds counts twice.
 
-A causal mask hides later keys, but not what the sort makes of them: how many later tokens fall
-into lower buckets moves the ends of chunks, and with them which earlier keys a token sees. Only
-chunks counted within a bucket, blind to other buckets, would not; that is not the published model.
+A causal mask hides later keys, but not their effect on the sort: the number of later tokens in
+lower buckets shifts chunk boundaries, and so changes which earlier keys a token attends to. Only
+chunks within buckets would avoid this leak; the published models do not use them.
 """
 
 import jax
@@ -17,7 +17,7 @@ from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import HIDDEN, PLAIN, Scoring
 from llm_jax.attention.variant import Variant, able
 
-ITSELF = -1e5  # above HIDDEN: a token sees itself only where it sees nothing else
+ITSELF = -1e5  # above HIDDEN: a token attends to itself only if no other key is visible
 
 
 def attend(
@@ -25,25 +25,26 @@ def attend(
     *, decided: Array | None = None, lsh_chunk: int = 64, lsh_hashes: int = 1,
     lsh_buckets: tuple[int, ...] = (),
 ) -> Array:
-    """Returns [B, T, N, H]: sum over rounds r of softmax_r(z_r) o_r (section 2, appendix A).
+    """LSH attention: sum over rounds r of softmax_r(z_r) o_r (section 2, appendix A).
 
-    o_r is attention within the chunks of round r and z_r the log of its normaliser. Sequences
-    of at most one chunk are attended to in full, which is also what one bucket would give.
-    Others are filled up to whole chunks by padding. As in the published models a round's first
-    chunk sees the last of the round before, so that further padding can change what it sees.
+    o_r is the attention output within the chunks of round r and z_r its log normaliser. Sequences
+    of at most one chunk use full attention, as a single bucket would. Longer ones are padded to
+    whole chunks. As in the published models, the first chunk of a round attends to the last chunk
+    of the previous round, so that padding can affect its output.
 
     Args:
-      query: [B, T, N, H]; scaled to length sqrt(H), they are the keys.
-      key: not read.
+      query: [B, T, N, H]; scaled to norm sqrt(H), also the keys.
+      key: unused.
       value: [B, T, K, H], K divides N.
-      mask: segments are sorted one by one, 0 last: what a token sees depends on where in the row
-        its segment starts, and on the tokens of no other.
-      decided: [B, N, R, T], the bucket of each token in each round; None: drawn here.
+      mask: segments are sorted separately, padding last: a token's keys depend on the offset of its
+        segment in the row, but not on other segments.
+      decided: [B, N, R, T], the bucket of each token in each round; None: computed here.
       lsh_chunk, lsh_hashes, lsh_buckets: see `assign`.
-      scoring: scale and dropout; it has no bias, cap or sinks, nor a prefix or cache.
+      scoring: scale and dropout; bias, soft cap and sinks are not supported.
     """
     if scoring.asked - {"dropout"} or not mask.whole:
-        raise ValueError("attention 'lsh' has no bias, prefix or cache: set model.attention=dense")
+        raise ValueError("attention 'lsh' does not support a bias, prefix or cache: set "
+                         "model.attention=dense")
     B, T, N, H = query.shape
     if decided is None:
         decided = assign(query, jax.random.key(0), lsh_chunk, lsh_hashes, lsh_buckets)
@@ -72,15 +73,15 @@ def attend(
 
     undo_BNRL = jnp.argsort(order_BNRL, axis=-1)
     y_BNRLH, total_BNRL1 = (_pick(x.reshape(*undo_BNRL.shape, -1), undo_BNRL) for x in (y, total))
-    # Not jax.nn.softmax: near ITSELF, whose float32 neighbours are 1/128 apart, it would round
-    # otherwise than the published models do.
+    # Not jax.nn.softmax, which rounds differently from the published models near ITSELF, where the
+    # float32 spacing is 1/128.
     share = jnp.exp(total_BNRL1 - jax.nn.logsumexp(total_BNRL1, axis=2, keepdims=True))
     y_BNLH = jnp.sum(y_BNRLH * share.astype(y.dtype), axis=2)
     return y_BNLH[:, :, :T].swapaxes(1, 2)
 
 
 def _sort(buckets_BNRL, segments_BL):
-    """[B, N, R, L] tokens by segment (padding last), within it by bucket, then by place."""
+    """Token order [B, N, R, L] by segment (padding last), bucket and position."""
     if segments_BL is None:
         return jnp.argsort(buckets_BNRL, axis=-1, stable=True)
     segment = jnp.where(segments_BL == 0, jnp.iinfo(jnp.int32).max, segments_BL)[:, None, None]
@@ -99,12 +100,12 @@ def _chunks(x, size):
 
 
 def _with_previous(x):
-    """[B, N, C, c, ...] -> [B, N, C, 2 c, ...]; before the first chunk comes the last."""
+    """[B, N, C, c, ...] -> [B, N, C, 2 c, ...]; the last chunk precedes the first."""
     return x if x.shape[2] == 1 else jnp.concatenate([jnp.roll(x, 1, axis=2), x], axis=3)
 
 
 def _within_chunks(q_BNCcH, v_BNCcH, visible, itself, scoring):
-    """Output [B, N, C, c, H] and log of the normaliser [B, N, C, c, 1]; masks [B, N, C, c, 2 c]."""
+    """Returns output [B, N, C, c, H], log normaliser [B, N, C, c, 1]; masks [B, N, C, c, 2 c]."""
     H = q_BNCcH.shape[-1]
     scale = scoring.factor(H)
     k = q_BNCcH.astype(jnp.float32)
@@ -122,16 +123,16 @@ def assign(
     query: Array, random: Array, lsh_chunk: int = 64, lsh_hashes: int = 1,
     lsh_buckets: tuple[int, ...] = (),
 ) -> Array:
-    """Returns [B, N, R, T] uint16, the bucket of each query [B, T, N, H] in each round.
+    """Returns the LSH bucket of each query [B, T, N, H] in each round, [B, N, R, T] uint16.
 
-    Bucket: argmax of [x R; -x R], R random of shape [H, buckets / 2] (section 2, "Locality
-    sensitive hashing"); of several factors, each has its own R, and the products are the buckets.
+    Bucket: argmax of [x R; -x R], for random R [H, buckets / 2] (section 2, "Locality sensitive
+    hashing"). With several factors, each has its own R, and their combinations are the buckets.
 
     Args:
-      random: a key, or the rotations themselves [N, H, rounds, sum of factors / 2].
-      lsh_chunk: length of a chunk; up to that length there is one round and one bucket.
-      lsh_hashes: rounds.
-      lsh_buckets: even factors of the number of buckets; (): by length, see `factors`.
+      random: a key, or the rotations [N, H, rounds, sum of factors / 2].
+      lsh_chunk: chunk length; sequences up to this length have one round and one bucket.
+      lsh_hashes: number of rounds.
+      lsh_buckets: even factors of the number of buckets; (): from the length, see `factors`.
     """
     B, T, N, H = query.shape
     if T <= lsh_chunk:
@@ -150,9 +151,9 @@ def assign(
 
 
 def factors(length: int, chunk: int) -> tuple[int, ...]:
-    """The power of two at or below 2 length / chunk, in two factors where it exceeds 2 chunk.
+    """Returns the largest power of two <= 2 length / chunk, as two factors if above 2 chunk.
 
-    About two buckets a chunk; two factors, because rotations cost the sum of factors a token.
+    There are about two buckets per chunk; rotations cost the sum of the factors per token.
     """
     bits = (2 * -(-length // chunk)).bit_length() - 1
     if 2**bits <= 2 * chunk:
@@ -161,7 +162,7 @@ def factors(length: int, chunk: int) -> tuple[int, ...]:
 
 
 def pairs(T: int, lsh_chunk: int = 64, lsh_hashes: int = 1, lsh_buckets: tuple = ()) -> int:
-    """Pairs of a query and a key that attention by hashing computes."""
+    """Number of query-key pairs that LSH attention computes."""
     return T * T if T <= lsh_chunk else lsh_hashes * T * 2 * lsh_chunk
 
 
@@ -174,6 +175,6 @@ VARIANT = Variant(
     reads=("lsh_chunk", "lsh_hashes", "lsh_buckets"),
     decide=assign,
     shared_qk=True,
-    leaks="which earlier tokens a token sees depends on later ones of its document, since hashing "
-    "sorts all of them; its loss is not that of a strictly causal model",
+    leaks="the earlier tokens that a token attends to depend on later ones of its document, since "
+    "hashing sorts all of them; its loss is not that of a strictly causal model",
 )

@@ -1,4 +1,4 @@
-"""Mamba-2 and Mamba-3: state space models with one decay a head, as linear attention (SSD)."""
+"""Mamba-2 and Mamba-3: state space models with one decay per head, as linear attention (SSD)."""
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,22 @@ def attend_mamba2(
     *, step: Array, z: Array, log_speed: Array, skip: Array, norm: Array,
     state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: RMSNorm((q_t S_t + skip v_t) silu(z_t)), over a group's heads,
+    """Mamba-2 [B, T, N, V]: RMSNorm((q_t S_t + skip v_t) silu(z_t)), norm over a group of heads,
 
       S_t = exp(-speed d_t) S_(t-1) + d_t k_t v_t^T,  d = softplus(step).
 
     Dao 2024, https://arxiv.org/abs/2405.21060, section 7.1: the query is its C, the key B, the
-    value x; of both there are num_key_heads, one for each group of heads. With short_conv=4
-    and short_conv_bias, this and the layer's projections are all of its block; its limits of d are
-    not there. No scale: scoring is not read.
+    value x, with num_key_heads queries and keys, one per group of heads. With short_conv=4 and
+    short_conv_bias, this and the layer's projections are the paper's block, without its limits of
+    d. Scoring is not used: there is no scale.
 
     Args:
-      step: [B, T, N]; the projection's bias is dt_bias.
+      step: [B, T, N]; the bias of its projection is dt_bias.
       z: [B, T, N, V].
       log_speed: [N], A_log.
       skip: [N], D.
       norm: [N, V], scale of the norm.
-      state: [B, N, H, V] before the first token; returned with the output.
+      state: [B, N, H, V], initial state; the final state is returned with the output.
     """
     N = z.shape[2]
     v, size = repeat(value, N), jax.nn.softplus(step.astype(jnp.float32))
@@ -47,7 +47,7 @@ def attend_mamba2(
 
 
 def _speeds(key, shape, dtype=jnp.float32):
-    """Logarithms of speeds that are uniform from 1 to 16, as in the paper's code."""
+    """Initialises log speeds, with speeds uniform in [1, 16], as in the paper's code."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
 
 
@@ -57,23 +57,23 @@ def attend_mamba3(
     scale_query: Array, scale_key: Array, bias_query: Array, bias_key: Array,
     state: Array | None = None, valid: Array | None = None, **_,
 ) -> Array | tuple[Array, Array]:
-    """Returns [B, T, N, V]: (q_t S_t + skip v_t) silu(z_t), with d = softplus(step) and
+    """Mamba-3 [B, T, N, V]: (q_t S_t + skip v_t) silu(z_t), with d = softplus(step) and
 
       S_t = a_t (S_(t-1) + (1 - l_t) d_t k_(t-1) v_(t-1)^T) + l_t d_t k_t v_t^T,
       a = exp(-d softplus(speed)),  l = sigmoid(trapezoid).
 
-    Mamba-3 of rank 1 (Lahoti 2026, https://arxiv.org/abs/2603.15569, sections 3.1, 3.2 and 3.4):
-    its C, B and x are query, key and value. Queries and keys are normed, get a bias, and half of
-    their channels turn by the sum of pi d tanh(angles) so far, pairs being a quarter apart. There
-    is no convolution, and no scale: scoring is not read.
+    The rank-1 (SISO) model of Lahoti 2026, https://arxiv.org/abs/2603.15569, sections 3.1, 3.2 and
+    3.4: its C, B and x are query, key and value. Queries and keys are normalised, get a bias, and
+    half of their channels are rotated by the cumulative sum of pi d tanh(angles), in pairs
+    (i, i + R). Scoring is not used: there is no scale.
 
     Args:
       step, speed, trapezoid: [B, T, N].
       angles: [B, T, R], R = H // 4.
       z: [B, T, N, V].
       skip: [N], D.
-      scale_query, scale_key: [H], of the norms; bias_query, bias_key: [N, H].
-      state: [B, N, H + 1, V + 2] before the first token, see `_unpack`; returned with the output.
+      scale_query, scale_key: [H], scales of the norms; bias_query, bias_key: [N, H].
+      state: [B, N, H + 1, V + 2], initial state, see `_unpack`; the final state is returned too.
     """
     (B, T, N, V), H = z.shape, key.shape[-1]
     full = lambda x: x.astype(jnp.float32)
@@ -96,7 +96,7 @@ def attend_mamba3(
 
 
 def _chunk(state, arrays, decays):
-    """state: S, and the last token's key and value, which the next one adds again."""
+    """state: S, and the key and value of the last token, which the next token's update reuses."""
     (S, k_before, v_before), (q, k, v, here, again, read) = state, arrays
     S = S + again[:, :, :1, None] * k_before[..., None] * v_before[:, :, None]
     both = here + jnp.pad(again[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
@@ -113,7 +113,7 @@ def _chunk(state, arrays, decays):
 
 
 def _turn(x, angle):
-    """x [B, T, N, H] with channels i and i + R turned by angle i of [B, T, N, R]."""
+    """Rotates channels (i, i + R) of x [B, T, N, H] by angle i of [B, T, N, R]."""
     R, cos, sin = angle.shape[-1], jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :R], x[..., R : 2 * R]
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos, x[..., 2 * R :]], axis=-1)

@@ -1,4 +1,4 @@
-"""The attention mask as structure (causal, window, segments …), not an array of all pairs."""
+"""Attention masks as structure (causal, window, segments …) instead of arrays of all pairs."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from jax import Array
 
 
 def static(default: Any) -> Any:
-    """A field of a dataclass that is part of its structure to JAX, and no array."""
+    """Declares a dataclass field as static metadata of the pytree."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
-    """The visible keys of each query: (causal | prefix) & (near | global) & same segment.
+    """Attention mask: (causal | prefix) & (near | global) & same segment.
 
-    Padding is segment 0 on both sides: padded queries see padded keys, so no row of a
-    packed batch is empty, and no real token sees padding.
+    Padding is segment 0 for queries and keys: padded queries attend to padded keys, so no row of
+    the mask is empty, and real tokens never attend to padding.
 
     Attributes:
-      query_segments: [B, T] int; a query sees only keys of its own segment. None: all one.
-      key_segments: [B, S] int; given together with query_segments.
-      query_offset: () or [B] int; index of the first query among the keys, for decoding
-        with a cache. None: 0.
-      prefix: [B] int; so many leading keys earlier queries see too (a prefix language model).
-      key_places: [B, S] int; where the keys stand, of a cache that keeps the last alone. None:
-        each at its index.
-      causal: a query sees no later key.
-      window: keys a query sees back, itself included; without `causal` as many ahead.
-      chunk: length of the chunks that positions fall into; a query sees its own and the one
-        before, without `causal` the one after too.
-      stride: a query sees only keys a multiple of this away.
-      global_tokens: so many leading tokens of a row see, and are seen, however far away.
+      query_segments: [B, T] int; a query attends to keys of its own segment only. None: one
+        segment.
+      key_segments: [B, S] int; required with query_segments.
+      query_offset: () or [B] int; index of the first query among the keys, for decoding with a KV
+        cache. None: 0.
+      prefix: [B] int; number of leading keys visible to all queries (prefix language model).
+      key_places: [B, S] int; positions of the keys, for a rolling cache. None: their indices.
+      causal: later keys are masked.
+      window: number of visible keys backwards, itself included; without `causal` also forwards.
+      chunk: chunk length; a query attends to its own chunk and the previous one, without `causal`
+        also to the next.
+      stride: only keys at a distance that is a multiple of it are visible.
+      global_tokens: number of leading tokens that attend to, and are visible to, any distance.
     """
 
     query_segments: Array | None = None
@@ -51,7 +51,7 @@ class Mask:
 
     @property
     def asked(self) -> set[str]:
-        """What a kind of attention must support to follow it, segments aside."""
+        """Returns the names in ABILITIES that the mask requires, except packing."""
         given = {
             "causal": self.causal,
             "bidirectional": not self.causal,
@@ -62,21 +62,21 @@ class Mask:
 
     @property
     def whole(self) -> bool:
-        """Whether queries and keys are the same tokens, and nothing is seen out of order."""
+        """Whether queries and keys are the same tokens, without a prefix or cache positions."""
         return self.query_offset is None and self.prefix is None
 
     @property
     def aligned(self) -> bool:
-        """Whether all rows' queries start at the same key, and nothing is seen out of order."""
+        """Whether all rows have the same query offset, without a prefix or cache positions."""
         in_order = self.prefix is None and self.key_places is None
         return in_order and (self.query_offset is None or self.query_offset.ndim == 0)
 
     def dense(self, T: int, S: int) -> Array | None:
-        """Returns bool [B or 1, 1, T, S], true where query t sees key s; None: everywhere."""
+        """Returns bool [B or 1, 1, T, S], true for visible pairs; None: all are visible."""
         return self.tile(0, T, 0, S)
 
     def tile(self, start: int | Array, T: int, first: int | Array, S: int) -> Array | None:
-        """Returns `dense` for T queries from `start` and S keys from `first` only."""
+        """Returns the tile of `dense` for T queries from `start` and S keys from `first`."""
         visible = None
         if self.causal or self.window or self.chunk or self.stride:
             query = self.places(start, T)[..., None]
@@ -93,14 +93,14 @@ class Mask:
         return None if visible is None else visible[:, None]
 
     def places(self, start: int | Array, T: int) -> Array:
-        """Returns [B or 1, T], where among the keys T queries from `start` stand."""
+        """Returns the key indices [B or 1, T] of T queries from `start`."""
         places = (start + jnp.arange(T))[None]
         if self.query_offset is None:
             return places
         return places + jnp.reshape(self.query_offset, (-1, 1))
 
     def near(self, query: Array, key: Array, prefix: Array | None = None) -> Array:
-        """Returns bool: whether queries see keys, by their indices; no segments."""
+        """Returns bool: visibility by query and key indices, without segments."""
         visible = jnp.ones((), bool)
         if self.window is not None:
             visible &= jnp.abs(query - key) < self.window
@@ -115,9 +115,9 @@ class Mask:
         return visible & ((key <= query) if prefix is None else (key <= query) | (key < prefix))
 
     def span(self, queries: tuple, T: int, S: int) -> tuple:
-        """Returns start and stop of keys outside which these queries see nothing.
+        """Returns (start, stop) of the keys that contain all visible keys of these queries.
 
-        queries: start and stop; traced ones, or an offset, give a traced span.
+        queries: (start, stop). The result is traced if they, or the offset, are traced.
         """
         start, stop = 0, S
         if self.query_offset is not None and self.aligned:

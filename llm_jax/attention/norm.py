@@ -1,4 +1,4 @@
-"""Norms, which some kinds of attention have inside and models around them."""
+"""RMSNorm and LayerNorm functions, used inside attention kinds and by models."""
 
 from functools import partial
 
@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-EPSILON = 1e-5  # of the norms inside attention, as their papers have it
+EPSILON = 1e-5  # for norms inside attention, as in their papers
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
 def rms_norm(x: Array, scale: Array | None, eps: float) -> Array:
-    """Returns x / sqrt(mean(x^2) + eps) * scale, last axis (arXiv 1910.07467).
+    """RMSNorm over the last axis: x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467).
 
-    x [..., D], scale [D] or None; in float32, returned in x's dtype. The backward pass keeps x.
+    x [..., D], scale [D] or None. Computed in float32, returned in x's dtype. Only x is saved for
+    the backward pass.
     """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
@@ -22,10 +23,10 @@ def rms_norm(x: Array, scale: Array | None, eps: float) -> Array:
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 def layer_norm(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
-    """Returns (x - mean) / sqrt(variance + eps) * scale + bias, last axis (arXiv 1607.06450).
+    """LayerNorm over the last axis: (x - mean) / sqrt(variance + eps) * scale + bias (1607.06450).
 
-    x [..., D], scale and bias [D] or None; in float32, returned in x's dtype. Over heads
-    [..., N, H], with scale and bias of that shape, it is what RWKV calls a group norm.
+    x [..., D], scale and bias [D] or None. Computed in float32, returned in x's dtype. With heads
+    [..., N, H] and scale and bias [N, H], it is RWKV's group norm.
     """
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)

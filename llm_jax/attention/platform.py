@@ -1,4 +1,4 @@
-"""The platform that a traced function will run on, which need not be the default one."""
+"""The target platform of a traced function, which may differ from the default backend."""
 
 import math
 
@@ -6,12 +6,12 @@ import jax
 
 
 def name() -> str:
-    """Returns "cpu", "gpu" or "tpu": that of the active mesh, else of JAX's first device."""
+    """Returns "cpu", "gpu" or "tpu": the platform of the active mesh, else of the first device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def alone() -> bool:
-    """Whether arrays here are one device's own, so that a kernel may take them as they are."""
+    """Whether arrays are local to one device, so that a kernel can be applied to them directly."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(n for axis, n in mesh.shape.items() if axis not in mesh.manual_axes) == 1

@@ -1,4 +1,4 @@
-"""Chunkwise recurrence of linear attention: a state from chunk to chunk, each chunk in parallel."""
+"""Chunkwise recurrence of linear attention: parallel within chunks, recurrent across chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,17 +19,17 @@ def run(
     chunk: Callable[..., tuple[Array, Array]], arrays: tuple[Array, ...], log_decay: Array | None,
     mask: Mask, state: Any, strict: bool = False, largest: int = CHUNK,
 ) -> tuple[Array, Any]:
-    """Returns outputs [B, T, N, V] and the last state, of a causal recurrence in chunks.
+    """Runs a causal recurrence in chunks; returns outputs [B, T, N, V] and the final state.
 
     Args:
       chunk: (state, arrays of a chunk [B, N, c, ...], Decays) -> (output [B, N, c, V], state), for
         chunks of `chunk_size` tokens.
-      arrays: [B, T, N, ...], where zeros must leave the state as it is.
-      log_decay: of the state before each token, at most 0: [B, T, N], or [B, T, N, M] where
-        channels of the state decay apart; None: no decay.
-      mask: its segments, each in one piece, do not see each other's states.
-      state: before the first token; arrays of any shape.
-      strict: a token's output is of the state before it.
+      arrays: [B, T, N, ...]; zeros must leave the state unchanged.
+      log_decay: log decay of the state at each token, at most 0: [B, T, N], or [B, T, N, M] per
+        channel; None: no decay.
+      mask: provides the segments, each contiguous; the state is reset between them.
+      state: initial state; a pytree of arrays of any shape.
+      strict: a token's output reads the state before its update.
     """
     B, T = arrays[0].shape[:2]
     size = chunk_size(T, largest)
@@ -60,11 +60,11 @@ def sum_of_products(
     query: Array, key: Array, value: Array, mask: Mask, log_decay: Array | None = None,
     state: Array | None = None, valid: Array | None = None, strict: bool = False,
 ) -> tuple[Array, Array]:
-    """Returns y [B, T, N, V] with y_t = query_t S_t, S_t = decay_t S_(t-1) + key_t value_t^T.
+    """Linear recurrence [B, T, N, V]: y_t = query_t S_t, S_t = decay_t S_(t-1) + key_t value_t^T.
 
-    query, key [B, T, N, M], value [B, T, N, V], log_decay [B, T, N] or of each channel
-    [B, T, N, M], state [B, N, M, V] (None: zeros), all float32; valid [B, T], of the tokens that
-    may change the state (None: all). strict: y_t = query_t S_(t-1).
+    query, key [B, T, N, M], value [B, T, N, V], log_decay [B, T, N], or [B, T, N, M] per channel,
+    state [B, N, M, V] (None: zeros), all in float32; valid [B, T]: tokens that update the state
+    (None: all). strict: y_t = query_t S_(t-1).
     """
     B, _, N, M = query.shape
     if state is None:
@@ -82,22 +82,22 @@ def sum_of_products(
 
 
 def chunk_size(T: int, largest: int = CHUNK) -> int:
-    """Tokens of a chunk of a row of T, a power of two."""
+    """Returns the chunk size for a row of T tokens, a power of two."""
     return min(largest, 1 << (T - 1).bit_length())
 
 
 def hold(valid: Array | None, x: Array | None) -> Array | None:
-    """x [B, T, N, ...] with zeros, which leave a state as it is, at tokens that are not valid."""
+    """Zeroes x [B, T, N, ...] at invalid tokens, so that they leave the state unchanged."""
     if valid is None or x is None:
         return x
     return jnp.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0)
 
 
 def head_norm(N: int, K: int, H: int, value_dim: int, **_: Any) -> dict[str, Weight]:
-    """The scale [V] of a norm that each head's output has by itself: nothing else bounds a sum."""
+    """The scale [V] of a per-head output norm, which bounds the otherwise unbounded sums."""
     return {"norm": Weight((value_dim,), ("kv",), jax.nn.initializers.ones)}
 
 
 def repeat(x: Array, N: int) -> Array:
-    """Key heads [B, S, K, H] beside their query heads [B, S, N, H], float32."""
+    """Repeats key heads [B, S, K, H] to the number of query heads [B, S, N, H], in float32."""
     return jnp.repeat(x, N // x.shape[2], axis=2).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Queries a block at a time, for kinds that need a whole row of scores but not all rows."""
+"""Attention by blocks of queries, for kinds that need whole rows of scores."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,17 +15,17 @@ BLOCK = 128
 
 
 def cut(x: Array, size: int, fill: Any = 0) -> Array:
-    """Returns x [B, T, ...] in blocks [B, T / size, size, ...], the last one filled up."""
+    """Splits x [B, T, ...] into blocks [B, T / size, size, ...]; the last one is padded."""
     more = [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, more, constant_values=fill)
     return x.reshape(len(x), -1, size, *x.shape[2:])
 
 
 def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) -> Any:
-    """Returns rows(query [B, t, N, H], start) -> [B, t, N, V] for all of query [B, T, N, H].
+    """Maps rows(query [B, t, N, H], start) -> [B, t, N, V] over blocks of query [B, T, N, H].
 
-    Either may be several arrays. `size` queries are taken at a time; the backward pass computes
-    each block again: memory is that of one.
+    Query and result may be pytrees. Blocks have `size` queries and are recomputed in the backward
+    pass, so that memory is that of one block.
     """
     T = jax.tree.leaves(query)[0].shape[1]
     if T <= size:
@@ -40,7 +40,7 @@ def by_rows(rows: Callable[[Any, Array], Any], query: Any, size: int = BLOCK) ->
 def scores(
     query: Array, key: Array, mask: Mask, scoring: Scoring, start: Array
 ) -> tuple[Array, Array | None]:
-    """Returns scores [B, N, t, S] of queries [B, t, N, H] from `start`, and which are visible."""
+    """Returns scores [B, N, t, S] of queries [B, t, N, H] from `start`, and their visibility."""
     B, t, N, H = query.shape
     S, K = key.shape[1:3]
     products = jnp.einsum(
@@ -55,14 +55,14 @@ def scores(
 def of_products(
     products: Array, H: int, mask: Mask, scoring: Scoring, start: Array
 ) -> tuple[Array, Array | None]:
-    """Returns `scores` of products [B, N, t, S] of heads of size H."""
+    """Returns `scores` from products [B, N, t, S] of heads of size H."""
     t, S = products.shape[2:]
     bias = scoring.bias and scoring.bias.block(mask.query_offset, start, t, 0, S)
     return scoring.scores(products, H, bias), shown(mask, start, t, S)
 
 
 def shown(mask: Mask, start: Array, T: int, S: int) -> Array | None:
-    """Returns mask.tile of T queries from `start` and all keys; padding may be among the last."""
+    """Returns mask.tile for T queries from `start` and all keys; last queries may be padding."""
     if mask.query_segments is not None:
         padded = jnp.pad(mask.query_segments, ((0, 0), (0, T - 1)))
         mask = dataclasses.replace(mask, query_segments=padded)
@@ -70,15 +70,15 @@ def shown(mask: Mask, start: Array, T: int, S: int) -> Array | None:
 
 
 def softmax(scores: Array, visible: Array | None, scoring: Scoring, start: Array) -> Array:
-    """Returns the weights of scores [B, N, t, S]."""
+    """Returns the attention weights for scores [B, N, t, S]."""
     visible = None if visible is None else visible[:, :, None]
     return scoring.weights(scores[:, :, None], visible, start)[:, :, 0]
 
 
 def weighted(weigh: Callable[[Any, Array], Array], query: Any, value: Array) -> Array:
-    """Returns [B, T, N, V]: the values [B, S, K, V] by weigh(query [B, t, N, H], start).
+    """Returns the weighted sums [B, T, N, V] of values [B, S, K, V].
 
-    weigh gives the weights [B, N, t, S] of the t queries from `start`.
+    weigh(query [B, t, N, H], start) returns the weights [B, N, t, S] of t queries from `start`.
     """
 
     def rows(query, start):
@@ -90,7 +90,7 @@ def weighted(weigh: Callable[[Any, Array], Array], query: Any, value: Array) -> 
 
 
 def segment_sums(x: Array, segments: Array | None) -> Array:
-    """Returns cumulative sums of x [B, S, ...] that begin anew with each segment [B, S]."""
+    """Returns cumulative sums of x [B, S, ...] that restart with each segment [B, S]."""
     if segments is None:
         return jnp.cumsum(x, axis=1)
     new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)

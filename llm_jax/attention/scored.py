@@ -1,4 +1,4 @@
-"""Weights of whole rows of scores: sigmoid, talking heads, stick-breaking, forgetting, PaTH."""
+"""Modified attention weights: sigmoid, talking heads, stick-breaking, forgetting (FoX), PaTH."""
 
 import math
 
@@ -12,16 +12,16 @@ from llm_jax.attention.rows import cut, of_products, scores, segment_sums, softm
 from llm_jax.attention.scoring import PLAIN, Scoring
 from llm_jax.attention.variant import Projection, Variant, Weight, able
 
-CHUNK = 32  # tokens whose transforms PaTH multiplies at once
+CHUNK = 32  # tokens per chunk of PaTH
 
 
 def attend_sigmoid(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, max_length: int
 ) -> Array:
-    """Returns [B, T, N, H]: sigmoid(scores - log max_length) value, without normalisation.
+    """Sigmoid attention [B, T, N, H]: sigmoid(scores - log max_length) value, not normalised.
 
-    Ramapuram 2024, https://arxiv.org/abs/2409.04431, section 3: the bias of minus the logarithm
-    of the length keeps the weights' sum near that of a softmax at the start.
+    Ramapuram 2024, https://arxiv.org/abs/2409.04431, section 3: the bias -log(length) keeps the
+    sum of the weights close to that of a softmax at initialisation.
     """
 
     def weigh(query, start):
@@ -37,10 +37,10 @@ def attend_talking_heads(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, mix_scores: Array, mix_weights: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: (softmax(scores P) W) value, P and W [N, N] over the heads.
+    """Talking-heads attention [B, T, N, H]: (softmax(scores P) W) value, P and W [N, N] over heads.
 
-    Section 4 of Shazeer 2020, https://arxiv.org/abs/2003.02436, as many heads within as without:
-    heads mix scores before the softmax and weights after it.
+    Section 4 of Shazeer 2020, https://arxiv.org/abs/2003.02436, with the same number of heads
+    everywhere: heads are mixed before and after the softmax.
     """
 
     def weigh(query, start):
@@ -52,18 +52,18 @@ def attend_talking_heads(
 
 
 def _identity(key, shape, dtype=jnp.float32):
-    """Near the heads as they are, so that a model starts as one with ordinary attention."""
+    """Initialises near the identity, so that a model starts close to ordinary attention."""
     return jnp.eye(*shape, dtype=dtype) + jax.random.normal(key, shape, dtype) * 0.02
 
 
 def attend_stick_breaking(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN
 ) -> Array:
-    """Returns [B, T, N, H]: sum over s < t of b_ts v_s, times 1 - b_tj of all j in between.
+    """Stick-breaking attention: sum over s < t of b_ts prod_{s < j < t} (1 - b_tj) v_s.
 
-    b = sigmoid(scores): from the latest key back, each takes its share of what is left. A token
-    does not see itself, and the first has an output of zeros. Tan 2025,
-    https://arxiv.org/abs/2410.17980, which has no other positions, in logarithms.
+    b = sigmoid(scores): from the latest key back, each takes its fraction of the remaining weight.
+    A token does not attend to itself, and the first output is 0. Computed in log space, without
+    other positions (Tan 2025, https://arxiv.org/abs/2410.17980).
     """
 
     def weigh(query, start):
@@ -71,7 +71,7 @@ def attend_stick_breaking(
         at = mask.places(start, query.shape[1])[:, None, :, None]
         visible = visible & (jnp.arange(key.shape[1]) < at)
         left = jnp.where(visible, jax.nn.log_sigmoid(-z), 0)
-        # Of the keys behind each: a shift, so that other segments add no rounding.
+        # Shift to exclude the key itself; subtracting would add rounding from other segments.
         left = jnp.pad(left[..., 1:], ((0, 0),) * 3 + ((0, 1),))
         left = jax.lax.associative_scan(jnp.add, left, reverse=True, axis=3)
         taken = jax.nn.log_sigmoid(z) + left
@@ -83,14 +83,14 @@ def attend_stick_breaking(
 def attend_forgetting(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN, *, forget: Array
 ) -> Array:
-    """Returns [B, T, N, H]: softmax(scale q_t k_s + log f_(s+1) + … + log f_t) v.
+    """Forgetting attention [B, T, N, H]: softmax(scale q_t k_s + log f_(s+1) + … + log f_t) v.
 
-    f = sigmoid(forget). Forgetting attention (FoX; Lin 2025, https://arxiv.org/abs/2503.02130),
-    which has no other positions. With qk_norm and output_gate the layer is the paper's "pro" but
-    for the norm of its output and its shift of keys and values.
+    f = sigmoid(forget). Forgetting Transformer (FoX; Lin 2025, https://arxiv.org/abs/2503.02130),
+    without other positions. With qk_norm and output_gate the layer is the paper's "Pro" block,
+    without its output norm and its shift of keys and values.
 
     Args:
-      forget: [B, S, N], of the keys' tokens.
+      forget: [B, S, N], for the tokens of the keys.
     """
     kept = segment_sums(jax.nn.log_sigmoid(forget.astype(jnp.float32)), mask.key_segments)
 
@@ -108,15 +108,15 @@ def attend_path(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, direction: Array, rate: Array,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax(scale q_t (I - b_t w_t w_t^T) … (I - b_(s+1) w_(s+1) …) k_s) v.
+    """PaTH attention: softmax(scale q_t (I - b_t w_t w_t^T) … (I - b_(s+1) w_(s+1) …) k_s) v.
 
-    PaTH (Yang 2025, https://arxiv.org/abs/2505.16381), which has no other positions: between query
-    and key stand the tokens' Householder-like transforms, of directions w of length 1, with
-    b = 2 sigmoid(rate). In chunks: a block of queries meets the keys' chunks from the last to the
-    first, and a chunk's transforms are multiplied into it once it has its scores.
+    Yang 2025, https://arxiv.org/abs/2505.16381, without other positions: products of Householder-
+    like transforms between query and key, with unit vectors w and b = 2 sigmoid(rate). Chunkwise:
+    a block of queries processes chunks of keys from last to first, and multiplies a chunk's
+    transforms into the queries after computing its scores.
 
     Args:
-      direction: [B, S, K, H], rate: [B, S, K]; of the keys' tokens.
+      direction: [B, S, K, H], rate: [B, S, K]; for the tokens of the keys.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -128,7 +128,7 @@ def attend_path(
     k, w, b = chunks(key), chunks(direction), 2 * jax.nn.sigmoid(chunks(rate))
     w *= jax.lax.rsqrt(jnp.square(w).sum(-1, keepdims=True) + 1e-6)
     w_t = w.swapaxes(-1, -2)
-    # Row i: what token i takes from a vector that the tokens before it have changed (delta.py).
+    # Row i: the component that token i removes after the transforms of earlier tokens (delta.py).
     solved = inverse(jnp.tril(b[..., None] * (w @ w_t), -1)) * b[..., None, :]
     of_keys, of_queries = solved @ jnp.tril(w @ k.swapaxes(-1, -2), -1), solved @ w
     first = jnp.arange(len(k)) * c
@@ -139,7 +139,7 @@ def attend_path(
 
         def step(q, chunk):
             k, w_t, of_keys, of_queries, first = chunk
-            # Of later tokens than the query a query knows nothing.
+            # Transforms of tokens after the query do not apply.
             met = jnp.where(first + jnp.arange(c) <= at, q @ w_t, 0)
             return q - met @ of_queries, q @ k.swapaxes(-1, -2) - met @ of_keys
 

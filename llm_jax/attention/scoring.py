@@ -1,4 +1,4 @@
-"""How products of queries and keys become attention weights: scale, bias, cap, sinks, dropout."""
+"""From query-key products to attention weights: scale, bias, soft cap, sinks, dropout."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,32 +9,32 @@ from jax import Array
 
 from llm_jax.attention.mask import static
 
-HIDDEN = -1e30  # finite: a query that sees nothing averages the values instead of giving NaN
+HIDDEN = -1e30  # finite, so that a query without visible keys averages values instead of NaN
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Bias:
-    """Added to the score of a query and a key, by head and distance (T5's buckets, ALiBi).
+    """Position bias of the scores by head and distance (T5's buckets, ALiBi).
 
-    A function of distance, never held for all pairs at once.
+    Stored by distance; never materialised for all pairs.
 
     Attributes:
-      values: [N, 2 L - 1] for key index minus query index from 1 - L to L - 1.
+      values: [N, 2 L - 1], for distances (key index - query index) from 1 - L to L - 1.
     """
 
     values: Array
 
     def tile(self, offset: int | Array, T: int, S: int) -> Array:
-        """Returns [N, T, S], where the first key stands `offset` after the first query.
+        """Returns [N, T, S]; `offset` is the distance of the first key from the first query.
 
-        Distances beyond the table count as its ends'.
+        Distances beyond the table are clipped.
         """
-        # A row is its neighbour shifted by one: laying out T + S values again and again, in rows
-        # one shorter, does that without a gather, whose gradient would be a slow scatter.
+        # Each row is the previous one shifted by one. Repeating T + S values and reshaping to rows
+        # one shorter avoids a gather, whose gradient is a slow scatter.
         wide = jnp.pad(self.values, ((0, 0), (T + S, T + S)), mode="edge")
         zero = wide.shape[1] // 2 + offset
-        away = jax.lax.dynamic_slice_in_dim(wide, zero - T, T + S, axis=1)  # of key 0, query T
+        away = jax.lax.dynamic_slice_in_dim(wide, zero - T, T + S, axis=1)  # from key 0, query T
         away = jnp.roll(away, -T, axis=1)  # distances 0 .. S - 1, then -T .. -1
         N = len(away)
         rows = jnp.broadcast_to(away[:, None], (N, T, T + S)).reshape(N, -1)
@@ -54,17 +54,17 @@ class Bias:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scoring:
-    """softmax(softcap(scale q k) + bias, over the visible keys and the sink), then dropout.
+    """Attention weights: softmax(softcap(scale q k) + bias) over visible keys and sink, dropout.
 
-    Kinds without a softmax take of these what they support.
+    Kinds without a softmax use the settings that they support.
 
     Attributes:
-      bias: by distance (Raffel 2020; Press 2022).
-      sinks: [N], the score of a key without a value, seen by all (gpt-oss, 2025; Miller 2023).
+      bias: position bias (Raffel 2020; Press 2022).
+      sinks: [N], the logit of a key without a value, always visible (gpt-oss, 2025; Miller 2023).
       dropout_key: random key; None: no dropout.
-      dropout_rate: share of the weights zeroed.
-      scale: of the products; None: H^-0.5.
-      softcap: c tanh(s / c) keeps scores within -c and c (Gemma 2, 2024, section 2); None: none.
+      dropout_rate: fraction of the weights dropped.
+      scale: factor on the products; None: H^-0.5.
+      softcap: c of c tanh(s / c) (Gemma 2, 2024, section 2); None: no cap.
     """
 
     bias: Bias | None = None
@@ -79,14 +79,14 @@ class Scoring:
         return self.dropout_key is not None and self.dropout_rate > 0
 
     def apart(self, number: int | Array) -> "Scoring":
-        """The same with another dropout key, folded with `number`."""
+        """Returns a copy with `number` folded into the dropout key."""
         key = self.dropout_key
         key = key if key is None else jax.random.fold_in(key, number)
         return dataclasses.replace(self, dropout_key=key)
 
     @property
     def asked(self) -> set[str]:
-        """What a kind of attention must support to follow it."""
+        """Returns the names in ABILITIES that it requires."""
         given = {
             "bias": self.bias is not None,
             "sinks": self.sinks is not None,
@@ -96,18 +96,18 @@ class Scoring:
         return {name for name, is_set in given.items() if is_set}
 
     def factor(self, H: int) -> float:
-        """The scale of products of heads of size H."""
+        """Returns the scale for heads of size H."""
         return H**-0.5 if self.scale is None else self.scale
 
     def scores(self, products: Array, H: int, bias: Array | None = None) -> Array:
-        """products [B, K, G, ..., S] of heads of size H, and a bias of that shape -> scores."""
+        """Maps products [B, K, G, ..., S] of heads of size H, with a bias, to scores."""
         scores = products * self.factor(H)
         if self.softcap is not None:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
         return scores if bias is None else scores + bias
 
     def weights(self, scores: Array, visible: Array | None, block: int | Array = 0) -> Array:
-        """Scores [B, K, G, ..., S] -> weights; each `block` has dropout of its own.
+        """Maps scores [B, K, G, ..., S] to weights; each `block` has its own dropout mask.
 
         visible: bool, broadcast against the scores; None: all.
         """
@@ -122,7 +122,7 @@ class Scoring:
         return self.drop(weights, block)
 
     def drop(self, weights: Array, block: int | Array = 0) -> Array:
-        """Zeroes dropout_rate of the weights and scales up the others."""
+        """Applies dropout to the weights."""
         if not self.dropout:
             return weights
         key = self.apart(block).dropout_key

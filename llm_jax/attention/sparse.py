@@ -1,6 +1,6 @@
-"""Keys that each query chooses: MoBA and NSA by blocks' means, DSA by a light indexer.
+"""Learned sparse attention: MoBA and NSA select blocks by their means, DSA keys by an indexer.
 
-No gradient goes through a choice. A packed row's documents share blocks, see blocks.py.
+Selections have no gradient. Packed documents may share blocks, see blocks.py.
 """
 
 import jax
@@ -19,15 +19,15 @@ def attend_moba(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, block: int, selected_blocks: int,
 ) -> Array:
-    """Returns [B, T, N, H]: softmax over the query's own block and those whose mean key is likest.
+    """Mixture of block attention (MoBA) [B, T, N, H]: softmax over the selected blocks of keys.
 
-    Mixture of block attention (MoBA; Lu 2025, https://arxiv.org/abs/2502.13189, section 2.2): only
-    full blocks before its own are chosen, by q · mean(k), each head for itself, so that no later
-    token has a say. What has few blocks is `blockwise.attend`, exactly.
+    Lu 2025, https://arxiv.org/abs/2502.13189, section 2.2: each head selects its own block and the
+    full earlier blocks with the highest q · mean(k), so that the selection is causal. Rows with few
+    blocks use `blockwise.attend`, which is then exact.
 
     Args:
-      block: tokens of a block.
-      selected_blocks: that a query sees, its own included.
+      block: block size in tokens.
+      selected_blocks: number of blocks per query, its own included.
     """
     S, K, H = key.shape[1:]
     if S <= block * selected_blocks:
@@ -65,20 +65,19 @@ def attend_nsa(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring = PLAIN,
     *, gates: Array, block: int, selected_blocks: int, window: int,
 ) -> Array:
-    """Returns [B, T, N, H]: g_1 compressed + g_2 selected + g_3 sliding, g = sigmoid(gates).
+    """Native sparse attention: g_1 compressed + g_2 selected + g_3 sliding, g = sigmoid(gates).
 
-    Native sparse attention (NSA; Yuan 2025, https://arxiv.org/abs/2502.11089, section 3).
-    Compressed: softmax over the means of full blocks that end by the query, zeros where there is
-    none. Selected: over the keys of the blocks that these weights, summed over a key head's
-    queries, find best; the first, the query's own and the one before are always among them.
-    Sliding: over a window. As in
-    flash-linear-attention, blocks do not overlap, a block is its mean rather than a learned
-    function of it, and all three branches share keys and values.
+    Yuan 2025, https://arxiv.org/abs/2502.11089, section 3. Compressed: softmax over the means of
+    the full blocks up to the query, 0 if there are none. Selected: softmax over the keys of the
+    blocks with the highest compressed weights, summed over the query heads of a key head, always
+    including the first, the query's own and the previous block. Sliding: a window. As in
+    flash-linear-attention, blocks do not overlap, compression is the mean instead of a learned
+    function, and the branches share keys and values.
 
     Args:
       gates: [B, T, N, 3].
-      block: tokens of a block; selected_blocks: of a query, those it always has included.
-      window: keys a query sees back, itself included.
+      block: block size in tokens; selected_blocks: blocks per query, the fixed ones included.
+      window: number of keys in the window, the query itself included.
     """
     S, K, H = key.shape[1:]
     mean_key, mean_value = (blocks.means(x, mask, block) for x in (key, value))
@@ -133,12 +132,13 @@ def attend_dsa(
     *, index_query: Array, index_key: Array, index_weight: Array, index_topk: int, index_heads: int,
     index_dim: int,
 ) -> tuple[Array, Array]:
-    """Returns [B, T, N, H], softmax over the index_topk keys of the highest I, and [B, T] losses.
+    """DeepSeek sparse attention (DSA): softmax over the index_topk keys of the highest scores I.
 
-    I_ts = sum_i w_ti relu(q_ti k_s), all heads alike. DeepSeek sparse attention (DSA; DeepSeek-AI
-    2025, https://arxiv.org/abs/2512.02556, section 2.1), with an RMSNorm of index keys for its
-    LayerNorm, on heads as they are rather than on latents. I learns by a loss of its own, the
-    divergence of softmax(I) from the heads' mean weights over the chosen keys.
+    I_ts = sum_i w_ti relu(q_ti k_s), shared by all heads (DeepSeek-AI 2025,
+    https://arxiv.org/abs/2512.02556, section 2.1). Differs from the paper in an RMSNorm of index
+    keys instead of LayerNorm, and in ordinary heads instead of MLA. Returns the output [B, T, N, H]
+    and the indexer's losses [B, T]: the KL divergence of softmax(I) from the mean attention weights
+    of the heads, over the selected keys.
 
     Args:
       index_query: [B, T, index_heads, index_dim]; index_key: [B, S, 1, index_dim];

@@ -1,4 +1,4 @@
-"""Exact attention on a TPU: JAX's Pallas kernel, with our masks and weights."""
+"""Splash attention: JAX's Pallas kernel for exact attention on TPUs, with our masks."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from llm_jax.attention.mask import Mask
 from llm_jax.attention.scoring import Scoring
 
-LANES = 128  # of a TPU's vector unit, the least side of a block
+LANES = 128  # lanes of a TPU's vector unit: the minimum side of a block
 LARGEST = 512
 
 
 def fits(query: Array, key: Array, mask: Mask, scoring: Scoring) -> bool:
-    """Whether the kernel can do it: whole blocks, nothing seen out of order, no bias."""
+    """Whether the kernel supports these inputs: whole blocks, an aligned mask, no bias."""
     T, S = query.shape[1], key.shape[1]
     structured = mask.whole and not (mask.chunk or mask.stride or mask.global_tokens)
     plain = not scoring.asked & {"bias", "dropout"}
@@ -27,9 +27,9 @@ def fits(query: Array, key: Array, mask: Mask, scoring: Scoring) -> bool:
 def attend(
     query: Array, key: Array, value: Array, mask: Mask, scoring: Scoring, interpret: bool = False
 ) -> Array:
-    """Returns [B, T, N, H] as `dense.attend`, of arrays for which `fits`.
+    """Computes `dense.attend` [B, T, N, H] for inputs that `fits` accepts.
 
-    interpret: run the kernel's steps one by one on any device, for tests.
+    interpret: interprets the kernel on any device, for tests.
     """
     scale = scoring.factor(query.shape[-1])
     heads_first = lambda x: x.swapaxes(1, 2)
@@ -59,7 +59,7 @@ def _visible(mask, T, S):
 
 
 def visited(mask: Mask, T: int, S: int) -> tuple[int, int]:
-    """Blocks of [T, S] scores that the kernel computes, and all: it skips those wholly masked."""
+    """Returns the number of [T, S] score blocks computed and in total: masked ones are skipped."""
     t, s = _side(T), _side(S)
     first = np.arange(0, T, t)
     last = first + t - 1
@@ -70,7 +70,7 @@ def visited(mask: Mask, T: int, S: int) -> tuple[int, int]:
 
 
 def _side(n: int) -> int:
-    """Tiles of as many queries or keys as divide the row."""
+    """Returns the tile side: the largest that divides n."""
     return next(b for b in (LARGEST, LARGEST // 2, LANES) if n % b == 0)
 
 

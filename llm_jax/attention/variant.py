@@ -1,4 +1,4 @@
-"""The record by which a kind of attention declares what it supports, reads, learns and costs."""
+"""`Variant`: declares the features, config keys, parameters and costs of a kind of attention."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,40 +7,40 @@ from typing import Any, NamedTuple
 import jax
 
 ABILITIES = {
-    "causal": "a query sees no later key",
-    "bidirectional": "a query sees what comes after it",
-    "cross": "keys are of another sequence",
+    "causal": "causal masks",
+    "bidirectional": "attention to later tokens",
+    "cross": "cross-attention",
     "packing": "several segments in a row",
-    "prefix": "a prefix that all see",
-    "cache": "going on from what was read before",
+    "prefix": "a bidirectional prefix",
+    "cache": "incremental decoding with a cache",
     "grouped": "fewer key heads than query heads",
     "bias": "relative or ALiBi positions",
-    "softcap": "capped scores",
-    "sinks": "a learned score without a value",
+    "softcap": "soft-capped scores",
+    "sinks": "a learned sink logit",
     "dropout": "dropout of attention weights",
-    "weights": "an output that is a weighted sum of the values, so that weights can be read",
+    "weights": "an output that is a weighted sum of the values",
 }
 
 
 class Weight(NamedTuple):
-    """A learned array that attend takes by name."""
+    """A learned array, passed to attend by name."""
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]  # logical axes, as models/ names them
+    axes: tuple[str | None, ...]  # logical axis names
     init: Callable = jax.nn.initializers.zeros  # (key, shape, dtype) -> array
 
 
 class Projection(NamedTuple):
-    """A learned projection of the layer's input, [B, T, *shape], that attend takes by name."""
+    """A learned projection of the layer's input, [B, T, *shape], passed to attend by name."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    bias: float | None = None  # what its bias starts at; None: no bias
-    of_keys: bool = False  # attend takes those of all keys, [B, S, *shape]: cached as keys are
-    rank: int = 0  # of two matrices that it is the product of; 0: one matrix
-    inner: Callable = lambda x: x  # between these two
-    rotary: bool = False  # turned where keys are
-    detached: bool = False  # its gradient does not reach the layer's input
+    bias: float | None = None  # initial value of the bias; None: no bias
+    of_keys: bool = False  # for all keys, [B, S, *shape], cached like keys
+    rank: int = 0  # rank of a product of two matrices; 0: one matrix
+    inner: Callable = lambda x: x  # applied between the two
+    rotary: bool = False  # rotary positions are applied, as to keys
+    detached: bool = False  # stops the gradient to the layer's input
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class Variant:
     Attributes:
       attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, scoring, **options)
         -> [B,T,N,H]. If it reads value_dim, values and output are [..., value_dim]; if it reads
-        num_key_heads and that is not 0, so many are the heads of query and key, and values have N.
-      supports: names of ABILITIES.
-      flops: (T, S, N, H, **reads) -> operations of one sequence's forward pass, nothing masked;
-        without the layer's matrices, which models/flops.py counts by their shapes.
-      memory: (T, S, N, H, **reads) -> numbers one sequence keeps for the backward pass, beyond
+        num_key_heads and that is not 0, query and key have num_key_heads heads, and values N.
+      supports: names in ABILITIES.
+      flops: (T, S, N, H, **reads) -> forward FLOPs of one sequence without masking, and without the
+        layer's matrices, which models/flops.py counts by shape.
+      memory: (T, S, N, H, **reads) -> elements saved per sequence for the backward pass, besides
         query, key, value and output.
-      source: where it comes from.
-      reads: keys of config.model that all these functions take as keywords.
+      source: the paper.
+      reads: keys of config.model passed to all these functions as keyword arguments.
       weights: (N, K, H, **reads) -> {name: Weight}.
       projections: (N, K, H, **reads) -> {name: Projection}.
-      decide: (query, random key, **reads) -> an array that attend takes as `decided`: what is
-        chosen without a gradient (LSH's buckets, Performer's directions), kept by a reversible
-        stack for its backward pass. None: nothing.
-      state: (N, K, H, **reads) -> shape of what it carries from token to token instead of a
-        cache of keys. Given `state` [B, *shape], before the first token, and `valid` [B, T], which
-        tokens may change it, attend returns (output, state).
-      writes: (**reads) -> keys and values of a head and token, beside each other, where these are
-        several: [B, T, K writes, H].
-      reach: (**reads) -> keys back to which a query sees, itself included, beyond which a cache
-        keeps none. None: all.
-      gate: of model.output_gate: output times gate(projection of the layer's input).
-      shared_qk: queries serve as keys; attend's key is None.
-      loss: attend returns (output, [B, T] losses), what is minimised beside the objective.
-      leaks: what later tokens decide of an earlier one's output in spite of a causal mask, of
-        which a decoder's training is warned; "": nothing.
+      decide: (query, random key, **reads) -> the argument `decided` of attend: choices without a
+        gradient (LSH's buckets, Performer's directions), which a reversible stack saves for its
+        backward pass. None: none.
+      state: (N, K, H, **reads) -> shape of the recurrent state that replaces the KV cache. Given
+        `state` [B, *shape], the initial state, and `valid` [B, T], the tokens that update it,
+        attend returns (output, state).
+      writes: (**reads) -> number of keys and values per head and token, adjacent:
+        [B, T, K writes, H].
+      reach: (**reads) -> number of keys backwards that a query can attend to, itself included,
+        which limits the KV cache. None: all.
+      gate: activation of model.output_gate: output times gate(projection of the layer's input).
+      shared_qk: queries are also the keys; attend's key is None.
+      loss: attend returns (output, [B, T] losses) that are added to the objective.
+      leaks: how an output depends on later tokens despite a causal mask; training a decoder logs it
+        as a warning. "": not at all.
     """
 
     attend: Callable
@@ -95,12 +95,12 @@ class Variant:
     leaks: str = ""
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """Those keys of a layer's config that these functions take as keywords."""
+        """Returns the keyword arguments of these functions from a layer's config."""
         return {name: cfg[name] for name in self.reads}
 
 
 def able(words: str) -> frozenset[str]:
-    """A set of abilities from their names; those after a minus are all but these."""
+    """Returns a set of ABILITIES from their names; after a leading "-", all others."""
     names = words.split()
     without = names[:1] == ["-"]
     names = frozenset(names[without:])

@@ -40,11 +40,15 @@ else, and quantised weights are made floats again for each product.
 def compress(workdir: str, target: str, method: str, step: int | str | None = None) -> Path:
     """Makes a run folder of another's checkpoint, compressed; returns its path.
 
+    LoRA's arrays are merged into the kernels first, and the factors that freeze these go.
+
     Raises:
       ConfigError: see methods.apply, load_params; a folder that is not empty.
     """
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
+    if config.model.lora_rank:
+        config.optimizer.rate_factors = config.optimizer.decay_factors = ()
     config.model, params = models.merge(config.model, params)
     config, params = methods.apply(config, params, method)
     config.init_from = config.distill.teacher = ""
@@ -55,7 +59,11 @@ def compress(workdir: str, target: str, method: str, step: int | str | None = No
 
 
 def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any]:
-    """Returns size, speed and scores of a run: parameters, nonzero, bytes, tokens_per_second …"""
+    """Returns size, speed and scores of a run: parameters, nonzero, bytes, tokens_per_second …
+
+    Raises:
+      ConfigError: no validation set; see load_params.
+    """
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
     documents = setup.objective.split(config, "validation")
@@ -68,15 +76,16 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
         limit = config.eval.max_batches
         values = evaluate(eval_step, params, batches, setup.mesh, limit).values
         speed = _speed(eval_step, params, next(iter(batches)), config.model.max_length, setup.mesh)
-    leaves = jax.tree.leaves(params)
+    weights = jax.tree.leaves(models.merge(config.model, params)[1])
     about = Path(workdir) / "imported.json"
     origin = read_json(about) if about.is_file() else {}
     return {
         "run": Path(workdir).name, "method": origin.get("method", ""), "step": step,
-        "teacher": bool(config.distill.teacher), "parameters": sum(x.size for x in leaves),
-        "nonzero": sum(int(np.count_nonzero(np.asarray(x))) for x in leaves),
-        "bytes": sum(map(stored, leaves)), "tokens_per_second": speed, "max_batches": limit,
-        "score": "accuracy" if setup.objective.classes else "loss", "values": values,
+        "teacher": bool(config.distill.teacher), "parameters": sum(x.size for x in weights),
+        "nonzero": sum(int(np.count_nonzero(np.asarray(x))) for x in weights),
+        "bytes": sum(map(stored, jax.tree.leaves(params))), "tokens_per_second": speed,
+        "max_batches": limit, "values": values,
+        "score": "accuracy" if setup.objective.classes else "loss",
     }  # fmt: skip
 
 
@@ -104,8 +113,16 @@ def _speed(step: Callable, params: Any, batch: dict, length: int, mesh: Any) -> 
 
 
 def add(workdir: str | Path, found: dict[str, Any]) -> Path:
-    """Records a measurement in WORKDIR/compress/ and writes the table of all; returns its path."""
+    """Records a measurement in WORKDIR/compress/ and writes the table of all; returns its path.
+
+    Raises:
+      ConfigError: it is of another score, or of more or fewer batches, than those in the table.
+    """
     folder = folder_named(workdir) / FOLDER
+    same = lambda x: f"{x['score']}, eval.max_batches={x['max_batches']}"
+    if others := {*map(same, map(read_json, folder.glob("*.json")))} - {same(found)}:
+        raise ConfigError(f"{found['run']}: is measured by {same(found)}, which cannot stand in "
+                          f"the table of {folder}: {', '.join(others)}")
     record.write(folder / f"{found['run']}.json", **found)
     return write(folder, Path(workdir).name)
 

@@ -31,25 +31,32 @@ def make_step(trainer: Any) -> Callable:
     """Returns a train step that learns from config.distill.teacher, for train.loop.Trainer.
 
     Raises:
-      ConfigError: no such run; another tokenizer, kind or labels than the student's; an objective
-        that has no soft targets.
+      ConfigError: no such run; another tokenizer, vocabulary, kind or labels than the student's, or
+        shorter rows; an objective that has no soft targets.
     """
     setup, config, d = trainer.setup, trainer.config, trainer.config.distill
     said = f"distill.teacher={d.teacher!r}"
-    teacher, tokenizer, params, _ = load_params(d.teacher, mesh=setup.mesh)
     if config.objective.name not in ABLE or config.objective.r_drop or config.objective.mixup:
         raise ConfigError(f"objective.name={config.objective.name!r}: not with {said}; these learn "
                           f"from a teacher, without r_drop and mixup: {', '.join(ABLE)}")
+    try:
+        teacher, tokenizer, params, _ = load_params(d.teacher, mesh=setup.mesh)
+    except ConfigError as error:
+        raise ConfigError(f"{said}: {error}") from error
     theirs, ours = teacher.config, config
     for what, a, b in (
         ("model.kind", theirs.model.kind, ours.model.kind),
         ("model.head", theirs.model.head, ours.model.head),
         ("data.labels", tuple(theirs.data.labels), tuple(ours.data.labels)),
         ("the tokenizer", tokenizer.pieces(), trainer.tokenizer.pieces()),
+        ("model.vocab_size", theirs.model.vocab_size, ours.model.vocab_size),
     ):
         if a != b:
             raise ConfigError(f"{said}: {what} is another than this run's" + (
                 "" if what == "the tokenizer" else f" ({a!r}, {b!r})"))  # fmt: skip
+    if theirs.model.max_length < ours.model.max_length:
+        raise ConfigError(f"model.max_length={ours.model.max_length}: {said} reads at most "
+                          f"{theirs.model.max_length} tokens")
     if d.hidden and theirs.model.embed_dim != ours.model.embed_dim:
         raise ConfigError(f"distill.hidden={d.hidden:g}: {said} is {theirs.model.embed_dim} wide, "
                           f"this run's model {ours.model.embed_dim}; set it to 0")

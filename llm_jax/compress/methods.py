@@ -21,13 +21,16 @@ def apply(config: ConfigDict, params: Any, method: str) -> tuple[ConfigDict, Any
     """Returns (config, parameters) of a compressed model: method is "int8", "prune:0.5" ….
 
     Raises:
-      ConfigError: no such method, an argument that it does not take, a model it cannot change.
+      ConfigError: no such method, an argument that it does not take, a model it cannot change or
+        would leave as it is.
     """
     kind, _, argument = method.partition(":")
     if kind not in METHODS:
         raise ConfigError(f"--method={method}: {kind!r} is none of {', '.join(METHODS)}")
-    config = ConfigDict(config.to_dict())
-    return METHODS[kind](config, params, argument)
+    new, smaller = METHODS[kind](ConfigDict(config.to_dict()), params, argument)
+    if new.model == config.model and jax.tree.all(jax.tree.map(np.array_equal, smaller, params)):
+        raise ConfigError(f"--method={method}: leaves every parameter of this model as it is")
+    return new, smaller
 
 
 def quantize(kind: str) -> Method:
@@ -50,7 +53,7 @@ def prune(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
     arXiv:2104.08378). optimizer.keep_zeros keeps them 0 in training.
     """
     if ":" in argument:
-        n, m = (int(x) if x.isdigit() else 0 for x in argument.split(":", 1))
+        n, m = (int(x) if x.isdecimal() else 0 for x in argument.split(":", 1))
         if not 0 < n < m:
             raise ConfigError(f"--method=prune:{argument}: must be like 2:4")
         smallest = lambda x: _smallest_of(x, n, m)
@@ -73,7 +76,7 @@ def _smallest_of(x: np.ndarray, n: int, m: int) -> np.ndarray:
     whole = len(x) // m * m  # inputs at the end that are fewer stay
     parts = x[:whole].reshape(-1, m, x.shape[1])
     mask = np.zeros(x.shape, bool)
-    mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, -1)
+    mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, x.shape[1])
     return mask
 
 
@@ -84,27 +87,23 @@ def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
     importance). They keep their place: shapes stay as they are.
     """
     share = _share("heads", argument)
-    shapes = models.abstract_params(config.model)
-    wanted = {}
+    m, shapes, wanted = config.model, models.abstract_params(config.model), {}
+    flat = {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    own = ("heads", "kv_heads")[: 1 + (m.num_kv_heads == m.num_heads)]  # axes of one head
     for path, p in jax.tree_util.tree_leaves_with_path(shapes):
         room, _, last = name(path).rpartition("/out/")
         if last == "kernel" and "heads" in p.axes:
             wanted[room] = p.axes.index("heads")
     if not wanted:
-        raise ConfigError(f"--method=heads: model.attention={config.model.attention!r} has no "
+        raise ConfigError(f"--method=heads: model.attention={m.attention!r} has no "
                           "output projection by head")
 
     def pruned(path, p, x):
         room = next((room for room in wanted if name(path).startswith(f"{room}/")), None)
-        own = {"heads", "kv_heads"} if config.model.num_kv_heads == config.model.num_heads else {
-            "heads"}  # fmt: skip
         axis = next((i for i, a in enumerate(p.axes) if a in own), None)
         if room is None or axis is None or not name(path).endswith("/kernel"):
             return x
-        out = params
-        for part in f"{room}/out/kernel".split("/"):
-            out = out[part]
-        at = wanted[room]  # layers, if there are several, come before it
+        out, at = flat[f"{room}/out/kernel"], wanted[room]  # layers come before that axis
         size = np.square(np.asarray(out)).sum(tuple(range(at + 1, out.ndim)))
         gone = np.argsort(np.argsort(size, -1), -1) < int(share * size.shape[-1])
         gone = gone.reshape(*gone.shape[:-1], *[1] * (axis - at), -1, *[1] * (x.ndim - axis - 1))
@@ -116,7 +115,7 @@ def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
 
 def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
     """Keeps the last of each k layers of each stack: a student to be distilled."""
-    m, k = config.model, int(argument) if argument.isdigit() else 0
+    m, k = config.model, int(argument) if argument.isdecimal() else 0
     if not 2 <= k <= min(configs.depths(m).values()):
         raise ConfigError(f"--method=layers:{argument}: must be 2 to model.num_layers="
                           f"{m.num_layers}, and every so many-th layer is kept")

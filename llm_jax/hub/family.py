@@ -187,9 +187,10 @@ MARKS = {"mlm": "transform/dense", "detection": "detection/score", "sequence": "
 
 def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[str]) -> None:
     """Sets what the names of tensors tell: heads, whether there is a pooler, or an output bias."""
-    tables = {head: (family.modules, family.by_head.get(head, {})) for head in MARKS}
+    marks = {head: head for head in family.by_head if head in HEADS} | MARKS
+    tables = {head: (family.modules, family.by_head.get(head, {})) for head in marks}
     there = lambda table, ours: f"{table.get(ours)}.weight" in names
-    heads = [head for head, ours in MARKS.items() if any(there(x, ours) for x in tables[head])]
+    heads = [head for head, ours in marks.items() if any(there(x, ours) for x in tables[head])]
     if {"sequence", "token"} <= set(heads):  # a classifier of one name
         token = "ForTokenClassification" in str(hf.get("architectures"))
         heads.remove("sequence" if token else "token")

@@ -1,6 +1,6 @@
-"""Whole models: `build(cfg)` turns config.model into a Linen module, batch -> Outputs.
+"""Model construction: `build(cfg)` turns config.model into a Linen module, batch -> Outputs.
 
-Other packages use models through this module alone, so that Linen stays inside.
+Other packages import models only from here, so that they do not depend on Linen.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """A parameter without its values: shape, dtype, and a logical name for each axis."""
+    """The shape, dtype and logical axis names of a parameter."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -32,17 +32,17 @@ class Param:
 
 
 def build(cfg: ConfigDict) -> Model:
-    """Returns the module for a resolved config.model (see llm_jax.config.resolve)."""
+    """Builds the module of a resolved config.model (see llm_jax.config.resolve)."""
     return adapt((Electra if cfg.generator_fraction else Model)(FrozenConfigDict(cfg)), cfg)
 
 
 def init_params(model: Model, key: jax.Array) -> dict:
-    """Returns a tree of arrays drawn from `key`; their sizes do not depend on a batch's."""
+    """Initialises the parameters; their shapes do not depend on the batch size."""
     return nn.unbox(_boxed(model, key))
 
 
 def abstract_params(model: Model | ConfigDict) -> dict:
-    """Returns the same tree with a Param for each array; computes nothing."""
+    """Returns the parameter tree with a Param for each array, without computing it."""
     model = model if isinstance(model, nn.Module) else build(model)
     boxed = jax.eval_shape(lambda: _boxed(model, jax.random.key(0)))
     is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
@@ -58,6 +58,6 @@ def abstract_params(model: Model | ConfigDict) -> dict:
 def _boxed(model: Model, key: jax.Array) -> dict:
     tokens = jnp.zeros((1, 1), jnp.int32)
     fields = "tokens encoder_tokens masked_positions masked_targets masked_weights".split()
-    # qwix 0.1.8 has a new adapter lie by the axes of its kernel; where it lies is said later.
+    # qwix 0.1.8 gives a new adapter the axes of its kernel; its sharding is set later.
     with nn.logical_axis_rules(() if model.cfg.lora_rank else nn.get_logical_axis_rules()):
         return model.init(key, dict.fromkeys(fields, tokens))["params"]

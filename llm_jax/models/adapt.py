@@ -1,4 +1,4 @@
-"""Quantised products (int8, fp8), LoRA and QLoRA, applied to a model by qwix."""
+"""Quantised matrix products (int8, fp8), LoRA and QLoRA, applied to a model by qwix."""
 
 import math
 from typing import Any
@@ -10,32 +10,32 @@ from ml_collections import ConfigDict
 
 from llm_jax import config
 
-# Of weights and activations, and of gradients: int8, or Micikevicius 2022's formats of fp8
+# Types of weights and activations, and of gradients: int8, or the fp8 formats of Micikevicius 2022
 # (https://arxiv.org/abs/2209.05433, section 3).
 FORMATS = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
-# Paths of layers. The modules below them are projections, feed-forward products and experts;
-# attention scores and routers are computed by the layer itself and stay as they are.
+# Module paths to quantise: projections, feed-forward networks and experts. Attention scores and
+# routers are computed by the layer itself and are not quantised.
 LAYER = "(.*/)?(attention|cross_attention|mlp(/shared)?)"
-BLOCK = 64  # inputs of a kernel that share a scale, at most (Dettmers 2023, section 4)
+BLOCK = 64  # maximum number of inputs that share a scale (Dettmers 2023, section 4)
 
 
 def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
-    """Returns the model as cfg.quantize and cfg.lora_rank ask, or itself; through qwix.
+    """Applies quantisation and LoRA to a model with qwix, as the config requests.
 
-    quantize: in training too, operands and gradients of a stack's matrix products are rounded
-    channel by channel; parameters stay as they are.
-    lora_rank r: to each product x W of a module named in cfg.lora_targets, (lora_alpha / r) x A B
-    is added (Hu 2021, https://arxiv.org/abs/2106.09685, section 4.1). A and B are parameters
-    beside W, `kernel_lora_a` and `kernel_lora_b`; B starts at 0. `merge` puts them into W. Experts
-    have none: qwix 0.1.8 adapts no product over groups (jax.lax.ragged_dot).
-    lora_quantize: the kernels W themselves are held as int8, int4 or nf4, with a float32 scale for
-    each output and block of inputs (QLoRA; Dettmers 2023, https://arxiv.org/abs/2305.14314, 3): in
-    place of an array, qwix's record of both (`quantized`). Nothing trains them.
-    weights: the same of a model without adapters (quantisation after training).
+    quantize: rounds the operands and gradients of a stack's matrix products per channel, also in
+    training; parameters are unchanged.
+    lora_rank r: adds (lora_alpha / r) x A B to the product x W of each module in cfg.lora_targets
+    (Hu 2021, https://arxiv.org/abs/2106.09685, section 4.1). A and B are the parameters
+    `kernel_lora_a` and `kernel_lora_b`; B starts at 0. `merge` adds them to W. Experts get no
+    adapters: qwix 0.1.8 does not support grouped products (jax.lax.ragged_dot).
+    lora_quantize: stores the frozen kernels W as int8, int4 or nf4, with a float32 scale per output
+    and block of inputs (QLoRA; Dettmers 2023, https://arxiv.org/abs/2305.14314, 3): qwix's record
+    of both replaces the array (see `quantized`).
+    weights: the same for a model without adapters (post-training quantisation).
     """
     if cfg.quantize == "none" and not cfg.lora_rank and cfg.weights == "float32":
         return model
-    import qwix  # optional: only those who ask for it need it
+    import qwix  # an optional dependency
 
     methods = [name for name in ("__call__", "encode", "step") if hasattr(model, name)]
     if cfg.lora_rank:
@@ -61,7 +61,7 @@ def adapt(model: nn.Module, cfg: ConfigDict) -> nn.Module:
 
 
 def _block(cfg: ConfigDict) -> int | None:
-    """The largest block that divides the inputs of each kernel; None, where it is small: all."""
+    """The largest block size that divides the inputs of each kernel; None: one block per output."""
     layers = [x for depth in config.depths(cfg).values() for x in config.layers(cfg, depth)]
     widths = [n for x in layers for n in (x.head_dim, x.mlp_dim, x.latent_kv, x.latent_query)]
     block = math.gcd(BLOCK, cfg.embed_dim, *widths)
@@ -69,7 +69,7 @@ def _block(cfg: ConfigDict) -> int | None:
 
 
 def quantized(like: Any, x: Any) -> Any:
-    """Returns a parameter as the model holds it that has `like` in its place: see `adapt`."""
+    """Quantises a parameter to the representation of `like`; see `adapt`."""
     how, was = getattr(like, "how", None), getattr(x, "how", None)
     if how == was:
         return x
@@ -78,14 +78,14 @@ def quantized(like: Any, x: Any) -> Any:
     x = dequantized(x)
     if how is None:
         return x
-    # Of a stack of layers `how` is one layer's; the shape of the scales is that of all.
+    # For stacked layers, `how` describes a single layer, and the scales have the stacked shape.
     sizes = zip(x.shape, like.array.scale.shape, strict=True)
     blocks = {axis: n // count for axis, (n, count) in enumerate(sizes)}
     return like.replace(array=qwix.quantize(x, how.qtype, tiled_axes=blocks))
 
 
 def dequantized(x: Any) -> jax.Array:
-    """Returns the array that a quantised parameter stands for; any other as it is."""
+    """Dequantises a parameter; returns other parameters unchanged."""
     if not hasattr(x, "how"):
         return x
     import qwix
@@ -94,10 +94,10 @@ def dequantized(x: Any) -> jax.Array:
 
 
 def merge(cfg: ConfigDict, params: Any) -> tuple[ConfigDict, Any]:
-    """Returns config.model without LoRA, and parameters of the same function: W + (alpha / r) A B.
+    """Merges LoRA adapters: returns config.model without LoRA, and kernels W + (alpha / r) A B.
 
-    A is [..., inputs, r] and B [..., r, outputs], in front the layers of a stack (Hu 2021, 4.1:
-    no latency of inference).
+    A is [..., inputs, r] and B [..., r, outputs], with a leading layer axis in a stack (Hu 2021,
+    4.1).
     """
     scale, cfg = cfg.lora_alpha / max(cfg.lora_rank, 1), ConfigDict(cfg.to_dict())
     cfg.lora_rank, cfg.lora_quantize, cfg.weights = 0, "none", "float32"

@@ -1,7 +1,6 @@
-"""Attention as a layer: projections, rotary positions and the key/value cache.
+"""Attention layer: projections, rotary positions and the KV cache.
 
-The maths between query, key and value is a pure function of arrays in llm_jax.attention,
-chosen by name.
+The attention function itself is a pure function of arrays in llm_jax.attention, selected by name.
 """
 
 import dataclasses
@@ -20,13 +19,13 @@ from llm_jax.models.convolution import ShortConvolution
 from llm_jax.models.layers import Dense, Norm, annotate, residual_scale
 from llm_jax.models.positions import rotate
 
-NOWHERE = -(2**30)  # the place of an empty slot: seen by no query
+NOWHERE = -(2**30)  # position of an empty cache slot, which no query attends to
 
 
 def kept(cfg: FrozenConfigDict) -> int | None:
-    """Tokens before a query of which a layer's cache has keys and values; None: all.
+    """Returns the number of previous tokens in a layer's KV cache; None: all of them.
 
-    A bias is a function of indices, so that a layer that has one keeps all.
+    A layer with a position bias, a function of cache indices, caches all tokens.
     """
     variant = variants.get(cfg.attention)
     if variant.reach is None or cfg.positions in ("relative", "alibi"):
@@ -35,16 +34,15 @@ def kept(cfg: FrozenConfigDict) -> int | None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani 2017, 3.2) with grouped queries (Ainslie 2023).
+    """Multi-head attention (Vaswani 2017, 3.2) with grouped queries (GQA; Ainslie 2023).
 
-    With cache_length S, keys and values live in the 'cache' collection [B, S, K, H]: a call
-    writes its own at `positions` (those from S on nowhere) and attends to all that are there; a
-    kind with a window keeps as many as it reaches back to.
-    Cross-attention fills its cache when `source` is given and reads it when it is not. A
-    recurrent kind keeps its state there instead. Where the 'weights' collection is mutable, the
-    attention weights [B, N, T, S] are kept there. What the kind of attention decides
-    without a gradient (LSH's buckets) is written to the 'decided' collection where that is
-    mutable, and read where it is there already.
+    With cache_length S, the 'cache' collection holds keys and values [B, S, K, H]: a call writes
+    its own at `positions` (positions >= S are padding and are dropped) and attends to all of them.
+    Kinds with a window cache only the tokens in it; recurrent kinds cache their state instead.
+    Cross-attention fills its cache if `source` is given and reads it otherwise.
+    Attention weights [B, N, T, S] are stored in the 'weights' collection if it is mutable.
+    Decisions without a gradient (LSH's buckets) are read from the 'decided' collection if present,
+    and otherwise written to it if it is mutable.
     """
 
     cfg: FrozenConfigDict
@@ -59,7 +57,7 @@ class Attention(nn.Module):
         *, source: jax.Array | None = None, bias: Bias | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]; source [B, S, D] is what cross-attention looks at."""
+        """x [B, T, D] -> [B, T, D]; source [B, S, D]: the input of cross-attention's keys."""
         cfg = self.cfg
         variant = variants.get(self.kind)
         query, key, value, options = self.project(variant, x, mask, source, positions)
@@ -71,7 +69,9 @@ class Attention(nn.Module):
             options["decided"] = self._decide(variant, query)
         scoring = self._scoring(bias)
         if lacking := (mask.asked | scoring.asked) - variant.supports:
-            raise ValueError(f"attention {self.kind!r} cannot do: {', '.join(sorted(lacking))}")
+            raise ValueError(
+                f"attention {self.kind!r} does not support: {', '.join(sorted(lacking))}"
+            )
         if self.is_mutable_collection("weights") and not self.is_initializing():
             weights = _weights(variant, query, key, value, mask, scoring, options)
             self.sow("weights", "self", weights)
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         return out(y, name="out")
 
     def _annotated(self, x):
-        """Queries, keys or values [B, T, heads, H]; one head for all is not split."""
+        """Annotates queries, keys or values [B, T, heads, H]; a single head is not sharded."""
         heads = "activation_heads" if x.shape[2] == self.cfg.num_heads else "activation_kv_heads"
         return x if x.shape[2] == 1 else annotate(x, "batch", "length", heads, "activation_kv")
 
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self, variant: Variant, x: jax.Array, mask: Mask, source: jax.Array | None,
         positions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, dict[str, Any]]:
-        """Query [B, T, N, H], key and value [B, S, K, H], and further arguments of attend."""
+        """Returns query [B, T, N, H], key, value [B, S, K, H] and more arguments of attend."""
         cfg = self.cfg
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         options = variant.settings(cfg)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         many, few = (N, "heads"), (shared or K, "kv_heads")
         of_query, of_value = (few, many) if shared else (many, few)
         writes = variant.writes(**options)
-        # Without a scale on the scores, the query's initialiser carries it (T5's practice).
+        # If scores are not scaled, the query initialiser includes the scale (as in T5).
         unscaled = H**-0.5 if cfg.init == "fan_in" and cfg.attention_scale == 1 else 1.0
 
         def made(x, name, heads, size=H, scale=1.0, times=1):
@@ -119,7 +119,7 @@ class Attention(nn.Module):
             y = dense(x, name=name)
             if not cfg.short_conv or self.cross:
                 return y
-            # SiLU behind it, as in recurrent kinds' papers; softmax has none (Primer).
+            # Recurrent kinds apply SiLU after it, as in their papers; softmax kinds not (Primer).
             convolution = ShortConvolution(
                 cfg.short_conv, axis, variant.state is not None, cfg.short_conv_bias,
                 self.cache_length, name=f"{name}_conv",
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         return query, k, v, options
 
     def _normed(self, name, x):
-        """Queries or keys [B, T, N, H], normed by head, or all of a token's together."""
+        """Normalises queries or keys [B, T, N, H] per head, or over all heads of a token."""
         if not self.cfg.qk_norm:
             return x
         joint = x.reshape(*x.shape[:2], -1) if self.cfg.qk_norm_joint else x
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         )
 
     def _learned(self, variant, x, positions):
-        """Arrays and projections that a kind of attention declares, by the names attend takes."""
+        """Returns the learned arrays and projections of a kind of attention, by argument name."""
         cfg = self.cfg
         sizes, options = (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim), variant.settings(cfg)
         learned = {}
@@ -186,7 +186,7 @@ class Attention(nn.Module):
         return learned
 
     def _projected(self, name, made, x):
-        """What a Projection makes of x [B, T, D]."""
+        """Applies a Projection to x [B, T, D]."""
         cfg, width, axis = self.cfg, self.cfg.embed_dim, "embed"
         x = jax.lax.stop_gradient(x) if made.detached else x
         if made.rank:
@@ -199,7 +199,7 @@ class Attention(nn.Module):
         )(x)  # fmt: skip
 
     def _decide(self, variant, query):
-        # Drawn even where it is decided already: later draws must not depend on it.
+        # Split the key even if a decision is stored: later random draws must not depend on it.
         key = jax.random.key(0) if self.deterministic else self.make_rng("dropout")
         if self.has_variable("decided", "decided"):
             return self.get_variable("decided", "decided")
@@ -223,7 +223,7 @@ class Attention(nn.Module):
         return self.cache_length and not variant.state and "cache" in variant.supports
 
     def _remember(self, key, value, mask, positions):
-        """Keys and values of all tokens of the cache, and the mask for them."""
+        """Updates the KV cache; returns all cached keys and values and their mask."""
         arrays, length = {"keys": key, "values": value}, kept(self.cfg)
         if length is None or length >= self.cache_length:
             return *self._cached(positions, **arrays), mask
@@ -231,8 +231,8 @@ class Attention(nn.Module):
         return *arrays, dataclasses.replace(mask, key_places=places)
 
     def _cached(self, positions, **arrays):
-        """Each [B, T, ...] written into its cache [B, S, ...], which is returned."""
-        # A row's position is its slot: rows of unequal length advance independently.
+        """Writes each array [B, T, ...] into its cache [B, S, ...], and yields the cache."""
+        # The slot is the row's position, so rows of different lengths advance independently.
         rows = jnp.arange(len(positions))[:, None]
         for name, x in arrays.items():
             if x is None:  # values of the latent kind
@@ -244,9 +244,9 @@ class Attention(nn.Module):
             yield cache.value
 
     def _rolled(self, positions, length, **arrays):
-        """Each [B, T, ...] behind those of up to `length` tokens before, then where all stand.
+        """Rolling cache of the last `length` tokens: a token's slot is its position % length.
 
-        A token's slot is its position modulo `length`.
+        Yields the cached entries followed by the new ones for each [B, T, ...], then positions.
         """
         rows, real = jnp.arange(len(positions))[:, None], positions < self.cache_length
         last = jnp.where(real, positions, -1).max(axis=1, keepdims=True)
@@ -269,7 +269,7 @@ class Attention(nn.Module):
 
 
 def _weights(variant, query, key, value, mask, scoring, options):
-    """Attention weights [B, N, T, S] of any kind: its output for one-hot values."""
+    """Returns attention weights [B, N, T, S] of any kind: its outputs for one-hot values."""
     B, S, K, _ = value.shape
     one_hot = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, K, S))
     weights = variant.attend(query, key, one_hot, mask, scoring, **options)

@@ -1,4 +1,4 @@
-"""Short convolutions over queries, keys and values, with their inputs kept for decoding."""
+"""Short causal convolutions over queries, keys and values, with a cache for decoding."""
 
 from functools import partial
 
@@ -12,10 +12,10 @@ def convolve(
     x: jax.Array, kernel: jax.Array, segments: jax.Array | None, activate: bool,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns y_t = sum_i kernel_i x_(t+i) + bias, [B, T, N, H], float32; `activate`: SiLU of it.
+    """Causal depthwise convolution y_t = sum_i kernel_i x_(t+i) + bias, [B, T, N, H] in float32.
 
-    Depthwise and causal, x [B, W - 1 + T, N, H] with what came before in front, kernel [W, N, H],
-    its last row for the token itself. segments [B, T] do not see each other.
+    x [B, W - 1 + T, N, H] starts with the W - 1 previous inputs; kernel [W, N, H] ends with the
+    weight of the current token. Segments [B, T] do not mix. activate: applies SiLU to y.
     """
     W, T = len(kernel), x.shape[1] - len(kernel) + 1
     y = jnp.zeros((len(x), T, *x.shape[2:]), jnp.float32)
@@ -32,11 +32,11 @@ def convolve(
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over the last `width` tokens (So 2021, arXiv 2109.08668).
 
-    With cache_length, the last width - 1 inputs live in the 'cache' collection.
+    With cache_length, the 'cache' collection holds the last width - 1 inputs.
     """
 
     width: int
-    axis: str  # logical, of the heads
+    axis: str  # logical name of the heads axis
     activate: bool
     use_bias: bool = False
     cache_length: int = 0
@@ -45,7 +45,7 @@ class ShortConvolution(nn.Module):
     def __call__(
         self, x: jax.Array, segments: jax.Array | None, positions: jax.Array | None
     ) -> jax.Array:
-        """x [B, T, N, H] -> the same; positions [B, T], those from cache_length on padding."""
+        """x [B, T, N, H] -> [B, T, N, H]; positions [B, T] >= cache_length are padding."""
         kept = len(x), self.width - 1, *x.shape[2:]
         bound = self.width**-0.5
         init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark 2020): a small generator fills in, a discriminator tells what is not original."""
+"""ELECTRA (Clark 2020): a discriminator detects the tokens that a small generator replaced."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from llm_jax.models.model import Model, Outputs, logits, positions_of
 
 
 class Electra(Model):
-    """The discriminator, with a generator on the same embeddings (section 3.2).
+    """ELECTRA's discriminator with a generator that shares its embeddings (section 3.2).
 
-    As in the authors' code, tables of tokens, positions and types and the norm of their sum are
-    shared; the generator has a projection of its own.
+    As in the authors' code, they share the token, position and type tables and the embedding norm;
+    the generator has its own projection.
 
-    Without its parameters in 'generator' it is a Model like any other: the one to keep.
+    Without the parameters in 'generator', it is an ordinary Model, to be fine-tuned.
     """
 
     def setup(self):
@@ -21,10 +21,11 @@ class Electra(Model):
         self.generator = Model(generator_config(self.cfg), self.embed)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """A masked batch -> the generator's Outputs with the discriminator's heads, and "replaced"
-        [B, T] among them: where the token sampled is not the original. Else: the discriminator's.
+        """For a masked batch, returns the generator's Outputs with the discriminator's heads and
+        "replaced" [B, T], true where the sampled token differs from the original. For any other
+        batch, returns the discriminator's Outputs.
 
-        Sampling has the 'dropout' key in training and always the same key without it.
+        Sampling uses the 'dropout' key in training, and a fixed key otherwise.
         """
         if "masked_positions" not in batch:
             return super().__call__(batch, deterministic=deterministic)
@@ -38,7 +39,7 @@ class Electra(Model):
         sampled = jax.random.categorical(key, jax.lax.stop_gradient(logits(generated)))
 
         rows = jnp.arange(len(tokens))[:, None]
-        # Unused slots of masked_positions are 0: the row's first token must stay as it is.
+        # Unused slots of masked_positions are 0: they must not change the row's first token.
         used = batch["masked_weights"] > 0
         filled = tokens.at[rows, places].set(jnp.where(used, sampled, tokens[rows, places]))
         differs = used & (sampled != batch["masked_targets"])
@@ -51,9 +52,9 @@ class Electra(Model):
 
 
 def generator_config(cfg: ConfigDict) -> FrozenConfigDict:
-    """Returns cfg at generator_fraction of its width, with a masked-LM head (section 3.2).
+    """Returns the generator's config: cfg with generator_fraction of its width (section 3.2).
 
-    Depth and head size stay; the token table keeps its width and is projected down.
+    Depth, head size and token embedding size are unchanged; the head is a masked-LM head.
     """
     g = ConfigDict(cfg.to_dict())
     g.num_heads = max(1, round(cfg.num_heads * cfg.generator_fraction))

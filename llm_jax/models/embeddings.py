@@ -1,4 +1,4 @@
-"""Embeddings: the token table, tables of positions and types, and what they add up to."""
+"""Input embeddings: token, position and type embeddings and their sum."""
 
 import math
 
@@ -12,13 +12,13 @@ from llm_jax.models.positions import sinusoids
 
 
 class TokenEmbed(nn.Module):
-    """tokens [B, T] -> [B, T, E]; `matrix` [V, E] serves again as the tied output."""
+    """Token embedding: [B, T] -> [B, T, E]; `matrix` [V, E] is also the tied output matrix."""
 
     cfg: FrozenConfigDict
 
     def setup(self):
         cfg = self.cfg
-        # With inputs scaled up by sqrt(embed_dim), the table starts that much smaller.
+        # If embeddings are multiplied by sqrt(embed_dim), the initial values are divided by it.
         init = normal(cfg, cfg.embed_dim if cfg.scale_embeddings else 1)
         self.matrix = self.param(
             "embedding",
@@ -27,8 +27,8 @@ class TokenEmbed(nn.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        # Each device looks up all tokens in its part of the width, an all-to-all moves the vectors:
-        # gathering the table would move all of it, and a gradient of its size.
+        # Each device looks up all tokens in its slice of the embedding dimension, then an
+        # all-to-all moves the vectors; gathering the table would move more, also its gradient.
         tokens = annotate(tokens, "lookup_batch", "length")
         x = jnp.take(self.matrix, tokens, axis=0)
         x = annotate(x, "lookup_batch", "length", "embed").astype(self.cfg.dtype)
@@ -37,7 +37,7 @@ class TokenEmbed(nn.Module):
 
 
 class Table(nn.Module):
-    """A learned vector for each of `size` indices: indices [B, T] -> [B, T, E]."""
+    """Learned embedding table of `size` rows: indices [B, T] -> [B, T, E]."""
 
     cfg: FrozenConfigDict
     size: int
@@ -55,8 +55,8 @@ class Table(nn.Module):
 class Embeddings(nn.Module):
     """Input embeddings: tokens, positions and types [B, T] -> [B, T, D].
 
-    The sum of token, position (learned, axial or sinusoidal) and type vectors, norm and dropout
-    where the config asks for them; then the projection to embed_dim.
+    The sum of token, position (learned, axial or sinusoidal) and type embeddings, with optional
+    norm and dropout, then the projection to embed_dim.
     """
 
     cfg: FrozenConfigDict
@@ -83,7 +83,7 @@ class Embeddings(nn.Module):
         self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None,
         *, embeddings: jax.Array | None = None, deterministic: bool = True,
     ) -> jax.Array:
-        """embeddings [B, T, E]: another's `look_up`, taken instead of one's own."""
+        """embeddings [B, T, E]: used instead of `look_up` (of another module)."""
         x = embeddings
         if x is None:
             x = self.look_up(tokens, positions, types, deterministic=deterministic)
@@ -95,14 +95,14 @@ class Embeddings(nn.Module):
         self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None,
         *, deterministic: bool = True,
     ) -> jax.Array:
-        """[B, T] -> [B, T, E], all but the projection."""
+        """[B, T] -> [B, T, E], without the projection."""
         cfg, x = self.cfg, self.tokens(tokens)
         if cfg.type_vocab_size:
             x += self.types(jnp.zeros_like(tokens) if types is None else types)
         if cfg.positions == "learned":
             x += self.positions(positions + cfg.position_offset)
         elif cfg.positions == "axial":
-            # Position i columns + j has the vectors of row i and column j, one behind the other.
+            # Position i * columns + j concatenates the embeddings of row i and column j.
             row, column = jnp.divmod(positions, cfg.axial_shape[1])
             x += jnp.concatenate([self.rows(row), self.columns(column)], axis=-1)
         elif cfg.positions == "sinusoidal":

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, from its config (XLA counts one iteration of a loop)."""
+"""Parameter and FLOP counts of a model, from its config (XLA counts a loop body only once)."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from llm_jax.models.electra import generator_config
 
 
 def count_params(cfg: ConfigDict) -> int:
-    """Number of parameters, by shapes alone."""
+    """Returns the number of parameters, computed from shapes."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(cfg)))
 
 
@@ -21,16 +21,17 @@ def train_flops(
     cfg: ConfigDict, batch: int, length: int, source_length: int = 0, predicted: int = 0,
     trained: Callable[[str], bool] = lambda path: True,
 ) -> float:
-    """FLOPs of forward and backward over [batch, length] tokens: 6 a weight and token.
+    """Returns the FLOPs of a forward and backward pass over [batch, length] tokens.
 
-    The convention of PaLM's appendix B, attention counted whole, recomputation not counted: 2 a
-    weight and token forward, 2 for the gradient of activations, 2 for that of the weight. The last
-    only of weights that are `trained`, by their paths; the one before only where something trained
-    comes before. `predicted` positions a row go through the output matrix; 0: all.
+    PaLM's convention (appendix B): 6 FLOPs per weight and token, plus attention scores without the
+    causal discount, excluding rematerialisation. Per weight and token, 2 are for the forward pass,
+    2 for the activation gradient (counted if a trained weight precedes) and 2 for the weight
+    gradient (counted if `trained(path)`). `predicted`: positions per row that pass through the
+    output matrix; 0: all.
     """
     T, S, P = length, source_length or length, predicted or length
     scores = dict.fromkeys(STAGES, 0.0) | _scores(cfg, T, S)
-    products = {stage: [] for stage in STAGES}  # (path, FLOPs forward)
+    products = {stage: [] for stage in STAGES}  # (path, forward FLOPs)
     learns = dict.fromkeys(STAGES, False)
     last = "encoder" if cfg.kind == "encoder" else "decoder"
     leaves = jax.tree_util.tree_leaves_with_path(abstract_params(cfg))
@@ -54,11 +55,11 @@ def train_flops(
     return batch * total
 
 
-STAGES = ("embed", "encoder", "decoder", "head")  # a gradient comes back through those behind
+STAGES = ("embed", "encoder", "decoder", "head")  # in forward order
 
 
 def _scores(cfg: ConfigDict, T: int, S: int) -> dict[str, float]:
-    """FLOPs forward of what attention does without weights of its own, in each stack."""
+    """Returns the forward FLOPs of attention without its projections, for each stack."""
 
     def of(layer, kind, queries, keys):
         variant = attention.get(kind)
@@ -83,13 +84,12 @@ def _size(x: Param) -> int:
 def _tokens(
     cfg: ConfigDict, path: str, axes: tuple[str | None, ...], T: int, S: int, P: int
 ) -> float:
-    """Of a row, the tokens by which a parameter is multiplied; 0: it is none of the matrices.
+    """Returns how many tokens of a row are multiplied by a parameter; 0 if it is not a matrix.
 
-    Those are what contracts, or makes, the width of the stream or of a latent, and the taps of a
-    convolution; LoRA's lie beside them. Of a table, that of tied outputs alone: what is looked up
-    is not multiplied.
+    Matrices are kernels with a residual-stream or latent axis, their LoRA matrices, and the taps of
+    convolutions. An embedding table counts only as a tied output matrix: a lookup is not a product.
     """
-    *rooms, last = path.removesuffix("/array/qvalue").split("/")  # of a QLoRA's kernel
+    *rooms, last = path.removesuffix("/array/qvalue").split("/")  # the suffix of QLoRA kernels
     ours = S if rooms[:1] == ["encoder"] else T
     if path in ("embed/embedding", "output"):
         return P * (heads.speaks(cfg) and cfg.tie_embeddings == (path != "output"))
@@ -106,6 +106,6 @@ def _tokens(
         ours = S
     if "experts" in axes:
         ours *= cfg.experts_per_token / cfg.num_experts
-    if "layers" not in axes:  # one layer's, or one period's, for all
+    if "layers" not in axes:  # shared by all layers
         ours *= len(configs.numbers(cfg, path))
     return ours

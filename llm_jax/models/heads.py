@@ -1,4 +1,4 @@
-"""Output heads: the table HEADS, of which model.head names one or several."""
+"""Output heads: the table HEADS, from which model.head selects one or several."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from llm_jax.models.layers import Dense, Norm
 
 
 class Transform(nn.Module):
-    """act(x W + b), [..., D] -> [..., width]; `then` norm: a norm of it; score: a number of it.
+    """Dense layer with activation, act(x W + b): [..., D] -> [..., width], `then` norm or score.
 
-    With a norm it stands before the masked LM's tied output matrix (BERT, appendix A.1), with a
-    score it is the logit of a token having been replaced (ELECTRA, 2), else BERT's pooler.
+    With a norm it precedes the masked LM's tied output matrix (BERT, appendix A.1). With a score, a
+    projection to one logit, it detects replaced tokens (ELECTRA, 2). Otherwise it is BERT's pooler.
     """
 
     cfg: FrozenConfigDict
@@ -41,12 +41,12 @@ class Head(NamedTuple):
     """An output head.
 
     Attributes:
-      make: cfg -> its module, [..., D] -> logits; None: the output matrix is all it has.
-      words: its logits are of the vocabulary, through Outputs.hidden and matrix; those of others
-        are in Outputs.heads under its name.
-      pooled: it reads a sequence's pooled vector [B, D], not each token's [B, T, D]: of an encoder
-        the first token's, of a decoder the last's.
-      labels: it has model.num_labels logits.
+      make: cfg -> module, [..., D] -> logits; None: the head consists of the output matrix alone.
+      words: the logits are over the vocabulary, from Outputs.hidden and Outputs.matrix; the logits
+        of other heads are in Outputs.heads.
+      pooled: reads one vector per sequence [B, D] instead of [B, T, D]: that of the first token of
+        an encoder, the last token of a decoder.
+      labels: returns model.num_labels logits.
     """
 
     make: Callable[[FrozenConfigDict], nn.Module] | None
@@ -59,7 +59,7 @@ HEADS: dict[str, Head] = {
     "lm": Head(None, words=True),
     "mlm": Head(lambda cfg: Transform(cfg, cfg.activation, cfg.embedding_dim, "norm"), words=True),
     "detection": Head(lambda cfg: Transform(cfg, cfg.activation, cfg.embed_dim, "score")),
-    "sequence": Head(  # a decoder's has no bias, as in transformers
+    "sequence": Head(  # without a bias in decoders, as in transformers
         lambda cfg: linear(cfg, cfg.num_labels, cfg.kind != "decoder"), pooled=True, labels=True),
     "token": Head(lambda cfg: linear(cfg, cfg.num_labels), labels=True),
     "span": Head(lambda cfg: linear(cfg, 2)),  # start and end (Devlin 2019, 4.2)
@@ -67,28 +67,28 @@ HEADS: dict[str, Head] = {
 
 
 def names(cfg: ConfigDict) -> tuple[str, ...]:
-    """Returns the heads that model.head names: "mlm,sequence" is two, "none" is none."""
+    """Returns the names in model.head: two for "mlm,sequence", none for "none"."""
     return () if cfg.head == "none" else tuple(cfg.head.split(","))
 
 
 def speaks(cfg: ConfigDict) -> bool:
-    """Whether a model has logits of the vocabulary, to sample words or fill gaps with."""
+    """Returns whether a model has logits over the vocabulary, for generation or mask filling."""
     return any(HEADS[name].words for name in names(cfg))
 
 
 def check(cfg: ConfigDict) -> None:
-    """Refuses heads that there are not, that exclude each other, or that lack model.num_labels.
+    """Validates model.head.
 
     Raises:
-      ValueError: naming the key, its value and what is allowed.
+      ValueError: an unknown head, heads that exclude each other, or no model.num_labels.
     """
     for name in names(cfg):
         if name not in HEADS:
-            raise ValueError(f"model.head={cfg.head!r}: {name!r} is not one of {', '.join(HEADS)} "
-                             "or none; several are separated by commas")
+            raise ValueError(f"model.head={cfg.head!r}: {name!r} is not one of {', '.join(HEADS)}, "
+                             "none; separate several by commas")
         if HEADS[name].labels and cfg.num_labels < 1:
-            raise ValueError(f"model.num_labels={cfg.num_labels}: model.head={cfg.head!r} needs at "
-                             "least 1")
+            raise ValueError(f"model.num_labels={cfg.num_labels}: must be at least 1 for "
+                             f"model.head={cfg.head!r}")
     if len(set(names(cfg))) < len(names(cfg)) or sum(HEADS[n].words for n in names(cfg)) > 1:
-        raise ValueError(f"model.head={cfg.head!r}: one of a name, and only one of "
+        raise ValueError(f"model.head={cfg.head!r}: names must differ, and include only one of "
                          f"{' and '.join(name for name, head in HEADS.items() if head.words)}")

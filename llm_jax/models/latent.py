@@ -1,4 +1,4 @@
-"""The projections of multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434)."""
+"""Projections of multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434)."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from llm_jax.models.positions import rotate
 
 
 class LatentAttention(Attention):
-    """Attention whose keys and values are made of one vector a token (section 2.1).
+    """Multi-head latent attention (MLA): keys and values are projections of a latent vector (2.1).
 
-    The cache holds that vector and the rotary dimensions that all heads share, [B, S, 1, C + R].
-    Without rotary positions there are none of these.
+    The KV cache holds the latent vector and the rotary key shared by all heads, [B, S, 1, C + R];
+    without rotary positions R = 0.
     """
 
     def project(
         self, variant: Variant, x: jax.Array, mask: Mask, source: None,
         positions: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, None, dict[str, Any]]:
-        """Query [B, T, N, H + R], key [B, S, 1, C + R], and the matrices that unfold it."""
+        """Returns query [B, T, N, H + R], key [B, S, 1, C + R] and the up-projection matrices."""
         cfg, D, C = self.cfg, (self.cfg.embed_dim,), self.cfg.latent_kv
         N, H = cfg.num_heads, cfg.head_dim
         R = cfg.latent_rotary if cfg.positions == "rotary" else 0
@@ -47,5 +47,5 @@ class LatentAttention(Attention):
 
 
 def attention_layer(kind: str) -> type[Attention]:
-    """The layer that makes queries, keys and values as a kind of attention takes them."""
+    """Returns the attention layer class with the projections for a kind of attention."""
     return LatentAttention if kind == "latent" else Attention

@@ -1,6 +1,6 @@
-"""The layers that all stacks are made of: projections, norms, the feed-forward layer.
+"""Basic layers: dense projections, norms and the feed-forward network.
 
-Parameters are float32 and carry logical axis names; activations are in `cfg.dtype`.
+Parameters are float32 and have logical axis names; activations have dtype `cfg.dtype`.
 """
 
 import math
@@ -16,31 +16,31 @@ from llm_jax.models.functions import GATED, PLAIN
 
 
 def annotate(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Names the logical axes of an activation; a no-op where no mesh is set."""
+    """Constrains the sharding of an activation by its logical axes; a no-op without a mesh."""
     return nn.with_logical_constraint(x, axes)
 
 
 def normal(cfg: FrozenConfigDict, fan_in: int, scale: float = 1.0):
-    """Initialiser: initializer_range, or T5's 1 / sqrt(fan_in) where cfg.init is 'fan_in'."""
+    """Normal initialiser with std initializer_range, or 1 / sqrt(fan_in) if cfg.init='fan_in'."""
     return nn.initializers.normal(
         scale * (cfg.initializer_range if cfg.init == "normal" else fan_in**-0.5)
     )
 
 
 def residual_scale(cfg: FrozenConfigDict) -> float:
-    """1 / sqrt(2 num_layers) where cfg.scale_residual_init (GPT-2 paper, section 2.3), else 1."""
+    """1 / sqrt(2 num_layers) if cfg.scale_residual_init (GPT-2 paper, section 2.3), else 1."""
     return (2 * cfg.num_layers) ** -0.5 if cfg.scale_residual_init else 1.0
 
 
 def both_streams(cfg: FrozenConfigDict) -> bool:
-    """Whether a reversible stack's two streams reach the output matrix as one wide vector."""
+    """Whether a reversible stack concatenates both streams for the output matrix."""
     return cfg.reversible and cfg.head == "lm" and not cfg.tie_embeddings
 
 
 class Dense(nn.Module):
-    """Contracts the last `len(inputs)` axes of x with a kernel of shape inputs + outputs.
+    """Linear layer over several axes: x [..., *inputs] -> [..., *outputs].
 
-    x [..., *inputs] -> [..., *outputs]; `axes` names the kernel's logical axes.
+    The kernel has shape inputs + outputs and the logical axes `axes`.
     """
 
     cfg: FrozenConfigDict
@@ -48,7 +48,7 @@ class Dense(nn.Module):
     outputs: Sequence[int]
     axes: Sequence[str]
     init_scale: float = 1.0
-    use_bias: bool | None = None  # None: as the config says
+    use_bias: bool | None = None  # None: cfg.use_bias
     bias_start: float = 0.0
 
     @nn.compact
@@ -58,7 +58,7 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), (*self.inputs, *self.outputs),
         )
-        # By Flax's function, which leaves a kernel that qwix holds quantised as it is.
+        # Flax's function leaves kernels that qwix quantised unchanged.
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=dtype)
         axes = ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
         y = jax.lax.dot_general(x, kernel, axes).astype(dtype)
@@ -72,7 +72,7 @@ class Dense(nn.Module):
 class Norm(nn.Module):
     """LayerNorm (Ba 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis.
 
-    Zero-centred, the scale is one plus its parameter.
+    If norm_zero_centered, the scale is 1 + its parameter.
     """
 
     cfg: FrozenConfigDict
@@ -91,9 +91,9 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """act(x up) down, or (act(x gate) * (x up)) down for the gated kinds (Shazeer 2020).
+    """Feed-forward network: act(x up) down, or gated, (act(x gate) * (x up)) down (Shazeer 2020).
 
-    x [B, T, D] -> [B, T, D], mlp_chunk positions at a time (Kitaev 2020, section 3.1).
+    x [B, T, D] -> [B, T, D], computed mlp_chunk positions at a time (Kitaev 2020, section 3.1).
     """
 
     cfg: FrozenConfigDict

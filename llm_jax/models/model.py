@@ -1,6 +1,6 @@
-"""The whole model: a batch to hidden vectors and the matrix that turns them into logits.
+"""The model: maps a batch to hidden vectors and the output matrix.
 
-So a loss need never hold the logits of all tokens at once.
+It does not return logits, so that a loss need not materialise those of all tokens at once.
 """
 
 from typing import NamedTuple
@@ -17,24 +17,24 @@ from llm_jax.models.transformer import Transformer
 
 
 class Outputs(NamedTuple):
-    """What a model returns; logits l = hidden @ matrix.T + bias, softcapped c tanh(l / c).
+    """Model outputs; logits are l = hidden @ matrix.T + bias, soft-capped as c tanh(l / c).
 
-    heads: what each head but the language models' gives, float32, by its name: "sequence"
-    [B, num_labels], "token" [B, T, num_labels], "span" [B, T, 2], "detection" [B, T] (and, of an
-    ELECTRA in training, "replaced" [B, T] bool); "pooled" [B, D] where a config has a pooler.
+    heads: float32 outputs of all heads other than "lm" and "mlm", by name: "sequence"
+    [B, num_labels], "token" [B, T, num_labels], "span" [B, T, 2], "detection" [B, T] (with
+    "replaced" [B, T] bool in ELECTRA pre-training), and "pooled" [B, D] if there is a pooler.
     """
 
-    hidden: jax.Array  # [B, T, D] (or [B, P, D] at masked_positions), as the output matrix takes it
+    hidden: jax.Array  # [B, T, D], or [B, P, D] at masked_positions: input of the output matrix
     matrix: jax.Array | None  # [V, D]
     bias: jax.Array | None = None  # [V]
-    features: jax.Array | None = None  # [B, T, D], the last block's output
-    encoded: jax.Array | None = None  # [B, S, D] of an encoder-decoder
+    features: jax.Array | None = None  # [B, T, D], the output of the last block
+    encoded: jax.Array | None = None  # [B, S, D], the encoder output of an encoder-decoder
     heads: dict[str, jax.Array] = {}  # noqa: RUF012
     softcap: float | None = None  # c; None: none
 
 
 def logits(outputs: Outputs) -> jax.Array:
-    """[B, T, V] float32, for decoding and tests; training goes through objectives/."""
+    """Returns logits [B, T, V] in float32, for decoding and tests; objectives/ avoids them."""
     hidden, matrix = outputs.hidden, outputs.matrix.astype(outputs.hidden.dtype)
     scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
     scores = scores if outputs.bias is None else scores + outputs.bias
@@ -43,10 +43,10 @@ def logits(outputs: Outputs) -> jax.Array:
 
 
 class Model(nn.Module):
-    """A decoder, an encoder or both, with the token table, the output matrix and the heads."""
+    """A decoder, an encoder or an encoder-decoder, with token embedding, output matrix, heads."""
 
     cfg: FrozenConfigDict
-    tokens: TokenEmbed | None = None  # another model's, to share
+    tokens: TokenEmbed | None = None  # shared with another model
 
     def setup(self):
         cfg = self.cfg
@@ -74,11 +74,13 @@ class Model(nn.Module):
         self.head_dropout = nn.Dropout(cfg.head_dropout)
 
     def __call__(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> Outputs:
-        """batch: tokens [B, T]; optional positions, types [B, T], prefix [B], masked_positions
-        [B, P] (where alone a masked model is asked); encoder_* for the source; embeddings [B, T, E]
-        of an encoder, taken instead of looking its tokens up. Which tokens are
-        padding says segment_ids (0; sequences packed in a row have numbers of their own) or an
-        attention_mask (0 padding, 1 real, on either side of a row); without, all are real.
+        """Runs the model on a batch.
+
+        batch: tokens [B, T]; optional positions, types [B, T], prefix [B], masked_positions [B, P]
+        (computes the masked-LM output there only), encoder_* for the source, and embeddings
+        [B, T, E], which replace the token lookup of an encoder. Padding is marked by segment_ids
+        (0: padding; other numbers: packed sequences) or attention_mask (0: padding, 1: real, on
+        either side); without them there is none.
         """
         inputs = batch["tokens"], positions_of(batch), segments_of(batch)
         if self.cfg.kind == "encoder":
@@ -93,23 +95,23 @@ class Model(nn.Module):
             *inputs, encoded=encoded, encoded_segments=segments_of(batch, "encoder_"),
             prefix=batch.get("prefix"), deterministic=deterministic,
         )  # fmt: skip
-        # A pooled head reads the token that has seen all others: the last of a decoder.
+        # In a decoder, pooled heads read the last token, which attends to all others.
         last = inputs[0].shape[1] - 1 - real(batch)[:, ::-1].argmax(1)
         at = last if self.cfg.kind == "decoder" else None
         outputs = self._outputs(features, deterministic=deterministic, at=at)
         return outputs._replace(encoded=encoded)
 
     def encode(self, batch: dict[str, jax.Array], *, deterministic: bool = True) -> jax.Array:
-        """encoder_tokens [B, S] and what else of the batch is the source's -> [B, S, D]."""
+        """Runs the encoder on the batch's encoder_* fields: encoder_tokens [B, S] -> [B, S, D]."""
         where = positions_of(batch, "encoder_"), segments_of(batch, "encoder_")
         return self.encoder(batch["encoder_tokens"], *where, deterministic=deterministic)
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, **cached: jax.Array | int | None
     ) -> Outputs:
-        """Continues cached sequences by tokens [B, T] at positions [B, T]; decoders only.
+        """Decoding step: appends tokens [B, T] at positions [B, T] to the cached sequences.
 
-        cached: cache_length, and what of encoded, encoded_segments, prefix there is.
+        cached: cache_length and, if any, encoded, encoded_segments, prefix.
         """
         return self._outputs(self.decoder(tokens, positions, **cached))
 
@@ -117,11 +119,11 @@ class Model(nn.Module):
         self, features: jax.Array, masked_positions: jax.Array | None = None,
         deterministic: bool = True, at: jax.Array | None = None,
     ) -> Outputs:
-        """at: [B], the token of each row that a head of the sequence reads; None: the first."""
+        """at: [B], the index of the token that pooled heads read; None: the first."""
         cfg, hidden = self.cfg, features
         matrix = bias = None
         if masked_positions is not None:
-            # Only these go through the output matrix, by far the largest product of a small model.
+            # Only masked positions pass through the output matrix, a small model's largest product.
             hidden = jnp.take_along_axis(hidden, masked_positions[..., None], axis=1)
         if heads.speaks(cfg):
             matrix = self.embed.matrix if cfg.tie_embeddings else self.output
@@ -145,13 +147,13 @@ class Model(nn.Module):
 
 
 def segments_of(batch: dict, side: str = "") -> jax.Array | None:
-    """[B, T] numbers of sequences in a row, 0 for padding; None: nothing says what is padding."""
+    """Returns segment ids [B, T], 0 for padding; None if the batch does not mark padding."""
     mask = batch.get(f"{side}segment_ids", batch.get(f"{side}attention_mask"))
     return None if mask is None else jnp.asarray(mask, jnp.int32)
 
 
 def positions_of(batch: dict, side: str = "") -> jax.Array:
-    """[B, T] as the batch says, else counted from the first token of a row that is no padding."""
+    """Returns positions [B, T] of the batch, by default counted from the first real token."""
     if (given := batch.get(f"{side}positions")) is not None:
         return given
     tokens = batch[f"{side}tokens"]
@@ -163,6 +165,6 @@ def positions_of(batch: dict, side: str = "") -> jax.Array:
 
 
 def real(batch: dict) -> jax.Array:
-    """[B, T]: whether a token is one, and no padding."""
+    """Returns a mask [B, T]: true for real tokens, false for padding."""
     segments = segments_of(batch)
     return jnp.ones(batch["tokens"].shape, bool) if segments is None else segments > 0

@@ -1,4 +1,4 @@
-"""Mixture of experts: feed-forward networks of which a router gives each token a few."""
+"""Mixture of experts: a router selects a few of many feed-forward networks for each token."""
 
 import math
 import operator
@@ -18,21 +18,20 @@ from llm_jax.models.layers import Dense, Mlp, annotate, normal, residual_scale
 
 
 class MixtureOfExperts(nn.Module):
-    """Sum over the top k experts e of gate_e(x) Mlp_e(x): x [B, T, D] -> [B, T, D].
+    """Mixture of experts, sum over the top k of gate_e(x) Mlp_e(x): x [B, T, D] -> [B, T, D].
 
-    Gates are the router's softmax, of several experts made to add up to one (Shazeer 2017;
-    Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088), or
-    as router_* says: sigmoids, a bias that bears on the choice alone, groups of experts
-    (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2). The bias learns by no gradient, and
-    is not adapted to the load: it stays as it is. shared_experts are added (DeepSeekMoE,
-    Dai 2024, https://arxiv.org/abs/2401.06066, 3.2).
-    Capacity factor c: of a row with n real tokens each expert takes the first ceil(c k n / E); the
-    others are dropped, which leaves them the residual branch's 0. expert_slots is such a number
-    itself, as in transformers' Switch. With neither it is dropless. Padding takes no
-    capacity. GShard serves all first choices before any second one (Lepikhin 2020,
-    https://arxiv.org/abs/2006.16668, algorithm 1), so that with k > 1 later tokens decide what
-    earlier ones lose; here they cannot, and a decoder stays causal. What `auxiliary_loss` needs is
-    sown in 'losses', as sums over real tokens.
+    Gates are the router's softmax, normalised over the top k experts (Shazeer 2017;
+    Fedus 2021, https://arxiv.org/abs/2101.03961; Jiang 2024, https://arxiv.org/abs/2401.04088).
+    router_* select DeepSeek-V3's variants (https://arxiv.org/abs/2412.19437, 2.1.2): sigmoid
+    scores, a selection bias (constant: it has no gradient, and no load-based update), expert
+    groups. shared_experts are added (DeepSeekMoE, Dai 2024, https://arxiv.org/abs/2401.06066, 3.2).
+    Capacity factor c: in a row with n real tokens, each expert takes the first ceil(c k n / E) and
+    drops the others, whose residual branch is then 0. expert_slots sets this number directly, as in
+    transformers' Switch. Without either, routing is dropless. Padding uses no capacity. GShard
+    serves all first choices before second ones (Lepikhin 2020, https://arxiv.org/abs/2006.16668,
+    algorithm 1), so that with k > 1 later tokens affect which earlier ones are dropped; here tokens
+    are served in order, so a decoder remains causal. Sums over real tokens for `auxiliary_loss` are
+    sown in the 'losses' collection.
     """
 
     cfg: FrozenConfigDict
@@ -43,10 +42,10 @@ class MixtureOfExperts(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Array, real_BT: Array | None = None) -> Array:
-        """real_BT: whether a token is none of padding; None: all are real."""
+        """real_BT: mask of real tokens; None: no padding."""
         cfg = self.cfg
         E, k = cfg.num_experts, cfg.experts_per_token
-        # In float32: rounding a router's logits makes it unstable (Fedus 2021, 2.4).
+        # In float32: bfloat16 router logits make training unstable (Fedus 2021, 2.4).
         init = nn.with_logical_partitioning(normal(cfg, cfg.embed_dim), ("embed", None))
         router_DE = self.param("router", init, (cfg.embed_dim, E))
         logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), router_DE, precision="highest")
@@ -81,7 +80,7 @@ class MixtureOfExperts(nn.Module):
         return self.param(name, zeros, (self.cfg.num_experts,))
 
     def _choose(self, scores_BTE):
-        """The top k experts [B, T, k], of the best groups: by their best, of sigmoids two best."""
+        """Top k experts [B, T, k] of the best groups, ranked by best score (sigmoid: best two)."""
         cfg, scores = self.cfg, scores_BTE
         if cfg.router_bias:
             scores += self._vector("choice_bias")
@@ -117,14 +116,14 @@ class MixtureOfExperts(nn.Module):
         return kernels
 
     def _with_capacity(self, x_BTD, top_BTk, expert_BTk, kernels, real_BT):
-        """Capacity factor: tokens fill experts' slots [E, B, C] in order; others are dropped."""
+        """Dispatch with capacity: tokens fill expert slots [E, B, C] in order, or are dropped."""
         cfg, (B, T, _) = self.cfg, x_BTD.shape
         E, k = cfg.num_experts, cfg.experts_per_token
-        # A table by number of real tokens, from Python, whose rounding does not depend on XLA.
+        # Capacity for each number of real tokens, from Python: its rounding does not depend on XLA.
         of = [max(1, math.ceil(cfg.expert_capacity * k * n / E)) for n in range(T + 1)]
         of = [min(cfg.expert_slots, T)] * (T + 1) if cfg.expert_slots else of
         C, capacity_B = of[T], of[T]
-        # Earlier tokens first, of each its first choice first.
+        # Priority: earlier tokens first, then each token's higher-ranked experts.
         wants_BNE = jax.nn.one_hot(expert_BTk.reshape(B, T * k), E, dtype=jnp.int32)
         if real_BT is not None:
             wants_BNE *= jnp.repeat(real_BT, k, axis=1)[..., None]
@@ -136,7 +135,7 @@ class MixtureOfExperts(nn.Module):
         weigh_BTEC = jnp.einsum("btkec,btk->btec", place_BTkEC, top_BTk).astype(x_BTD.dtype)
         sent = jnp.einsum("btec,btd->ebcd", place_BTkEC.sum(2).astype(x_BTD.dtype), x_BTD)
         sent_EBCD = annotate(sent, "experts", "expert_batch", None, "activation_embed")
-        # x [E, B, C, I] by kernel [E, I, O], expert by expert.
+        # x [E, B, C, I] times kernel [E, I, O], per expert.
         product = lambda x, kernel: jax.lax.dot_general(x, kernel, (((3,), (1,)), ((0,), (0,))))
         each = lambda bias_EO: bias_EO[:, None, None]
         multiply = lambda x, kernel, bias: _add(product(x, kernel), bias, each)
@@ -145,10 +144,10 @@ class MixtureOfExperts(nn.Module):
         return jnp.einsum("btec,ebcd->btd", weigh_BTEC, done_EBCD)
 
     def _dropless(self, x_BTD, top_BTk, expert_BTk, kernels):
-        """Dropless: each expert takes all of its tokens, however many.
+        """Dropless dispatch: each expert processes all tokens routed to it.
 
-        On a mesh that splits experts each device takes the tokens of all with which it shares
-        them, adds what its own experts make of these, and gets back the sums of its own tokens.
+        With expert parallelism, each device gathers the tokens of its expert group, applies its own
+        experts, and receives the sums for its own tokens (reduce-scatter).
         """
         mesh = jax.sharding.get_abstract_mesh()
         axes = ("batch", "length", "experts", "mlp")
@@ -166,7 +165,7 @@ class MixtureOfExperts(nn.Module):
                 first = jax.lax.axis_index(experts) * len(kernels["up"])
                 take = lambda a: jax.lax.all_gather(a, experts, tiled=True)
                 x_BTD, top_BTk, expert_BTk = take(x_BTD), take(top_BTk), take(expert_BTk)
-            if mlp and "down_bias" in kernels:  # added by each of those that are summed
+            if mlp and "down_bias" in kernels:  # added once per summed device
                 kernels |= {"down_bias": kernels["down_bias"] / parts[3]}
             y_BTD = self._grouped(first, x_BTD, top_BTk, expert_BTk, kernels, key)
             y_BTD = jax.lax.psum(y_BTD, mlp) if mlp else y_BTD
@@ -180,14 +179,14 @@ class MixtureOfExperts(nn.Module):
         return spread(x_BTD, top_BTk, expert_BTk, kernels, self._dropout_key())
 
     def _grouped(self, first, x_BTD, top_BTk, expert_BTk, kernels, key):
-        """Tokens sorted by expert, each group through its kernels, of experts from `first` on."""
+        """Grouped product: tokens sorted by expert, for the experts from `first` on."""
         (B, T, D), E, k = x_BTD.shape, len(kernels["up"]), expert_BTk.shape[-1]
         expert_N = expert_BTk.reshape(-1) - first
-        expert_N = jnp.where((expert_N >= 0) & (expert_N < E), expert_N, E)  # others' stand last
+        expert_N = jnp.where((expert_N >= 0) & (expert_N < E), expert_N, E)  # other experts last
         order_N = jnp.argsort(expert_N)
         sizes_E = jnp.bincount(expert_N, length=E).astype(jnp.int32)
         of_row = lambda bias_EO: bias_EO[jnp.minimum(expert_N[order_N], E - 1)]
-        mean = jax.named_scope(f"share_{E}_of_{self.cfg.num_experts}")  # of rows: plan reads it
+        mean = jax.named_scope(f"share_{E}_of_{self.cfg.num_experts}")  # of rows; plan reads it
         product = mean(lambda x_NI, kernel_EIO: jax.lax.ragged_dot(x_NI, kernel_EIO, sizes_E))
         multiply = lambda x, kernel, bias: _add(product(x, kernel), bias, of_row)
         done_ND = self.experts(x_BTD.reshape(-1, D)[order_N // k], kernels, multiply, key)
@@ -201,14 +200,14 @@ class MixtureOfExperts(nn.Module):
 
 
 class _Experts(nn.Module):
-    """The experts' feed-forward networks, a module of their own so that qwix finds them by path."""
+    """The experts' feed-forward networks: a separate module, which qwix finds by its path."""
 
     cfg: FrozenConfigDict
 
     def __call__(
         self, x: Array, kernels: dict[str, Array], multiply: Callable, key: Array | None
     ) -> Array:
-        """multiply: (x, kernel, bias or None), expert by expert; key: of dropout, or None."""
+        """multiply: (x, kernel, bias or None) -> product per expert; key: for dropout, or None."""
         act, rate = self.cfg.activation, self.cfg.mlp_dropout
         layer = lambda x, name: multiply(x, kernels[name], kernels.get(f"{name}_bias"))
         h = layer(x, "up")
@@ -223,16 +222,15 @@ def _add(y: Array, bias: Array | None, spread: Callable[[Array], Array]) -> Arra
 
 
 def auxiliary_loss(cfg: Any, sown: dict) -> Array | float:
-    """What layers have to be minimised, from the 'losses' collection of a model's forward pass.
+    """Auxiliary loss of routers and indexers, from the 'losses' collection of a forward pass.
 
-    Of attention (its indexers) the mean over layers and real queries. Of routers
-    router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where expert e is among
-    the top k of a share f_e of tokens (they add up to k) and p_e is its mean gate: Fedus 2021,
-    equation 4, and Zoph 2022, equation 5. Means are over the real tokens of all layers together,
-    as in transformers' load_balancing_loss_func (Mesh TensorFlow's Switch has a loss a layer, which
-    wants every layer balanced by itself), so that neither depth nor padding changes what a
-    coefficient means. The product is not a sum over tokens: of a batch in microbatches it is the
-    mean of theirs.
+    Routers: router_balance E sum_e f_e p_e + router_z mean(logsumexp(logits)^2), where f_e is the
+    fraction of tokens with expert e in their top k (sum k) and p_e its mean gate (Fedus 2021,
+    equation 4; Zoph 2022, equation 5). Indexers: the mean over layers and real queries. Router
+    means are over the real tokens of all layers, as in transformers' load_balancing_loss_func, so
+    that depth and padding do not change the meaning of a coefficient (Mesh TensorFlow's Switch
+    balances each layer separately). The balance loss is not a sum over tokens: with gradient
+    accumulation it is the mean over microbatches.
     """
     E, sums = cfg.num_experts, {}
     for path, x in jax.tree_util.tree_leaves_with_path(sown):

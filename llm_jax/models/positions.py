@@ -1,4 +1,4 @@
-"""Position encodings: sinusoidal, rotary (RoPE) and its scaling, T5's and ALiBi's biases."""
+"""Position encodings: sinusoidal, rotary (RoPE) with scaling, and T5's and ALiBi's biases."""
 
 import math
 
@@ -12,22 +12,22 @@ from llm_jax.models.layers import normal
 
 
 def sinusoids(positions: jax.Array, dim: int) -> jax.Array:
-    """[B, T] -> [B, T, dim]: sines of p / 10000^(2i/dim), then cosines (Vaswani 2017, 3.5)."""
+    """Sinusoidal encoding (Vaswani 2017, 3.5): [B, T] -> [B, T, dim], all sines, then cosines."""
     rates = 10_000.0 ** (-jnp.arange(0, dim, 2) / dim)
     angles = positions[..., None] * rates
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : dim // 2]], axis=-1)
 
 
 def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
-    """[dim / 2] radians a position (0: head_dim), stretched as cfg.rotary_scaling says.
+    """Rotary frequencies [dim / 2] in radians per position (dim 0: head_dim), with scaling.
 
-    With s = rotary_factor and L = rotary_original_length:
-      linear: all slower by s (Chen 2023, https://arxiv.org/abs/2306.15595).
-      ntk: a base so much larger that the slowest is slower by s (bloc97 2023; YaRN's 3.1).
-      llama3: slower by s only where a wave is longer than L, not where it is shorter than
-        L / 4, smoothly in between (Llama 3's code; its frequency factors are 1 and 4).
-      yarn: slower by s where fewer than 1 wave fits into L, not where more than 32 do, a ramp
-        over the dimensions in between (Peng 2023, https://arxiv.org/abs/2309.00071, 3.2).
+    With s = rotary_factor and L = rotary_original_length, cfg.rotary_scaling is:
+      linear: divides all frequencies by s (Chen 2023, https://arxiv.org/abs/2306.15595).
+      ntk: increases the base so that the lowest frequency is divided by s (bloc97 2023; YaRN, 3.1).
+      llama3: divides by s for wavelengths above L, by 1 below L / 4, and interpolates in between
+        (Llama 3's code; its frequency factors are 1 and 4).
+      yarn: divides by s for fewer than 1 rotation within L, by 1 for more than 32, with a linear
+        ramp over the dimensions in between (Peng 2023, https://arxiv.org/abs/2309.00071, 3.2).
     """
     half, s, L = (dim or cfg.head_dim) // 2, cfg.rotary_factor, cfg.rotary_original_length
     base, scaling = cfg.rotary_base, cfg.rotary_scaling
@@ -40,7 +40,7 @@ def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
         waves = L * rates / (2 * math.pi)
         keep = jnp.clip((waves - 1) / (4 - 1), 0, 1)
     elif scaling == "yarn":
-        # The dimension that turns so many times within L; the paper's code rounds it.
+        # The dimension with this many rotations within L; the paper's code rounds it.
         at = lambda waves: half * math.log(L / (2 * math.pi * waves)) / math.log(base)
         first, last = at(32), at(1)
         if cfg.rotary_truncate:
@@ -53,16 +53,16 @@ def rotary_rates(cfg: FrozenConfigDict, dim: int = 0) -> jax.Array:
 
 
 def rotary_strength(cfg: FrozenConfigDict) -> float:
-    """What YaRN multiplies queries and keys by: 0.1 log s + 1 (its equation 22), else 1."""
+    """YaRN's factor on queries and keys, 0.1 log s + 1 (its equation 22); otherwise 1."""
     if cfg.rotary_scaling != "yarn":
         return 1.0
     return cfg.rotary_strength or 0.1 * math.log(cfg.rotary_factor) + 1
 
 
 def rotate(cfg: FrozenConfigDict, x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary positions (Su 2021, 3.4.2): x [B, T, N, H], positions [B, T].
+    """Applies rotary position embedding (Su 2021, 3.4.2) to x [B, T, N, H] at positions [B, T].
 
-    Dimension i turns with i + H / 2; with rotary_interleaved 2 i with 2 i + 1, as in the paper.
+    Rotates dimensions (i, i + H / 2); with rotary_interleaved (2 i, 2 i + 1), as in the paper.
     """
     if 0 < cfg.rotary_dim < x.shape[-1] and cfg.attention != "latent":
         turned, left = jnp.split(x, [cfg.rotary_dim], axis=-1)
@@ -79,10 +79,10 @@ def rotate(cfg: FrozenConfigDict, x: jax.Array, positions: jax.Array) -> jax.Arr
 
 
 class RelativeBias(nn.Module):
-    """T5's bucketed relative positions as a bias over length L (Raffel 2020, 2.1).
+    """T5's relative position bias in buckets, for length L (Raffel 2020, 2.1).
 
-    Half of the buckets hold exact distances, the others grow logarithmically up to
-    relative_max_distance; a bidirectional stack spends half of all on either side.
+    Half of the buckets are for exact distances, the others grow logarithmically up to
+    relative_max_distance; a bidirectional stack uses half of the buckets for each direction.
     """
 
     cfg: FrozenConfigDict
@@ -99,7 +99,7 @@ class RelativeBias(nn.Module):
         return Bias(jnp.take(table, self.bucket(jnp.arange(1 - L, L)), axis=0).T)
 
     def bucket(self, distance: jax.Array) -> jax.Array:
-        """Bucket index of key minus query distances, any shape."""
+        """Maps distances (key position - query position), of any shape, to bucket indices."""
         buckets, start = self.cfg.relative_buckets, 0
         if self.bidirectional:
             buckets //= 2
@@ -116,16 +116,16 @@ class RelativeBias(nn.Module):
 
 
 def alibi(num_heads: int, L: int) -> Bias:
-    """ALiBi's bias -slope |distance| over length L (Press 2022, section 3)."""
+    """ALiBi's bias -slope |distance| for length L (Press 2022, section 3)."""
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    # Between powers of two the paper's code takes every other slope of the next power.
+    # Between powers of two, the paper's code uses every other slope of the next power of two.
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
     return Bias(-jnp.asarray(slopes)[:, None] * jnp.abs(jnp.arange(1.0 - L, L)))
 
 
 def position_bias(cfg: FrozenConfigDict, L: int, bidirectional: bool) -> Bias | None:
-    """The bias that cfg.positions puts on the scores of a stack; called inside its module."""
+    """Returns the position bias of a stack's scores, if any; call inside its Linen module."""
     if cfg.positions == "relative":
         return RelativeBias(cfg, bidirectional, name="relative_bias")(L)
     return alibi(cfg.num_heads, L) if cfg.positions == "alibi" else None

@@ -1,8 +1,8 @@
-"""Reversible residual layers, recomputed from their outputs (Gomez 2017; Kitaev 2020, section 3).
+"""Reversible residual layers (Gomez 2017; Kitaev 2020, section 3).
 
-A sub-layer f maps two streams (a, b) to (b, a + f(b)), so that two of them are the paper's
-y1 = x1 + f(x2), y2 = x2 + g(y1). The backward pass starts from the outputs alone: it
-computes f(b) again and subtracts it, and so needs memory for one sub-layer, whatever the depth.
+A sublayer f maps two streams (a, b) to (b, a + f(b)); two sublayers are the paper's
+y1 = x1 + f(x2), y2 = x2 + g(y1). The backward pass needs the outputs only: it recomputes f(b) and
+subtracts it, so that activation memory does not grow with depth.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# (parameters of a layer, x, context, key, kept) -> (f(x), kept). `kept` is what f decides by
-# rounding (the buckets of LSH attention): {} in the forward pass, whose result the backward pass
-# is given.
+# (layer parameters, x, context, key, kept) -> (f(x), kept). `kept` holds discrete decisions of f
+# (LSH buckets): {} in the forward pass; the backward pass receives those of the forward pass.
 SubLayer = Callable[[Any, jax.Array, Any, jax.Array, dict], tuple[jax.Array, dict]]
 Streams = tuple[jax.Array, jax.Array]
 
@@ -22,14 +21,14 @@ Streams = tuple[jax.Array, jax.Array]
 def run(
     sublayers: Sequence[SubLayer], params: Any, streams: Streams, context: Any, keys: jax.Array
 ) -> Streams:
-    """Returns the two streams [B, T, D] after all layers, with a gradient by recomputation.
+    """Runs all layers on two streams [B, T, D]; the gradient recomputes activations.
 
     Args:
-      sublayers: what a layer consists of.
-      params: of the layers, stacked along axis 0.
-      streams: their inputs; float32, or what is recomputed drifts.
-      context: a pytree all layers see; its floating-point arrays have a gradient too.
-      keys: [layers] random keys; each sub-layer gets the same one both ways.
+      sublayers: the functions of a layer, in order.
+      params: layer parameters, stacked along axis 0.
+      streams: the two inputs, in float32 to limit the drift of recomputed values.
+      context: a pytree shared by all layers; its floating-point arrays are differentiated too.
+      keys: [layers] random keys; a sublayer gets the same key in both passes.
     """
     smooth, fixed = (_only(context, floating) for floating in (True, False))
     return _run(tuple(sublayers), params, streams, smooth, fixed, keys)
@@ -38,7 +37,7 @@ def run(
 def forward(
     sublayers: Sequence[SubLayer], params: Any, streams: Streams, context: Any, keys: jax.Array
 ) -> tuple[Streams, list[dict]]:
-    """Returns the streams, and what each layer's sub-layers kept, stacked along axis 0."""
+    """Returns the output streams and the `kept` values, stacked by layer along axis 0."""
 
     def layer(streams, inputs):
         layer_params, key = inputs
@@ -91,12 +90,12 @@ _run.defvjp(_forward, _backward)
 
 
 def _only(tree, floating):
-    """The tree with None for all arrays but the floating-point ones, or but the others."""
+    """Replaces non-floating-point arrays of a tree by None; with floating=False, the others."""
     keep = lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) == floating else None
     return jax.tree.map(keep, tree)
 
 
 def _join(smooth, fixed):
-    """The tree that both are of."""
+    """Joins two such trees."""
     is_none = lambda x: x is None
     return jax.tree.map(lambda a, b: b if a is None else a, smooth, fixed, is_leaf=is_none)

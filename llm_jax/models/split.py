@@ -1,7 +1,7 @@
-"""Attention under shard_map: each device has its rows, queries and heads, and all of their keys.
+"""Attention under shard_map: each device has its rows, queries and heads, and all their keys.
 
-All other layers work token by token and are left to the compiler. Of attention it would cut blocks
-of queries badly, and a kernel not at all.
+All other layers work per token and are partitioned by the compiler, which would split blocks of
+queries inefficiently and cannot split a kernel.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ def attend(
     variant: Variant, query: jax.Array, key: jax.Array | None, value: jax.Array | None, mask: Mask,
     scoring: Scoring, options: dict[str, Any],
 ) -> jax.Array:
-    """Returns variant.attend(query [B, T, N, H], ...); keys are gathered where rows are split.
+    """Returns variant.attend(query [B, T, N, H], ...); gathers the keys if sequences are split.
 
-    A kind that is not independent for each query and head is left to the compiler; so is dropout,
-    unless rows are split, since the compiler's random numbers do not depend on the mesh.
+    Kinds that are not independent per query and head are left to the compiler. So is dropout,
+    unless sequences are split: the compiler's random numbers do not depend on the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axis = lambda name: nn.logical_to_mesh_axes((name,))[0]
@@ -66,13 +66,13 @@ def attend(
 
 
 def parts(mesh: jax.sharding.AbstractMesh, axis: str | tuple[str, ...] | None) -> int:
-    """Into how many parts an array axis is split by one mesh axis, several or none."""
+    """Returns the number of shards of an array axis that these mesh axes split."""
     axes = axis if isinstance(axis, tuple) else (axis,) if axis else ()
     return math.prod(mesh.shape[name] for name in axes)
 
 
 def _part(variant, options, length, query, key, value, mask, scoring):
-    """One device's share; its queries stand behind those of the devices before it."""
+    """Attention on one device; its queries follow those of the previous devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if scoring.dropout_key is not None:
         scoring = scoring.apart(jax.lax.axis_index(mesh.axis_names))

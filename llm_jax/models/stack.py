@@ -1,4 +1,4 @@
-"""Transformer blocks and the stack of them: one compiled layer under nn.scan, at any depth."""
+"""Transformer blocks, and the stack of blocks under nn.scan: one compiled layer at any depth."""
 
 from functools import partial
 from typing import Any
@@ -21,17 +21,17 @@ from llm_jax.models.moe import MixtureOfExperts
 
 @flax.struct.dataclass
 class Context:
-    """Inputs that all blocks of a stack share."""
+    """Inputs shared by all blocks of a stack."""
 
     mask: Mask
     positions: jax.Array  # [B, T]
     bias: Bias | None = None
-    encoded: jax.Array | None = None  # [B, S, D], what cross-attention looks at
+    encoded: jax.Array | None = None  # [B, S, D], encoder output for cross-attention
     cross_mask: Mask | None = None
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where `cross`, feed-forward; norms as norm_place says."""
+    """Transformer block: self-attention, cross-attention if `cross`, feed-forward network."""
 
     cfg: FrozenConfigDict
     cross: bool = False
@@ -40,9 +40,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, context: Context, only: int | None = None) -> Any:
-        """x [B, T, D] -> [B, T, D], or both streams of a reversible stack, see `reversible`.
+        """x [B, T, D] -> [B, T, D], or a pair of streams in a reversible stack, see `reversible`.
 
-        only: index of the sub-layer whose residual branch is to be returned by itself.
+        only: index of a sublayer; returns its residual branch alone.
         """
         cfg = self.cfg
         self.sow("hidden", "input", x)
@@ -77,16 +77,16 @@ class Block(nn.Module):
         return x
 
     def _real(self, context: Context) -> jax.Array | None:
-        """[B, T], whether a token is none of padding; None: all are real."""
+        """Mask [B, T] of real tokens; None: no padding."""
         if self.cache_length:
             return context.positions < self.cache_length
         segments = context.mask.query_segments
         return None if segments is None else segments > 0
 
     def branch(self, x: jax.Array, norm: str | None, sublayer: Any) -> jax.Array:
-        """Residual branch: dropout(f(norm(x))); post-norm norms the sum (Xiong 2020, figure 1).
+        """Residual branch f(norm(x)) with dropout; post-norm is applied to the sum (Xiong 2020).
 
-        Sandwich norm(f(norm(x))) (Ding 2021, 2.4); reordered norm(f(x)) (OLMo 2, 2025, 3.2).
+        sandwich: norm(f(norm(x))) (Ding 2021, 2.4); reordered: norm(f(x)) (OLMo 2, 2025, 3.2).
         """
         place = self.cfg.norm_place
         before = norm if place in ("pre", "sandwich") else None
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class _Group(nn.Module):
-    """The layers of one period, by the names of their blocks: the body of a scan."""
+    """The scan body: the blocks of one period, by name."""
 
     layers: dict[str, FrozenConfigDict]
     flags: dict[str, Any]
@@ -123,12 +123,12 @@ REMAT = {
 
 
 class Stack(nn.Module):
-    """num_layers blocks over x [B, T, D], parameters stacked along a leading 'layers' axis.
+    """num_layers blocks over x [B, T, D], with parameters stacked along a leading 'layers' axis.
 
-    Where layers differ, each repeated pattern of them is a scan, see llm_jax.pattern.scans.
+    If layers differ, each repeated pattern is one scan, see llm_jax.pattern.scans.
 
-    A reversible stack starts both streams from x and returns their mean, or with both_streams
-    one behind the other [B, T, 2 D].
+    A reversible stack starts both streams from x and returns their mean or, with both_streams,
+    their concatenation [B, T, 2 D].
     """
 
     cfg: FrozenConfigDict
@@ -182,7 +182,7 @@ class Stack(nn.Module):
         return scanned(group, self._flags, name=scan.name)(x, context)[0]
 
     def _layers(self, scan):
-        """Parameters and random keys of a scan's layers, stacked."""
+        """Returns the stacked parameters and random keys of a scan's layers."""
         params, n = nn.unbox(self.variables["params"][scan.name]), scan.count
         if self.cfg.share_layers:
             params = jax.tree.map(lambda p: jnp.broadcast_to(p, (n, *p.shape)), params)
@@ -222,7 +222,7 @@ class Stack(nn.Module):
 
 
 def _sublayer(block, name, only, params, x, context, key, kept):
-    """One sub-layer of a block as a pure function, see `reversible.SubLayer`."""
+    """One sublayer of a block as a pure function, see `reversible.SubLayer`."""
     y, decided = block.apply(
         {"params": params[name], **kept},
         x,

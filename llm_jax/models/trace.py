@@ -1,6 +1,6 @@
-"""A forward pass looked into from outside: parts of it given, changed or kept (Flax interceptors).
+"""Reads and replaces intermediate values of a forward pass by Flax interceptors.
 
-No layer knows of it; `stack` names the collections whose arrays a scan stacks by layer.
+The layers need no hooks for it; `stack` names the collections that a scan stacks by layer.
 """
 
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ from llm_jax.models.stack import Block, Stack
 
 
 class Trace(NamedTuple):
-    """What `trace` returns, of an encoder's or a decoder's stack of L layers.
+    """Result of `trace` for a stack of L layers.
 
-    hidden: [L + 1, B, T, D], each layer's input and the last one's output, before the final norm.
-    branches: of each layer what its sub-layers add to the stream, ([B, T, D], …), attention first.
+    hidden: [L + 1, B, T, D], the input of each layer and the output of the last, before the final
+      norm.
+    branches: for each layer, the residual branches of its sublayers, ([B, T, D], …), in order.
     """
 
     outputs: Outputs
@@ -28,7 +29,7 @@ class Trace(NamedTuple):
 
 
 def token_vectors(model: Model, params: Any, tokens: jax.Array) -> jax.Array:
-    """[B, T] -> [B, T, E], what the token table gives, before positions and norm."""
+    """Token embeddings [B, T] -> [B, T, E], before positions and norm."""
     return model.apply({"params": params}, tokens, method=lambda m, tokens: m.embed(tokens))
 
 
@@ -36,13 +37,13 @@ def trace(
     model: Model, params: Any, batch: dict, *, vectors: jax.Array | None = None,
     changes: jax.Array | None = None, output: jax.Array | None = None,
 ) -> Trace:
-    """Runs a decoder or encoder.
+    """Runs a decoder or encoder and returns its intermediate values.
 
     Args:
-      vectors: [B, T, E], in place of `token_vectors`.
+      vectors: [B, T, E], replaces `token_vectors`.
       changes: [L, B, T, D], added to the layers' inputs (activation patching).
-      output: [B, T, D], in place of the stack's output: layer L's input there is read through the
-        final norm and the heads (the logit lens). Then nothing else is kept.
+      output: [B, T, D], replaces the stack's output, so that the final norm and the heads read any
+        layer's hidden state (the logit lens). Intermediate values are not returned then.
     """
     depth, seen = configs.depths(model.cfg)[model.cfg.kind], []
 
@@ -78,7 +79,7 @@ def trace(
 
 
 def _blocks(cfg: Any, depth: int):
-    """Of each block of each scan: both their names, and the layers that it is, in turn."""
+    """Yields the scan name, block name and layer numbers of each block of each scan."""
     for scan in configs.scans(cfg, depth):
         for i, name in enumerate(scan.blocks()):
             first = scan.start + i

@@ -13,12 +13,12 @@ from llm_jax.models.stack import Context, Stack
 
 
 class Transformer(nn.Module):
-    """tokens, positions, segment_ids, types [B, T] -> [B, T, D]; segment 0 is padding.
+    """Encoder or decoder: tokens, positions, segment_ids, types [B, T] -> [B, T, D].
 
-    An encoder looks both ways, a `decoder` only back: of an encoder-decoder with cross-attention to
-    `encoded` [B, S, D] and its `encoded_segments` [B, S]. With cache_length a decoder continues a
-    sequence whose keys and values are in the 'cache' collection, rows standing at `positions`
-    (padding at or beyond it); `encoded` need be given only once then.
+    Segment 0 is padding. An encoder is bidirectional, a `decoder` causal, with cross-attention to
+    `encoded` [B, S, D] and its `encoded_segments` [B, S] in an encoder-decoder. With cache_length,
+    a decoder continues the sequences in the KV cache at `positions` (>= cache_length: padding);
+    `encoded` is then needed in the first call only.
     """
 
     cfg: FrozenConfigDict
@@ -29,7 +29,7 @@ class Transformer(nn.Module):
         self.embeddings = Embeddings(self.cfg, self.embed)
 
     def look_up(self, *inputs: jax.Array, deterministic: bool = True) -> jax.Array:
-        """tokens, positions, types [B, T] -> [B, T, E], before any projection and block."""
+        """Embeds tokens, positions, types [B, T] -> [B, T, E], before projection and blocks."""
         return self.embeddings.look_up(*inputs, deterministic=deterministic)
 
     @nn.compact
@@ -40,10 +40,10 @@ class Transformer(nn.Module):
         encoded_segments: jax.Array | None = None, prefix: jax.Array | None = None,
         deterministic: bool = True, cache_length: int = 0,
     ) -> jax.Array:
-        """embeddings [B, T, E]: what `look_up` would give, taken instead of it."""
+        """embeddings [B, T, E]: replaces `look_up`."""
         cfg, T = self.cfg, tokens.shape[1]
         flags = {"deterministic": deterministic}
-        # Padding stands beyond the cache, where no table has a row.
+        # Padding has positions beyond the cache, outside the position table.
         within = jnp.minimum(positions, cache_length - 1) if cache_length else positions
         x = self.embeddings(tokens, within, types, embeddings=embeddings, **flags)
         bias = position_bias(cfg, cache_length or T, bidirectional=not self.decoder)

@@ -1,6 +1,6 @@
-"""Sharding: the device mesh, and the rules that map logical axes to mesh axes.
+"""Sharding: the device mesh and the rules that map logical axes to mesh axes.
 
-The only place that knows the mesh's axis names. Models name logical axes; `RULES` maps them.
+Models use logical axis names; `RULES` maps them to the mesh axes, which are named only here.
 """
 
 import math
@@ -22,8 +22,8 @@ BATCH = ("pipeline", "data", "fsdp", "expert")
 
 RULES = (
     ("batch", BATCH),
-    ("expert_batch", ("data", "fsdp")),  # of what lies with its experts
-    ("lookup_batch", ("pipeline", "data", "expert")),  # of what lies with its part of a vector
+    ("expert_batch", ("data", "fsdp")),  # arrays sharded with their experts
+    ("lookup_batch", ("pipeline", "data", "expert")),  # lookups, sharded by embedding dimension
     ("length", "context"),
     ("layers", "pipeline"),
     # parameters
@@ -50,10 +50,10 @@ RULES = (
 
 
 def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
-    """Lays all devices out as config.mesh says; one size may be -1, the rest of the devices.
+    """Creates the device mesh of config.mesh; one size may be -1, for all remaining devices.
 
     Raises:
-      ConfigError: sizes that do not multiply to the number of devices.
+      ConfigError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     resolved = configs.mesh_sizes(sizes, len(devices))
@@ -63,12 +63,12 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
         laid_out = _hybrid(shape, devices, slices)
     else:  # unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU
         laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    # Explicit axis types, JAX's default, would have Linen code annotate every operation.
+    # Not explicit axis types, JAX's default, which would require annotations throughout Linen code.
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
-    """Devices of several slices; the first axis that divides goes over the slow network."""
+    """Orders the devices of several slices: the first axis that divides spans the slow network."""
     outer = ("data", "pipeline", "fsdp")
     sizes = {axis: shape[AXES.index(axis)] for axis in outer}
     axis = next((axis for axis in outer if sizes[axis] % slices == 0), None)
@@ -84,7 +84,7 @@ def _hybrid(shape: list[int], devices: list, slices: int) -> np.ndarray:
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a batch, heads or layers that do not divide over the mesh, before compiling."""
+    """Raises ConfigError if batch, heads or layers do not divide over the mesh."""
     _check_pipeline(config, mesh)
     parts, stages = batch_shards(mesh), mesh.shape["pipeline"]
     microbatches = config.train.microbatches
@@ -110,12 +110,12 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses what cannot be cut in stages."""
+    """Raises ConfigError if the model cannot be split into pipeline stages."""
     model, stages = config.model, mesh.shape["pipeline"]
     if stages == 1:
         return
     if model.reversible:
-        raise ConfigError(f"mesh.pipeline={stages}: reversible layers have no stages; set 1")
+        raise ConfigError(f"mesh.pipeline={stages}: reversible layers do not support it; set 1")
     if model.pipeline_pieces % stages:
         raise ConfigError(f"model.pipeline_pieces={model.pipeline_pieces}: must be a multiple of "
                           f"mesh.pipeline={stages}, or 0")
@@ -126,31 +126,31 @@ def _check_pipeline(config: ConfigDict, mesh: Mesh) -> None:
         key = "num_layers" if depth == model.num_layers else "num_decoder_layers"
         wanted = f"a multiple of mesh.pipeline={stages}"
         if others or scan.period > 1:
-            wanted += ", and its layers one pattern that so many stages repeat"
+            wanted += ", with layers in a pattern that repeats in every stage"
         raise ConfigError(f"model.{key}={depth}: must be {wanted}")
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """How many parts the batch axis is split in."""
+    """Returns the number of shards of the batch axis."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a [B, ...] array."""
+    """Returns the sharding of a [B, ...] array."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(params: dict, mesh: Mesh) -> dict:
-    """Shardings of parameters from the logical names of their axes (models.abstract_params)."""
+    """Returns shardings of parameters from their logical axes (models.abstract_params)."""
 
     def one(param):
         axes = nn.logical_to_mesh_axes(param.axes, RULES)
-        # A size that does not divide (a vocabulary of 65 over 4) stays whole.
+        # A size that does not divide (a vocabulary of 65 over 4) is not split.
         fits = [
             axis if axis and size % mesh.shape[axis] == 0 else None
             for axis, size in zip(axes, param.shape, strict=True)
@@ -161,10 +161,10 @@ def param_shardings(params: dict, mesh: Mesh) -> dict:
 
 
 def like_params(tree, params, shardings, mesh: Mesh):
-    """Shardings of an optimizer state: a leaf that mirrors a parameter lies like it.
+    """Returns shardings of an optimizer state: moments are sharded like their parameters.
 
-    A leaf mirrors the parameter whose path is a part of its own and whose shape it has;
-    everything else (counts, factored statistics) is whole on every device.
+    A leaf belongs to the parameter whose path its own path contains, if their shapes are equal;
+    all other leaves (counts, factored statistics) are replicated.
     """
     shapes = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     where = dict(zip(shapes, jax.tree.leaves(shardings), strict=True))
@@ -180,14 +180,14 @@ def like_params(tree, params, shardings, mesh: Mesh):
 
 
 def name(path: tuple) -> str:
-    """A pytree path as "decoder/stack/layers/block/mlp/up/kernel"."""
+    """Formats a pytree path as "decoder/stack/layers/block/mlp/up/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def rows(mesh: Mesh) -> Callable[[int], np.ndarray]:
-    """Returns n -> which rows of a batch of n this process's devices hold, in rising order.
+    """Returns a function n -> row indices, ascending, of a batch of n on this process's devices.
 
-    Processes that share rows (tensor parallelism across them) each hold those.
+    With tensor parallelism across processes, several processes hold the same rows.
     """
 
     def of(n: int) -> np.ndarray:
@@ -198,7 +198,7 @@ def rows(mesh: Mesh) -> Callable[[int], np.ndarray]:
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's `rows`; returns before the copy has ended."""
+    """Creates global arrays from this process's `rows`; the copy is asynchronous."""
     sharding, parts = batch_sharding(mesh), batch_shards(mesh)
     mine = len(rows(mesh)(parts))
     whole = lambda v: (len(v) * parts // mine, *v.shape[1:])
@@ -207,7 +207,7 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def activate(mesh: Mesh):
-    """Context in which logical names mean axes of this mesh; wraps tracing and calls alike."""
+    """Context manager that maps logical axes to this mesh, for tracing and for calls."""
     stack = ExitStack()
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(nn.logical_axis_rules(RULES))

@@ -1,4 +1,4 @@
-"""Peak rates of accelerators, from their makers' data sheets."""
+"""Peak rates of accelerators, from vendor data sheets."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import jax
 
 
 class Chip(NamedTuple):
-    """Rates of a device, as JAX counts them.
+    """Peak rates of a JAX device.
 
     Attributes:
-      flops: a second, dense bfloat16.
-      hbm: bytes of HBM; 0: not known here, and no rate below it.
-      hbm_rate: bytes a second.
-      ici_rate: bytes a second, sent over all links together, one way (GPU: NVLink).
-      dcn_rate: bytes a second.
+      flops: dense bfloat16 FLOP/s.
+      hbm: HBM capacity in bytes; 0: unknown, as are then the rates below.
+      hbm_rate: HBM bandwidth in bytes/s.
+      ici_rate: bytes/s sent over all interconnect links, one way (GPU: NVLink).
+      dcn_rate: data center network bandwidth in bytes/s.
     """
 
     flops: float
@@ -23,11 +23,11 @@ class Chip(NamedTuple):
     dcn_rate: float = 0
 
 
-# By part of the device's kind, first match counts: Google Cloud's pages of each TPU
-# (docs.cloud.google.com/tpu/docs/v5e …), "System architecture": HBM capacity (GiB) and bandwidth;
-# half the bidirectional ICI bandwidth; DCN bandwidth (where the page has none, the host's network
-# card shared by its chips); NVIDIA's data sheets. Unverified, as no page at hand has them: v4's ICI
-# and DCN, v6e's DCN, tpu7x's rates, the GPUs' rows. A device of tpu7x is half a chip.
+# Keys are substrings of the device kind; the first match counts. TPUs: Google Cloud's pages
+# (docs.cloud.google.com/tpu/docs/v5e …), "System architecture": HBM capacity (GiB) and bandwidth,
+# half the bidirectional ICI bandwidth, DCN bandwidth (if missing, the host's network card divided
+# by its chips). GPUs: NVIDIA's data sheets. Unverified: v4's ICI and DCN, v6e's DCN, tpu7x's rates,
+# the rows of GPUs. A tpu7x device is half a chip.
 GiB = 2**30
 CHIPS = {
     "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9),
@@ -45,6 +45,6 @@ CHIPS = {
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """Rates of a device; None where they are not known (a CPU)."""
+    """Returns the rates of a device; None if unknown (a CPU)."""
     kind = device.device_kind.lower().replace(" lite", "e")  # 'tpu v5e' for 'TPU v5 lite'
     return next((chip for name, chip in CHIPS.items() if name in kind), None)

@@ -1,9 +1,9 @@
-"""Training: state, step, loop, optimizer, checkpoints, metrics. Importing this imports no JAX."""
+"""Training: state, step, loop, optimizer, checkpoints, metrics. Does not import JAX by itself."""
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Training diverged: too many consecutive steps with a non-finite loss or gradient."""
 
 
 class Restart(RuntimeError):
-    """The run cannot go on for now, but the same command will: a full disk, a process lost."""
+    """A temporary failure (full disk, lost process): the same command resumes the run."""

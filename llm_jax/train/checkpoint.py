@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax: asynchronous, the newest and the best kept, every byte checked.
+"""Checkpoints with Orbax: asynchronous saves, retention of the newest and best, checksums.
 
-A checkpoint holds the state, the data iterator, the config and the tokenizer, so that it is
-enough by itself. Its items are read apart: `params`; `ema`, where an average is kept; `rest`, the
-optimizer's state and counters; and `meta`, JSON with a digest of its own, which says what the
-arrays must be down to their bits.
+A checkpoint is self-contained: it holds the train state, the data iterator, the config and the
+tokenizer. Its items can be read separately: `params`; `ema`, the moving average, if any; `rest`,
+the optimizer state and counters; and `meta`, JSON with its own digest, with the checksum of every
+array.
 """
 
 import gc
@@ -31,30 +31,30 @@ from llm_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-SAVED = "saved.json"  # beside checkpoints/: since one was complete, there is something to lose
-LAYOUT = 2  # of a checkpoint: its items and what meta says of them
+SAVED = "saved.json"  # marks a run folder in which a checkpoint was completed
+LAYOUT = 2  # version of the checkpoint layout
 
 
 def split(state: TrainState) -> dict[str, Any]:
-    """Splits a state into a checkpoint's Orbax items: params, rest and, where kept, ema."""
+    """Splits a state into the Orbax items of a checkpoint: params, rest and, if any, ema."""
     items = {"params": state.params, "rest": state.replace(params=None, ema=None)}
     return items | ({} if state.ema is None else {"ema": state.ema})
 
 
 def join(items: dict[str, Any]) -> TrainState:
-    """Returns the state of which `split` made the items."""
+    """Joins the items of `split` into a state."""
     return items["rest"].replace(params=items["params"], ema=items.get("ema"))
 
 
-# What Orbax finds wrong reaches the user as our own message, or as an exception.
+# Orbax's problems reach the user as our messages, or as exceptions.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
-    """The checkpoints of one run folder; read_only: of a run that another process may be writing.
+    """The checkpoints of a run folder. read_only: another process may be writing to it.
 
     Attributes:
-      losses: {step: validation loss} of the checkpoints whose loss is known.
+      losses: {step: validation loss} of the checkpoints with a known loss.
     """
 
     def __init__(self, workdir: str | Path, config: ConfigDict, read_only: bool = False):
@@ -63,33 +63,33 @@ class Checkpoints:
         self.losses: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
-            # Another process's unfinished checkpoint is not ours to clean up.
+            # Do not clean up the unfinished checkpoint of another process.
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
-            lightweight_initialize=True,  # a damaged checkpoint must not keep us from the others
+            lightweight_initialize=True,  # allows a damaged checkpoint next to sound ones
         )
         self.manager = _Manager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """Returns the steps of complete checkpoints, oldest first."""
         return sorted(self.manager.all_steps())
 
     def best(self) -> int:
-        """Returns the step that is best by eval.metric; ConfigError where no evaluation was."""
+        """Returns the best step by eval.metric; ConfigError if none has been evaluated."""
         if not self.losses:
             self.restore({})
         if not self.losses:
-            raise ConfigError(f"--step=best: no step of {self.folder} has been evaluated")
+            raise ConfigError(f"--step=best: no step in {self.folder} has been evaluated")
         return min(self.losses, key=self.losses.get)
 
     def is_best(self, loss: float) -> bool:
-        """Whether a checkpoint of this validation loss would be kept as one of the best."""
+        """Whether a checkpoint with this validation loss ranks among those to keep."""
         better = sum(other <= loss for other in self.losses.values())
         return math.isfinite(loss) and better < self.config.keep_best
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Orbax asks which checkpoints to keep: the newest, and the best of known loss."""
+        """Orbax's preservation policy: keep the newest and the best checkpoints."""
         kept = self._kept([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
 
@@ -98,7 +98,7 @@ class Checkpoints:
         return {*steps[-self.config.keep_last :], *known[: self.config.keep_best]}
 
     def save(self, step: int, items: dict[str, Any], meta: dict, loss: float | None = None) -> None:
-        """Starts saving named trees of arrays; returns once they are copied off the device."""
+        """Starts an asynchronous save; returns once the arrays are copied off the device."""
         if loss is not None and math.isfinite(loss):
             self.losses[step] = loss
         kept = self._kept([*self.steps(), step])
@@ -111,7 +111,7 @@ class Checkpoints:
         described = {"digest": _digest(text), "json": text}
         trees = {k: ocp.args.StandardSave(jax.tree.map(_byte, x)) for k, x in items.items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(described), **trees)
-        self.manager.save(step, args=args, force=True)  # having waited for the one before
+        self.manager.save(step, args=args, force=True)  # waits for the previous save
         self._remember()
 
     def restore(
@@ -120,18 +120,18 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Any], dict] | None:
         """Returns (step, items, meta) of the newest sound checkpoint, or None if there is none.
 
-        A damaged checkpoint is reported and moved to checkpoints-damaged/, and the one before is
+        A damaged checkpoint is reported and moved to checkpoints-damaged/, and the previous one is
         used.
 
         Args:
-          like: shapes, dtypes and shardings of the items that are wanted; the others are not
-            read. Any mesh will do. Or what returns them of a checkpoint's (step, meta).
-          accept: is shown (step, meta) before arrays are read, and raises what it has against it.
+          like: shapes, dtypes and shardings of the items to read, on any mesh; or a function that
+            returns them for (step, meta).
+          accept: called with (step, meta) before arrays are read; raises to reject the checkpoint.
 
         Raises:
-          Restart: one of several processes found it damaged.
-          ConfigError: a step that is not there or is damaged, a checkpoint of another version,
-            or arrays of other shapes than `like`.
+          Restart: one of several processes found the checkpoint damaged.
+          ConfigError: a missing or damaged step, another checkpoint version, or arrays whose shapes
+            differ from `like`.
         """
         if step is not None and step not in self.steps():
             raise ConfigError(f"--step={step}: {self.folder} holds steps {self.steps()}")
@@ -148,16 +148,16 @@ class Checkpoints:
         return None
 
     def _try_to_read(self, step: int, like: dict | Callable, accept) -> tuple[dict, dict] | str:
-        """(items, meta) of a sound checkpoint, or what is wrong with a damaged one."""
+        """Returns (items, meta), or the error message for a damaged checkpoint."""
         with hushed():
             try:
                 return self._read(step, like, accept)
-            # Out of memory, or no permission: the checkpoint itself may be sound.
+            # With out-of-memory or permission errors, the checkpoint itself may be sound.
             except (ConfigError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise
-            except Exception as error:  # whatever Orbax, TensorStore or JSON say of broken files
+            except Exception as error:  # any error of Orbax, TensorStore or JSON on broken files
                 reason = (str(error).strip().splitlines() or [repr(error)])[0][:150]
-            gc.collect()  # other threads' exceptions are printed when their futures are collected,
+            gc.collect()  # exceptions of other threads are printed when futures are collected,
             time.sleep(0.1)  # or when the threads end
         return reason
 
@@ -167,14 +167,14 @@ class Checkpoints:
         described = self.manager.restore(step, args=args)["meta"]
         text = described["json"]
         if _digest(text) != described["digest"]:
-            raise ValueError("its JSON is not what was saved")
+            raise ValueError("the digest of its JSON differs from the saved one")
         meta = json.loads(text)
         if meta.get("layout") != LAYOUT:
-            raise ConfigError(f"{where}: has layout {meta.get('layout', 1)} (1: of llm_jax 0.1); "
+            raise ConfigError(f"{where}: has layout {meta.get('layout', 1)} (1: llm_jax 0.1); "
                               f"this version reads layout {LAYOUT} (0.2). Export it with the "
-                              "version that wrote it, and import that")
+                              "version that wrote it, and import the result")
         if meta["step"] != step:
-            raise ValueError(f"it is that of step {meta['step']}")
+            raise ValueError(f"its metadata is for step {meta['step']}")
         if accept is not None:
             accept(step, meta)
         like = like(step, meta) if callable(like) else like
@@ -187,7 +187,7 @@ class Checkpoints:
         back = lambda wanted, x: x.astype(jnp.uint4) if wanted.dtype == jnp.uint4 else x
         items = {k: jax.tree.map(back, like[k], items[k]) for k in like}
         if any(_described(items[name]) != saved[name] for name in like):
-            raise ValueError("its arrays are not those that were saved")
+            raise ValueError("the checksums of its arrays differ from the saved ones")
         return items, meta
 
     def _damaged(self, step: int, reason: str) -> None:
@@ -198,36 +198,36 @@ class Checkpoints:
         while target.exists():
             target = target.with_name(target.name + "x")
         target.parent.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # another process was quicker
+        with suppress(FileNotFoundError):  # another process already moved it
             (self.folder / str(step)).rename(target)
         if jax.process_count() > 1:
-            # The others may have found nothing wrong with their parts, and wait for this one.
+            # Other processes may have read their shards without errors, and wait for this one.
             raise Restart(f"checkpoint {step} is damaged ({reason}); moved to {target}. The same "
-                          "command resumes from the one before")
+                          "command resumes from the previous checkpoint")
         self.manager.reload()
         log.warning("checkpoint %d is damaged (%s); moved to %s", step, reason, target)
 
     def check(self) -> None:
-        """Raises what a save has failed by in the background, if one has."""
+        """Raises the exception of a failed background save, if any."""
         if self.manager.failed is not None:
             raise self.manager.failed
 
     def complete(self) -> list[int]:
-        """Steps of the finished checkpoints on disk."""
+        """Returns the steps of the finished checkpoints on disk."""
         return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
+        """Blocks until all saves are on disk."""
         self.manager.wait_until_finished()
         self._remember()
 
     def close(self) -> None:
-        """Waits, then frees the threads."""
+        """Waits for saves, then stops the threads."""
         self.manager.close()
         self._remember()
 
     def _remember(self) -> None:
-        """Writes saved.json once there is a checkpoint, so that losing all of them is noticed."""
+        """Writes saved.json after the first checkpoint, to detect the loss of all checkpoints."""
         mark = self.folder.parent / SAVED
         if self.read_only or jax.process_index() != 0 or mark.exists():
             return
@@ -236,17 +236,17 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its handling of preemption, which the loop does itself.
+    """Orbax's manager without its preemption handling, which the loop implements.
 
     Attributes:
-      failed: what a save failed by in the background.
+      failed: the exception of a failed background save.
     """
 
     failed: BaseException | None = None
 
     def _wait_for_checkpointers(self):
-        # In Orbax's thread. One of several processes whose save has failed would then wait for the
-        # others at one barrier, and they for it at another, for 20 minutes (0.12.8).
+        # Runs in Orbax's thread. After a failed save, one of several processes would wait for the
+        # others at one barrier, and they at another, for 20 minutes (0.12.8).
         try:
             super()._wait_for_checkpointers()
         except BaseException as error:
@@ -255,17 +255,16 @@ class _Manager(ocp.CheckpointManager):
             raise
 
     def reached_preemption(self, step):
-        # Its bookkeeping of that fails on checkpoints of an earlier process (0.12.8).
+        # Orbax's implementation fails on checkpoints of an earlier process (0.12.8).
         return False
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Drops what TensorStore's threads print when one of many reads or writes has failed.
+    """Suppresses the tracebacks that TensorStore's threads print after a failed read or write.
 
-    Each tells a closed event loop of its own end, hundreds of lines of tracebacks; the exception
-    that reaches us says it all. Python has one hook for what no thread can raise; any other error
-    goes on to it.
+    Each thread reports to a closed event loop, with hundreds of lines of tracebacks; the exception
+    that we receive has all the information. Other unraisable errors go to Python's hook.
     """
     others = sys.unraisablehook
 
@@ -285,7 +284,7 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _byte(x: Any) -> Any:
-    """An array, or what describes it; of uint4, which TensorStore does not write, as uint8."""
+    """Converts an array, or its description, from uint4, which TensorStore lacks, to uint8."""
     if x.dtype != jnp.uint4:
         return x
     described = isinstance(x, jax.ShapeDtypeStruct)
@@ -297,7 +296,7 @@ def _kind(x: Any) -> str:
 
 
 def _described(tree: Any) -> dict[str, dict]:
-    """{path: dtype, shape and checksum of the bits} of each array, independent of the mesh."""
+    """Returns {path: dtype, shape and checksum} of each array, independent of the mesh."""
     names = _named(tree)
     bits = jax.device_get(_sum_bits(tree)).tolist() if names else []
     return {
@@ -311,10 +310,10 @@ def _digest(text: str) -> str:
 
 @jax.jit
 def _sum_bits(tree: Any) -> jax.Array:
-    """Checksums [leaves] uint32: each array's words summed."""
+    """Returns checksums [leaves] uint32, the sum of each array's words."""
 
     def bits(x):
-        x = x.astype(jnp.int8) if x.dtype.name.endswith("int4") else x  # a QLoRA's
+        x = x.astype(jnp.int8) if x.dtype.name.endswith("int4") else x  # of QLoRA
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jnp.sum(jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
 
@@ -322,14 +321,14 @@ def _sum_bits(tree: Any) -> jax.Array:
 
 
 def _check_same(saved: dict, here: dict, where: str) -> None:
-    """Refuses arrays of another name or kind: configs were equal, so that the code is another."""
+    """Raises ConfigError if array names or kinds differ, so that the code must have changed."""
     differ = [
         f"{name}: {saved.get(name, 'absent')} there, {here.get(name, 'absent')} here"
         for name in saved | here
         if saved.get(name) != here.get(name)
     ]
     if differ:
-        raise ConfigError(f"{where} holds other arrays than this version of llm_jax has "
-                          f"({len(differ)} differ: {'; '.join(differ[:3])}); end the run with the "
-                          "version that began it, or begin another with init_from, of its weights "
-                          "alone")
+        raise ConfigError(f"{where} holds different arrays than this version of llm_jax expects "
+                          f"({len(differ)} differ: {'; '.join(differ[:3])}); continue the run with "
+                          "the version that started it, or start a new run from its weights with "
+                          "init_from")

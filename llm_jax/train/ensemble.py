@@ -1,4 +1,4 @@
-"""Ensembles: several runs' models as one, whose probabilities are the mean of theirs."""
+"""Ensembles: average the predicted probabilities of several runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from llm_jax.train.run import Setup, load_params
 
 
 class Ensemble:
-    """A model's `apply` for the parameters of several: {"params": a list}, as of one."""
+    """Applies a model with several parameter trees, {"params": a list}, and averages its heads."""
 
     def __init__(self, model: Model):
         self.model, self.cfg = model, model.cfg
 
     def apply(self, variables: dict, batch: dict) -> Outputs:
-        """Outputs of the first with heads averaged: probabilities of labels, all else as it is."""
+        """Returns the first model's Outputs with averaged heads (label heads: probabilities)."""
         found = [self.model.apply({"params": one}, batch) for one in variables["params"]]
 
         def mean(name, *logits):
@@ -36,18 +36,18 @@ class Ensemble:
 def load(
     workdirs: Sequence[str], step: int | str | None = None
 ) -> tuple[Setup, Tokenizer, Any, int]:
-    """`load_params` of one run, or of several as an ensemble; `step` is asked of each.
+    """Loads one run like `load_params`, or several as an ensemble; `step` applies to each.
 
     Raises:
-      ConfigError: see `load_params`; runs that differ in model, labels or tokenizer, or that have
-        no head to average.
+      ConfigError: see `load_params`; or the runs differ in model, labels or tokenizer, or have no
+        head to average.
     """
     setup, tokenizer, params, found = load_params(workdirs[0], step)
     if len(workdirs) == 1:
         return setup, tokenizer, params, found
     if not setup.objective.heads or setup.objective.predict is None:
-        raise ConfigError(f"ensemble: objective.name={setup.objective.name!r} has no head whose "
-                          "answers could be averaged")
+        raise ConfigError(f"ensemble: objective.name={setup.objective.name!r} has no head that can "
+                          "be averaged")
     members = [params]
     for workdir in workdirs[1:]:
         other, its_own, params, _ = load_params(workdir, step, setup.mesh)
@@ -58,7 +58,7 @@ def load(
             ("tokenizer", tokenizer.pieces(), its_own.pieces()),
         ):
             if a != b:
-                raise ConfigError(f"ensemble: {workdir}: its {what} is not that of {workdirs[0]}")
+                raise ConfigError(f"ensemble: {workdir}: its {what} differs from {workdirs[0]}")
         members.append(params)
     setup.model = Ensemble(setup.model)
     return setup, tokenizer, members, found

@@ -1,4 +1,4 @@
-"""Means of an objective's metrics, answers and their scores, over a set of documents."""
+"""Evaluation of an objective on a dataset: mean metrics, predictions and task scores."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -18,9 +18,9 @@ class Evaluation(NamedTuple):
     """The result of `evaluate`.
 
     Attributes:
-      values: each metric's mean (loss: nats a token) and 'tokens'; of an objective that predicts,
-        also its scores and the number of documents, 'examples'.
-      records, answers: those documents, and what is predicted of each.
+      values: the mean of each metric (loss: nats per token) and 'tokens'; for objectives with
+        predictions also their scores and the number of documents, 'examples'.
+      records, answers: the documents and the prediction for each.
     """
 
     values: dict[str, float]
@@ -32,19 +32,19 @@ def evaluate(
     eval_step: Callable, params: Any, batches: Iterable[dict], mesh: Mesh, max_batches: int = 0,
     write: Callable[[Any, list[Record]], list[Record]] | None = None,
 ) -> Evaluation:
-    """Evaluates parameters on all batches, or max_batches.
+    """Evaluates parameters on all batches, or on max_batches.
 
-    A batch that does not divide over the mesh is filled up with rows of padding.
+    Batches that do not divide over the mesh are padded with empty rows.
 
     Args:
-      batches: of what `eval_step` predicts, pipeline.eval_batches, which knows the documents.
-      write: Setup.writer, of an objective whose answers are texts.
+      batches: pipeline.eval_batches, which also holds the documents.
+      write: Setup.writer, for objectives that generate text.
     """
     results = [
         eval_step(params, sharding.put(filled(batch, mesh), mesh))
         for batch in islice(batches, max_batches or None)
     ]
-    # Added here in float64: float32 would lose small batches in a large sum.
+    # Accumulate in float64: float32 would lose small batches in a large sum.
     total = lambda *xs: float(np.sum(xs, dtype=np.float64))
     sums, weights = jax.tree.map(total, *jax.device_get([result[:2] for result in results]))
     means = {name: sums[name] / max(weights[name], 1e-9) for name in sums}
@@ -67,7 +67,7 @@ def evaluate(
 
 
 def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Arrays]]:
-    """Returns the predictions for each document's rows, gathered from all processes."""
+    """Returns the predictions for the rows of each document, gathered from all processes."""
     if jax.process_count() > 1:
         predictions = multihost_utils.process_allgather(predictions, tiled=True)
     rows: dict[int, list[Arrays]] = {}
@@ -79,8 +79,8 @@ def by_document(predictions: list[dict[str, jax.Array]]) -> dict[int, list[Array
 
 
 def filled(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """Pads a batch with rows of zeros, of weight 0, until it divides over the mesh."""
-    if jax.process_count() > 1:  # each has its rows of one that `sharding.check` has let pass
+    """Pads a batch with rows of zeros, with weight 0, until it divides over the mesh."""
+    if jax.process_count() > 1:  # `sharding.check` has checked that the batch divides
         return batch
     padding = lambda x: -len(x) % sharding.batch_shards(mesh)
     return {k: np.pad(x, [(0, padding(x))] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}

@@ -22,27 +22,27 @@ from llm_jax.files import folder_named, read_config, read_json, write_json, writ
 from llm_jax.train import groups
 from llm_jax.train.checkpoint import SAVED
 
-IMPORTED = "imported.json"  # where a run came from; written before all else of an import
+IMPORTED = "imported.json"  # the source of an import; written first
 
-# What an imported run, not yet trained, has already: other keys may still change.
+# Keys fixed by an import; others may change until the run has been trained.
 DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.|init_from")
 
-# What may stand in a folder that holds no run yet: of a run that died before it had a config.json,
+# Files allowed in a folder without a run: those of a run that failed before it wrote config.json,
 # of a sweep, or of the shell or scheduler that started it.
 UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
 LOGS = (".partial", ".log", ".out", ".err")
 
-# {path: file} that this process has locked. A POSIX lock is a process's, and gone once it closes
-# any file of that path: Folders of one path share a file, which closes with the last of them.
+# {path: file} locked by this process. A POSIX lock belongs to the process and is released when it
+# closes any file of that path: Folders of one path share a file, closed with the last of them.
 LOCKS = WeakValueDictionary()
 
 
 class Start(NamedTuple):
-    """Weights and tokenizer that a new run begins with: see hub.runs.start.
+    """Initial weights and tokenizer of a new run, see hub.runs.start.
 
     Attributes:
-      params: those that its model takes; what they lack is drawn from config.seed.
-      origin: imported.json: from, family, the parts that are new, those that are unused.
+      params: parameters of the model; missing ones are initialised from config.seed.
+      origin: imported.json: source, family, new parameters, unused tensors.
     """
 
     params: Any
@@ -51,14 +51,14 @@ class Start(NamedTuple):
 
 
 class Folder:
-    """A run folder, made by `commit` where there is none. With a checkpoint in it, it holds a run.
+    """A run folder, created by `commit` if needed.
 
-    It is locked against other processes until `close`, or this object's end, and that of
-    others of the same path in this process.
+    It is locked against other processes until `close` or deletion of all Folder objects of this
+    path in this process.
 
     Raises:
-      ConfigError: it cannot be written, another job trains in it, it holds something else than a
-        run, an import that did not finish, or a run that lost its config.json or checkpoints.
+      ConfigError: it is not writable, another job trains in it, or it holds something other than a
+        run, an incomplete import, or a run without config.json or checkpoints.
     """
 
     def __init__(self, path: str | Path):
@@ -66,13 +66,13 @@ class Folder:
         self.config_file = self.path / "config.json"
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir():
-            raise ConfigError(f"--workdir={path}: cannot be made ({existing} is a file); name a "
+            raise ConfigError(f"--workdir={path}: cannot be created ({existing} is a file); name a "
                               "folder")
         if not os.access(existing, os.W_OK):
-            raise ConfigError(f"--workdir={path}: cannot be written; name another folder")
+            raise ConfigError(f"--workdir={path}: is not writable; name another folder")
         self.steps = [int(p.name) for p in self.path.glob("checkpoints/*") if p.name.isdigit()]
         self.imported = (self.path / IMPORTED).exists() and self.steps in ([], [0])
-        self.text: dict | None = None  # the fingerprint of what it trains on, once it is known
+        self.text: dict | None = None  # fingerprint of the training text, once known
         self.old: ConfigDict | None = None
         self.lock: TextIO | None = None
         self.origin: dict[str, Any] = {}  # imported.json
@@ -83,53 +83,53 @@ class Folder:
         self._lock()
         if self.steps:
             self.old = config
-        # A run that died before its first checkpoint has nothing to lose: it begins anew.
-        # Also one with init_from, whose weights are read again.
+        # A run that failed before its first checkpoint starts again, also with init_from, whose
+        # weights are read again.
         elif self.had_checkpoint(bool(config.init_from)):
             raise self.lost()
 
     def _check_empty(self) -> None:
-        """Refuses a folder without config.json in which there is something else."""
+        """Raises ConfigError if a folder without config.json holds other files."""
         if (self.path / IMPORTED).exists():
-            raise ConfigError(f"--workdir={self.path}: holds an import that did not finish; run "
-                              "the import again, or name another folder")
+            raise ConfigError(f"--workdir={self.path}: holds an incomplete import; run the import "
+                              "again, or name another folder")
         if self.steps:
-            raise ConfigError(f"--workdir={self.path}: no config.json there, but checkpoints "
-                              f"{self.steps}; bring it back, or name another folder")
+            raise ConfigError(f"--workdir={self.path}: has checkpoints {self.steps} but no "
+                              "config.json; restore it, or name another folder")
         names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
         foreign = [
             name for name in sorted(names)
             if name not in UNFINISHED and not name.startswith(".") and not name.endswith(LOGS)
         ]  # fmt: skip
         if foreign:
-            raise ConfigError(f"--workdir={self.path}: is not empty and holds no run "
+            raise ConfigError(f"--workdir={self.path}: is not empty and not a run folder "
                               f"({', '.join(foreign[:3])}); name a new folder")
 
     def had_checkpoint(self, again: bool = False) -> bool:
-        """Whether the run has been saved, or imported, so that it holds more than its config.
+        """Whether the run has been saved or imported, so that it holds more than its config.
 
-        again: what was imported is not its only copy.
+        again: the imported weights can be read again.
         """
         damaged = self.path / "checkpoints-damaged"
         known = any((self.path / name).exists() for name in (SAVED, *[IMPORTED] * (not again)))
         return known or (damaged.is_dir() and any(damaged.iterdir()))
 
     def lost(self) -> ConfigError:
-        """The error of a run none of whose checkpoints can be read."""
+        """Returns the error for a run without a readable checkpoint."""
         imported = (self.path / IMPORTED).exists()
         return ConfigError(
-            f"--workdir={self.path}: a checkpoint was saved there, and none is left that is sound; "
-            f"to go on would be to start afresh from random weights. Bring a checkpoint back"
-            f"{' or import again' * imported}, or, to start afresh, name another --workdir or "
-            "remove this one"
+            f"--workdir={self.path}: a checkpoint was saved here, but no sound one is left; "
+            f"continuing would start from random weights. Restore a checkpoint"
+            f"{' or import again' * imported}, or, to start from scratch, name another --workdir "
+            "or remove this one"
         )
 
     def tokenizer(
         self, config: ConfigDict, train_documents: Sequence[str], start: Start | None = None
     ) -> Tokenizer:
-        """Opens the run's tokenizer or builds one, and fills in config.model's sizes with it.
+        """Opens or trains the run's tokenizer, and resolves the sizes in config.model.
 
-        start: what a new run begins with, whose tokenizer is taken.
+        start: initial weights of a new run; provides the tokenizer.
         """
         self._check_text(config)
         objective = objectives.get(config.objective.name)
@@ -145,12 +145,12 @@ class Folder:
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
         self._train_new_heads(config)
         if self.old and (different := differences(self.old, config, self.imported)):
-            raise ConfigError(f"--workdir={self.path} holds another run ({'; '.join(different)}); "
-                              "use its values, or another --workdir")
+            raise ConfigError(f"--workdir={self.path} holds a different run "
+                              f"({'; '.join(different)}); use its values, or another --workdir")
         return tokenizer
 
     def _train_new_heads(self, config: ConfigDict) -> None:
-        """Has LoRA train what an import drew, too, where rate_factors do not say otherwise."""
+        """With LoRA, also trains heads that an import initialised, unless rate_factors are set."""
         file, o = self.path / IMPORTED, config.optimizer
         if file.is_file() and not self.origin:
             self.origin = read_json(file)
@@ -160,9 +160,9 @@ class Folder:
             o.rate_factors = ((groups.ADAPTERS, 1.0), *heads, (".*", 0.0))
 
     def commit(self, config: ConfigDict, tokenizer: Tokenizer) -> None:
-        """Writes tokenizer and config, once nothing about the run can be refused any more.
+        """Writes tokenizer and config after all checks have passed.
 
-        config.json comes last: a folder without one holds no run.
+        config.json is written last: a folder without it is not a run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() != 0:
@@ -177,14 +177,14 @@ class Folder:
             write_json(self.path / IMPORTED, self.origin)
 
     def close(self) -> None:
-        """Lets other processes have the folder, once no other Folder of this process holds it."""
+        """Releases the lock, unless another Folder of this process holds it."""
         self.lock = None
 
     def _lock(self) -> None:
-        """Takes the folder's POSIX lock, or refuses it; a process that dies releases it.
+        """Takes the folder's POSIX record lock, or raises ConfigError; it ends with the process.
 
-        POSIX record locks: also between machines on NFS 4 or Lustre with -o flock; not on object
-        stores mounted as folders (gcsfuse), which see only their own machine's.
+        The lock works across machines on NFS 4 or Lustre with -o flock, but not on mounted object
+        stores (gcsfuse), where it is local to a machine.
         """
         path = self.path.resolve() / ".lock"
         self.lock = LOCKS.get(path)
@@ -197,8 +197,8 @@ class Folder:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
                 return
             file.seek(0)
-            raise ConfigError(f"--workdir={self.path}: is being trained by {file.read().strip()}; "
-                              "wait for it, end it, or name another folder") from error
+            raise ConfigError(f"--workdir={self.path}: is in use by {file.read().strip()}; wait "
+                              "for it, stop it, or name another folder") from error
         self.lock = LOCKS[path] = file
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME")
@@ -206,7 +206,7 @@ class Folder:
         file.flush()
 
     def _check_text(self, config: ConfigDict) -> None:
-        """Refuses to resume on other text, where the data iterator's state would mean nothing."""
+        """Raises ConfigError if the text has changed: the data iterator's state is invalid."""
         self.text = sources.fingerprint(config)
         file = self.path / "text.json"
         if self.old is None or self.imported or not file.is_file():
@@ -214,22 +214,22 @@ class Folder:
         old = read_json(file)
         changed = [name for name in old | self.text if old.get(name) != self.text.get(name)]
         if changed:
-            raise ConfigError(f"--workdir={self.path}: the text has changed since the run began "
-                              f"({', '.join(changed[:3])}); bring back what it was, use another "
-                              f"--workdir, or remove {file} to go on somewhere in the new text")
+            raise ConfigError(f"--workdir={self.path}: the text has changed since the run started "
+                              f"({', '.join(changed[:3])}); restore it, use another --workdir, or "
+                              f"remove {file} to continue at an arbitrary place in the new text")
 
 
 def differences(old: ConfigDict, new: ConfigDict, imported: bool = False) -> list[str]:
-    """Returns 'key: old there, new here' of keys that make it another run.
+    """Returns 'key: old there, new here' for each key whose change makes it a different run.
 
-    imported: of a run at step 0, whose parameters and tokenizer alone are decided.
+    imported: at step 0 of an import, only keys of parameters and tokenizer are fixed.
     """
     different = configs.differences(old, new)
     return list(filter(DECIDED.match, different)) if imported else different
 
 
 def describe(workdir: str | Path, config: ConfigDict, data: Any) -> dict[str, Any]:
-    """Returns a checkpoint's JSON; data: the data iterator's state, or None."""
+    """Returns the JSON metadata of a checkpoint; data: the data iterator's state, or None."""
     return {
         "data": data,
         "config": config.to_dict(),
@@ -243,10 +243,9 @@ def _contents(workdir: str | Path) -> dict[str, str]:
 
 
 def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], None]:
-    """Returns a check that refuses a checkpoint saved with another config or tokenizer.
+    """Returns a check for `Checkpoints.restore`: same config and tokenizer as the folder's.
 
-    It takes (step, meta), raises a ConfigError that names the keys or files, and is for
-    `Checkpoints.restore`.
+    It takes (step, meta) and raises a ConfigError that names the keys or files that differ.
     """
 
     def check(step: int, meta: dict) -> None:
@@ -254,14 +253,15 @@ def same_run(workdir: str | Path, config: ConfigDict) -> Callable[[int, dict], N
         try:
             old = configs.from_dict(meta["config"])
         except ConfigError as error:
-            raise ConfigError(f"{where} has a config of another version: {error}") from error
+            raise ConfigError(f"{where} has the config of another version: {error}") from error
         imported = step == 0 and (Path(workdir) / IMPORTED).exists()
         if different := differences(old, config, imported):
-            raise ConfigError(f"{where} is of another config than {Path(workdir) / 'config.json'} "
-                              f"({'; '.join(different)}); bring back what was there")
+            raise ConfigError(f"{where} has a config different from "
+                              f"{Path(workdir) / 'config.json'} ({'; '.join(different)}); restore "
+                              "the original file")
         here, saved = _contents(workdir), meta["tokenizer"]
         if changed := [name for name in saved if here.get(name) != saved[name]]:
             raise ConfigError(f"{where} was saved with another {Path(workdir) / 'tokenizer'} "
-                              f"({', '.join(sorted(changed))} differ); bring back what was there")
+                              f"({', '.join(sorted(changed))} differ); restore the original files")
 
     return check

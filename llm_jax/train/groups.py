@@ -1,9 +1,9 @@
-"""Parameter groups: which parameters are matrices, and the factors that patterns give them.
+"""Parameter groups: weight decay mask, learning rate factors and optimizer of each parameter.
 
-What a parameter is follows from its logical axes, which models/ names, not from its path: a stack
-of layers is many parameters, heads and their dimensions are one space, and what maps one space
-to another is a matrix. Patterns are regular expressions over whole paths, of which the first that
-matches counts, as in big_vision's optax wrapper (Beyer 2022).
+Groups depend on logical axes, not on paths: stacked layers are separate parameters, heads and
+head dimensions form one space, and a parameter that maps one space to another is a matrix. Factors
+are set by regular expressions on whole paths; the first match counts, as in big_vision's optax
+wrapper (Beyer 2022).
 """
 
 import re
@@ -17,24 +17,24 @@ from llm_jax import config as configs
 from llm_jax.config import ConfigError
 from llm_jax.sharding import name
 
-STACKED = ("layers", "experts", "taps")  # axes along which separate parameters lie
+STACKED = ("layers", "experts", "taps")  # axes that stack separate parameters
 HEADS = ("heads", "kv_heads")
-ADAPTERS = ".*_lora_[ab]"  # paths of LoRA's arrays
-QUANTIZED = ".*/array/(qvalue|scale)"  # and of a QLoRA's kernels, which stay what they are
+ADAPTERS = ".*_lora_[ab]"  # paths of LoRA matrices
+QUANTIZED = ".*/array/(qvalue|scale)"  # paths of quantised kernels (QLoRA), which are frozen
 
 
 class Group(NamedTuple):
-    """The optimizer's settings of one parameter.
+    """Optimizer settings of a parameter.
 
     Attributes:
-      stacked: number of leading axes along which separate parameters lie.
-      spaces: the axes of each space that it maps between, inputs first; a vector has one.
-      matrix: decayed; embeddings are matrices.
+      stacked: number of leading axes that stack separate parameters.
+      spaces: the axes of each space that it maps between, inputs first; a vector has one space.
+      matrix: whether weight decay applies; true for matrices and embeddings.
       optimizer: "adamw" …, see optimizer.direction.
-      rate: factor of the learning rate; 0: frozen.
-      decay: factor of weight decay and L1.
-      distance: 0 of a head, 1 of a stack's last layer, … and most of the embeddings; of a stack of
-        layers one each.
+      rate: learning rate factor; 0: frozen.
+      decay: factor on weight decay and L1.
+      distance: depth from the top: 0 for heads, 1 for the last layer, …, highest for embeddings;
+        a tuple for stacked layers.
     """
 
     stacked: int
@@ -47,7 +47,7 @@ class Group(NamedTuple):
 
 
 def of(config: ConfigDict, params: Any) -> dict[str, Group]:
-    """Returns {path: Group} of a tree of models.Param, which name their logical axes."""
+    """Returns {path: Group} for a tree of models.Param."""
     o = config.optimizer
     shapes = {name(path): p for path, p in jax.tree_util.tree_leaves_with_path(params)}
     leaves = {path: p.axes for path, p in shapes.items()}
@@ -57,7 +57,7 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
     for path, axes in leaves.items():
         stacked = sum(axis in STACKED for axis in axes)
         spaces = _spaces(axes, stacked)
-        # A Dense's kernel is a matrix also where its one output is a scalar, without an axis.
+        # The kernel of a Dense layer is a matrix even if its output is a scalar, without an axis.
         matrix = len(spaces) > 1 or path.endswith("/kernel")
         muon = len(spaces) > 1 and any(room.startswith("layers") for room in path.split("/"))
         optimizer = "adamw" if o.name == "muon" and not muon else o.name
@@ -68,7 +68,7 @@ def of(config: ConfigDict, params: Any) -> dict[str, Group]:
 
 
 def _distances(m: ConfigDict, params: dict[str, Any]) -> dict[str, int | tuple[int, ...]]:
-    """Group.distance of each path; a layer that all share (ALBERT) counts as the last."""
+    """Returns Group.distance of each path; a shared layer (ALBERT) counts as the last."""
     found = {}
     for path, p in params.items():
         layers = configs.numbers(m, path)
@@ -82,7 +82,7 @@ def _distances(m: ConfigDict, params: dict[str, Any]) -> dict[str, int | tuple[i
 
 
 def _spaces(axes: tuple[str | None, ...], stacked: int) -> tuple[tuple[int, ...], ...]:
-    """("layers", "heads", "kv", "embed") -> ((1, 2), (3,)): two spaces, the first of two axes."""
+    """Axes of each space: ("layers", "heads", "kv", "embed") -> ((1, 2), (3,))."""
     spaces = []
     for i in range(stacked, len(axes)):
         if axes[i] == "kv" and axes[i - 1] in HEADS:
@@ -93,13 +93,13 @@ def _spaces(axes: tuple[str | None, ...], stacked: int) -> tuple[tuple[int, ...]
 
 
 def first(config: ConfigDict, key: str, paths: Iterable[str], default: float) -> dict[str, float]:
-    """Returns {path: the value of the first pattern of config.optimizer[key] that matches it}."""
+    """Returns {path: value of the first matching pattern in config.optimizer[key]}."""
     pairs = config.optimizer[key]
     for pattern, _ in pairs:
         if not any(re.fullmatch(pattern, path) for path in paths):
             inner = (path.rpartition("/") for path in paths)
             parts = dict.fromkeys(f"{parent}/.*" if parent else name for parent, _, name in inner)
-            raise ConfigError(f"optimizer.{key}: no parameter's path matches {pattern!r}; there "
+            raise ConfigError(f"optimizer.{key}: no parameter path matches {pattern!r}; the paths "
                               f"are: {', '.join(parts)}")
     return {
         path: next((value for pattern, value in pairs if re.fullmatch(pattern, path)), default)
@@ -111,19 +111,19 @@ def _rates(config: ConfigDict, paths: Iterable[str]) -> dict[str, float]:
     m = config.model
     if m.lora_rank and not config.optimizer.rate_factors:
         rates = {path: float(re.fullmatch(ADAPTERS, path) is not None) for path in paths}
-        key = f"model.lora_targets={m.lora_targets}: no product of this model gets an adapter"
+        key = f"model.lora_targets={m.lora_targets}: matches no projection of this model"
         key += f" (model.num_experts={m.num_experts}: experts have none)" * bool(m.num_experts)
     else:
         rates = first(config, "rate_factors", paths, 1.0)
         key = "optimizer.rate_factors"
     rates |= {path: 0.0 for path in paths if re.fullmatch(QUANTIZED, path)}
     if not any(rates.values()):
-        raise ConfigError(f"{key}: every parameter is frozen; nothing would learn")
+        raise ConfigError(f"{key}: every parameter is frozen; nothing would be trained")
     return rates
 
 
 def split(config: ConfigDict, params: Any) -> tuple[Any, Any]:
-    """Returns (trained, frozen): both like params, with None for the leaves of the other."""
+    """Splits params into (trained, frozen) trees, with None for the leaves of the other."""
     flat = {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
     rates = _rates(config, flat)
     pick = lambda trained: jax.tree_util.tree_map_with_path(
@@ -133,7 +133,7 @@ def split(config: ConfigDict, params: Any) -> tuple[Any, Any]:
 
 
 def join(trained: Any, frozen: Any) -> Any:
-    """Puts together what `split` has split."""
+    """Joins the two trees of `split`."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None
     )

@@ -1,4 +1,4 @@
-"""The training loop: batches in, metrics and checkpoints out, resumable at any moment."""
+"""The training loop: steps, hooks, evaluation, metrics and resumable checkpoints."""
 
 import dataclasses
 import math
@@ -38,12 +38,12 @@ from llm_jax.train.processes import agree, gathered
 from llm_jax.train.run import Setup, flops_per_token
 from llm_jax.train.state import TrainState, about
 
-COSTS = ("perplexity", "bits_per_byte", "mse")  # of which less is better, beside all losses
-JUMP = 0.01  # relative change of the learning rate that goes for none
+COSTS = ("perplexity", "bits_per_byte", "mse")  # metrics to minimise, besides all losses
+JUMP = 0.01  # tolerated relative change of the learning rate on resuming
 
 
 class Reporter:
-    """Receives the loop's messages. This one drops them; console.Reporter shows them."""
+    """Receives the messages of the loop. This one drops them; console.Reporter prints them."""
 
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None: ...
     def note(self, text: str) -> None: ...
@@ -52,14 +52,14 @@ class Reporter:
 
 @dataclasses.dataclass
 class StepInfo:
-    """What every hook is given after every step.
+    """The argument of hooks, which are called after every step.
 
     Attributes:
-      step: steps taken, this one included; `last` where it is the last of train.steps.
-      metrics: the step's own scalars, on the device: reading one waits until it is computed.
-      values: numbers of this step as they go to metrics.jsonl; a hook before `Trainer.log` may add
-        some, at steps of its choice. On a step that is logged anyway they hold `metrics` already.
-      trainer: the run; its state is donated to the next step, so none of it may be kept.
+      step: number of steps taken, this one included; `last`: whether it is the last of train.steps.
+      metrics: scalars of the step, on the device: reading one blocks until it is computed.
+      values: values to log for this step; hooks before `Trainer.log` may add some at any step. At
+        logging steps they already include `metrics`.
+      trainer: the Trainer. Its state is donated to the next step: do not keep references to it.
     """
 
     step: int
@@ -69,7 +69,7 @@ class StepInfo:
     values: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and after the last, is done now."""
+        """Returns whether an action that runs every `every` steps, and after the last, is due."""
         return self.last or self.step % every == 0
 
 
@@ -77,19 +77,18 @@ Hook = Callable[[StepInfo], None]
 
 
 class Trainer:
-    """One training run: loaded and checked by the constructor, trained by `run`.
+    """A training run: the constructor loads and validates it, `run` trains it.
 
-    It takes all devices if none are given.
-
-    `accept(setup, tokenizer)` raises what a caller has against them, before anything is written.
-    `make_step(trainer)` returns what stands in for `setup.train_step`, as in `llm_jax.privacy`.
+    Uses all devices unless `devices` is given. `accept(setup, tokenizer)` can raise to reject the
+    run before anything is written. `make_step(trainer)` returns a replacement of
+    `setup.train_step`, see `llm_jax.privacy`.
 
     Attributes:
-      hooks: called in order after each step. Those of the constructor come before the log, so that
-        numbers which they add are logged; what is appended comes after the checkpoint.
+      hooks: functions called in order after each step. Hooks of the constructor run before
+        logging, so that the values they add are logged; appended hooks run after checkpointing.
 
     Raises:
-      ConfigError: anything that cannot run, before the first compilation, with nothing changed.
+      ConfigError: an invalid run, before the first compilation and before any file changes.
     """
 
     def __init__(
@@ -106,15 +105,15 @@ class Trainer:
         sharding.check(config, self.mesh)
         folder = self.folder = Folder(workdir)
         if config.init_from and folder.old is None and start is None:
-            raise ConfigError(f"init_from={config.init_from!r}: a new run needs what "
-                              "hub.runs.start makes of it, as this Trainer's start")
+            raise ConfigError(f"init_from={config.init_from!r}: a new run needs the result of "
+                              "hub.runs.start as the Trainer's argument `start`")
         objective = objectives.get(config.objective.name)
         splits = objective.splits(config)
         self.tokenizer = folder.tokenizer(config, splits["train"], start)
         self.setup = Setup(config, self.mesh)
         if (config.privacy.clip or config.distill.teacher) and make_step is None:
-            raise ConfigError("privacy.clip, distill.teacher: a Trainer needs the make_step of "
-                              "llm_jax.privacy or llm_jax.compress.distill for them")
+            raise ConfigError("privacy.clip, distill.teacher: the Trainer needs the make_step of "
+                              "llm_jax.privacy or llm_jax.compress.distill")
         step = self.setup.train_step
         if make_step is not None:
             self.documents = len(splits["train"])
@@ -140,18 +139,18 @@ class Trainer:
         self.profiling = False
         rows = read(workdir) if config.eval.patience else []
         rows = [row for row in rows if row["step"] <= self.step and "eval_loss" in row]
-        self.costs = [self.cost(row) for row in rows]  # of every evaluation
-        self.unchecked: tuple[int, jax.Array] | None = None  # a step and its skipped_in_a_row
-        # The log comes before the checkpoint: the metrics hold a checkpoint's step and all before.
+        self.costs = [self.cost(row) for row in rows]  # one per evaluation
+        self.unchecked: tuple[int, jax.Array] | None = None  # (step, skipped_in_a_row)
+        # Log before checkpointing: metrics.jsonl then covers all steps up to any checkpoint.
         self.hooks: list[Hook] = [
             self.profile, self.measure, self.validate, *hooks, self.log,
             self.stop_if_diverged, self.keep,
         ]  # fmt: skip
 
     def _open_data(self, examples: Examples, splits: dict[str, Sequence[Record]]) -> None:
-        """Sets the iterator of training batches, and the batches of a validation set."""
+        """Sets the training data iterator and the validation batches."""
         rows, size = sharding.rows(self.mesh), self.config.data.batch_size
-        self.shares = size / len(rows(size))  # of a batch, this process holds one
+        self.shares = size / len(rows(size))  # this process holds 1 / shares of a batch
         self.batches = pipeline.train_iterator(examples, splits["train"], rows)
         self.mixture = splits["train"] if isinstance(splits["train"], Mixture) else None
         self.sets = {name: summary.line(examples, splits[name])
@@ -161,9 +160,9 @@ class Trainer:
             self.held_out = pipeline.eval_batches(examples, splits["validation"], rows)
 
     def _open_state(self, folder: Folder, start: Start | None) -> TrainState:
-        """Sets the train state, restored or at step 0, and its step; commits the run folder.
+        """Restores or initialises the train state and commits the run folder.
 
-        Returns where the state lies.
+        Returns the shardings of the state.
         """
         like = self.setup.abstract_state()
         place = jax.tree.map(lambda x: x.sharding, like)
@@ -180,7 +179,7 @@ class Trainer:
         return place
 
     def _measured(self) -> dict[str, float]:
-        """What an evaluation has, by that of a batch of which the model says nothing but zeros."""
+        """Returns the metrics of an evaluation, by evaluating one batch with zero outputs."""
         params = self.setup.abstract_params()
 
         def zeros(params, batch):
@@ -195,22 +194,22 @@ class Trainer:
         return {f"eval_{name}": value for name, value in found.values.items()}
 
     def _check_new(self) -> None:
-        """Refuses to train nothing but adapters of random weights; tells of other frozen ones."""
+        """Raises ConfigError for LoRA on random weights; reports other frozen random weights."""
         frozen = [path for path, group in self.setup.groups.items() if not group.rate]
         adapters = [path for path in self.setup.groups if re.fullmatch(groups.ADAPTERS, path)]
         if frozen and len(frozen) + len(adapters) == len(self.setup.groups):
             raise ConfigError(f"model.lora_rank={self.config.model.lora_rank}: "
-                              f"--workdir={self.workdir} holds no run, and adapters of random "
-                              "weights would learn little; begin with a model "
-                              "(init_from=HF_FOLDER, or import --from=HF_FOLDER --workdir=… "
-                              "first), or set model.lora_rank=0")
+                              f"--workdir={self.workdir} holds no run, and adapters on random "
+                              "weights learn little; start from a model (init_from=HF_FOLDER, or "
+                              "import --from=HF_FOLDER --workdir=… first), or set "
+                              "model.lora_rank=0")
         if frozen:
             self.reporter.note(f"frozen at random values: {', '.join(frozen)}")
 
     def _restore(self, folder: Folder, like: TrainState, place) -> tuple[int, TrainState]:
-        """The newest sound checkpoint's state, the data iterator set behind its last batch."""
+        """Restores the newest sound checkpoint and the position of the data iterator."""
         same = same_run(self.workdir, self.config)
-        with sharding.activate(self.mesh):  # as a save is, which then compiles nothing new
+        with sharding.activate(self.mesh):  # as in saves, to share compiled functions
             wanted = self.setup.reading(split(like))
             restored = self.checkpoints.restore(wanted, accept=same)
         if restored is None:
@@ -218,13 +217,13 @@ class Trainer:
         step, items, meta = restored
         state = join(items) if step else self._begin(items["params"], place)
         check_steps(configs.from_dict(meta["config"]), self.config, step, int(state.skipped))
-        if meta["data"]:  # imported parameters have seen none
+        if meta["data"]:  # none for an import
             self.batches.set_state(meta["data"])
         self.reporter.note(f"resuming from step {step}")
         return step, state
 
     def _first(self, start: Start | None, place: TrainState) -> TrainState:
-        """The state at step 0; one that begins with given parameters is saved."""
+        """Initialises the state at step 0; saves it if it starts from given parameters."""
         if start is None:
             return self.setup.draw_state(place)
         origin = start.origin
@@ -237,19 +236,19 @@ class Trainer:
         return state
 
     def _begin(self, params: Any, place: TrainState) -> TrainState:
-        """The state at step 0 of a checkpoint's parameters; tells which of its own are new."""
+        """Initialises the state from a checkpoint's parameters; reports new parameters."""
         given = {groups.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
-        told = lambda name: name in given or re.fullmatch(groups.QUANTIZED, name)  # of those given
+        told = lambda name: name in given or re.fullmatch(groups.QUANTIZED, name)  # was given
         new = [name for name in self.setup.groups if not told(name)]
         names = [name for name in new if not re.fullmatch(groups.ADAPTERS, name)]
         if lora := len(new) - len(names):
-            names.append(f"{lora} arrays of LoRA")
+            names.append(f"{lora} LoRA arrays")
         if names:
-            self.reporter.note(f"drawn anew from seed={self.config.seed}: {', '.join(names)}")
+            self.reporter.note(f"initialised from seed={self.config.seed}: {', '.join(names)}")
         return self.setup.draw_state(place, params)
 
     def facts(self) -> dict[str, Any]:
-        """Model, data, batch, optimizer and mesh in words, to be shown before the first step."""
+        """Describes model, data, batch, optimizer and mesh, for display before the first step."""
         m, d, o = self.config.model, self.config.data, self.config.optimizer
         count = sum(x.size for x in jax.tree.leaves(self.state.params))
         split = {k: v for k, v in self.mesh.shape.items() if v > 1}
@@ -271,13 +270,13 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains to train.steps, or until SIGTERM or Ctrl-C, then saves; returns a summary.
 
-        Until the first step is done neither is caught: there is nothing to save.
+        The signals are handled after the first step; before it there is nothing to save.
 
         Raises:
-          Diverged: after train.max_nonfinite steps in a row that were not finite.
+          Diverged: train.max_nonfinite consecutive steps were not finite.
           Restart: the disk is full.
         """
-        # Signals are heard once there is a step to save (_first_step).
+        # Signal handlers are installed once there is a step to save (_first_step).
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         self.reporter.start(self.facts(), self.step, self.config.train.steps)
         try:
@@ -286,9 +285,9 @@ class Trainer:
             if jax.process_index() == 0:
                 plot(self.workdir)
         except BaseException as error:
-            # Closing waits for all processes of a job, of which some may have failed.
+            # Closing waits for all processes of a job, some of which may have failed.
             if not self.several:
-                with hushed(), suppress(Exception):  # the first error says it
+                with hushed(), suppress(Exception):  # the first error is raised below
                     self._close()
             if is_full(error):
                 raise Restart(self._full()) from error
@@ -299,8 +298,8 @@ class Trainer:
         losses = self.checkpoints.losses
         if losses and (best := self.checkpoints.best()) != self.step:
             why = f"eval.patience={self.config.eval.patience}: " * self.out_of_patience
-            self.reporter.note(f"{why}the best {self.config.eval.metric} is that of step {best}, "
-                               "which --step=best reads")
+            self.reporter.note(f"{why}the best {self.config.eval.metric} is at step {best}; "
+                               "--step=best reads it")
         if self.mixture:
             last = {name: value for name, value in self.metrics.last.items() if "/" in name}
             self.reporter.note("drawn: " + ", ".join(f"{k} {v:.2%}" for k, v in last.items()))
@@ -318,7 +317,7 @@ class Trainer:
         self.checkpoints.wait()
 
     def _step(self) -> None:
-        """One step; nothing here waits for the device except the first time and to log."""
+        """Runs one step; blocks on the device only in the first step and for logging."""
         with self.meter.timing("input"):
             batch = next(self.batches)
         numbers = np.uint32(self.config.seed), np.float32(self.config.optimizer.learning_rate)
@@ -337,13 +336,13 @@ class Trainer:
     def _first_step(self, metrics: dict) -> None:
         jax.block_until_ready(metrics)
         self.compiling = False
-        # SIGTERM to one of several is heard by JAX, which has them agree on a step to stop at.
+        # With several processes, JAX handles SIGTERM, and they agree on a step to stop at.
         for number in (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         self.reporter.note(f"first step done after {time.perf_counter() - llm_jax.BEGAN:.1f} s")
         self.meter.restart()
 
-    # Hooks, in their order.
+    # Hooks, in the order of their calls.
 
     def profile(self, info: StepInfo) -> None:
         """Traces the steps of train.profile_steps, for XProf, TensorBoard or Perfetto."""
@@ -361,31 +360,31 @@ class Trainer:
             self.profiling = False
 
     def measure(self, info: StepInfo) -> None:
-        """Fetches the metrics of a step that is logged."""
+        """Fetches the metrics of a step to be logged."""
         every, evaluated = self.config.train.log_every, self._evaluated(info)
         if info.step == 1 or info.due(every) or evaluated:
             self._read(info)
 
     def validate(self, info: StepInfo) -> None:
-        """Adds the means over the validation set, every eval.every steps."""
+        """Evaluates on the validation set every eval.every steps."""
         if self._evaluated(info):
             info.values |= {f"eval_{k}": v for k, v in self.evaluate().values.items()}
 
     def log(self, info: StepInfo) -> None:
-        """Writes and shows info.values."""
+        """Logs info.values to files and to the reporter."""
         if not info.values:
             return
-        if "loss" not in info.values:  # a hook's own, at a step that is logged for them
+        if "loss" not in info.values:  # a step that is logged only for the values of a hook
             self._read(info)
         self.metrics.write(info.step, info.values)
         self.reporter.progress(info.step, info.values)
         self.meter.restart()
 
     def stop_if_diverged(self, info: StepInfo) -> None:
-        """Ends a run after train.max_nonfinite steps in a row that were not finite.
+        """Raises Diverged after train.max_nonfinite consecutive non-finite steps.
 
-        A step is looked at when the next has been handed to the device, so that neither waits for
-        the other; one that is logged, at once.
+        A step is checked after the next one has been dispatched, so that the device does not idle;
+        a logged step is checked immediately.
         """
         this = info.step, info.metrics["skipped_in_a_row"]
         look_at, self.unchecked = (this if info.values else self.unchecked), this
@@ -401,7 +400,7 @@ class Trainer:
             )
 
     def keep(self, info: StepInfo) -> None:
-        """Saves every checkpoint.every steps, and what is among the best by eval.metric."""
+        """Saves every checkpoint.every steps, and if eval.metric is among the best."""
         self.checkpoints.check()
         cost = self.cost(info.values) if self._evaluated(info) else None
         self.costs += [] if cost is None else [cost]
@@ -410,19 +409,19 @@ class Trainer:
             self.save(cost)
 
     def cost(self, values: dict[str, float]) -> float:
-        """Returns eval.metric of an evaluation so that less is better: an accuracy is negative."""
+        """Returns eval.metric as a cost, lower is better: an accuracy is negated."""
         name = self.config.eval.metric
         if f"eval_{name}" not in values:
             names = [key.removeprefix("eval_") for key in values if key.startswith("eval_")]
-            raise ConfigError(f"eval.metric={name!r}: an evaluation has {', '.join(names)}")
+            raise ConfigError(f"eval.metric={name!r}: available are {', '.join(names)}")
         value = values[f"eval_{name}"]
-        if value is None or not math.isfinite(value):  # None: so it is logged
+        if value is None or not math.isfinite(value):  # non-finite values are logged as None
             return math.inf
         return value if name in COSTS or name.endswith("loss") else -value
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether eval.patience evaluations in a row have not been better than one before them."""
+        """Whether the last eval.patience evaluations did not improve on an earlier one."""
         worse = len(self.costs) - self.costs.index(min(self.costs)) - 1 if self.costs else 0
         return 0 < self.config.eval.patience <= worse
 
@@ -435,12 +434,12 @@ class Trainer:
         if self.mixture:
             info.values |= self.mixture.drawn(gathered(self.batches.get_state(), self.config))
 
-    # What hooks and callers use.
+    # Methods for hooks and callers.
 
     def params(self, here: bool = False) -> Any:
-        """The parameters to evaluate and sample with: the average where one is kept.
+        """Returns the parameters for evaluation and sampling: their moving average if there is one.
 
-        here: this process can use them alone, which of several takes all to call this.
+        here: gathers them to this process; a collective call of all processes.
         """
         params = self.state.params if self.state.ema is None else self.state.ema
         if here and self.several:
@@ -448,22 +447,22 @@ class Trainer:
         return params
 
     def evaluate(self) -> Evaluation:
-        """Means and scores over the validation set."""
+        """Evaluates on the validation set."""
         limit = self.config.eval.max_batches
         write = self.setup.writer(self.tokenizer) if self.config.eval.scores else None
         return evaluate(self.eval_step, self.params(), self.held_out, self.mesh, limit, write)
 
     def save(self, cost: float | None = None) -> None:
-        """Starts writing a checkpoint of this step, of that `cost`."""
+        """Starts saving a checkpoint of this step; cost: of its evaluation, if any."""
         data = gathered(self.batches.get_state(), self.config)
         meta = describe(self.workdir, self.config, data)
         with self.meter.timing("other"):
             self.checkpoints.save(self.step, split(self.state), meta, cost)
 
-    # The end.
+    # Shutdown.
 
     def _stop(self, number, _frame):
-        if self.stopping:  # asked twice: at once
+        if self.stopping:  # a second signal stops immediately
             raise KeyboardInterrupt
         self.stopping = True
         self.reporter.note(f"{signal.Signals(number).name}: saving and stopping")
@@ -471,7 +470,7 @@ class Trainer:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _told_to_stop(self) -> bool:
-        """Whether this step is the last; the same on all processes, whichever was told."""
+        """Whether to stop after this step; the same on all processes, whichever got the signal."""
         if not self.several:
             return self.stopping
         if multihost_utils.reached_preemption_sync_point(self.step):
@@ -480,7 +479,7 @@ class Trainer:
         return False
 
     def _close(self) -> None:
-        """Finishes writing profile, metrics and checkpoints, and lets go of the folder."""
+        """Finishes writing profile, metrics and checkpoints, and releases the folder."""
         self._end_profile()
         self.metrics.close()
         self.checkpoints.close()
@@ -488,32 +487,31 @@ class Trainer:
 
     def _full(self) -> str:
         steps = self.checkpoints.complete()
-        last = f"the last good checkpoint is step {steps[-1]}" if steps else "nothing was saved yet"
+        last = f"the last complete checkpoint is step {steps[-1]}" if steps else "no checkpoint yet"
         return (f"--workdir={self.workdir}: the disk is full at step {self.step}; {last}. Free "
-                "some space, and the same command goes on from there")
+                "some space; the same command then resumes the run")
 
 
 def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -> None:
-    """Refuses train.steps that would end before `step`, or have the learning rate jump there.
+    """Raises ConfigError if train.steps ends before `step`, or makes the learning rate jump.
 
-    A schedule that has not begun to depend on the number of steps may go on: constant,
-    inverse_sqrt, any in its warm-up, wsd before its decay.
+    Schedules that do not yet depend on the number of steps can be extended: constant,
+    inverse_sqrt, any schedule in its warm-up, wsd before its decay.
 
     Args:
-      old: the config with which the checkpoint of `step` was saved.
-      skipped: steps among them that the optimizer has not taken.
+      old: the config of the checkpoint at `step`.
+      skipped: number of those steps that the optimizer skipped.
     """
     steps, were = new.train.steps, old.train.steps
     if steps < step:
-        raise ConfigError(f"train.steps={steps}: the run has reached step {step} already; nothing "
-                          "is left to train. Its checkpoints can be read with --step, or "
-                          f"train.steps={step} or more given")
+        raise ConfigError(f"train.steps={steps}: the run has already reached step {step}. Read a "
+                          f"checkpoint with --step, or set train.steps={step} or more")
     if steps == were or step == 0:
         return
     before, after = (float(schedule(config)(step - skipped)) for config in (old, new))
     if abs(before - after) > JUMP * max(before, after):
         raise ConfigError(f"train.steps={steps}: was {were} until step {step}, and the learning "
                           f"rate of optimizer.schedule={new.optimizer.schedule!r} would jump there "
-                          f"from {before:.1e} to {after:.1e}. Keep train.steps={were}, or train "
-                          "anew: only constant, inverse_sqrt, and wsd before its decay, can change "
-                          "their end on the way")
+                          f"from {before:.1e} to {after:.1e}. Keep train.steps={were}, or start a "
+                          "new run: only constant, inverse_sqrt, and wsd before its decay can be "
+                          "extended")

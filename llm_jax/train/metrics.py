@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard events and loss.png."""
+"""Metrics logging: metrics.jsonl, TensorBoard events and loss.png."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from llm_jax.files import parse_json, write_text
 
 
 class Metrics:
-    """Appends one JSON object a logged step; a resumed run first forgets what lies ahead of it.
+    """Appends a JSON object per logged step; a resumed run first removes rows of later steps.
 
     Attributes:
-      last: the newest value of every metric, with its step under 'step'.
+      last: the newest value of every metric, with the step under 'step'.
     """
 
     def __init__(self, workdir: str | Path, start: int, writes: bool = True):
@@ -36,8 +36,8 @@ class Metrics:
         if not self.writes:
             return
         self.file.write(json.dumps(row) + "\n")
-        # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks for ever.
-        # Imported late: it loads PyTorch where there is one, which would delay the first step.
+        # Not SummaryWriter: its thread dies on a full disk, after which its queue blocks forever.
+        # Imported late: it imports PyTorch if installed, which would delay the first step.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
@@ -45,25 +45,25 @@ class Metrics:
         if self.board is None:
             (folder := self.workdir / "tensorboard").mkdir(exist_ok=True)
             self.board = EventsWriter(str(folder / "events"))
-            start = SessionLog(status=SessionLog.START)  # of what is ahead, only the new counts
+            start = SessionLog(status=SessionLog.START)  # discards events of later steps
             self.board.write_event(Event(step=self.start + 1, session_log=start))
         for name, value in finite.items():
             if value is not None:
                 summary = scalar(name, value)
                 self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        if time.monotonic() > self.flushed + 60:  # it takes an fsync
+        if time.monotonic() > self.flushed + 60:  # a flush costs an fsync
             self.board.flush()
             self.flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes everything out."""
+        """Flushes and closes all files."""
         for out in (self.file, self.board):
             if out is not None:
                 out.close()
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl; a last line cut short by a crash is dropped."""
+    """Returns the rows of metrics.jsonl, without an incomplete last line."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
@@ -82,12 +82,12 @@ def read(workdir: str | Path) -> list[dict]:
 
 
 class Meter:
-    """Throughput, MFU, input wait and goodput between one reading and the next.
+    """Measures throughput, MFU, input wait and goodput per logging interval.
 
     Args:
-      peak: FLOP/s of all devices, None if not known.
-      began: time.perf_counter() at the start of what goodput is a share of.
-      step_seconds: spent in steps before this process, by a run that it resumes.
+      peak: peak FLOP/s of all devices; None: unknown.
+      began: time.perf_counter() at the start of the time that goodput is a fraction of.
+      step_seconds: time spent in steps before this process, for a resumed run.
     """
 
     def __init__(
@@ -98,21 +98,22 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new interval; the time until now counts as no step."""
+        """Starts a new interval; the time until now does not count as step time."""
         self.since, self.tokens, self.apart = time.perf_counter(), 0, {"input": 0.0, "other": 0.0}
 
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
-        """Times what is no part of a step: "input", waiting for a batch, or "other", as a save."""
+        """Times work outside steps: "input", waiting for a batch, or "other", such as a save."""
         start = time.perf_counter()
         yield
         self.apart[kind] += time.perf_counter() - start
 
     def read(self) -> dict[str, float | None]:
-        """Returns these since the last reading, null where not known, and restarts:
+        """Returns the values since the last reading (None: unknown), and restarts:
 
-        tokens_per_second; mfu, of `peak`; input_seconds, waiting for batches; step_seconds, in
-        steps, since the run's first; goodput, the share of this process's life spent in steps.
+        tokens_per_second; mfu, relative to `peak`; input_seconds, waiting for batches;
+        step_seconds, the total time in steps of the run; goodput, the fraction of this process's
+        time spent in steps.
         """
         now = time.perf_counter()
         rate = self.tokens / (now - self.since) if self.tokens else None
@@ -131,15 +132,15 @@ class Meter:
 
 
 def running_mean(values: Sequence[float], n: int) -> list[float]:
-    """Returns the mean of each value and the n - 1 before it, or as many as there are."""
+    """Returns the trailing mean over n values (fewer at the start)."""
     parts = (values[max(0, i + 1 - n) : i + 1] for i in range(len(values)))
     return [sum(part) / len(part) for part in parts]
 
 
 @contextmanager
 def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterator[tuple]:
-    """Yields a matplotlib figure, which is saved at the end, and its axes; needs no display."""
-    # Without pyplot, which has global state.
+    """Yields a matplotlib figure and its axes, and saves the figure; needs no display."""
+    # Without pyplot, because of its global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,7 +156,7 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
 
 
 def plot(workdir: str | Path) -> Path:
-    """Draws training and validation loss against steps; returns the picture's path."""
+    """Plots training and validation loss against steps; returns the path of the image."""
     rows = read(workdir)
     points = lambda key: [(r["step"], r[key]) for r in rows if r.get(key) is not None]
     training, validation = points("loss"), points("eval_loss")
@@ -165,7 +166,7 @@ def plot(workdir: str | Path) -> Path:
             steps, losses = zip(*training, strict=True)
             axes.plot(steps, losses, "-", label="training, of a step", alpha=0.35)
             means = running_mean(losses, max(2, len(losses) // 20))
-            axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="its running mean")
+            axes.plot(steps, means, "-", color=axes.lines[0].get_color(), label="running mean")
         if validation:
             axes.plot(*zip(*validation, strict=True), "o-", label="validation", markersize=4)
         axes.set(xlabel="step", ylabel="loss")

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, from Optax, each parameter seen by itself."""
+"""Optimizers and learning rate schedules by name, from Optax, applied per unstacked parameter."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,9 @@ def schedule(
 
     peak: None: config.optimizer.learning_rate.
 
-    inverse_sqrt: peak * sqrt(start / step) from start = warmup_steps + hold_steps on, the peak
-    between them (Vaswani 2017, 5.3: no hold; Raffel 2020, 3.1.2: no warm-up). cosine, linear: to
-    final_fraction within decay_steps, and on at that. wsd: constant, then a linear decay over
+    inverse_sqrt: the peak for hold_steps, then peak * sqrt(start / step) from start = warmup_steps
+    + hold_steps (Vaswani 2017, 5.3: no hold; Raffel 2020, 3.1.2: no warm-up). cosine, linear:
+    decays to final_fraction in decay_steps, then constant. wsd: constant, then a linear decay over
     the last decay_steps (Hu 2024, MiniCPM, section 4).
     """
     o, steps = config.optimizer, config.train.steps
@@ -44,7 +44,7 @@ def schedule(
         decay = o.decay_steps or max(steps // 5, 1)
         begin = max(after_warmup - decay, 0)
         after = optax.linear_schedule(peak, last, decay, transition_begin=begin)
-    # The first step is already taken at peak / warmup: a step at zero would teach nothing.
+    # The first step uses peak / warmup: a step with rate 0 would have no effect.
     ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, after], [warmup]) if warmup else after
 
@@ -52,11 +52,11 @@ def schedule(
 def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
     """Returns the optimizer: clip by global norm, direction, decoupled decay, learning rate.
 
-    update = -rate(step) factor (direction(clipped gradient) + decay decay_factor parameter), and
-    behind it the proximal step of L1, see `_steps`.
+    update = -rate(step) factor (direction(clipped gradient) + decay decay_factor parameter),
+    followed by the proximal step of L1, see `_steps`.
 
-    It is for the trained parameters alone, None standing in for the others (`groups.split`).
-    Its update takes `peak`, see `schedule`.
+    It applies to trained parameters only; frozen ones are None (`groups.split`). Its update takes
+    `peak`, see `schedule`.
     """
     o = config.optimizer
     parts = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
@@ -76,12 +76,12 @@ def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransfo
 
 
 def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
-    """Returns the last part: decay, each parameter's own rate, and L1.
+    """Returns the last transformation: weight decay, learning rate per parameter, and L1.
 
-    factor = rate_factor layer_decay^distance (Clark 2020, appendix A), 0 for the first distance x
-    unfreeze_steps (gradual unfreezing; Howard and Ruder 2018, 3.3). L1 brings each entry of a
-    matrix nearer to 0 by rate factor l1, and not past it (Duchi and Singer 2009, 5.1). keep_zeros:
-    the mask of a pruned matrix is where it is 0.
+    factor = rate_factor layer_decay^distance (Clark 2020, appendix A), and 0 for the first
+    distance x unfreeze_steps steps (gradual unfreezing; Howard and Ruder 2018, 3.3). L1 is soft
+    thresholding of matrices by rate factor l1 (Duchi and Singer 2009, 5.1). keep_zeros: entries of
+    matrices that are 0 are not updated, which is the mask of a pruned model.
     """
     o = config.optimizer
 
@@ -116,17 +116,17 @@ def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransf
 
 
 def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:
-    """Returns what an optimizer makes of a gradient, before decay and learning rate.
+    """Returns the update direction of an optimizer, before weight decay and learning rate.
 
     adamw: Loshchilov and Hutter 2019. lion: Chen 2023. adafactor: Shazeer and Stern 2018.
-    muon: Jordan 2024, scaled to Adam's size (Liu 2025, 2.2); its groups are the layers' matrices.
+    muon: Jordan 2024, scaled to the RMS of Adam's updates (Liu 2025, 2.2), for matrices of layers.
     """
     if which == "adamw":
         return optax.scale_by_adam(*betas(o), o.eps)
     if which == "lion":
         return optax.scale_by_lion(*betas(o))
     if which == "adafactor":
-        # Optax's aliases end in a factor of -1, which the learning rate brings again.
+        # Optax's aliases include the factor -1, which the learning rate applies again.
         return apart(optax.chain(optax.adafactor(), optax.scale(-1.0)), groups)
     axes = lambda params: jax.tree_util.tree_map_with_path(
         lambda path, _: _muon_axes(groups[name(path)]), params
@@ -142,7 +142,7 @@ def direction(which: str, o: ConfigDict, groups: dict[str, Group]) -> optax.Grad
 
 
 def betas(o: ConfigDict) -> tuple[float, float]:
-    """Returns b1 and b2 of config.optimizer, the optimizer's own b2 where it is 0."""
+    """Returns b1 and b2 of config.optimizer; a b2 of 0 is the optimizer's default."""
     return o.b1, o.b2 or (0.99 if o.name == "lion" else 0.95)
 
 
@@ -152,7 +152,7 @@ def _muon_axes(group: Group) -> optax.contrib.MuonDimensionNumbers:
 
 
 def matrix(group: Group, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter as matrices [..., in, out]; a vector's own."""
+    """Returns the shape of a parameter as matrices [..., in, out]; a vector's shape unchanged."""
     if len(group.spaces) < 2:
         return shape
     inputs = math.prod(shape[i] for i in group.spaces[0])
@@ -163,10 +163,10 @@ def matrix(group: Group, shape: tuple[int, ...]) -> tuple[int, ...]:
 def apart(
     tx: optax.GradientTransformation, groups: dict[str, Group]
 ) -> optax.GradientTransformation:
-    """Applies tx to each layer's and each expert's parameter by itself, a matrix as [in, out].
+    """Applies tx separately to the parameter of each layer and expert, with matrices as [in, out].
 
-    The state of [layers, D, N, H] is that of so many matrices [D, N H], stacked. T5X does so by
-    its logical_factor_rules (layers and experts: BATCH).
+    The state of [layers, D, N, H] is that of matrices [D, N H], stacked, as with T5X's
+    logical_factor_rules (layers and experts: BATCH).
     """
 
     def shaped(path, x):

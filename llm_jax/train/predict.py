@@ -1,4 +1,4 @@
-"""Batch inference: answers to records, in their order, from batches of rows of similar length."""
+"""Batch inference: predictions for records, in order, in batches of rows of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -19,24 +19,24 @@ from llm_jax.objectives import Objective
 from llm_jax.train.evaluate import filled
 from llm_jax.train.state import make_eval_step
 
-WINDOW = 32  # batches whose rows are sorted together
+WINDOW = 32  # batches whose rows are sorted by length together
 
 
 def answerer(
     model: Model, objective: Objective, examples: Examples, mesh: Mesh | None = None
 ) -> Callable[[Any, list[Record]], list[Record]]:
-    """Returns (params, records) -> the answer to each, {"error": …} where there is none.
+    """Returns a function (params, records) -> predictions, with {"error": …} where one fails.
 
-    Batches have data.batch_size rows and as many positions as the longest needs, rounded up as
-    in training, so that few programs are compiled.
+    Batches have data.batch_size rows, padded to the longest one; lengths are rounded up as in
+    training, so that few programs are compiled.
 
     Args:
-      mesh: over which batches are spread; None: where the parameters are.
+      mesh: the mesh that splits batches; None: the devices of the parameters.
     """
     if objective.predict is None:
         able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
-        raise ConfigError(f"objective.name={objective.name!r}: predicts nothing of a record; "
-                          f"these do: {able}")
+        raise ConfigError(f"objective.name={objective.name!r}: does not support prediction; these "
+                          f"do: {able}")
     eval_step = make_eval_step(model, objective, examples.config)
     step = jax.jit(lambda params, batch: eval_step(params, batch)[2])
 
@@ -52,10 +52,10 @@ def answerer(
 
 
 def document(examples: Examples, record: Record, where: str) -> Record | ConfigError:
-    """Returns the fields of a record but for its gold, or what is wrong with it.
+    """Returns the input fields of a record, without labels, or the error for an invalid one.
 
-    A field is read from the column that data.FIELD_column names, or else from that of its own name;
-    the first, or else, from "text", which a plain line is.
+    A field is read from the column data.FIELD_column or, without it, the column of its own name;
+    the first field also from "text", the name of plain lines.
     """
     data, columns = examples.config.data, {}
     names = examples.columns(examples.config)
@@ -76,12 +76,12 @@ def predict(
     answer: Callable[[Any, list[Record]], list[Record]], params: Any,
     records: Iterable[Record | ConfigError], size: int,
 ) -> Iterator[Record]:
-    """Yields the answer to each record, in order; {"error": …} where there is none.
+    """Yields a prediction for each record, in order; {"error": …} for invalid records.
 
     Args:
-      answer: see `answerer`, or Setup.writer, of an objective whose answers are texts.
+      answer: see `answerer`; or Setup.writer, for objectives that generate text.
       records: see `document`.
-      size: of a batch.
+      size: batch size.
     """
     for window in chunked(records, WINDOW * size):
         answers = iter(answer(params, [x for x in window if not isinstance(x, ConfigError)]))
@@ -91,13 +91,13 @@ def predict(
 
 
 def chunked(items: Iterable, size: int) -> Iterator[list]:
-    """Yields lists of `size` items each, the last of what is left."""
+    """Yields lists of `size` items; the last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(islice(items, size)), [])
 
 
 def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int, str]]:
-    """The rows of all records that have some, and the errors of the others."""
+    """Returns the rows of all valid records, and the errors of the others."""
     maker, rng = Chunks(examples, []), np.random.default_rng(0)
     rows, errors = [], {}
     for i, record in enumerate(records):
@@ -105,7 +105,7 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
             made = examples.examples(record, rng, None)
             rows += [maker.row([each | {DOCUMENT: np.array([i])}], rng) for each in made]
             if not made:
-                errors[i] = "there is nothing to read in it"
+                errors[i] = "the record has no text"
         except ConfigError as error:
             errors[i] = str(error)
     return rows, errors
@@ -114,7 +114,7 @@ def _rows(examples: Examples, records: Iterable) -> tuple[list[Arrays], dict[int
 def _predicted(
     step: Callable, params: Any, rows: list[Arrays], size: int, mesh: Mesh | None
 ) -> list[Arrays]:
-    """The prediction for each row."""
+    """Returns the prediction for each row."""
     masks = ("segment_ids", "encoder_segment_ids")
     lengths = [sum(int((row[name] > 0).sum()) for name in masks if name in row) for row in rows]
     predicted: list[Arrays] = [{}] * len(rows)

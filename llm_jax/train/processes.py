@@ -1,4 +1,4 @@
-"""Checks and collectives between the processes of one job."""
+"""Consistency checks and collectives between the processes of a job."""
 
 import itertools
 import json
@@ -13,22 +13,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed  # of which jax.distributed is the public half, without its client
+from jax._src import distributed  # jax.distributed does not expose the client
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
 from llm_jax.data.batches import union
 
-FOREVER = 10**9  # milliseconds; who has died is found out by JAX
-SEEN_SECONDS = 60  # in which a file that one machine writes must be there for another
+FOREVER = 10**9  # milliseconds; JAX detects dead processes
+SEEN_SECONDS = 60  # time limit for a file of one machine to become visible to another
 _ROUND = itertools.count()
 
 
 def _judged(said: Any, judge: Callable[[list], str]) -> None:
-    """Has process 0 judge what each says, a JSON value; all raise its verdict if there is one.
+    """Process 0 applies `judge` to the JSON values of all; all raise its error message, if any.
 
-    Through JAX's key-value store: nothing is compiled, and no devices are needed.
+    Uses JAX's key-value store: nothing is compiled, and no devices are needed.
     """
     state, key = distributed.global_state, f"llm_jax/agree/{next(_ROUND)}"
     if state.client is None:
@@ -43,15 +43,15 @@ def _judged(said: Any, judge: Callable[[list], str]) -> None:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Compares facts of a job's processes by name; ConfigError where they differ in one.
+    """Checks that named facts are equal in all processes of a job; raises ConfigError if not.
 
-    It names the process, its host and the facts; all processes have to call it, and all raise.
+    The message names the process, its host and the facts. A collective call: all processes raise.
     """
     _judged([socket.gethostname(), {key: repr(value) for key, value in facts.items()}], compare)
 
 
 def compare(said: list[tuple[str, dict[str, str]]]) -> str:
-    """In what (host, facts) of some process differ from those of process 0, in words."""
+    """Returns how (host, facts) of a process differ from those of process 0, or ""."""
     host, ours = said[0]
     for i, (there, theirs) in enumerate(said):
         differ = [f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
@@ -59,30 +59,30 @@ def compare(said: list[tuple[str, dict[str, str]]]) -> str:
         if differ:
             more = f" and {len(differ) - 5} more" * (len(differ) > 5)
             return (f"process {i} on {there} differs from process 0 on {host} ("
-                    f"{'; '.join(differ[:5])}{more}); start all of a job with the same command, "
-                    "on the same code and files")
+                    f"{'; '.join(differ[:5])}{more}); start all processes with the same command, "
+                    "code and files")
     return ""
 
 
 def share(folder: str | Path) -> None:
-    """Checks that all processes of a job write into the same folder, or its nearest parent.
+    """Checks that all processes of a job share a folder, or its nearest existing parent.
 
     Raises:
-      ConfigError: in all processes, by the name of one that cannot write, or writes elsewhere.
+      ConfigError: in all processes; names one that cannot write, or has a different folder.
     """
     path = Path(folder).absolute()
     above = next(p for p in (path, *path.parents) if p.exists())
 
     def judge(said):
-        until = time.monotonic() + SEEN_SECONDS  # a network's folders are not current at once
+        until = time.monotonic() + SEEN_SECONDS  # network file systems update with a delay
         for i, (host, file, problem) in enumerate(said):
             who = f"--workdir={folder}: process {i} on {host}"
             if problem:
-                return f"{who} cannot write into it ({problem})"
+                return f"{who} cannot write to it ({problem})"
             while file not in os.listdir(above):
                 if time.monotonic() > until:
-                    return (f"{who} has another folder of that name than process 0 on "
-                            f"{said[0][0]}; name one that all machines share")
+                    return (f"{who} has a different folder of that name than process 0 on "
+                            f"{said[0][0]}; use a folder that all machines share")
                 time.sleep(1)
         return ""
 
@@ -101,7 +101,7 @@ def share(folder: str | Path) -> None:
 
 
 def gathered(state: dict, config: ConfigDict) -> dict:
-    """The data iterator's state of all shards, gathered from the processes that read them."""
+    """Gathers the data iterator's state of all shards from the processes that read them."""
     if jax.process_count() == 1 or config.data.shards == 1:
         return state
     mine = np.frombuffer(json.dumps(state).encode(), np.uint8)

@@ -1,4 +1,4 @@
-"""Log-probabilities under DPO's reference model: the one that a run began with."""
+"""Log-probabilities under DPO's reference model, the initial model of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,27 +15,27 @@ from llm_jax.decode import log_likelihoods
 from llm_jax.files import read_json, write_json
 from llm_jax.train.run import Setup
 
-FILE = "reference.json"  # of a run folder: {split: [[chosen, rejected] of each record]}
+FILE = "reference.json"  # in a run folder: {split: [[chosen, rejected] for each record]}
 
 
 def attach(
     setup: Setup, tokenizer: Tokenizer, splits: Mapping[str, Sequence[Record]], workdir: str | Path,
     params: Any = None,
 ) -> None:
-    """Gives each record its `reference`, where the objective asks for one.
+    """Adds reference log-probabilities to each record, if the objective needs them.
 
-    It is computed once, of the parameters at step 0, and kept in the run folder: the reference of
-    DPO costs neither memory nor a second forward pass, and nothing that is trained can move it.
+    They are computed once, from the parameters at step 0, and stored in the run folder, so that
+    DPO's reference model needs no memory and no second forward pass during training.
 
     Raises:
-      ConfigError: a run that has lost it, or other records than it is of.
+      ConfigError: the file is missing, or belongs to other records.
     """
     if not setup.objective.reference:
         return
     file = Path(workdir) / FILE
     if not file.is_file():
         if params is None:
-            raise ConfigError(f"{file}: is not there; a run writes it when it begins")
+            raise ConfigError(f"{file}: missing; a run writes it when it starts")
         known = {name: _computed(setup, tokenizer, docs, params) for name, docs in splits.items()}
         if jax.process_index() == 0:
             write_json(file, known)
@@ -43,14 +43,14 @@ def attach(
         known = read_json(file)
     for name, docs in splits.items():
         if len(known.get(name, ())) != len(docs) or not isinstance(docs, list):
-            raise ConfigError(f"{file}: is of {len(known.get(name, ()))} records of data.{name}, "
+            raise ConfigError(f"{file}: has {len(known.get(name, ()))} records for data.{name}, "
                               f"which has {len(docs)}")
         for doc, pair in zip(docs, known[name], strict=True):
             doc["reference"] = pair
 
 
 def _computed(setup: Setup, tokenizer: Tokenizer, docs: Sequence[Record], params: Any) -> list:
-    """[[chosen, rejected]] of each record; 0 of one that gives no example."""
+    """Computes [chosen, rejected] for each record; 0 for records without an example."""
     examples, config = setup.objective.examples(tokenizer, setup.config), setup.config
     sides = [examples.sides(doc) if examples.example(doc, None, None) else [] for doc in docs]
     both = [x for some in sides for x in some]

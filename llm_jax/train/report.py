@@ -1,4 +1,4 @@
-"""report.md of an evaluation: scores, the confusion matrix, scores by length, the worst errors."""
+"""Evaluation report (report.md): scores, confusion matrix, scores by length, worst errors."""
 
 import json
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from llm_jax.record import table as markdown_table
 from llm_jax.train.evaluate import Evaluation
 from llm_jax.train.metrics import figure
 
-WORST = 10  # errors that are shown
-SHOWN = 300  # characters of a text
-LIKELIEST = 3  # labels of an answer
-LONGEST = 20  # characters of a label in a picture
-CLASSES = 40  # most of them that a confusion matrix has room for
-# Scores that a single answer has, 1 being right; the first of them that there is counts.
+WORST = 10  # number of errors shown
+SHOWN = 300  # characters shown of a text
+LIKELIEST = 3  # labels shown per prediction
+LONGEST = 20  # characters of a label in a figure
+CLASSES = 40  # maximum classes of a confusion matrix
+# Scores defined for a single prediction, 1 is correct; the first one available is used.
 OF_ONE = {"accuracy": 1, "f1": 1, "chrf": 0.01, "rougeL": 1, "exact_match": 1, "mse": -1}
 
 
 def write(workdir: str | Path, evaluation: Evaluation, examples: Examples, title: str) -> Path:
-    """Writes report.md, and confusion.png of labels and tags, into a run folder; returns its path.
+    """Writes report.md, and confusion.png for labels and tags; returns the path of report.md.
 
-    title: which checkpoint and split.
+    title: names the checkpoint and split.
     """
     path, (values, records, answers) = Path(workdir) / "report.md", evaluation
     parts = [f"# Evaluation: {title}", _table(["score", "value"], values.items())]
@@ -33,10 +33,10 @@ def write(workdir: str | Path, evaluation: Evaluation, examples: Examples, title
         names = examples.config.data.labels
         numbered = _draw(path.with_name("confusion.png"), table, names)
         parts += ["## Confusion matrix", "![rows are true, columns predicted](confusion.png)"]
-        parts += [f"The picture has numbers for {', '.join(numbered)}."] if numbered else []
+        parts += [f"The figure uses numbers for {', '.join(numbered)}."] if numbered else []
     rows = _by_length(examples, records, answers)
     lines = [(name, *scores.values()) for name, scores in rows]
-    parts += ["## By length", "Each quarter of the records is scored as a set of its own."]
+    parts += ["## By length", "Each quartile of the record lengths is scored separately."]
     parts += [_table(["characters", *rows[0][1]], lines)]
     if worst := _worst(examples, records, answers):
         parts += ["## The worst errors", *worst]
@@ -52,7 +52,7 @@ def _table(header: list[str], rows) -> str:
 def _confusion(
     examples: Examples, records: list[Record], answers: list[Record]
 ) -> np.ndarray | None:
-    """How many of each label (rows) were called which; None where there are none, or too many."""
+    """Returns the confusion matrix (rows are true labels); None without labels, or too many."""
     names, field = examples.config.data.labels, next(iter(examples.gold), "")
     if field not in ("label", "tags") or not 0 < len(names) <= CLASSES:
         return None
@@ -66,9 +66,9 @@ def _confusion(
 
 
 def _draw(path: Path, table: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Draws a confusion matrix, shaded by the share of each row.
+    """Draws a confusion matrix, shaded by the fraction of each row.
 
-    Returns labels by their number ("1 坏"): those that are long, or not in matplotlib's own font.
+    Returns the labels drawn as numbers ("1 坏"): long ones, and those that the font lacks.
     """
     from matplotlib import font_manager
 
@@ -91,7 +91,7 @@ def _draw(path: Path, table: np.ndarray, names: Sequence[str]) -> list[str]:
 def _by_length(
     examples: Examples, records: list[Record], answers: list[Record]
 ) -> list[tuple[str, dict]]:
-    """Scores of each quarter of the records, the shortest first."""
+    """Returns the scores of each quartile of the records by length, shortest first."""
     lengths = np.array([sum(map(len, fields.texts(record))) for record in records])
     rows = []
     for places in np.array_split(np.argsort(lengths, kind="stable"), min(4, len(records))):
@@ -102,9 +102,9 @@ def _by_length(
 
 
 def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> list[str]:
-    """The records with the lowest scores, of equal ones those that the model was surest of.
+    """Returns the records with the lowest scores, the most confident first among equal ones.
 
-    Where only a set of answers has a score, as with vectors and replies, there are none.
+    Empty for tasks without scores of single predictions, such as embeddings and replies.
     """
     named = next((name for name in OF_ONE if name in examples.score(records, answers)), None)
     if named is None:

@@ -1,4 +1,4 @@
-"""Setup: model, objective, optimizer, shardings and steps of a config; a run's parameters."""
+"""Setup of a run from its config: model, objective, optimizer, shardings, compiled steps."""
 
 import logging
 from collections.abc import Callable
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class Setup:
-    """All that a run's config determines: model, objective, optimizer, and shardings.
+    """Model, objective, optimizer and shardings of a config.
 
     Raises:
-      ConfigError: no such attention or objective, or attention that cannot do what is asked.
+      ConfigError: an unknown attention or objective, or attention without a required feature.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
@@ -46,7 +46,7 @@ class Setup:
         for layer in dict.fromkeys(layers):
             _check_attention(config, layer)
         if config.model.lora_rank and config.model.num_experts:
-            log.warning("model.lora_rank=%d: experts get no adapters (qwix has none for them)",
+            log.warning("model.lora_rank=%d: experts get no adapters (qwix does not support them)",
                         config.model.lora_rank)  # fmt: skip
         try:
             models.heads.check(config.model)
@@ -59,31 +59,32 @@ class Setup:
         self.tx = optimizer.build(config, self.groups)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state; computes nothing."""
+        """Returns shapes, dtypes and shardings of the state, without computing it."""
         state = jax.eval_shape(lambda: init_state(self.model, self.tx, self.config))
         shardings = sharding.param_shardings(self.params, self.mesh)
         where = sharding.like_params(state, state.params, shardings, self.mesh)
         return jax.tree.map(_with_sharding, state, where)
 
     def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the parameters; computes nothing."""
+        """Returns shapes, dtypes and shardings of the parameters, without computing them."""
         where = sharding.param_shardings(self.params, self.mesh)
         return jax.tree.map(_with_sharding, self.params, where)
 
     def train_step(self, place: TrainState, gradients: Callable = gradients) -> Callable:
-        """The compiled step, whose state lies as `place` says and is donated."""
+        """Returns the compiled train step; the state has shardings `place` and is donated."""
         step = make_train_step(self.model, self.objective, self.tx, self.config, gradients)
         return jax.jit(step, donate_argnums=0, out_shardings=(place, None))
 
     def eval_step(self, tokenizer: Tokenizer) -> Callable:
-        """The compiled step of `evaluate`."""
+        """Returns the compiled step of `evaluate`."""
         counts = tokenizers.token_bytes(tokenizer)
         return jax.jit(make_eval_step(self.model, self.objective, self.config, counts))
 
     def writer(self, tokenizer: Tokenizer) -> Callable[[Any, list], list] | None:
-        """(parameters, records) -> {"text", "score"} of each, by eval.beams; None: it has no texts.
+        """Returns a generator (parameters, records) -> [{"text", "score"}] with eval.beams.
 
-        The score is the text's log-probability, of beams over their length penalty.
+        The score is the log-probability of the text, divided by the length penalty in beam search.
+        None for objectives that do not generate text.
         """
         if not self.objective.writes:
             return None
@@ -107,10 +108,10 @@ class Setup:
         return write
 
     def reading(self, items: dict[str, Any]) -> Callable[[int, dict], dict[str, Any]]:
-        """What to read of a checkpoint, for `Checkpoints.restore`: of step 0 the parameters alone.
+        """Returns the items to read of a checkpoint, for `Checkpoints.restore`.
 
-        What else there is at step 0 begins from these (`draw_state`), so that an import decides
-        neither optimizer nor average, nor adapters, which it does not have.
+        At step 0 only parameters are read; `draw_state` initialises the rest from them, so that an
+        import does not fix the optimizer, the moving average or adapters.
         """
 
         def like(step: int, meta: dict) -> dict[str, Any]:
@@ -126,9 +127,9 @@ class Setup:
         return like
 
     def draw_state(self, place: TrainState, params: Any = None) -> TrainState:
-        """The state at step 0, each array lying as `place` says, of parameters that it donates.
+        """Initialises the state with shardings `place` from parameters, which are donated.
 
-        Those that are not given are drawn from config.seed.
+        Missing parameters are initialised from config.seed.
         """
 
         def draw(params, seed):
@@ -138,26 +139,26 @@ class Setup:
         return self._once(draw, place, params or {})
 
     def draw_params(self, params: Any) -> Any:
-        """Parameters at step 0, given in part: what they lack is drawn from config.seed."""
+        """Initialises the missing parameters from config.seed."""
         params, place = self.put(params), sharding.param_shardings(self.params, self.mesh)
         if jax.tree.structure(params) == jax.tree.structure(self.params):
             return params
         return self._once(lambda params, seed: fill(self.model, seed, params), place, params)
 
     def put(self, params: Any) -> Any:
-        """Some of the parameters, of NumPy or another mesh, as they lie on this one."""
+        """Puts parameters, in NumPy or on another mesh, onto this mesh with their shardings."""
         place = sharding.param_shardings(self.params, self.mesh)
 
         def put(tree, place):
             if isinstance(tree, dict):
                 return {k: put(x, place[k]) for k, x in tree.items()}
-            plain = hasattr(place, "how") and not hasattr(tree, "how")  # to be quantised there
+            plain = hasattr(place, "how") and not hasattr(tree, "how")  # to be quantised
             return place.array.qvalue if plain else place
 
         return jax.device_put(params, put(params, place))
 
     def _once(self, draw: Callable, place: Any, params: Any) -> Any:
-        # It runs once: on a CPU, compiling it with all optimisations takes longer than they save.
+        # Runs once: on a CPU, full compiler optimisation would take longer than it saves.
         quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         with sharding.activate(self.mesh):
             run = jax.jit(draw, out_shardings=place, compiler_options=quick, donate_argnums=0)
@@ -169,7 +170,7 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
-    """Refuses a layer whose kind of attention cannot do what is asked of it."""
+    """Raises ConfigError if a layer's kind of attention lacks a required feature."""
     packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
     needed = {
@@ -192,13 +193,14 @@ def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     wanted = {ability for ability, (used, _) in needed.items() if used}
     variant = attention.get(kind)
     for ability in sorted(wanted - variant.supports):
-        # Kinds that support all that this config asks for, the most similar first.
+        # Kinds that support all required features, the most similar first.
         able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
         able.sort(key=lambda n: len(attention.get(n).supports ^ variant.supports))
-        raise ConfigError(f"{said}: {kind!r} cannot do {needed[ability][1]} "
-                          f"({attention.ABILITIES[ability]}); these can: {', '.join(able)}")
+        raise ConfigError(f"{said}: {kind!r} does not support {needed[ability][1]} "
+                          f"({attention.ABILITIES[ability]}); these do: {', '.join(able)}")
     if variant.loss and cfg.reversible:
-        raise ConfigError(f"{said}: {kind!r} learns by a loss that model.reversible=True loses")
+        raise ConfigError(f"{said}: the auxiliary loss of {kind!r} is incompatible with "
+                          "model.reversible=True")
     if variant.leaks and cfg.kind == "decoder":
         log.warning("%s: with %r, %s", said, kind, variant.leaks)
     try:
@@ -209,15 +211,15 @@ def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
 
 
 def flops_per_token(config: ConfigDict) -> float:
-    """FLOPs of training on a token of either side, of what is not frozen; see `train_flops`."""
+    """Training FLOPs per token (source or target), without frozen parameters; see `train_flops`."""
     rates = groups.of(config, models.abstract_params(config.model))
     return _flops_per_token(config, lambda path: rates[path].rate > 0)
 
 
 def recomputed_flops_per_token(config: ConfigDict) -> float:
-    """FLOPs a token that remat adds to them: the forward pass of all layers once more."""
+    """FLOPs per token added by rematerialisation: another forward pass of all layers."""
     if config.model.remat not in ("full", "offload") and not config.model.reversible:
-        return 0.0  # "dots" keeps all products but attention's own
+        return 0.0  # "dots" saves all products except attention's
     config = ConfigDict(config.to_dict())
     config.model.head = "none"
     return _flops_per_token(config, lambda path: False)
@@ -234,18 +236,18 @@ def _flops_per_token(config: ConfigDict, trained: Callable[[str], bool]) -> floa
 def load_params(
     workdir: str | Path, step: int | str | None = None, mesh: Mesh | None = None
 ) -> tuple[Setup, Tokenizer, Any, int]:
-    """Returns (setup, tokenizer, parameters, step) of a run: the EMA of parameters where kept.
+    """Loads the parameters of a run; returns (setup, tokenizer, parameters, step).
 
-    Parameters alone are read, neither optimizer state nor, beside an EMA, those of the last step.
-    They lie on setup.mesh, under which to use them: `with sharding.activate(setup.mesh)`.
+    Reads the EMA of the parameters if there is one, and no optimizer state. The parameters are on
+    setup.mesh; use them under `with sharding.activate(setup.mesh)`.
 
     Args:
       step: a saved step; "best": by eval.metric; None: the newest.
       mesh: None: `reading_mesh`.
 
     Raises:
-      ConfigError: no run, no checkpoint, no such step, or a checkpoint of another config or
-        tokenizer than the folder's.
+      ConfigError: no run, no checkpoint, no such step, or a checkpoint whose config or tokenizer
+        differs from the folder's.
     """
     config = read_config(workdir)
     setup = Setup(config, reading_mesh(config) if mesh is None else mesh)
@@ -260,16 +262,16 @@ def load_params(
             restored = checkpoints.restore(like, step, same)
         checkpoints.close()
     if restored is None:
-        raise ConfigError(f"--workdir={workdir}: no sound checkpoint there")
+        raise ConfigError(f"--workdir={workdir}: has no sound checkpoint")
     step, items, _ = restored
     params = items[item] if step else setup.draw_params(items["params"])
     return setup, tokenizer, params, step
 
 
 def reading_mesh(config: ConfigDict) -> Mesh:
-    """Returns the mesh of a run where the devices here allow it, else one of fsdp over them all.
+    """Returns the run's mesh if it fits these devices, otherwise fsdp over all devices.
 
-    Pipeline stages are for training: a run that has some is read with fsdp too.
+    Runs with pipeline stages, which are for training only, are also read with fsdp.
     """
     try:
         mesh = sharding.make_mesh(config.mesh)

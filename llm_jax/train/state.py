@@ -22,20 +22,20 @@ from llm_jax.train.optimizer import schedule
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a resumed run needs beside its config and its data iterator."""
+    """The state of a run, besides its config and data iterator."""
 
-    step: jax.Array  # steps taken, skipped ones included
+    step: jax.Array  # number of steps, including skipped ones
     params: Any
     opt_state: Any
-    ema: Any  # averaged parameters, or None
-    skipped: jax.Array  # steps whose loss or gradient was not finite
+    ema: Any  # exponential moving average of params, or None
+    skipped: jax.Array  # number of steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array
 
 
 def init_state(
     model: Model, tx: optax.GradientTransformation, config: ConfigDict, params: Any = None
 ) -> TrainState:
-    """Returns the state at step 0, from given parameters or those that config.seed draws."""
+    """Initialises the state from given parameters, or from config.seed."""
     if params is None:
         params = init_params(model, jax.random.key(config.seed))
     zero = jnp.zeros((), jnp.int32)
@@ -45,9 +45,9 @@ def init_state(
 
 
 def fill(model: Model, seed: jax.typing.ArrayLike, params: dict) -> dict:
-    """Returns the model's parameters: those given and, drawn from a seed, those they lack.
+    """Completes given parameters by initialising the missing ones from a seed.
 
-    Of imported weights these are LoRA's arrays, or a new head; those given may yet be quantised.
+    After an import these are LoRA matrices or a new head. Given parameters are quantised if needed.
     """
 
     def put(drawn: Any, given: Any) -> Any:
@@ -62,9 +62,9 @@ def loss(
     model: Model, objective: Objective, config: ConfigDict, params: Any, batch: dict,
     key: jax.Array, weights: dict | None = None,
 ) -> tuple[jax.Array, dict]:
-    """Returns (what training minimises, {metric: mean}) of a batch, with dropout from `key`.
+    """Training loss: returns (loss, {metric: mean}) of a batch, with dropout from `key`.
 
-    weights: {term: what its sum over the batch is divided by}; None: the batch's own sums.
+    weights: {term: normaliser of its sum over the batch}; None: computed from this batch.
     """
     weights = objective.weights(batch) if weights is None else weights
     cfg = config.objective
@@ -94,9 +94,9 @@ def loss(
 def mixed(
     model: Model, params: Any, batch: dict, key: jax.Array, alpha: float
 ) -> tuple[dict, jax.Array]:
-    """Returns a batch of an encoder mixed with its rows in reverse, and a row's share (wordMixup).
+    """Mixup of embeddings (wordMixup): returns the batch mixed with its reverse, and the share.
 
-    embeddings = share x + (1 - share) reversed x, share of Beta(alpha, alpha) (Guo 2019, 3.2).
+    embeddings = share x + (1 - share) reversed x, share from Beta(alpha, alpha) (Guo 2019, 3.2).
     """
     look_up = lambda m, *inputs: m.encoder.look_up(*inputs, deterministic=False)
     inputs = batch["tokens"], positions_of(batch), batch.get("types")
@@ -107,7 +107,7 @@ def mixed(
 
 
 def disagreement(logits: jax.Array) -> jax.Array:
-    """Mean of (KL(p | q) + KL(q | p)) / 2 of two passes, [2 B, C] (R-Drop; Liang 2021, 2.1)."""
+    """R-Drop's loss: mean (KL(p | q) + KL(q | p)) / 2 of two passes [2 B, C] (Liang 2021, 2.1)."""
     p, q = jnp.split(jax.nn.log_softmax(logits), 2)
     return ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1).mean() / 2
 
@@ -115,15 +115,15 @@ def disagreement(logits: jax.Array) -> jax.Array:
 def gradients(
     loss: Callable, params: Any, batch: dict, key: jax.Array, weights: dict, microbatches: int
 ) -> tuple[tuple[jax.Array, dict], Any]:
-    """Returns ((loss, metrics), gradients) of a batch, by gradient accumulation over its parts.
+    """Returns ((loss, metrics), gradients) of a batch, with gradient accumulation.
 
-    Terms that are sums over tokens are divided by the whole batch's weights, so that they equal
-    the large batch's, however its padding is spread. A router's balance loss is a product of two
-    means, of each part's own tokens: its mean over the parts is not the large batch's.
+    Sums over tokens are divided by the weights of the whole batch, so that the result equals that
+    of the large batch for any distribution of padding. The router's balance loss is a product of
+    two means over a microbatch: its mean over microbatches differs from that of the large batch.
 
     Args:
-      loss: (params, batch, key, weights) -> (loss, metrics); a part is a batch of fewer rows.
-      weights: of the whole batch, see `loss`.
+      loss: (params, batch, key, weights) -> (loss, metrics), applied to microbatches.
+      weights: those of the whole batch, see `loss`.
     """
     grad_of = jax.value_and_grad(loss, has_aux=True)
     if microbatches == 1:
@@ -135,7 +135,7 @@ def gradients(
         one = grad_of(params, part, jax.random.fold_in(key, i), each)
         return jax.tree.map(lambda a, b: a + b / microbatches, total, one), None
 
-    # Strided, so that each part is spread over the mesh as the batch is.
+    # Strided, so that each microbatch is sharded like the batch.
     split = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
     parts = jax.tree.map(split, batch)
     shapes = jax.eval_shape(grad_of, params, jax.tree.map(lambda x: x[0], parts), key, each)
@@ -147,10 +147,10 @@ def update(
     tx: optax.GradientTransformation, config: ConfigDict, state: TrainState, grads: Any,
     finite: jax.Array, peak: jax.typing.ArrayLike | None = None,
 ) -> TrainState:
-    """Returns the next state; where `finite` is false only the counters move.
+    """Optimizer update: returns the next state; if `finite` is false, only counters change.
 
-    The average of the parameters is ema_decay average + (1 - ema_decay) parameters after each
-    step that is not skipped. Frozen parameters, None in grads, stay what they are.
+    After each step that is not skipped, ema = ema_decay ema + (1 - ema_decay) params. Frozen
+    parameters, None in grads, are unchanged.
     """
     trained, frozen = groups.split(config, state.params)
     updates, opt_state = tx.update(grads, state.opt_state, trained, peak=peak)
@@ -175,15 +175,15 @@ def make_train_step(
     model: Model, objective: Objective, tx: optax.GradientTransformation, config: ConfigDict,
     gradients: Callable = gradients,
 ) -> Callable[..., tuple[TrainState, dict]]:
-    """Returns the pure step: loss, gradients, update. Metrics are scalars: loss, grad_norm, ….
+    """Returns the pure train step: loss, gradients, update. Metrics are scalars: loss, grad_norm ….
 
-    Randomness is fold_in(key(seed), step): a resumed run repeats it. The seed is an argument
-    (config.seed where none is given), and so is the schedule's peak, so that seeds and learning
-    rates share a compiled program. A step whose loss or gradient is not finite leaves parameters
-    and optimizer as they were and is counted.
+    The random key is fold_in(key(seed), step), so that a resumed run repeats it. The seed (default
+    config.seed) and the schedule's peak are arguments, so that runs with different seeds and
+    learning rates share a compiled program. A step with a non-finite loss or gradient is counted,
+    and leaves parameters and optimizer state unchanged.
 
-    gradients: another function of the same arguments as `gradients`, for example one that takes
-      and clips each example's by itself (DP-SGD; Abadi 2016).
+    gradients: replaces `gradients`, for example by one that clips per-example gradients (DP-SGD;
+      Abadi 2016).
     """
 
     def train_step(
@@ -218,15 +218,14 @@ def make_train_step(
 def make_eval_step(
     model: Model, objective: Objective, config: ConfigDict, token_bytes: np.ndarray | None = None
 ) -> Callable[[Any, dict], tuple[dict, dict, dict]]:
-    """Returns (params, batch) -> ({metric: sum}, {metric: weight}, {prediction: [B, …]}).
+    """Returns the eval step (params, batch) -> ({metric: sum}, {metric: weight}, predictions).
 
-    The first two are to be added over batches; predictions are what the objective predicts, with
-    'real' [B], false of rows that only fill up a batch, 'tokens' [B], how many they have, and
-    'document' [B], which of the set's they are of.
+    Add the first two over batches. Predictions are {name: [B, …]} of the objective, with 'real'
+    [B], false for rows of padding, 'tokens' [B], the number of tokens, and 'document' [B], the
+    index of the document.
 
-    token_bytes: [V], UTF-8 bytes of each token; a decoder then has bits_per_byte, the loss of all
-    targets, ends of documents too, in bits over the bytes that they stand for: comparable between
-    tokenizers.
+    token_bytes: [V], UTF-8 bytes of each token; adds bits_per_byte for decoders, the loss in bits
+      of all targets, ends of documents included, per byte of text: comparable across tokenizers.
     """
 
     def eval_step(params, batch):
@@ -248,6 +247,6 @@ def make_eval_step(
 
 
 def about(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each row of a batch: whether it is real, its tokens, and its document."""
+    """Returns for each row of a batch whether it is real, its number of tokens, its document."""
     tokens = real(batch).sum(1)
     return {"real": tokens > 0, "tokens": tokens, DOCUMENT: batch[DOCUMENT]}

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from llm_jax import attention, commands, compress, models, sharding
+import llm_jax
+from llm_jax import attention, commands, compress, models, record, sharding
 from llm_jax import config as configs
 from llm_jax.commands import main
 from llm_jax.compress import distill, methods
 from llm_jax.config import ConfigError
+from llm_jax.files import read_config
 from llm_jax.hub import runs
 from llm_jax.models import Outputs
 from llm_jax.sharding import name
@@ -102,25 +104,29 @@ def test_every_second_layer_makes_a_student(drawn):
         np.testing.assert_array_equal(flat(student)[path], kept)
 
 
-def test_a_pruned_model_keeps_its_zeros_in_training(tiny, batch):
-    config = tiny({"optimizer.l1": 1e-3, "optimizer.keep_zeros": True})
+@pytest.mark.parametrize("name", [
+    "adamw", *(pytest.param(x, marks=pytest.mark.slow) for x in ("muon", "adafactor", "lion")),
+])  # fmt: skip
+def test_a_pruned_model_keeps_its_zeros_in_training(name, tiny, batch):
+    config = tiny({"optimizer.l1": 1e-3, "optimizer.keep_zeros": True, "optimizer.name": name,
+                   "train.microbatches": 2, "train.ema_decay": 0.5})  # fmt: skip
     setup, state = prepared(config)
     _, pruned = methods.apply(config, state.params, "prune:0.5")
-    state = state.replace(params=pruned)
+    state = state.replace(params=pruned, ema=pruned)
     step = jax.jit(train_state.make_train_step(setup.model, setup.objective, setup.tx, config))
     for seed in range(2):
         state, _ = step(state, batch(config, seed))
     for path, x in flat(pruned).items():
-        now = flat(state.params)[path]
+        now, average = flat(state.params)[path], flat(state.ema)[path]
         if path.endswith("/kernel"):
-            assert (now[x == 0] == 0).all()
+            assert (now[x == 0] == 0).all() and (average[x == 0] == 0).all()
         assert (now[x != 0] != x[x != 0]).mean() > 0.9
 
 
 def test_zeros_are_not_kept_with_lora(tiny):
     """Its B is drawn as zeros, and would never move."""
     pytest.importorskip("qwix")
-    with pytest.raises(ConfigError, match="keep_zeros=True: not with model.lora_rank=2"):
+    with pytest.raises(ConfigError, match="keep_zeros=True: incompatible with model.lora_rank=2"):
         tiny({"model.lora_rank": 2, "optimizer.keep_zeros": True})
 
 
@@ -140,24 +146,29 @@ def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
 @pytest.mark.parametrize(("method", "told"), [
     ("prune:2", "must be a share above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
     ("int8:3", "takes nothing"), ("layers:9", "must be 2 to model.num_layers=4"),
-    ("small", "'small' is none of int8, int4"),
+    ("small", "'small' is none of int8, int4"), ("heads:0.1", "leaves every parameter"),
+    ("prune:1:99", "leaves every parameter"),
 ])  # fmt: skip
 def test_what_no_method_takes_is_refused(drawn, method, told):
     with pytest.raises(ConfigError, match=told):
         methods.apply(*drawn, method)
 
 
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    """A run at step 0 of one layer."""
-    config = tiny({"model.num_layers": 2, "data.validation_fraction": 0.3, "train.steps": 1})
-    workdir = tmp_path_factory.mktemp("compress") / "run"
+def make_run(tiny, workdir, changes):
+    """A run at step 0."""
+    config = tiny({"data.validation_fraction": 0.3, "train.steps": 1} | changes)
     documents = runs.objectives.get("causal_lm").splits(config)
     tokenizer = runs.objectives.get("causal_lm").build_tokenizer(config, documents["train"])
     config.model = configs.resolve(config.model, tokenizer.vocab_size)
     origin = {"from": "", "family": None, "new": [], "unused": []}
     runs.make_run(workdir, config, tokenizer, {}, origin)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run of two layers."""
+    return make_run(tiny, tmp_path_factory.mktemp("compress") / "run", {})
 
 
 @pytest.mark.parametrize("method", ["int8", pytest.param("int4", marks=pytest.mark.slow),
@@ -173,6 +184,44 @@ def test_the_command_holds_weights_in_few_bits(run, method, tmp_path, capsys):
     assert after["bytes"] < 0.6 * before["bytes"]
     assert after["values"]["loss"] == pytest.approx(before["values"]["loss"], abs=0.05)
     assert after["values"]["loss"] != before["values"]["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_of_int8_is_evaluated_writes_and_exports_what_it_is(tiny, tmp_path, capsys):
+    pytest.importorskip("qwix")
+    gpt2 = {"model.use_bias": True, "model.positions": "learned"}
+    whole = make_run(tiny, tmp_path / "whole", gpt2)
+    small = compress.compress(whole, tmp_path / "small", "int8")
+    found = compress.measure(small)
+    assert found["parameters"] == compress.measure(whole)["parameters"]
+    assert main(["eval", f"--workdir={small}", "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
+    assert loss == pytest.approx(found["values"]["loss"], rel=1e-5)
+    assert main(["export", f"--workdir={small}", f"--to={tmp_path / 'hf'}"]) == 0
+    ours, theirs = llm_jax.load(small), llm_jax.load(tmp_path / "hf")
+    rows = {"tokens": np.arange(24).reshape(2, 12), "segment_ids": np.ones((2, 12), int)}
+    np.testing.assert_allclose(ours.logits(rows), theirs.logits(rows), rtol=1e-4, atol=1e-5)
+    write = lambda lm: [x["tokens"] for x in lm.generate(["a b"], max_new_tokens=6, temperature=0)]
+    assert write(ours) == write(theirs)
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_before_a_run_is_compressed(tiny, tmp_path):
+    pytest.importorskip("qwix")
+    factors = ((groups.ADAPTERS, 1.0), (".*", 0.0))
+    workdir = make_run(tiny, tmp_path / "run", {"model.lora_rank": 2,
+                                                "optimizer.rate_factors": factors})  # fmt: skip
+    pruned = compress.compress(workdir, tmp_path / "pruned", "prune:0.5")
+    assert main(["train", f"--workdir={pruned}", "--config.train.steps=1"]) == 0
+    assert compress.measure(pruned)["nonzero"] < 0.9 * compress.measure(workdir)["nonzero"]
+
+
+def test_a_table_is_of_one_score_and_of_as_many_batches(tmp_path):
+    one = {"run": "one", "score": "loss", "max_batches": 2}
+    record.write(tmp_path / "compress" / "one.json", **one)
+    for change in ({"score": "accuracy"}, {"max_batches": 0}):
+        with pytest.raises(ConfigError, match="which cannot stand in the table"):
+            compress.add(tmp_path, one | {"run": "other"} | change)
 
 
 def test_hard_labels_alone_are_plain_training(tiny, batch):
@@ -250,6 +299,18 @@ def test_a_teacher_of_another_kind_is_refused(run):
         distill.make_step(trainer)
     config.objective.name, config.model.kind = "causal_lm", "encoder"
     with pytest.raises(ConfigError, match="model.kind is another than this run's"):
+        distill.make_step(trainer)
+    config.model = configs.resolve(read_config(run).model, 0)
+    for key, value, told in (
+        ("vocab_size", 300, r"model.vocab_size is another than this run's \(259, 300\)"),
+        ("max_length", 17, "model.max_length=17: distill.teacher=.* reads at most 16 tokens"),
+    ):
+        right, config.model[key] = config.model[key], value
+        with pytest.raises(ConfigError, match=told):
+            distill.make_step(trainer)
+        config.model[key] = right
+    config.distill.teacher = str(run.parent)
+    with pytest.raises(ConfigError, match="distill.teacher=.*: no config.json there"):
         distill.make_step(trainer)
 
 

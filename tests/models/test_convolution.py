@@ -64,9 +64,9 @@ def test_packed_documents_are_as_apart():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"kind": "encoder"}, "model.short_conv=4: only in model.kind='decoder'.*'encoder'"),
-    ({"kind": "encoder_decoder"}, "model.short_conv=4: only in model.kind='decoder'"),
-    ({"attention": "dense,latent"}, "model.short_conv=4: .* not with attention='latent'"),
+    ({"kind": "encoder"}, "model.short_conv=4: requires model.kind='decoder'.*'encoder'"),
+    ({"kind": "encoder_decoder"}, "model.short_conv=4: requires model.kind='decoder'"),
+    ({"attention": "dense,latent"}, "model.short_conv=4: .* incompatible with attention='latent'"),
     ({"short_conv": 0, "layers": "latent short_conv=4, dense"}, "model.short_conv=4"),
 ])  # fmt: skip
 def test_where_it_makes_no_sense_it_is_refused(changes, message):

@@ -91,10 +91,10 @@ def test_a_batch_without_a_mask_is_all_real():
     ("changes", "message"),
     [
         ({"head": "sequences"}, "model.head='sequences': 'sequences' is not one of lm, mlm"),
-        ({"head": "sequence"}, "model.num_labels=0: model.head='sequence' needs"),
-        ({"head": "token,mlm"}, "model.num_labels=0: model.head='token,mlm' needs"),
+        ({"head": "sequence"}, "model.num_labels=0: .* 1 for model.head='sequence'"),
+        ({"head": "token,mlm"}, "model.num_labels=0: .* 1 for model.head='token,mlm'"),
         ({"head": "lm,mlm"}, "model.head='lm,mlm': .* only one of lm and mlm"),
-        ({"head": "span,span"}, "model.head='span,span': one of a name"),
+        ({"head": "span,span"}, "model.head='span,span': names must differ"),
         ({"head": "lm,"}, "model.head='lm,': '' is not one of"),
         ({"head": "none,lm"}, "model.head='none,lm': 'none' is not one of"),
     ],

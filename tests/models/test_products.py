@@ -150,5 +150,5 @@ def test_lora_adds_a_low_rank_product(changes):
 def test_adapters_that_no_projection_has_are_refused():
     with pytest.raises(ConfigError, match="no projection 'querry'; allowed are query, key"):
         config.load("", ["model.lora_rank=4", "model.lora_targets=('querry',)"])
-    with pytest.raises(ConfigError, match="model.quantize='int8': not with model.lora_rank=4"):
+    with pytest.raises(ConfigError, match="'int8': incompatible with model.lora_rank=4"):
         config.load("", ["model.lora_rank=4", "model.quantize=int8"])

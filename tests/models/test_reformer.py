@@ -257,7 +257,7 @@ def test_generates(kind):
     found = decode.generate(model, params, prompts, **how)
     assert found == decode.generate(model, params, prompts, cached=False, **how)
     if kind == "lsh":
-        with pytest.raises(ValueError, match="'lsh' cannot do: cache"):
+        with pytest.raises(ValueError, match="'lsh' does not support: cache"):
             decode.generate(model, params, prompts, cached=True, **how)
 
 

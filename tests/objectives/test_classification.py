@@ -426,7 +426,7 @@ def test_any_label_can_stand_in_a_report(tmp_path):
         values = what.score(records, answers)
         report.write(tmp_path, Evaluation(values, records, answers), what, "test, step 1")
     text = (tmp_path / "report.md").read_text()
-    assert f"The picture has numbers for 2 好, 4 {'x' * 99}." in text
+    assert f"The figure uses numbers for 2 好, 4 {'x' * 99}." in text
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

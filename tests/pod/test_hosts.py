@@ -447,8 +447,8 @@ def test_a_folder_is_shared(name, three, tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "shown"),
-    [("other", f"process 1 on {HERE} has another folder of that name than process 0 on {HERE}"),
-     ("/proc", f"process 1 on {HERE} cannot write into it (No such file or directory)")],
+    [("other", f"process 1 on {HERE} has a different folder of that name than process 0 on {HERE}"),
+     ("/proc", f"process 1 on {HERE} cannot write to it (No such file or directory)")],
 )  # fmt: skip
 def test_a_folder_that_is_not_shared_or_not_writable_is_refused(other, shown, three, tmp_path):
     for name in ("run", "other"):

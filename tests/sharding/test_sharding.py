@@ -283,9 +283,9 @@ def test_batch_and_heads_must_divide(key, value, message):
     ("changes", "message"),
     [
         ({"model.num_layers": 3}, "model.num_layers=3: must be a multiple of mesh.pipeline=2$"),
-        ({"model.attention": "dense,local"}, "multiple of mesh.pipeline=2, and its layers one"),
+        ({"model.attention": "dense,local"}, "multiple of mesh.pipeline=2, with layers in"),
         ({"model.pipeline_pieces": 1}, "pipeline_pieces=1: must be a multiple of mesh.pipeline=2"),
-        ({"model.reversible": True}, "mesh.pipeline=2: reversible layers have no stages"),
+        ({"model.reversible": True}, "mesh.pipeline=2: reversible layers do not"),
         ({"model.pipeline_pieces": 6}, "must divide over .* = 8 in .* of model.pipeline_pieces=6"),
     ],
 )

@@ -122,10 +122,10 @@ CHANGED = {
     "tokenizer": (lambda run: flip(run / "tokenizer" / "tokenizer_kind.json"), "tokenizer_kind"),
     "no tokenizer": (lambda run: shutil.rmtree(run / "tokenizer"), "tokenizer"),
     "no checkpoints": (lambda run: shutil.rmtree(run / "checkpoints"), "checkpoint"),
-    "renamed checkpoint": (rename, "no sound checkpoint|none is left that is sound"),
+    "renamed checkpoint": (rename, "no sound checkpoint|no sound one is left"),
     "an older checkpoint": (
         lambda run: [(run / "checkpoints" / s / "meta").rename(run / s) for s in "12"],
-        "no sound checkpoint|none is left that is sound",
+        "no sound checkpoint|no sound one is left",
     ),
 }
 
@@ -156,10 +156,10 @@ def test_an_import_that_lost_its_weights_or_did_not_finish_trains_nothing(config
     (folder / "imported.json").write_text("{}")
     for name in ("", "tokenizer", "checkpoints"):
         (folder / name).mkdir(exist_ok=True)
-        with pytest.raises(ConfigError, match="an import that did not finish"):
+        with pytest.raises(ConfigError, match="an incomplete import"):
             Folder(folder)
     (folder / "config.json").write_text(configs.to_json(config()))
-    with pytest.raises(ConfigError, match="none is left .*import again"):
+    with pytest.raises(ConfigError, match="no sound one is left.*import again"):
         Folder(folder)
 
 
@@ -231,7 +231,7 @@ def test_the_rate_goes_by_steps_that_were_taken(tiny):
 
 
 def test_fewer_steps_than_were_taken(run, config):
-    with pytest.raises(ConfigError, match="train.steps=1: the run has reached step 2 already"):
+    with pytest.raises(ConfigError, match="train.steps=1: the run has already reached step 2"):
         resume(config({"train.steps": 1}), run)
     assert json.loads((run / "config.json").read_text())["train"]["steps"] == 2
 

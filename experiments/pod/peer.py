@@ -1,6 +1,6 @@
 """Compiles MaxText's train step for cases of run.py; writes results/maxtext/.
 
-PYTHON experiments/pod/maxtext.py [CASE …]   # without cases: those not yet there
+PYTHON experiments/pod/peer.py [CASE …]   # without cases: those not yet there
 
 PYTHON belongs to an environment of MaxText's own (Python 3.12, `pip install maxtext[tpu]==0.2.5
 libtpu==0.0.52`). MaxText's `train_compile` is run as its users run it. The memory is what it
