@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm_jax.config import ConfigError
 from llm_jax.files import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -37,11 +36,11 @@ def commit() -> str:
 
 
 def check(found: dict[str, Any], where: str | Path) -> dict[str, Any]:
-    """Returns a record; ConfigError if its commit is none of this history, or had changes."""
+    """Returns a record; ValueError if its commit is none of this history, or had changes."""
     named = found.get("commit", "")
     command = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", named, "HEAD"]
     if not named.isalnum() or subprocess.run(command, capture_output=True).returncode:
-        raise ConfigError(f"{where}: was made by commit {named!r}, which is not in this history")
+        raise ValueError(f"{where}: was made by commit {named!r}, which is not in this history")
     return found
 
 

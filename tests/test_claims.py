@@ -10,7 +10,6 @@ from scipy import stats
 
 from experiments.claims import claim, records
 from llm_jax import record
-from llm_jax.config import ConfigError
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
@@ -71,7 +70,7 @@ def _record(folder, commit, label="a", seed=0, loss=1.0, variant="a"):
 @pytest.mark.parametrize("of", ["{}+changes", "", "0" * 40, "unknown", "--help"])
 def test_a_record_of_no_known_commit_is_refused(tmp_path, of):
     _record(tmp_path, of.format(record.commit().removesuffix("+changes")))
-    with pytest.raises(ConfigError, match="seed0.json: was made by commit"):
+    with pytest.raises(ValueError, match="seed0.json: was made by commit"):
         records.load("study", tmp_path)
 
 

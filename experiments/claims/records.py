@@ -36,7 +36,7 @@ def file(name: str, label: str, seed: int, folder: Path = RESULTS) -> Path:
 
 
 def load(name: str, folder: Path = RESULTS) -> list[dict]:
-    """Returns all records of a study; ConfigError where one is of no commit of this history."""
+    """Returns all records of a study; ValueError where one is of no commit of this history."""
     found = sorted((folder / name).glob("*/seed*.json"))
     return [record.check(read_json(path), path) for path in found]
 
