@@ -166,9 +166,11 @@ def _draw(path: Path, found: list[dict], best: list[dict], score: str) -> None:
         at = lambda xs: ([x["bytes"] / 2**20 for x in xs], [x["values"][score] for x in xs])
         axes.plot(*at(found), "o", color=COLOURS[2], label="others")
         axes.step(*at(best[::-1]), "o-", color=COLOURS[5], label="Pareto front", where="post")
-        for x in found:
+        for i, x in enumerate(sorted(found, key=_cost)):  # neighbours have names on other sides
             axes.annotate(x["run"], (x["bytes"] / 2**20, x["values"][score]), fontsize=8,
-                          textcoords="offset points", xytext=(5, 5))  # fmt: skip
+                          textcoords="offset points", xytext=(7 - 14 * (i % 2), 0), va="center",
+                          ha="right" if i % 2 else "left")  # fmt: skip
+        axes.margins(x=0.15)
         axes.set(xlabel="size of the parameters (MiB)",
                  ylabel="accuracy" if score == "accuracy" else "loss (nats)")  # fmt: skip
         axes.legend(frameon=False)
