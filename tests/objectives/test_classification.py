@@ -110,7 +110,7 @@ def test_labels_are_the_training_sets_in_order():
         made().example({"text": "a", "label": "2"}, None, None)
     # Data has numbers, an imported model names.
     assert made(("bad", "good")).example({"text": "a", "label": "1"}, None, None)["label"] == [1]
-    with pytest.raises(ConfigError, match="'0' is none of"):  # names that are numbers are names
+    with pytest.raises(ConfigError, match="'0' is not in"):  # names that are numbers are names
         made(("1", "2")).example({"text": "a", "label": "0"}, None, None)
 
 
