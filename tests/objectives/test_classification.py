@@ -257,6 +257,7 @@ def test_sst2_from_scratch_beats_the_majority(shared_data, tmp_path):
     c = configs.load("configs/finetune/classify.py", [
         f"data.train={files['train']}", f"data.validation={files['dev']}",
         "data.text_column=0", "data.label_column=1", "optimizer.learning_rate=5e-4",
+        "train.steps=300", "eval.every=300",
     ])  # fmt: skip
     last = Trainer(c, tmp_path / "run", _Silent(), jax.devices()[:1]).run()
     gold = [line.rpartition("\t")[2].strip() for line in open(files["dev"])]
