@@ -35,6 +35,15 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
 
 
+def check(found: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """Returns a record; ValueError if its commit is none of this history, or had changes."""
+    named = found.get("commit", "")
+    command = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", named, "HEAD"]
+    if not named.isalnum() or subprocess.run(command, capture_output=True).returncode:
+        raise ValueError(f"{where}: was made by commit {named!r}, which is not in this history")
+    return found
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of those of PACKAGES that are installed."""
     found = {"python": platform.python_version()}

@@ -179,7 +179,7 @@ def test_a_classifier_keeps_its_labels(command, table, tmp_path, capsys):
     same(begun["sequence"], head)
     # Others must be named.
     three = {"init_from": tmp_path / "first", "data__train": table("a", "b", "c")}
-    assert " is none of data.labels (good, bad)" in refused(capsys, *command("x", **three))
+    assert " is not in data.labels (good, bad)" in refused(capsys, *command("x", **three))
     call(capsys, *command("three", **three, data__labels='("a", "b", "c")'))
     assert json.loads((tmp_path / "three" / "imported.json").read_text())["new"] == ["sequence"]
 

@@ -1,0 +1,55 @@
+"""Studies, a file each: get_config and get_sweep as of configs/ablations, and CLAIMS.
+
+What many of them share is here.
+"""
+
+import os
+
+from configs import shakespeare
+
+DATA = os.environ.get("LLM_JAX_DATA", "data")  # a folder with tiny_shakespeare/input.txt and others
+RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (4e-3, 1.2e-2)}
+
+
+def text():
+    """Characters of tiny Shakespeare, 300 thousand in rows of 64; validated on 32 thousand."""
+    c = shakespeare.get_config()
+    c.data.train = f"{DATA}/tiny_shakespeare/input.txt"
+    c.data.validation_fraction = 0.05
+    c.data.test_fraction = 0.05  # for `launch.py sweep` of a study, which scores on it
+    c.data.batch_size = 24
+    c.model.num_layers = 2
+    c.model.embed_dim = 64
+    c.model.use_bias = True
+    c.optimizer.warmup_steps = 20
+    c.train.steps = 200
+    c.eval.every = 100
+    c.eval.max_batches = 21
+    c.checkpoint.every = 200
+    c.sample.prompts = ()
+    return c
+
+
+def decoder():
+    """A pre-norm decoder as LLaMA's: RMSNorm, SwiGLU, rotary positions, no biases."""
+    c = text()
+    c.model.norm = "rmsnorm"
+    c.model.activation = "swiglu"
+    c.model.mlp_dim = 168
+    c.model.positions = "rotary"
+    c.model.use_bias = False
+    c.model.tie_embeddings = False
+    return c
+
+
+def encoder():
+    """A post-norm encoder as BERT's that learns masked tokens, without next sentences."""
+    c = text()
+    c.model.kind = "encoder"
+    c.model.norm_place = "post"
+    c.model.activation = "gelu"
+    c.model.embed_norm = True
+    c.model.head = "mlm"
+    c.objective.name = "masked_lm"
+    c.optimizer.learning_rate = 1e-3
+    return c
