@@ -43,7 +43,8 @@ def check(config: ConfigDict) -> None:
     if m.num_experts and not (m.expert_capacity or m.expert_slots):
         raise ConfigError(f"model.expert_capacity=0: not with {said}: JAX computes no product of "
                           "dropless experts for each document; set a capacity, such as 1.25")
-    if name in ("contrastive", "bert") or config.objective.class_weights == ("balanced",):
+    balanced = config.objective.class_weights == ("balanced",)
+    if name in ("contrastive", "similarity", "bert") or balanced:
         raise ConfigError(f"objective.name={name!r}: not with {said}: an example of it is made of "
                           "several documents (negatives, next sentences, balanced weights)")
     if config.distill.teacher:

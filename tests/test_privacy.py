@@ -205,6 +205,7 @@ def test_a_run_is_resumed_with_its_account(overrides, tmp_path, capsys):
     ({"data.shards": 2}, "data.shards=2"), ({"mesh.pipeline": 2}, "mesh.pipeline=2"),
     ({"data.ramp_steps": 4, "data.ramp_start": 4}, "data.ramp_steps=4"),
     ({"objective.name": "contrastive"}, "an example of it is made of several documents"),
+    ({"objective.name": "similarity"}, "an example of it is made of several documents"),
     ({"data.train": "a.txt,b.txt"}, "draws the documents of one source"),
     ({"privacy.noise": 0.0}, "without noise is not private; set privacy.epsilon"),
 ])  # fmt: skip
