@@ -42,8 +42,8 @@ METHODS = {"int8": "int8", "int4": "int4", "nf4": "nf4", "pruned": "prune:0.5",
 TRAINED = {
     "sst2": {
         "pruned-tuned": ("prune:0.5", ["--config.train.steps=108"]),
-        "student-alone": ("layers:2", ["--config.train.steps=216"]),
-        "student": ("layers:2", ["--config.train.steps=216", "--config.distill.teacher=BASE",
+        "student-alone": ("layers:2", ["--config.train.steps=162"]),
+        "student": ("layers:2", ["--config.train.steps=162", "--config.distill.teacher=BASE",
                                  "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
     },
     "gpt": {
