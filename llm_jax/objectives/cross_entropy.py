@@ -302,6 +302,9 @@ def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tu
     """Backward pass: gradients of hidden, and of matrix and bias, in float32."""
     hidden, matrix, bias = params
     V = len(matrix)
+    # XLA for CPUs transposes all of the logits' gradient where [B, T] are not one axis. On a mesh
+    # they can be sharded differently.
+    one_device = jax.sharding.get_abstract_mesh().size <= 1
 
     def learn(d_hidden, logits, matrix, words):
         slope = jnp.exp(logits - z[..., None]) * d_z[..., None]
@@ -313,7 +316,11 @@ def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tu
         d_bias = None if bias is None else slope.sum((0, 1))
         slope = slope.astype(hidden.dtype)
         d_hidden += jnp.einsum("btv,vd->btd", slope, matrix, preferred_element_type=jnp.float32)
-        d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
+        rows = lambda x: x.reshape(-1, x.shape[-1]) if one_device else x
+        axes = (0,) if one_device else (0, 1)
+        d_matrix = lax.dot_general(
+            rows(slope), rows(hidden), ((axes, axes), ((), ())), preferred_element_type=jnp.float32
+        )
         return d_hidden, (annotate(d_matrix, "vocab", "embed"), d_bias)
 
     d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, layout)
