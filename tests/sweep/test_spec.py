@@ -58,7 +58,7 @@ BAD = {
     "baseline": (Sweep(axes=(NORMS,), baseline="x"), "--baseline=x: allowed are 'layernorm', 'rms"),
     "twice": (Sweep(axes=(NORMS, NORMS)), "'layernorm, layernorm', model.norm: is set by two axes"),
     "seed": (Sweep(axes=({"a": {"seed": 1}},)), "variant 'a', seed: is set by --seeds"),
-    "folders": (Sweep(axes=({"a b": {}, "a-b": {}},)), "'a b': its folder name 'a-b' is not unique"),
+    "folders": (Sweep(axes=({"a b": {}, "a-b": {}},)), "'a b': its folder name 'a-b'"),
 }
 
 
