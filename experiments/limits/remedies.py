@@ -77,11 +77,11 @@ python experiments/limits/remedies.py
 
 Models: an SST-2 classifier of 4 layers and width 128, trained from scratch (more than half of its
 parameters are token embeddings, which no method compresses), and a GPT of the size of the
-quickstart after 200 steps. A student starts with every second layer of its base. "student-alone" is trained on the labels
-only, "student" also on the outputs of the base, for as many steps. Loss and accuracy are measured
-on validation data: the 872 sentences of SST-2, where an accuracy of 0.8 has a standard error of
-1.4 points, and 5 batches for the GPT. Speed is not compared, because other processes used the same
-two cores.
+quickstart after 200 steps. A student starts with every second layer of its base. "student-alone"
+is trained on the labels only, "student" also on the outputs of the base, for as many steps. Loss
+and accuracy are measured on validation data: the 872 sentences of SST-2, where an accuracy of 0.8
+has a standard error of 1.4 points, and 5 batches for the GPT. Speed is not compared, because other
+processes used the same two cores.
 
 {compression}
 """
