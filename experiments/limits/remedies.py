@@ -103,11 +103,14 @@ def minilm() -> str:
 
 
 def launch(*options: str) -> dict:
-    """Runs launch.py; returns its JSON."""
+    """Runs launch.py; returns its JSON. A run that was stopped on the way is no result."""
     options = [x.replace("MINILM", minilm()) if x.endswith("=MINILM") else x for x in options]
     done = subprocess.run([sys.executable, "launch.py", *options, "--json"], check=True,
                           stdout=subprocess.PIPE, text=True)  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    if not found.get("finished", True):
+        sys.exit(f"launch.py {options[0]}: stopped at step {found['step']}")
+    return found
 
 
 def point(name: str) -> None:
