@@ -39,7 +39,9 @@ def designed(name: str, seeds: int = 0, changes: tuple[str, ...] = ()) -> dict:
     variants = results.grouped(found)
     for claim in study.claims:
         if unknown := {claim.variant, claim.against} - {""} - variants.keys():
-            raise SystemExit(f"{study.file}: a claim names {unknown.pop()!r}, which is no variant")
+            name = unknown.pop()
+            why = found["impossible"].get(name, "no variant of its sweep")
+            raise SystemExit(f"{study.file}, {name!r}: {why}")
     return found
 
 

@@ -43,7 +43,11 @@ def decoder():
 
 
 def encoder():
-    """A post-norm encoder as BERT's that learns masked tokens, without next sentences."""
+    """A post-norm encoder as BERT's that learns masked tokens, without next sentences.
+
+    Rotary positions in place of learned ones, with which runs this short learn little more than
+    how frequent each character is.
+    """
     c = text()
     c.model.kind = "encoder"
     c.model.norm_place = "post"
@@ -51,5 +55,6 @@ def encoder():
     c.model.embed_norm = True
     c.model.head = "mlm"
     c.objective.name = "masked_lm"
-    c.optimizer.learning_rate = 1e-3
+    c.model.positions = "rotary"
+    c.optimizer.learning_rate = 4e-3
     return c
