@@ -1,6 +1,8 @@
 """Writes experiments/README.md and experiments/claims/README.md from the records. No JAX."""
 
+import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -8,7 +10,7 @@ import numpy as np
 
 from experiments.claims import records
 from experiments.claims.claim import MARKS, Claim, interval, seeds_needed, verdict
-from llm_jax.record import table
+from llm_jax.record import check, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -38,6 +40,9 @@ with `--seeds=8` it adds seeds. Records of uncommitted code are refused.
 ![Effects with their intervals](claims/effects.png)
 
 ## Other experiments
+
+Where a line says so, records were made from uncommitted changes or commits that were not kept:
+their numbers stand as they were measured, but what code made them cannot be told exactly.
 
 """
 
@@ -125,6 +130,20 @@ def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
     plt.close(figure)
 
 
+def study_of(folder: Path) -> str:
+    """A line on another experiment's folder: its title, and records that name no commit here."""
+    title = (folder / "README.md").read_text().partition("\n")[0].lstrip("# ")
+    found, sound = [], 0
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        found += [content] if isinstance(content, dict) and "commit" in content else []
+    for content in found:
+        with suppress(ValueError):
+            sound += bool(check(content, folder))
+    lost = f" {len(found) - sound} of its {len(found)} records are of code that no commit has."
+    return f"- [{folder.name}]({folder.name}/README.md): {title}" + lost * (sound < len(found))
+
+
 def write() -> None:
     """Writes both pages and the picture."""
     rows, sections, drawn = [], [], []
@@ -143,10 +162,7 @@ def write() -> None:
     total = ", ".join(f"{counts[mark]} {mark} {said}" for said, mark in MARKS.items())
     claims = table(["", "paper", "claim", "published", "here"], rows)
     folders = sorted(path.parent for path in HERE.parent.glob("*/README.md") if path.parent != HERE)
-    others = "\n".join(
-        f"- [{folder.name}]({folder.name}/README.md): "
-        + (folder / "README.md").read_text().partition("\n")[0].lstrip("# ") for folder in folders
-    )  # fmt: skip
+    others = "\n".join(map(study_of, folders))
     picture(drawn, HERE / "effects.png")
     (HERE.parent / "README.md").write_text(f"{INDEX}{total}.\n\n{claims}\n{AFTER}{others}\n")
     (HERE / "README.md").write_text(DETAILS + "\n".join(sections))

@@ -10,7 +10,6 @@ variant keeps the value with the lowest validation loss of seed 0, and seed 0 de
 
 import argparse
 import dataclasses
-import os
 import shlex
 import shutil
 import sys
@@ -21,7 +20,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 WORK = ROOT / "runs" / "claims"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(WORK / "compiled"))
 
 import jax  # noqa: E402
 
@@ -87,6 +85,8 @@ def main() -> None:
     if not options.page:
         if not record.commit() or record.commit().endswith("+changes"):
             raise SystemExit("commit first: a record names the commit that made it")
+        if not jax.config.jax_compilation_cache_dir:  # the runs of a variant share its program
+            jax.config.update("jax_compilation_cache_dir", str(WORK / "compiled"))
         for name in options.studies or records.STUDIES:
             study(name, designed(name, options.seeds))
     page.write()
