@@ -1,4 +1,4 @@
-"""Which folders are installed; all else is in pyproject.toml."""
+"""Lists the packages to install; all other settings are in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -40,7 +40,11 @@ def check(config: ConfigDict) -> None:
         if flat[key] != value:
             raise ConfigError(f"{key}={flat[key]!r}: not with {said}, which takes each document's "
                               f"gradient by itself; set {key}={value}")
-    if name in ("contrastive", "bert") or config.objective.class_weights == ("balanced",):
+    if m.num_experts and not (m.expert_capacity or m.expert_slots):
+        raise ConfigError(f"model.expert_capacity=0: not with {said}: JAX computes no product of "
+                          "dropless experts for each document; set a capacity, such as 1.25")
+    balanced = config.objective.class_weights == ("balanced",)
+    if name in ("contrastive", "similarity", "bert") or balanced:
         raise ConfigError(f"objective.name={name!r}: not with {said}: an example of it is made of "
                           "several documents (negatives, next sentences, balanced weights)")
     if config.distill.teacher:

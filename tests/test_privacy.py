@@ -201,9 +201,11 @@ def test_a_run_is_resumed_with_its_account(overrides, tmp_path, capsys):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"data.packing": "first_fit"}, "data.packing='first_fit': not with privacy.clip=1"),
     ({"model.num_experts": 2}, "model.router_balance=0.01: .* set model.router_balance=0"),
+    ({"model.num_experts": 2, "model.router_balance": 0}, "model.expert_capacity=0: not with"),
     ({"data.shards": 2}, "data.shards=2"), ({"mesh.pipeline": 2}, "mesh.pipeline=2"),
     ({"data.ramp_steps": 4, "data.ramp_start": 4}, "data.ramp_steps=4"),
     ({"objective.name": "contrastive"}, "an example of it is made of several documents"),
+    ({"objective.name": "similarity"}, "an example of it is made of several documents"),
     ({"data.train": "a.txt,b.txt"}, "draws the documents of one source"),
     ({"privacy.noise": 0.0}, "without noise is not private; set privacy.epsilon"),
 ])  # fmt: skip

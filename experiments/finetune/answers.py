@@ -1,20 +1,24 @@
-"""XQuAD and CMRC 2018: answers in a text
+"""XQuAD and CMRC 2018: extractive question answering
 
-configs/finetune/answer.py from JSON to exact match and F1: a context is longer than a row, so that
-it is read in windows of 256 tokens that begin every 128. XQuAD's 1,190 English questions (Artetxe
-2020) begin with MiniLM; every sixth article is held out, with all of its questions. CMRC 2018 (Cui
-2019), in Chinese, begins with MiniLM, too, whose tokenizer does not know most Chinese characters,
-and, in the run named `nothing`, with random weights and a tokenizer of its own. Its dev set is
-trained on, without the articles of the trial set; of these, each fourth is held out (in the run
-from nothing, all). Beside each is the same model without a step of training, and the clause of the
-text that has the most words (of Chinese, characters) of the question.
+configs/finetune/answer.py, from JSON to exact match and F1. Contexts are longer than a row, so they
+are read in windows of 256 tokens with a stride of 128.
 
-`scores` compares our scores with those of the official scripts, which are not part of this project
+- XQuAD: 1,190 English questions (Artetxe 2020), starting from MiniLM. Every sixth article is held
+  out, with all of its questions.
+- CMRC 2018 (Cui 2019), Chinese, starting from MiniLM, whose tokenizer does not know most Chinese
+  characters. The run named `nothing` starts from random weights with its own tokenizer. Training
+  uses the dev set without the articles of the trial set. A fourth of the trial articles are held
+  out (all of them for `nothing`).
+
+The table compares with the same model before training, and with a baseline: the clause of the
+text that shares the most words (in Chinese, characters) with the question.
+
+`scores` compares our metrics with the official scripts, which are not part of this project
 (SQuAD's evaluate-v2.0.py; baseline/cmrc2018_evaluate.py of github.com/ymcui/cmrc2018), on
-predictions that are right, near, drawn at random and made to be awkward. The latter's sentence
-splitter needs data of NLTK's own; here NLTK takes each stretch between Chinese characters as one.
+correct, almost correct, random and awkward predictions. The sentence splitter of the latter
+script needs NLTK data; here NLTK treats each stretch between Chinese characters as one sentence.
 
-    python experiments/finetune/answers.py [FOLDER_OF_BOTH_SCRIPTS]
+    python experiments/finetune/answers.py [DIRECTORY_WITH_BOTH_SCRIPTS]
 """
 
 import importlib.util
@@ -156,9 +160,9 @@ def main() -> None:
 def report(runs: dict[str, dict]) -> study.Report:
     """Scores before and after training, and beside the official scripts."""
     targets, rows = [], []
-    for name, what in {**SETS, "nothing": "CMRC 2018, Chinese, from nothing"}.items():
+    for name, what in {**SETS, "nothing": "CMRC 2018, Chinese, from scratch"}.items():
         if name not in runs:
-            targets.append(study.Target(f"{what}: F1 rises in training", "not run", False))
+            targets.append(study.Target(f"{what}: F1 increases", "not run", False))
             continue
         before, after, other = runs[f"{name}-untrained"], runs[name], runs[f"{name}-matched"]
         sides = {key: (before[f"eval_{key}"], after[f"eval_{key}"], other[key])
@@ -168,25 +172,26 @@ def report(runs: dict[str, dict]) -> study.Report:
         rows.append([what, f"{counts['train']:,}", f"{counts['held_out']:,}", *pair,
                      f"{after['cpu_seconds'] / 60:.1f}"])  # fmt: skip
         if name in SETS:
-            targets.append(study.Target(f"{what}: F1 rises in training", f"{pair[3]} to {pair[4]}",
+            targets.append(study.Target(f"{what}: F1 increases", f"{pair[3]} to {pair[4]}",
                                         after["eval_f1"] > before["eval_f1"]))  # fmt: skip
-    header = ["", "questions to train on", "held out", "exact match before", "after", "clause",
-              "F1 before", "after", "clause", "CPU minutes"]  # fmt: skip
+    header = ["", "training questions", "held out", "exact match before", "after", "baseline",
+              "F1 before", "after", "baseline", "CPU minutes"]  # fmt: skip
     text = f"""{table(header, rows)}
 
-From nothing, which an earlier version of this script ran, the model has not learned to answer: in
-most windows of a long text there is no answer, and so it says of nearly all of them, the right ones
-too.{" From MiniLM it has not been run yet." * ("cmrc" not in runs)}"""
+From scratch (run by an earlier version of this script), the model did not learn to answer.
+Most windows of a long text contain no answer, and it predicts "no answer" for nearly all of
+them, including those that contain
+one.{" CMRC 2018 from MiniLM has not been run." * ("cmrc" not in runs)}"""
     if "scores" in runs:
         found = runs["scores"]["scores"]
         sides = lambda both: [f"{both[side][key]:.4f}" for key in ("exact_match", "f1")
                               for side in ("ours", "official")]  # fmt: skip
         apart = max(abs(both["ours"][key] - both["official"][key]) for both in found.values()
                     for key in ("exact_match", "f1"))  # fmt: skip
-        targets.append(study.Target("scores equal the official scripts'", "largest difference of "
-                                    f"{len(found)} sets of answers: {apart:.1g} points",
+        targets.append(study.Target("metrics equal the official scripts", "largest difference of "
+                                    f"{len(found)} sets of predictions: {apart:.1g} points",
                                     apart < 1e-9))  # fmt: skip
-        header = ["answers", "exact match, ours", "official", "F1, ours", "official"]
+        header = ["predictions", "exact match, llm_jax", "official", "F1, llm_jax", "official"]
         text += "\n\n" + table(header, [[key, *sides(both)] for key, both in found.items()])
     commands = "\n".join(f"    {runs[name]['command']}" for name in (*SETS, "nothing")
                          if name in runs)

@@ -1,11 +1,13 @@
-"""Chatterbot: a small GPT that converses, in English and Chinese
+"""Chatterbot: a small chat model, in English and Chinese
 
-configs/finetune/chat.py from nothing on the conversations of chatterbot-corpus, made `messages`:
-every tenth opening question is held out with all of its conversations. Several lines under one
-question are turns of a conversation or, but for two files, other answers to it. Replies are scored,
-not questions. So few texts teach a model to answer what it has read, by heart: the loss of the last
-batch is far below that of held-out replies, and what it says to the last question shown, which is
-in none of the conversations, is beside the point.
+configs/finetune/chat.py from scratch on the conversations of chatterbot-corpus, converted to
+`messages`. Every tenth opening question is held out with all of its conversations. Several lines
+under one question are turns of a conversation in two of the files, and alternative answers in the
+others. Metrics cover replies, not questions.
+
+With so little data, the model memorises its training answers: the loss of the last batch is far
+below the loss of held-out replies, and the reply to the last question shown, which is in none of
+the conversations, is unrelated to it.
 
     python experiments/finetune/chatterbot.py
 """
@@ -98,11 +100,11 @@ def report(runs: dict[str, dict]) -> study.Report:
                  for chat in run["chats"] for message in chat["messages"]]  # fmt: skip
         command = run["chats"][0]["command"].removesuffix(" --json")
         said.append("```\n$ " + command + "\n" + "\n".join(turns) + "\n```")
-    header = ["", "conversations", "held out", "nats a token, of the last batch",
-              "of held-out replies", "their perplexity", "bits a byte", "distinct-1",
+    header = ["", "conversations", "held out", "nats per token, last batch",
+              "nats per token, held-out replies", "perplexity", "bits per byte", "distinct-1",
               "distinct-2", "CPU minutes"]  # fmt: skip
     commands = "\n".join(f"    {run['command']}" for run in runs.values())
-    chats = "\n\n".join(["Greedy replies, each conversation begun anew:", *said])
+    chats = "\n\n".join(["Greedy replies, each conversation in a new session:", *said])
     return study.Report([], f"{table(header, rows)}\n\n{commands}\n\n{chats}")
 
 

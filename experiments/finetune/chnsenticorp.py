@@ -1,9 +1,9 @@
-"""ChnSentiCorp: sentiment of Chinese hotel reviews, from nothing
+"""ChnSentiCorp: sentiment of Chinese hotel reviews, from scratch
 
-Does a small Transformer that begins with random weights and sees nothing but these reviews learn
-more than logistic regression on counts of characters (scikit-learn; and, beside it, also of pairs
-of characters)? The set is not split: a fifth, by a fixed shuffle, is the test set, which is scored
-once, after the last step. F1 is the mean of both labels'.
+Does a small Transformer with random initial weights, trained only on these reviews, learn more
+than logistic regression on character counts (scikit-learn; for comparison also with counts of
+character pairs)? The data set has no split: a fifth, after a fixed shuffle, is the test set. It
+is evaluated once, after the last step. F1 is the mean of both labels.
 
     python experiments/finetune/chnsenticorp.py
 """
@@ -95,7 +95,7 @@ def report(runs: dict[str, dict]) -> study.Report:
         if label not in runs:
             continue
         run = runs[label]
-        about = "characters" if size == 1 else f"runs of 1 to {size} characters"
+        about = "characters" if size == 1 else f"n-grams of 1 to {size} characters"
         rows.append([f"logistic regression, {run['features']:,} {about}",
                      study.percent([run["accuracy"]]), study.percent([run["f1"]]),
                      f"{run['cpu_seconds']:.0f}"])  # fmt: skip
@@ -106,22 +106,21 @@ def report(runs: dict[str, dict]) -> study.Report:
         rows.append(["llm_jax (each seed)", *map(each, means),
                      ", ".join(f"{run['cpu_seconds']:.0f}" for run in found)])  # fmt: skip
     targets = [
-        study.Target(f"{name} above that of counts of characters "
+        study.Target(f"{name} above character counts "
                      f"({100 * runs['counts-1'][score]:.1f})",
                      f"{100 * means[score]:.1f}" if found else "not run",
                      bool(found) and means[score] > runs["counts-1"][score])
         for score, name in (("accuracy", "accuracy"), ("f1", "F1"))
     ]  # fmt: skip
-    sizes = f"{runs['counts-1']['train']:,} reviews to learn from, {runs['counts-1']['test']:,}"
+    sizes = f"{runs['counts-1']['train']:,} training reviews, {runs['counts-1']['test']:,}"
     text = record.table(["", "accuracy, %", "F1, %", "CPU seconds"], rows)
     errors = study.sampling_error(runs["counts-1"]["accuracy"], runs["counts-1"]["test"])
     return study.Report(targets, f"""{text}
 
-{sizes} to score. It shows that the recipe learns from few texts without a pretrained model, and
-more than counts of characters do: its tokens are pieces of a byte-level BPE, often of several
-characters. It does not show that attention is what helps: counts of pairs of characters come to
-about as much, or more. And an accuracy of
-{errors}""")
+{sizes} test reviews. The recipe learns from few texts without a pretrained model, and more
+than character counts do: its tokens come from a byte-level BPE and often cover several
+characters. This does not show that attention helps: counts of character pairs are about as
+good, or better. An accuracy on {errors}""")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Multi30k: English to German from nothing, within an hour of CPU
+"""Multi30k: English-German translation from scratch, within an hour of CPU time
 
-A small Transformer (2 layers a side, 192 wide, 6,000 sub-words of both languages) reads 29,000
-captions (Elliott 2016). The test set is test_2016_flickr, decoded with 4 beams, scored by sacreBLEU
-in true case.
+A small Transformer (2 layers on each side, width 192, 6,000 joint subwords) is trained on 29,000
+captions (Elliott 2016). The test set is test_2016_flickr, decoded with 4 beams, evaluated with
+case-sensitive sacreBLEU.
 
     python experiments/finetune/multi30k.py
 """
@@ -53,20 +53,20 @@ def report(runs: dict[str, dict]) -> Report:
     targets = [
         Target("sacreBLEU >= 30 on test_2016_flickr, 4 beams", f"{found['bleu']:.1f}",
                found["bleu"] >= 30),
-        Target("within an hour of CPU", f"{took / 60:.0f} CPU minutes", took < 3600),
+        Target("within an hour of CPU time", f"{took / 60:.0f} CPU minutes", took < 3600),
     ]  # fmt: skip
     scored = [
         [SPLITS[split], runs[split]["examples"], f"{runs[split]['bleu']:.2f}",
          f"{runs[split]['chrf']:.2f}", f"{runs[split]['loss']:.3f}",
          f"{runs[split]['cpu_seconds']:.0f}"] for split in SPLITS if split in runs
     ]  # fmt: skip
-    header = ["split", "pairs", "sacreBLEU", "chrF", "nats a token", "CPU seconds"]
+    header = ["split", "pairs", "sacreBLEU", "chrF", "nats per token", "CPU seconds"]
     return Report(targets, f"""{table(header, scored)}
 
 `{found["bleu_signature"]}`
 
-Training: {trained["step"]:,} steps, {trained["cpu_seconds"] / 60:.0f} CPU minutes of the two cores;
-{trained["seconds"] / 60:.0f} minutes by the clock, on a machine that others used as well.
+Training: {trained["step"]:,} steps, {trained["cpu_seconds"] / 60:.0f} CPU minutes on two cores,
+{trained["seconds"] / 60:.0f} minutes of wall time on a shared machine.
 {trained.get("note", "")}
 
     {trained["command"]}""")

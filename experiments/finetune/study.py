@@ -1,8 +1,8 @@
-"""What the experiments here share: runs that are recorded once, and what a report is made of.
+"""Shared code of the experiments: runs that are recorded once, and the parts of a report.
 
-An experiment is a module of this folder, NAME.py. Its `main` makes runs, each recorded in
-results/NAME/LABEL.json and never made again; its `report(runs)` says from the records alone what
-was reached. readme.py puts the reports together.
+An experiment is a module NAME.py in this directory. Its `main` makes runs, each recorded once in
+results/NAME/LABEL.json. Its `report(runs)` computes the report from the records. readme.py combines
+the reports.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ WORK = ROOT / "runs" / "finetune"
 
 
 class Target(NamedTuple):
-    """What was to be reached, what was, and whether that is enough."""
+    """A target, the result, and whether the target is met."""
 
     text: str
     reached: str
@@ -120,20 +120,20 @@ def percent(values: list[float]) -> str:
 
 
 def sampling_error(share: float, count: int) -> str:
-    """Says how far a share of so many examples is from that of all there could be."""
+    """Returns a sentence with the standard error of a share of `count` examples."""
     error = 100 * (share * (1 - share) / count) ** 0.5
-    return (f"{count:,} examples has a standard error of {error:.1f} points itself, which seeds "
-            "that are scored on the same ones do not show.")  # fmt: skip
+    return (f"{count:,} examples has a standard error of {error:.1f} points, which the spread over "
+            "seeds does not include, because all seeds use the same examples.")  # fmt: skip
 
 
 def steps(runs: dict[str, dict], ours: str, theirs: str) -> str:
     """Says how long the two sides trained, of a run each."""
     found = f"{runs[ours]['step']:,} steps of training"
     if theirs not in runs:
-        found += "; the Trainer's side is not run yet"
+        found += "; the Trainer has not been run"
     else:
-        found += f" on both sides; {runs[theirs]['training_cpu_seconds']:.0f} of the Trainer's "
-        found += "CPU seconds are its own training's, without imports and scoring"
+        found += f" for both; {runs[theirs]['training_cpu_seconds']:.0f} of the Trainer's CPU "
+        found += "seconds are training, without imports and evaluation"
     return found + "."
 
 
@@ -162,18 +162,18 @@ def beside(
     targets = [
         Target(f"{what} >= {100 * wanted:.0f} %", f"{100 * mean:.1f} %, mean of "
                f"{len(scores[first])} seed{'s' * (len(scores[first]) > 1)}", mean >= wanted),
-        Target(f"in under {limit:g} CPU minutes", f"{most / 60:.1f}", most < 60 * limit),
+        Target(f"less than {limit:g} CPU minutes", f"{most / 60:.1f}", most < 60 * limit),
     ]  # fmt: skip
     if min(map(len, scores.values())) > 1:
         test = stats.ttest_ind(scores[first], scores[second], equal_var=False)
         low, high = (100 * x for x in test.confidence_interval())
         targets.append(Target(f"equal to {sides[second]} within noise",
-                              f"ours minus theirs: 95 % in {low:+.1f} to {high:+.1f} points",
+                              f"difference {low:+.1f} to {high:+.1f} points (95 %)",
                               bool(low <= 0 <= high)))  # fmt: skip
     else:
         seeds = f"{percent(scores[first])} and {percent(scores[second]) or 'no run'}"
         targets.append(Target(f"equal to {sides[second]} within noise",
-                              f"{seeds}: too few seeds to tell", False))  # fmt: skip
+                              f"{seeds}: too few seeds", False))  # fmt: skip
     pairs = zip(seconds[second], seconds[first], strict=False)
     if ratios := [theirs / ours for theirs, ours in pairs]:
         targets.append(Target(f"training at least as fast as {sides[second]}",

@@ -1,10 +1,11 @@
-"""Text to text: three tasks in one model, by prefix
+"""Text to text: three tasks in one model, selected by a prefix
 
-One encoder-decoder from nothing (configs/finetune/translate.py) learns T5's way (Raffel 2020) from
-three sources, each with a prefix of its own: what a review says (SST-2), English captions in German
-(Multi30k), and what kind of name a name is (WikiANN). A source counts for at most 10,000 documents
-in the mixture. Each task is scored on the first 300 of its test set, by what the model writes,
-greedily; beside it the answer that is most frequent in training.
+One encoder-decoder (configs/finetune/translate.py) is trained from scratch on three sources in
+the format of T5 (Raffel 2020), each with its own prefix: sentiment of reviews (SST-2),
+English-German translation of captions (Multi30k), and the type of a named entity (WikiANN). Each
+source counts for at most 10,000 documents in the mixture. Each task is evaluated on the first 300
+examples of its test set with greedy decoding, and compared with the most frequent answer in
+training.
 
     python experiments/finetune/text_to_text.py
 """
@@ -113,14 +114,14 @@ def report(runs: dict[str, dict]) -> study.Report:
                      shown(one["model"]), shown(one["usual"]), one["shown"]["source"],
                      one["shown"]["text"]])  # fmt: skip
     better = all(one["model"] > one["usual"] for one in run["tasks"].values())
-    targets = [study.Target("three tasks in one model, each scored", "all above the most frequent "
+    targets = [study.Target("three tasks in one model", "all above the most frequent "
                             "answer" if better else "not all above the most frequent answer",
                             better)]  # fmt: skip
-    header = ["prefix", "tested", "score", "the model", "most frequent answer", "first of the test",
-              "what the model writes"]  # fmt: skip
+    header = ["prefix", "examples", "metric", "model", "most frequent answer",
+              "first test example", "model output"]  # fmt: skip
     return study.Report(targets, f"""{table(header, rows)}
 
-{run["steps"]:,} steps, {run["cpu_seconds"] / 60:.0f} CPU minutes with the scores.
+{run["steps"]:,} steps, {run["cpu_seconds"] / 60:.0f} CPU minutes including evaluation.
 
     {run["command"]}""")
 

@@ -58,6 +58,8 @@ with a self-contained report.html. Selected results with 95 % intervals:
 Both models are small and were trained for minutes on a shared CPU. The results show that the
 measurements work and how large their errors are, not what good models achieve. Energy assumes
 {watts} W.
+
+[remedies.md](remedies.md): quantisation, pruning, distillation and DP-SGD of such models.
 """
 
 

@@ -1,4 +1,4 @@
-"""What a token costs in decoding: bytes of cache or state, and time beside dense attention's."""
+"""Cost per token in decoding: bytes of cache or state, and time relative to dense attention."""
 
 import time
 from functools import partial

@@ -1,4 +1,4 @@
-"""Writes README.md and its pictures from what lies in results/; no number is typed by hand."""
+"""Writes README.md and its figures from results/."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MARKS = "osD^v"
 
-# Study, test set, the better kind, the worse one, and who published that order.
+# Study: test set, and (better variant, worse variant, source).
 ZOOLOGY = "[Zoology](https://arxiv.org/abs/2312.04927)"
 BASED = "[Based](https://arxiv.org/abs/2402.18668)"
 GLA = "[GLA](https://arxiv.org/abs/2312.06635)"
@@ -58,17 +58,17 @@ ORDERS = {
 
 
 def load(study: str) -> dict[str, dict]:
-    """Returns {kind: its record}; refuses what was made of changes that no commit has."""
+    """Returns {variant: record}; a record of uncommitted changes is an error."""
     found = {}
     for file in sorted((RESULTS / study).glob("*.json")):
         one = read_json(file)
         if one["commit"].endswith("+changes"):
-            raise SystemExit(f"{file}: was made from uncommitted changes; make it again")
+            raise SystemExit(f"{file}: is from uncommitted changes; record it again")
         found[one["kind"]] = one
     return found
 
 
-LANGUAGE = "test"  # the test set of text, scored by loss; those of tasks are by accuracy
+LANGUAGE = "test"  # the test set scored by loss; tasks are scored by accuracy
 
 
 def scored(found: dict, test: str) -> dict[int, float]:
@@ -88,7 +88,7 @@ def spread(values: dict[int, float]) -> str:
 
 
 def ranked(study: dict, test: str) -> list[str]:
-    """Kinds, the best first: by accuracy, or by loss."""
+    """Returns the variants, the best first, by accuracy or by loss."""
     mean = lambda kind: np.mean([*scored(study[kind], test).values()])
     return sorted(study, key=mean, reverse=test != LANGUAGE)
 
@@ -98,7 +98,7 @@ def named(test: str) -> str:
 
 
 def scores(study: dict) -> str:
-    """A row for each kind, the best of the last test set first."""
+    """Returns a table with a row per variant, the best on the last test set first."""
     tests = tests_of(next(iter(study.values())))
     rows = [
         [
@@ -109,12 +109,12 @@ def scores(study: dict) -> str:
         ]
         for kind, x in ((kind, study[kind]) for kind in ranked(study, tests[-1]))
     ]  # fmt: skip
-    header = ["", "parameters", "KiB of a row's state", "rate", *map(named, tests)]
+    header = ["", "parameters", "state, KiB per row", "learning rate", *map(named, tests)]
     return record.table(header, rows)
 
 
 def orders(name: str, study: dict) -> str:
-    """What was published beside what is found here, of the kinds that are there."""
+    """Returns a table of published orders and the gains measured here."""
     test, claims = ORDERS[name]
     rows = []
     for better, worse, source in claims:
@@ -130,12 +130,12 @@ def orders(name: str, study: dict) -> str:
             verdict = "equal" if gain == 0 else "agrees" if gain > 0 else "**disagrees**"
         shown = f"{gain:+.3f}" + (f" ± {half:.3f}" if half == half else "")
         rows.append([f"{better} over {worse}", source, shown, verdict])
-    header = ["published order", "by", f"gain here, {named(test)}", ""]
+    header = ["published order", "source", f"gain, {named(test)}", ""]
     return record.table(header, rows) if rows else ""
 
 
 def dots(path: Path, study: dict, label: str) -> None:
-    """A row for each kind, a panel for each test set: its seeds and their mean."""
+    """Draws seeds and mean: a row per variant, a panel per test set."""
     tests = tests_of(next(iter(study.values())))
     kinds = ranked(study, tests[-1])[::-1]
     with figure(path, 2.2 + 2.3 * len(tests), 1.2 + 0.24 * len(kinds), len(tests)) as (_, axes):
@@ -151,7 +151,7 @@ def dots(path: Path, study: dict, label: str) -> None:
 
 
 def curves(path: Path, study: dict) -> None:
-    """Validation loss by step at the rate chosen: mean over seeds, band least to most."""
+    """Draws validation loss by step at the selected rate: mean and range over seeds."""
     look = styles(list(study))
     with figure(path, 8, 4.6) as (picture, (ax,)):
         for kind in ranked(study, "test"):
@@ -165,7 +165,7 @@ def curves(path: Path, study: dict) -> None:
 
 
 def costs(path: Path, found: dict) -> str:
-    """The table and the picture of decoding."""
+    """Returns the table of decoding costs and draws the figure."""
     kinds = sorted(found, key=lambda k: found[k]["rows"][-1]["bytes"])
     lengths = [row["length"] for row in found[kinds[0]]["rows"]]
     size = lambda n: f"{n / 2**20:,.2f} MiB" if n >= 2**20 else f"{n / 2**10:,.1f} KiB"
@@ -199,7 +199,7 @@ def costs(path: Path, found: dict) -> str:
 
 
 def ratios(path: Path, study: dict) -> None:
-    """Accuracy against the share of softmax layers, a line for each number of pairs."""
+    """Draws accuracy by the share of softmax layers, a line per number of pairs."""
     share = {"no softmax": 0, "1 softmax of 4": 0.25, "1 softmax of 2": 0.5, "all softmax": 1}
     kinds = [kind for kind in share if kind in study]
     with figure(path, 6.4, 4) as (picture, (ax,)):
@@ -214,81 +214,86 @@ def ratios(path: Path, study: dict) -> None:
 
 
 def made(study: dict) -> str:
-    """Which commits, on what, when."""
+    """Returns the commits, versions, hardware and times of a study."""
     of = lambda key: ", ".join(sorted({x[key] for x in study.values()}))
     jax = ", ".join(sorted({x["versions"]["jax"] for x in study.values()}))
     times = sorted(x["time"] for x in study.values())
     return f"Commits {of('commit')}; jax {jax}; {of('hardware')}; {times[0]} to {times[-1]}."
 
 
-TEXT = """# Sequence mixers beside each other
+TEXT = """# Sequence mixers compared
 
-**Claim.** One line of a config gives a decoder any published sequence mixer; and what mixers are
-known to differ in, as far as it does not need size (how much they recall, whether they track a
-state, what a token costs), is seen with models that a CPU core trains in seconds.
+**Claim.** One line of a config gives a decoder any published sequence mixer. The known differences
+between mixers that do not depend on model size (recall, state tracking, cost per token) can be seen
+in models that train in seconds on a CPU core.
 
-**How.** `python experiments/mixers/run.py` makes what is missing in results/ and writes this page.
-The models are those of [configs/ablations/mixers.py](../../configs/ablations/mixers.py), which
-`launch.py sweep` runs too. Within a task all kinds have equally many parameters (to 1 %, by the
-width of the feed-forward layers) and the same batches in the same order. Each takes the learning
-rate, of {rates}, with the lower validation loss of seed 0, and is scored with {seeds} seeds on a
-test set that chose nothing. *±* is half of a 95 % interval over these seeds. A gain is the mean
-over pairs of one seed; a published order **agrees** or **disagrees** with it where that interval
-leaves out zero, and is else undecided. Curves of all seeds and rates are in results/.
+**Setup.** `python experiments/mixers/run.py` produces the missing results and writes this page. The
+models are those of [configs/ablations/mixers.py](../../configs/ablations/mixers.py), which
+`launch.py sweep` can also run.
+
+- Within a task, all mixers have the same number of parameters (to 1 %, by the width of the
+  feed-forward layers) and the same batches in the same order.
+- Each mixer uses the learning rate, of {rates}, with the lower validation loss of seed 0, and is
+  evaluated with {seeds} seeds on a test set that was not used for selection.
+- *±* is half of the 95 % interval over these seeds. A *gain* is the mean difference between two
+  mixers, paired by seed. A published order **agrees** or **disagrees** with the gain if the
+  interval excludes zero, and is undecided otherwise.
+- results/ has the curves of all seeds and rates.
 
 """
 SECTIONS = {
-    "decode": ("What a token costs in decoding", """
-One layer, {width} wide, four heads of 64, float32, without feed-forward: bytes that a row of so
-many tokens keeps, and the time of one more token over dense attention's, the median of rounds
-in which the two take turns (and quartiles, but for 64k tokens, of one or two rounds), on a CPU
-core of a machine that other work shared. MoBA, NSA and PaTH compute anew at each step what their
-papers keep ([docs/attention.md](../../docs/attention.md)).
+    "decode": ("Cost per token in decoding", """
+One layer, width {width}, four heads of size 64, float32, no feed-forward layer. The table shows
+the bytes that a row of the given number of tokens stores, and the time of one more token relative
+to dense attention. Times are medians of rounds in which both take turns (with quartiles, except
+for 64k tokens, which have one or two rounds), on one core of a shared CPU. MoBA, NSA and PaTH
+recompute in each step what their papers cache ([docs/attention.md](../../docs/attention.md)).
 """),
     "recall": ("Recall", """
-Multi-query associative recall (Zoology): so many pairs of key and value in a row, then 32
-queries; trained on 2 to 32 pairs, tested on each. Two layers, 64 wide, two heads of 16; short
-convolutions of 4 before every mixer, softmax too, and no positions (RetNet's keys turn; Mamba-3
-has no convolutions), so that nothing differs but the mixer. A run ends early once it answers
-0.999 of validation; naming any of the values gives 0.03, naming one of those in the row 1 / pairs.
+Multi-query associative recall (Zoology): a row has a number of key-value pairs, then 32 queries.
+Trained on 2 to 32 pairs, tested on each number. Two layers of width 64, two heads of size 16. All
+mixers, including softmax, have short convolutions of 4 and no positions, so that only the mixer
+differs; exceptions are RetNet, which rotates keys, and Mamba-3, which has no convolutions. A run
+stops early when its validation accuracy reaches 0.999. Naming any value gives 0.03; naming one of
+the values in the row gives 1 / pairs.
 """),
     "parity": ("State tracking: parity", """
-The product of up to 16 permutations of two things, then of up to 32 and 64, longer than any row
-of training. The models as above. Guessing gives 0.5. *to -1*: betas reach 2, so that a
-transition has negative eigenvalues. A run ends early once it answers 0.999 of validation three
-times in a row.
+The product of up to 16 permutations of two elements, then of up to 32 and 64, which is longer
+than any training row. Same models as above. Chance is 0.5. *to -1*: beta ranges up to 2, so that
+a transition can have negative eigenvalues. A run stops early when its validation accuracy is
+0.999 three times in a row.
 """),
     "s3": ("State tracking: S3", """
-The same of three things, a group whose elements do not commute; guessing gives 0.17.
+The same with three elements, a group that is not commutative. Chance is 0.17.
 """),
     "bytes": ("Language modelling", """
-Bytes of the text that ships with Python; two layers, 128 wide, four heads, rows of 256. Softmax
-kinds have rotary positions, linear ones short convolutions, as their papers have them. Test
-loss in nats per byte.
+Bytes of the text that is distributed with Python. Two layers of width 128, four heads, rows of 256
+bytes. As in the papers, softmax variants have rotary positions and linear variants have short
+convolutions. Test loss in nats per byte.
 """),
     "hybrid_recall": ("Hybrids", """
-Recall as above by four layers, some of them softmax, the others Gated DeltaNet.
+Recall as above with four layers, some of them softmax, the others Gated DeltaNet.
 """),
-    "needle": ("A needle in a row", """
-One of 16 keys with its value at a depth of a row of 256 random words, 0 being the beginning;
-asked for at the end.
+    "needle": ("Needle retrieval", """
+One of 16 keys with its value, at a relative depth in a row of 256 random words (0 is the
+beginning). It is queried at the end of the row.
 """),
 }  # fmt: skip
-LIMITS = """## What this does not show
+LIMITS = """## Limits
 
-Models of {parameters} parameters, trained for seconds on {tokens} tokens.
-Orders that come from size, from long training or from long documents are out of reach, and so are
-differences of a few percent in loss: three seeds resolve large effects only, and of orders
-*undecided* here nothing follows. A kind that fails may do so for want of steps or of a
-third learning rate, not of capacity; where softmax and a linear kind differ in recall, state and
-training are not told apart. Kinds keep the small settings of the config (windows, blocks, slots),
-which were not tuned. Decoding is timed on a CPU, in which memory is fast beside arithmetic, so that
-a GPU's ratios are others.
+The models have {parameters} parameters and were trained for seconds on {tokens} tokens.
+Differences that need larger models, longer training or long documents cannot appear here, and
+neither can differences of a few percent in loss: three seeds resolve only large effects.
+*Undecided* is not evidence against a published order. A variant that fails may lack training
+steps or a third learning rate, not capacity. Where softmax and a linear variant differ in recall,
+this study does not separate the effect of the state size from that of training. All variants use
+the small settings of the config (windows, blocks, slots), which were not tuned. Decoding was
+timed on a CPU, where memory is fast relative to arithmetic; ratios on a GPU differ.
 """
 
 
 def pictures(name: str, study: dict) -> str:
-    """Draws a study; returns the lines that show it."""
+    """Draws a study; returns the Markdown of its figure."""
     path = HERE / f"{name}.png"
     if name == "bytes":
         curves(path, study)
@@ -300,7 +305,7 @@ def pictures(name: str, study: dict) -> str:
 
 
 def write(rates: tuple[float, ...], seeds: int) -> None:
-    """Writes README.md of the studies that have results."""
+    """Writes README.md from the studies that have results."""
     parts = [TEXT.format(rates=" and ".join(f"{rate:g}" for rate in rates), seeds=seeds)]
     for name, (title, text) in SECTIONS.items():
         study = load(name)

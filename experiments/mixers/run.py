@@ -1,10 +1,10 @@
-"""Trains kinds of attention on tasks that tell them apart, measures decoding, writes README.md.
+"""Trains sequence mixers on diagnostic tasks, measures decoding, writes README.md.
 
-    python experiments/mixers/run.py [STUDY …] [--kinds=softmax,linear]     # or --page alone
+    python experiments/mixers/run.py [STUDY …] [--kinds=softmax,linear]     # or only --page
 
-Of each kind of a study what is missing in results/STUDY/ is made: a run with each learning rate
-and seed 0, then the other seeds at the rate with the lowest validation loss. The configs are those
-of configs/ablations/mixers.py, matched by llm_jax.sweep; runs of a kind share a compiled program.
+For each variant of a study, the missing runs of results/STUDY/ are made: each learning rate with
+seed 0, then the other seeds at the rate with the lowest validation loss. The configs are those of
+configs/ablations/mixers.py, matched by llm_jax.sweep. Runs of a variant share a compiled program.
 """
 
 import argparse

@@ -30,24 +30,24 @@ torch.set_num_threads(1)  # threads that wait for each other would count as time
 N, H = 4, 64
 CAUSAL = Mask(causal=True)
 
-TEXT = """# Chunked recurrences against fla's in PyTorch, on a CPU
+TEXT = """# Chunked recurrences compared with flash-linear-attention, on a CPU
 
-**Claim**: the chunked forms that training uses are not slower than the chunked references that
-flash-linear-attention has in PyTorch (`fla.ops.*.naive`, chunks of 64, RWKV-6's of 32).
+**Claim.** The chunked forms that training uses are not slower than the chunked PyTorch references
+of flash-linear-attention (`fla.ops.*.naive`; chunks of 64, for RWKV-6 of 32).
 
-**Measured**: {verdict}
+**Result:** {verdict}
 
-One row of {length:,} tokens, {heads} heads of {size}, float32; milliseconds, each the least of
-{rounds} rounds in which the two take turns, once what they give is equal (*differs*: as a share of
-the largest value). The machine ran other work at the same time: CPU time of all threads is the
-figure to go by; PyTorch has one thread. A dash: the reference cannot be
-differentiated, as it writes into what it needs again.
+One row of {length:,} tokens, {heads} heads of size {size}, float32. Milliseconds, the minimum of
+{rounds} rounds in which both take turns, after their results have been compared (*difference*:
+relative to the largest value). The machine had other load, so compare the CPU time of all threads;
+PyTorch uses one thread. A dash means that the reference cannot be differentiated, because it
+overwrites values that the backward pass needs.
 
 {rows}
 
     python experiments/mixers/speed.py
 
-Commit {commit}, {time}, {hardware}. This file is written by speed.py, from results/speed.json.
+Commit {commit}, {time}, {hardware}. speed.py writes this file from results/speed.json.
 """
 
 
@@ -162,9 +162,10 @@ def report(results: dict) -> str:
             ratios.append(x["theirs_cpu_ms"] / x["ours_cpu_ms"])
         sides = [number(x, f"{s}_{t}_ms") for t in ("cpu", "wall") for s in ("ours", "theirs")]
         differs = f"{x['differs']:.0e}" if both else "–"
-        rows.append([x["case"], "and back" if x["backward"] else "forward", *sides, differs])
-    header = ["", "", "CPU, ours", "fla", "wall, ours", "fla", "differs"]
-    verdict = f"from {min(ratios):.1f} to {max(ratios):.1f} times as fast, by CPU time."
+        what = "forward and backward" if x["backward"] else "forward"
+        rows.append([x["case"], what, *sides, differs])
+    header = ["", "", "CPU, llm_jax", "CPU, fla", "wall, llm_jax", "wall, fla", "difference"]
+    verdict = f"{min(ratios):.1f} to {max(ratios):.1f} times as fast as fla, by CPU time."
     return TEXT.format(
         verdict=verdict, rows=table(header, rows), heads=N, size=H,
         **{key: results[key] for key in ("length", "rounds", "commit", "time", "hardware")},
@@ -175,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--report", action="store_true", help="only, from what is recorded")
+    parser.add_argument("--report", action="store_true", help="only write the report")
     options = parser.parse_args()
     path, cases = HERE / "results" / "speed.json", []
     for name in () if options.report else CASES:

@@ -1,6 +1,6 @@
-"""Plans of published models on pods that are not there; writes results/ and README.md.
+"""Plans published models on absent TPU pods and GPU clusters; writes results/ and README.md.
 
-python experiments/pod/run.py [CASE …]      # without cases: those not yet there
+python experiments/pod/run.py [CASE …]      # without cases: all that have no result
 python experiments/pod/run.py --readme      # plans nothing
 
 Needs the compilers of requirements-plan.txt and requirements-plan-gpu.txt.
@@ -68,42 +68,42 @@ MAXTEXT = {
     "mixtral-8x7b-fsdp": "mixtral-8x7b",
 }  # fmt: skip
 
-TEXT = """# Pods that are not there
+TEXT = """# Planned memory and communication on TPU pods and GPU clusters
 
-**Claim**: the train step of a published model is compiled for a pod of TPUs, or for nodes of GPUs,
-on a machine that has none, and fits.
+**Claim.** The train step of published models is compiled for a TPU pod, or for several nodes of
+GPUs, on a machine without them, and it fits into memory.
 
-**Published**: no memory figures. MaxText's are compiled here, see below.
+**Published**: no memory figures. MaxText is compiled for comparison below.
 
-**Ours**: `launch.py plan`, one case a row. GB are 10^9 bytes a chip.
+**Results** of `launch.py plan`, one case per row. GB are 10^9 bytes per chip.
 
 {table}
 
-Step time and MFU are predictions and bounds: the longest of compute (products and attention
-kernels of the compiled program), HBM and network at the data sheets' rates; no measured time is
-behind them. HBM traffic counts what a kernel is given and returns once. MFU has attention counted
-whole. Seconds of compiling are of two cores that other work shared; CPU seconds are the compiler's
-own.
+Step time and MFU are predictions and bounds: the longest of compute (matrix products and
+attention kernels of the compiled program), HBM and network time at data-sheet rates. They are not
+based on measured times. HBM traffic counts the inputs and outputs of each kernel once. MFU counts
+attention without the mask. Compile time was measured on two shared cores; CPU seconds are those
+of the compiler.
 
 {notes}
 
-## Compared with MaxText
+## Comparison with MaxText
 
 MaxText 0.2.5 compiles the same models with its own `train_compile`: same topology, batch and
-length, full remat, flash attention, parameters split over all chips, float32 parameters and AdamW.
-Its memory is what it prints; the traffic of both is read from the compiled programs by the same
-code. Each side has its own version of jax, both the same libtpu.
+length, full remat, flash attention, parameters sharded over all chips, float32 parameters and
+AdamW. Its memory is the figure that it prints. The traffic of both is read from the compiled
+programs by the same code. Both use the same libtpu, each with its own version of jax.
 
 {peers}
 
-## Searched
+## Search
 
-`launch.py plan --search` ranks all meshes, microbatches and remat policies by arithmetic, compiles
-the {compiles} likeliest and ranks those that fit by the predicted step.
+`launch.py plan --search` ranks all meshes, microbatches and remat policies by an arithmetic
+estimate, compiles the {compiles} best, and ranks those that fit by predicted step time.
 
 {searches}
 
-## How
+## How to reproduce
 
 Not run: {missing}.
 
@@ -151,8 +151,8 @@ def notes(plans: dict) -> str:
     found = []
     if {"llama-8b", "llama-8b-126-layers"} <= set(plans):
         a, b = (plans[n]["compile_cpu_seconds"] for n in ("llama-8b", "llama-8b-126-layers"))
-        found.append(f"- 126 layers (as many as 405B has) instead of 32 take {b / a:.2f} times "
-                     "the CPU seconds to compile.")  # fmt: skip
+        found.append(f"- Compiling 126 layers (as in Llama 3 405B) takes {b / a:.2f} times the "
+                     "CPU seconds of 32 layers.")  # fmt: skip
     return "\n".join(found)
 
 
@@ -182,7 +182,7 @@ def peers(plans: dict) -> str:
     header += ["CPU seconds to compile", "MaxText, whole command"]
     means = [statistics.geometric_mean(column) for column in zip(*ratios, strict=True)]
     return record.table(header, rows) + (
-        "\n\nMemory is arguments and temporaries a chip. Geometric means of the ratios: memory "
+        "\n\nMemory is arguments and temporaries per chip. Geometric means of the ratios: memory "
         f"{means[0]:.2f}, ICI bytes {means[1]:.2f}, HBM bytes {means[2]:.2f}."
     )
 
@@ -203,8 +203,8 @@ def write() -> None:
     found = {name: result["plan"] for name, result in results.items()}
     plans = {name: found[name] for name in CASES if name in found}
     header = ["case", "topology (devices)", "mesh", "parameters", "optimizer", "arguments",
-              "temporaries", "on the host", "fits", "ICI or NVLink GB a step",
-              "DCN or network GB a step", "HBM GB a step",
+              "temporaries", "on the host", "fits", "ICI or NVLink GB per step",
+              "DCN or network GB per step", "HBM GB per step",
               "step at least", "MFU at most", "compiled in"]  # fmt: skip
     commands = [result["plan_command"] for result in results.values()]
     sources = [
@@ -219,7 +219,7 @@ def write() -> None:
         peers=peers(plans),
         compiles=COMPILES,
         searches="\n\n".join(searched(name, found[name]) for name in SEARCHES if name in found)
-        or "None has been run.",
+        or "Not run.",
         missing=", ".join(n for n in CASES | SEARCHES if n not in found) or "nothing",
         command="\n    ".join(f"python {command}" for command in commands),
         provenance="  \n".join(sources),

@@ -1,1 +1,1 @@
-"""Text to batches: sources, tokenizers, examples, pipelines. NumPy and Grain only."""
+"""Data pipeline: sources, tokenizers, examples, batches. NumPy and Grain only."""

@@ -1,4 +1,4 @@
-"""Augmentation of words in training: deletion, swaps and synonyms (EDA; Wei and Zou 2019)."""
+"""Word-level data augmentation: deletion, swaps and synonyms (EDA; Wei and Zou 2019)."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,15 +13,15 @@ from llm_jax.data.fields import Record
 def augmented(
     record: Record, names: Sequence[str], steps: Sequence[str], rng: np.random.Generator
 ) -> Record:
-    """Returns the record with the words of the fields `names` changed by each step in turn.
+    """Applies augmentation steps in sequence to the text fields `names` of a record.
 
-    steps: data.augment; a word is what blanks are around.
-      delete:P: each word is left out with probability P, but never all.
-      swap:P: two words change places, for a share P of the words, about.
-      synonyms:FILE:P: each word that has some is, with probability P, replaced by one of them.
+    steps: data.augment; words are separated by whitespace.
+      delete:P: deletes each word with probability P, but never all words.
+      swap:P: swaps random pairs of words, about a fraction P of the words.
+      synonyms:FILE:P: replaces each word with a synonym, if it has any, with probability P.
 
     Raises:
-      ConfigError: a file of synonyms that cannot be read, or has none.
+      ConfigError: the synonym file cannot be read, or has no synonyms.
     """
     record = dict(record)
     for step in steps:
@@ -53,11 +53,11 @@ def _changed(
 
 @cache
 def synonyms(file: str) -> dict[str, list[str]]:
-    """Returns the other words of each word's lines; a line has synonyms with blanks between."""
+    """Reads {word: synonyms} from a file; a line lists synonyms, separated by whitespace."""
     table: dict[str, list[str]] = {}
     for line in files.lines(file):
         for word in (words := line.split()):
             table.setdefault(word, []).extend(x for x in words if x != word)
     if not any(table.values()):
-        raise ConfigError(f"data.augment: {file} has no line of two words, which are synonyms")
+        raise ConfigError(f"data.augment: {file} has no synonyms: a line needs at least two words")
     return table

@@ -1,4 +1,4 @@
-"""Batches of rows: their size may grow in training, and a process reads only its share."""
+"""Batching of rows, with batch size ramp-up and per-process reading."""
 
 import itertools
 from collections import deque
@@ -13,15 +13,15 @@ from llm_jax.data.chunks import DRAWN, Makers
 from llm_jax.data.examples import Arrays
 from llm_jax.data.lengths import stacked, trimmed
 
-STAGES = 8  # batch sizes on the way to the full one: each is a program of its own
+STAGES = 8  # number of batch sizes during ramp-up: each compiles a program
 
-Rows = Callable[[int], np.ndarray | slice]  # of a batch of n, those that are wanted
+Rows = Callable[[int], np.ndarray | slice]  # batch size -> selected rows
 
 
 def batch_size(data: ConfigDict, step: int) -> int:
-    """Sequences of the batch that step 0, 1, … takes: ramp_start to batch_size over ramp_steps.
+    """Returns the batch size of a step, from 0: ramp_start to batch_size over ramp_steps.
 
-    Linear in STAGES stages, each a multiple of ramp_start (GPT-3: Brown 2020, appendix B).
+    Linear, in STAGES stages, each a multiple of ramp_start (GPT-3: Brown 2020, appendix B).
     """
     if step >= data.ramp_steps:
         return data.batch_size
@@ -30,16 +30,15 @@ def batch_size(data: ConfigDict, step: int) -> int:
 
 
 class Stream(Iterator):
-    """Rows of every `of`-th chunk from the `shard`-th, without end; the next chunks are made ahead.
+    """Infinite iterator over the rows of every `of`-th chunk from `shard`, with prefetching.
 
-    `get_state` is the chunk, of its own, and the row that come next; of a mixture also what was
-    drawn of each source.
+    The state is the next chunk and row and, for a mixture, the counts drawn from each source.
     """
 
     def __init__(self, makers: Makers, shard: int = 0, of: int = 1):
         self._makers, self._shard, self._of = makers, shard, of
         self._chunk, self._row, self._ahead = 0, 0, deque()
-        self._drawn = 0  # documents and tokens of each source
+        self._drawn = 0  # documents and tokens per source
 
     def __next__(self) -> Arrays:
         for _ in range(len(self._makers.chunks) + 1):
@@ -54,33 +53,33 @@ class Stream(Iterator):
                 return row
             self._ahead.popleft()
             self._chunk, self._row = self._chunk + 1, 0
-        raise ConfigError("data.train: no document gives an example; each is too short, or has "
+        raise ConfigError("data.train: no document yields an example; each is too short, or has "
                           "nothing to predict")
 
     def get_state(self) -> dict[str, int]:
-        """What JSON can hold; stands exactly behind the last row returned."""
+        """Returns the state after the last row returned, as JSON values."""
         drawn = {DRAWN: self._drawn.tolist()} if isinstance(self._drawn, np.ndarray) else {}
         return {"chunk": self._chunk, "row": self._row} | drawn
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues behind the row after which `get_state` was called."""
+        """Continues after the row at which `get_state` was called."""
         self._chunk, self._row = state["chunk"], state["row"]
         self._drawn = np.array(state[DRAWN]) if DRAWN in state else 0
         self._ahead.clear()
 
 
 class Batches(Iterator):
-    """Batches of the rows that data.shards streams yield, without end, prefetched in a thread.
+    """Infinite iterator over batches of rows from data.shards streams, prefetched in a thread.
 
-    Row i of a batch of n is the next of stream i * shards // n, whoever reads it. Of the streams
-    only those are opened that yield rows which are `kept`. Not safe to be used by several threads.
+    Row i of a batch of n is the next row of stream i * shards // n, in any process. Only streams
+    with `kept` rows are opened. Not thread-safe.
 
     Args:
-      streams: (shard) -> its rows.
-      kept: (n) -> which rows of a batch of n the batches here have.
-      close: stops what the streams have at work.
-      ahead: batches made before they are asked for.
-      trims: batches lose the positions that none of their rows needs.
+      streams: shard -> its Stream.
+      kept: n -> the rows of a batch of n to keep in this process.
+      close: stops the workers of the streams.
+      ahead: number of prefetched batches.
+      trims: removes positions that are padding in all rows of a batch.
     """
 
     def __init__(self, data: ConfigDict, streams: Callable[[int], Stream], kept: Rows,
@@ -94,7 +93,7 @@ class Batches(Iterator):
         self._state = self._place()
 
     def _owners(self, n: int) -> np.ndarray:
-        """The stream of each row of a batch of n."""
+        """Returns the stream of each row of a batch of n."""
         return np.arange(n) * self._data.shards // n
 
     def __next__(self) -> Arrays:
@@ -115,14 +114,14 @@ class Batches(Iterator):
         return {"step": self._step, "streams": streams}
 
     def get_state(self) -> dict:
-        """What JSON can hold; stands exactly behind the last batch returned."""
+        """Returns the state after the last batch returned, as JSON values."""
         return self._state
 
     def set_state(self, state: dict) -> None:
-        """Continues behind the batch after which `get_state` was called, here or by several."""
+        """Continues after the batch at which `get_state` was called; state may be a `union`."""
         while self._ahead:
             self._ahead.pop().cancel()
-        # In the thread, after the batch that it may be making.
+        # Runs in the thread, after a batch that may be in progress.
         self._state = self._thread.submit(self._go, state).result()
 
     def _go(self, state: dict) -> dict:
@@ -132,11 +131,11 @@ class Batches(Iterator):
         return self._place()
 
     def close(self) -> None:
-        """Stops the work that is ahead."""
+        """Stops prefetching."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._close()
 
 
 def union(states: list[dict]) -> dict:
-    """One state from those of processes that each read some of the streams."""
+    """Merges the states of processes that each read some of the streams."""
     return states[0] | {"streams": {k: v for s in states for k, v in s["streams"].items()}}

@@ -1,4 +1,4 @@
-"""The data card of a prepared set, in Markdown: sources, cleaning, counts, lengths, labels."""
+"""The data card of a prepared dataset, in Markdown: sources, cleaning, counts, lengths, labels."""
 
 import json
 from collections import Counter
@@ -16,16 +16,16 @@ from llm_jax.data.fields import Record
 from llm_jax.record import table
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
-LABELS = 20  # that are shown
-CLIP = 160  # characters of a document that are shown
+LABELS = 20  # number of labels shown
+CLIP = 160  # characters of a document shown
 
 
 class Tally:
-    """Counts of documents as they pass; memory grows with different labels alone.
+    """Streaming statistics of documents; memory grows only with the number of distinct labels.
 
     Attributes:
-      lengths: {characters of a document, to three digits: documents}.
-      labels: {label or tag: how often}.
+      lengths: {characters of a document, to three digits: number of documents}.
+      labels: {label or tag: count}.
     """
 
     def __init__(self):
@@ -33,7 +33,7 @@ class Tally:
         self.lengths, self.labels = Counter(), Counter()
 
     def __call__(self, docs: Iterable[Record]) -> Iterator[Record]:
-        """Yields the documents, counted."""
+        """Counts the documents and yields them."""
         for doc in docs:
             text = "\n".join(texts(doc).values())
             size = len(text)
@@ -55,14 +55,14 @@ class Tally:
 def card(
     name: str, config: ConfigDict, cleaning: Cleaning, tallies: dict[str, tuple[Tally, Tally]]
 ) -> str:
-    """Returns the card of a set; tallies: of each split, before and after cleaning."""
+    """Returns the card of a dataset; tallies: for each split, before and after cleaning."""
     flat = flatten(config)
     asked = {key: value for key, value in flat.items() if value != KEYS[key].default
              and key.startswith(("data.", "tokenizer.", "objective."))}  # fmt: skip
     parts = [
         f"# {name}",
-        "Documents of `validation` and `test` are as they were read; the steps of cleaning count "
-        "what they would do to them. What is also there is left out of `train`.",
+        "Documents of `validation` and `test` are stored as read; the cleaning steps only count "
+        "what they would change. Duplicates of them are removed from `train`.",
         "## Sources",
         table(["file or set", "fingerprint"], [*sources.fingerprint(config).items()]),
         "## Sizes",
@@ -71,7 +71,7 @@ def card(
                 f"{tally.tokens:,}" if tally.tokens else "–"]
                for split, both in tallies.items()
                for when, tally in zip(("read", "stored"), both, strict=True)]),
-        "Quantiles of a stored document's characters:",
+        "Quantiles of the number of characters of stored documents:",
         table(["split", *(f"{q} %" for q in QUANTILES)],
               [[split, *after.quantiles()] for split, (_, after) in tallies.items()]),
         *_labels(tallies), *_cleaning(cleaning), "## Configuration",
@@ -95,12 +95,12 @@ def _cleaning(cleaning: Cleaning) -> list[str]:
     counts = sorted(cleaning.counts.items(), key=lambda item: order.index(item[0][0]))
     rows = [[step, split, why, f"{n:,}"] for (step, split), outcomes in counts
             for why, n in sorted(outcomes.items())]  # fmt: skip
-    parts += [table(["step", "split", "did", "documents"], rows)] if rows else ["Nothing was done."]
+    parts += [table(["step", "split", "did", "documents"], rows)] if rows else ["No changes."]
     for text, step in cleaning.steps.items():
         if found := getattr(step, "found", None):
             rows = [[split, tongue, f"{count:,}"] for split, counts in found.items()
                     for tongue, count in counts.most_common(LABELS)]  # fmt: skip
-            parts += [f"Languages, as {text} found them:",
+            parts += [f"Languages found by {text}:",
                       table(["split", "language", "documents"], rows)]  # fmt: skip
     shown = [(step, why, pair) for step in order for why, pair in cleaning.shown[step].items()]
     parts += ["\n".join(f"- {step}, {why}: {_shown(*pair)}" for step, why, pair in shown)]
@@ -109,7 +109,7 @@ def _cleaning(cleaning: Cleaning) -> list[str]:
 
 
 def _shown(before: Record, after: Record | str) -> str:
-    """A document that was left out, or the place in which it was changed and what is there now."""
+    """Formats a removed document, or the changed part of a document and its replacement."""
     both = [json.dumps(x, ensure_ascii=False) for x in (before, after)]
     start = max(0, len(commonprefix(both)) - 20) if isinstance(after, dict) else 0
     clipped = [f"`{x[start : start + CLIP].replace('`', chr(39))}`" for x in both]

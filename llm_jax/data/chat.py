@@ -1,4 +1,4 @@
-"""Chat templates: conversations to text, as transformers renders them, and to scored ids."""
+"""Chat templates: render conversations as transformers does, and mark the scored ids."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from llm_jax.data.fields import field
 from llm_jax.data.tokenizers import Tokenizer
 
 MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
-# For tokenizers that have none: Zephyr's, behind the token that begins a text.
+# Default for tokenizers without a template: Zephyr's, after the bos token.
 DEFAULT = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token }}{% endfor %}"
@@ -23,10 +23,10 @@ Messages = Sequence[dict[str, Any]]
 
 
 def render(tokenizer: Tokenizer, messages: Messages, reply: bool = False) -> str:
-    """Returns a conversation as text; reply: with the generation prompt of an assistant's turn.
+    """Renders a conversation as text; reply: adds the generation prompt of an assistant's turn.
 
     Raises:
-      ConfigError: no list of {"role", "content"}, or one that the template refuses.
+      ConfigError: not a list of {"role", "content"}, or the template rejects it.
     """
     return _rendered(tokenizer, messages, add_generation_prompt=reply)[0]
 
@@ -37,7 +37,7 @@ def prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
 
 
 def fitted(tokenizer: Tokenizer, messages: Messages, room: int) -> Messages:
-    """Returns messages whose prompt has at most `room` ids: without the oldest turns, or all."""
+    """Drops the oldest turns so that the prompt has at most `room` ids, if possible."""
     first = int(messages[0]["role"] == "system")
     while len(messages) > first + 2 and len(prompt(tokenizer, messages)) > room:
         messages = [*messages[:first], *messages[first + 2 :]]
@@ -45,11 +45,11 @@ def fitted(tokenizer: Tokenizer, messages: Messages, room: int) -> Messages:
 
 
 def scored(tokenizer: Tokenizer, messages: Messages) -> list[tuple[np.ndarray, bool]]:
-    """Returns a conversation's ids in pieces, and which of these are an assistant's replies.
+    """Returns the ids of a conversation in parts, and whether each is an assistant's reply.
 
-    Replies are what the template puts between {% generation %} and {% endgeneration %}; of one
-    without these, what a turn adds to the prompt for it. A reply ends with the token that ends it,
-    if it has one: what follows (a line break) is not scored.
+    Replies are the text between {% generation %} and {% endgeneration %} in the template or,
+    without these, the text that a turn adds to its generation prompt. A reply ends with its end
+    token, if any: text after it (a line break) is not scored.
     """
     text, spans = _replies(tokenizer, messages)
     cuts = [0, *(at for span in spans for at in span), len(text)]
@@ -64,12 +64,12 @@ def scored(tokenizer: Tokenizer, messages: Messages) -> list[tuple[np.ndarray, b
 
 
 def end_ids(tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids that end a turn: the tokenizer's, and its generation_config.json's."""
+    """Returns the ids that end a turn: those of the tokenizer and of generation_config.json."""
     return [tokenizer.eos_id, *np.ravel((tokenizer.generation or {}).get("eos_token_id") or [])]
 
 
 def _replies(tokenizer: Tokenizer, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and where in it the replies are."""
+    """Returns the text and the character spans of the replies."""
     if GENERATION.search(_template(tokenizer)):
         return _rendered(tokenizer, messages, return_assistant_tokens_mask=True)
     text, spans = render(tokenizer, messages), []
@@ -77,18 +77,18 @@ def _replies(tokenizer: Tokenizer, messages: Messages) -> tuple[str, list[tuple[
         if message["role"] == "assistant":
             before = render(tokenizer, messages[:i], reply=True)
             turn = render(tokenizer, messages[: i + 1])
-            if not turn.startswith(before):  # it begins otherwise than the template asks it to
+            if not turn.startswith(before):  # does not start with its generation prompt
                 before = render(tokenizer, messages[:i])
             if not (text.startswith(turn) and turn.startswith(before)):
-                raise ConfigError("chat template: what it makes of a turn depends on later ones, "
-                                  "so that the replies are not known in it; mark them with "
+                raise ConfigError("chat template: the text of a turn depends on later turns, so "
+                                  "that replies cannot be located; mark them with "
                                   "{% generation %} … {% endgeneration %}")
             spans.append((len(before), len(turn)))
     return text, spans
 
 
 def _names(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special tokens that a template may name; the vocabulary is not listed for them."""
+    """Returns the special tokens that a template may refer to, by name."""
     if tokenizer.roles is not None:
         return tokenizer.roles
     special = {number: name for name, number in tokenizer.specials.items()}
@@ -104,13 +104,13 @@ def _template(tokenizer: Tokenizer) -> str:
 
 
 def _rendered(tokenizer: Tokenizer, messages: Messages, **options: Any) -> tuple[str, list]:
-    from transformers.utils.chat_template_utils import render_jinja_template  # takes a second
+    from transformers.utils.chat_template_utils import render_jinja_template  # slow import
 
     options |= {"chat_template": _template(tokenizer)} | _names(tokenizer)
     try:
         messages = field("messages").read(messages)
         texts, spans = render_jinja_template([messages], **options)
-    except Exception as error:  # of every kind
+    except Exception as error:  # any exception of a template
         raise ConfigError(f"chat template: cannot render {messages!r} "
                           f"({type(error).__name__}: {error})") from error
     return texts[0], spans[0] if spans else []

@@ -1,7 +1,7 @@
-"""Shuffling, cutting and packing of documents in rows, a chunk at a time.
+"""Shuffling, windowing and packing of documents into rows, by chunks.
 
-Documents are shuffled globally by a permutation that is computed index by index (Grain's, a
-Feistel cipher), so that a set of any size starts at once and no list of indices is held.
+Documents are shuffled globally by a permutation that is computed per index (Grain's Feistel
+cipher), so that datasets of any size start immediately, without a list of indices in memory.
 """
 
 import functools
@@ -21,22 +21,22 @@ from llm_jax.data.examples import Arrays, Examples, Record
 from llm_jax.data.lazy import Lazy, Mixture, permuted, tokens_about
 from llm_jax.data.tokenizers import Tokenizer
 
-TOGETHER = 1024  # documents that are tokenised together
-CHUNK = 2**21  # tokens, about, that are mixed and packed together, and read again to resume
+TOGETHER = 1024  # documents tokenised in one call
+CHUNK = 2**21  # approximate tokens of a chunk, which is packed together, and read again on resuming
 
-DOCUMENT = "document"  # of a batch of evaluation: of which document in order each row is
-FIRST = "first"  # of an example: whether it is its document's first
-DRAWN = "drawn"  # of a row of a mixture: its documents and its tokens by source, [2, sources]
-SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # fields, and the names they lend
-_IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id, all else with 0
+DOCUMENT = "document"  # batch field in evaluation: document index of each row
+FIRST = "first"  # example field: whether it is the first of its document
+DRAWN = "drawn"  # row field of a mixture: documents and tokens per source, [2, sources]
+SEGMENTED = {"tokens": "", "encoder_tokens": "encoder_"}  # field: prefix of segments and positions
+_IDS = ("tokens", "targets", "encoder_tokens")  # padded with pad_id; other fields with 0
 
 
 def streams(
     tokenizer: Tokenizer, docs: Sequence[str | np.ndarray], framed: bool = True
 ) -> list[np.ndarray]:
-    """Tokenises documents: [bos] + tokens + [eos], or the tokens alone if not `framed`.
+    """Tokenises documents: [bos] + tokens + [eos], or the tokens only if not `framed`.
 
-    In the smallest integers that hold the vocabulary. Documents that are arrays are tokens already.
+    Returns the smallest integer dtype for the vocabulary. Arrays are taken as tokens.
     """
     before, behind = ([tokenizer.bos_id], [tokenizer.eos_id]) if framed else ([], [])
     how, streams = {"dtype": tokenizer.dtype, "casting": "unsafe"}, []
@@ -48,9 +48,9 @@ def streams(
 
 
 def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndarray]:
-    """Returns windows of up to stride + overlap tokens; neighbours share `overlap` of them.
+    """Returns windows of up to stride + overlap tokens; adjacent windows share `overlap` tokens.
 
-    A document longer than one window is cut from a phase that `rng` draws, else from its start.
+    With `rng`, a document longer than a window is cut with a random phase, else from its start.
     """
     new = len(tokens) - overlap
     phase = int(rng.integers(stride)) if rng is not None and new > stride else 0
@@ -59,17 +59,17 @@ def cut(tokens: np.ndarray, stride: int, overlap: int, rng=None) -> list[np.ndar
 
 
 class Pool:
-    """Tokenised documents, from any of which a stretch can be drawn."""
+    """Tokenised documents, from which random sequences can be drawn."""
 
     def __init__(self, documents: list[np.ndarray]):
         self.documents = documents
         self.ends = np.cumsum([len(tokens) for tokens in documents], dtype=np.int64)
 
     def elsewhere(self, own: int, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns up to n tokens from a random place outside document `own`.
+        """Returns up to n tokens from a uniformly random position outside document `own`.
 
-        Every token outside is as likely the place; where all is one document, any in it. Fewer
-        than n come only from a shorter document.
+        If there is only one document, any position in it. Fewer than n tokens are returned only
+        from shorter documents.
         """
         end = int(self.ends[own])
         start = end - len(self.documents[own])
@@ -87,20 +87,20 @@ class Pool:
 
 
 def padding(name: str, pad_id: int) -> int:
-    """Returns what fills up a field of a batch."""
+    """Returns the padding value of a batch field."""
     return pad_id if name in _IDS else 0
 
 
 class Chunks:
-    """Chunk c of epoch e is number e * len(self) + c, and a function of (seed, number).
+    """Chunks of shuffled documents: chunk c of epoch e is number e * len(self) + c.
 
-    Without a seed: the documents in their order, and in one epoch. A chunk has at least two
-    documents, where there are two. The tokens of a list, which is in memory, are kept: `held`.
+    A chunk is a function of (seed, number). Without a seed: documents in order, for one epoch. A
+    chunk has at least two documents, if possible. Tokens of in-memory documents are cached: `held`.
     """
 
     def __init__(self, examples: Examples, docs: Sequence[Record], seed: int | None = None):
         self._examples, self._docs, self._seed = examples, docs, seed
-        # Predictions are joined to their document by its number.
+        # Predictions are matched to documents by number.
         single = examples.config.data.packing == "none" and not examples.cut
         self._scalars = (*examples.scalars, *[DOCUMENT] * (seed is None and single))
         self.lengths = examples.lengths(examples.config) | dict.fromkeys(self._scalars, 1)
@@ -123,7 +123,7 @@ class Chunks:
         places = range(nth * count // len(self), (nth + 1) * count // len(self))
         if seed is not None:
             places = [permuted(place, count, seed + epoch) for place in places]
-        if isinstance(self._docs, Mixture):  # which goes on in another epoch
+        if isinstance(self._docs, Mixture):  # places continue across epochs
             places = [epoch * count + place for place in places]
         rng = np.random.default_rng((seed or 0, number))
         shuffled = lambda x: x if seed is None else [x[i] for i in rng.permutation(len(x))]
@@ -131,11 +131,11 @@ class Chunks:
         most = 1 if self._examples.config.data.packing == "none" else 0
         needs = [[len(example[name]) for name in self.lengths] for example in examples]
         needs = np.array(needs, np.int64).reshape(len(examples), len(self.lengths))
-        # The first rows are the fullest.
+        # First-fit leaves the first rows fullest.
         packed = shuffled(first_fit(needs, list(self.lengths.values()), most))
         if seed is not None and lengths.vary(self._examples.config):
             batch, order = self._examples.config.data.batch_size, [i for (i,) in packed]
-            first = -number * len(order) % batch  # if all chunks are as long
+            first = -number * len(order) % batch  # if all chunks have this length
             packed = [[i] for i in lengths.alike(order, needs.sum(1), batch, first, rng)]
 
         def row(i: int) -> Arrays:
@@ -145,7 +145,7 @@ class Chunks:
         return Rows(len(packed), row)
 
     def _drawn(self, examples: list[Arrays]) -> Arrays:
-        """What a row has of each source of a mixture; a document counts where it begins."""
+        """Counts documents and tokens of a row per source; a document counts where it starts."""
         if not isinstance(self._docs, Mixture):
             return {}
         sources = [self._docs.source(int(example[DOCUMENT][0])) for example in examples]
@@ -155,7 +155,7 @@ class Chunks:
         return {DRAWN: np.array(counts, np.int64)}
 
     def row(self, examples: list[Arrays], rng: np.random.Generator) -> Arrays:
-        """Returns a row of them, each under a segment id, finished as the objective says."""
+        """Packs examples into a row with segment ids, and applies the objective's `row`."""
         row = {}
         for name, length in self.lengths.items():
             parts = [example[name] for example in examples]
@@ -188,7 +188,7 @@ class Chunks:
                 for nth, x in enumerate(some)]  # fmt: skip
 
     def _cut(self, pool: Pool, i: int, rng: np.random.Generator) -> list[Arrays]:
-        """The examples of a document's windows."""
+        """Returns the examples of a document's windows."""
         examples, elsewhere = self._examples, functools.partial(pool.elsewhere, i, rng=rng)
         phases = None if self._seed is None else rng
         windows = cut(pool.documents[i], examples.stride, examples.overlap, phases)
@@ -196,7 +196,7 @@ class Chunks:
 
 
 class Rows(Sequence):
-    """Packed rows of a chunk, each put together when it is asked for."""
+    """Packed rows of a chunk, built on access."""
 
     def __init__(self, count: int, get: Callable[[int], Arrays]):
         self._count, self._get = count, get
@@ -211,29 +211,29 @@ class Rows(Sequence):
 
 
 class Makers:
-    """Prefetches chunks, in a thread or in `workers` processes."""
+    """Prefetches chunks in a thread, or in `workers` processes."""
 
     def __init__(self, chunks: Chunks, workers: int = 0):
         self.chunks, self.count = chunks, max(1, workers)
         if workers:
-            spawn = multiprocessing.get_context("spawn")  # a fork would copy accelerator's threads
+            spawn = multiprocessing.get_context("spawn")  # a fork would copy accelerator threads
             options = {"mp_context": spawn, "initializer": _serve, "initargs": (chunks,)}
             self._pool, self._make = ProcessPoolExecutor(workers, **options), _make
         else:
             self._pool, self._make = ThreadPoolExecutor(1), chunks.rows
-        # Before the interpreter's own shutdown, in which the pool could not end.
+        # Runs before interpreter shutdown, during which the pool could not stop.
         self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 
     def start(self, number: int) -> Future[Sequence[Arrays]]:
-        """Has a chunk made; returns what will be its packed rows."""
+        """Starts building a chunk; returns a future of its packed rows."""
         return self._pool.submit(self._make, number)
 
 
 def _serve(chunks: Chunks) -> None:
-    """Begins a worker: it ends with the process that it works for, and not by itself."""
+    """Initialises a worker, which ends with its parent process, and not on signals."""
     global _chunks
     _chunks = chunks
-    # A signal to the whole job is for that process, which has yet to save.
+    # Signals to the whole job are handled by the parent, which still has to save.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -245,7 +245,7 @@ def _serve(chunks: Chunks) -> None:
 
 
 def _make(number: int) -> Rows:
-    """A chunk's rows in one array a field, which is quick to send."""
+    """Returns the rows of a chunk as one array per field, which is fast to transfer."""
     rows = list(_chunks.rows(number))
     fields = {name: np.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
     return Rows(len(rows), functools.partial(_at, fields))
@@ -262,20 +262,20 @@ def _filled(parts: list[np.ndarray], length: int, padding: int) -> np.ndarray:
 
 
 def first_fit(needs: np.ndarray, room: Sequence[int], most: int = 0) -> list[list[int]]:
-    """Returns the examples of each row: each goes into the first that has room for it.
+    """First-fit packing: returns the example indices of each row.
 
     Args:
-      needs: [n, fields], none of them more than `room`, which is a row's.
-      most: examples in a row; 0: as many as fit.
+      needs: [n, fields] lengths, at most `room`, the capacity of a row.
+      most: maximum examples per row; 0: unlimited.
     """
     if most == 1:
         return [[i] for i in range(len(needs))]
-    # Fields that are always as long as another, and have as much room, decide nothing.
+    # Drop fields with the same lengths and capacity as another.
     columns = np.unique(np.concatenate([needs, [room]]), axis=1)
     needs, room = columns[:-1], columns[-1]
     if (needs > room).any():
         raise ValueError(f"an example of {needs.max(0)} tokens does not fit a row of {room}")
-    free = np.repeat(room[:, None], len(needs) + 1, axis=1)  # of every row; those behind are empty
+    free = np.repeat(room[:, None], len(needs) + 1, axis=1)  # remaining capacity of each row
     first, rows = 0, []
     for i, need in enumerate(needs):
         fits = free[0, first : len(rows) + 1] >= need[0]

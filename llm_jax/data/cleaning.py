@@ -1,8 +1,8 @@
-"""Cleaning: repair, filters and duplicates of documents, each a step with a name, in STEPS.
+"""Data cleaning: text repair, quality filters and deduplication, as named steps in STEPS.
 
-A step is (record, split) -> the record, changed or as it was, or in a word why it is left out. It
-reads whatever text a record's fields hold. Words are what blanks are between; a Chinese or Japanese
-character is one by itself.
+A step maps (record, split) to the record, possibly changed, or to the reason for its removal, a
+string. It reads the text of all fields. Words are separated by whitespace; each Chinese or Japanese
+character is a word.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from llm_jax.data.fields import Record, field, full
 Step = Callable[[Record, str], Record | str]
 
 PACKAGES = {"ftfy": "ftfy", "near": "datasketch", "language": "lingua-language-detector"}
-LABELS = ("label", "tags", "answers")  # by which records do not differ
-SHOWN = 2  # documents of each step that a data card shows
+LABELS = ("label", "tags", "answers")  # ignored when records are compared
+SHOWN = 2  # documents per step shown in a data card
 SHINGLE = 5  # words
-BEGINNING = 1000  # characters that show a text's language
+BEGINNING = 1000  # characters used to detect the language
 _HAN = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
 _BULLET = re.compile(r"\s*[-*•‣●○■▪➤]")
@@ -32,20 +32,20 @@ _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 
 
 def words(text: str) -> list[str]:
-    """Returns what blanks are between, Chinese and Japanese characters apart."""
+    """Splits text at whitespace and around Chinese and Japanese characters."""
     return _WORD.findall(text)
 
 
 def texts(record: Record) -> dict[str, str]:
-    """Returns the text of each field that holds some; of several texts, a line each."""
+    """Returns the text of each text field; several texts are joined by newlines."""
     found = {name: "\n".join(field(name).texts(value)) for name, value in record.items()}
     return {name: text for name, text in found.items() if text}
 
 
 def repair() -> Step:
-    """Unicode repair by ftfy; not of text that answers are places in.
+    """Unicode repair by ftfy, except for texts with answer offsets.
 
-    Wide characters and curly quotes stay: in Chinese and German, say, they are right.
+    Keeps full-width characters and curly quotes, which are correct in Chinese and German, say.
     """
     ftfy = _library("ftfy", "ftfy")
     how = ftfy.TextFixerConfig(fix_character_width=False, uncurl_quotes=False)
@@ -53,28 +53,28 @@ def repair() -> Step:
 
 
 def stop_words(file: str) -> Step:
-    """Leaves out the words that a file lists, one a line, in any case."""
+    """Removes the words listed in a file, one per line, case-insensitively."""
     stop = {word.casefold() for word in files.lines(file)}
     rest = lambda text: " ".join(word for word in text.split() if word.casefold() not in stop)
     return lambda record, split: _changed(record, rest)
 
 
 def luhn(text: str) -> bool:
-    """Whether the digits of a text have the check digit of a card's number (ISO/IEC 7812-1)."""
+    """Whether the digits of a text have a valid Luhn check digit (ISO/IEC 7812-1)."""
     digits = [int(c) for c in text if c.isdigit()][::-1]
     return sum(digits[::2] + [sum(divmod(2 * d, 10)) for d in digits[1::2]]) % 10 == 0
 
 
-# Personal data by rules: what it looks like, and what else has to hold. In this order.
+# Rules for personal data: a pattern and a further check, applied in this order.
 PERSONAL: dict[str, tuple[str, Callable[[str], bool]]] = {
     "email": (r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", lambda text: True),
-    # United States social security numbers, without those that are never given.
+    # United States social security numbers, without numbers that are never assigned.
     "ssn": (r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])", lambda text: True),
     "card": (r"(?<![\w.])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{1,7}|"
              r"\d{4}([ -])\d{6}\2\d{4,5})(?!\w)", luhn),
     "ip": (r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)",
            lambda text: all(int(part) < 256 for part in text.split("."))),
-    # International, with a +; North American, with its separators; Chinese mobile.
+    # International numbers with a +, North American ones with separators, Chinese mobile numbers.
     "phone": (r"(?<![\w+.-])(?:\+\d{1,3}(?:[ .-]?(?:\(\d{1,4}\)|\d{1,4})){2,5}|"
               r"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[.-]\d{4}|1[3-9]\d{9})(?![\w-])",
               lambda text: 8 <= sum(c.isdigit() for c in text) <= 15),
@@ -82,13 +82,13 @@ PERSONAL: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 
 def scrub(*kinds: str) -> Step:
-    """Writes [EMAIL], [SSN], [CARD], [IP] or [PHONE] in the place of personal data, by rules.
+    """Replaces personal data by [EMAIL], [SSN], [CARD], [IP] or [PHONE], by rules.
 
-    Of some kinds, or of all: email:card. Names and addresses stay, and text that answers are places
-    in.
+    kinds: as email:card; default all. Does not detect names and addresses, and does not change
+    texts with answer offsets.
     """
     if unknown := set(kinds) - PERSONAL.keys():
-        raise ValueError(f"{min(unknown)!r} is none of {', '.join(PERSONAL)}")
+        raise ValueError(f"{min(unknown)!r} is not one of {', '.join(PERSONAL)}")
     chosen = [kind for kind in PERSONAL if kind in (kinds or PERSONAL)]
     rules = [(f"[{kind.upper()}]", re.compile(PERSONAL[kind][0], re.ASCII), PERSONAL[kind][1])
              for kind in chosen]  # fmt: skip
@@ -103,7 +103,7 @@ def scrub(*kinds: str) -> Step:
 
 
 def length(least: str = "50", most: str = "100000") -> Step:
-    """Keeps documents of so many words (defaults: Gopher; Rae 2021, appendix A.1.1)."""
+    """Keeps documents with least to most words (defaults: Gopher; Rae 2021, appendix A.1.1)."""
     low, high = int(least), int(most)
 
     def step(record: Record, split: str) -> Record | str:
@@ -114,35 +114,35 @@ def length(least: str = "50", most: str = "100000") -> Step:
 
 
 def repetition() -> Step:
-    """Leaves out repetitive text by MassiveText's limits (Rae 2021, table A1).
+    """Removes repetitive documents by the limits of MassiveText (Rae 2021, table A1).
 
-    Repeats are occurrences behind the first; a character counts once, however many repeats it is
-    in. Of the most frequent n-gram, which must occur twice, all occurrences count.
+    Repeats are occurrences after the first; a character counts once, even if it is in several
+    repeats. For the most frequent n-gram, which must occur twice, all occurrences count.
     """
     return lambda record, split: _repeats("\n".join(texts(record).values())) or record
 
 
 def quality(stop: str = "2") -> Step:
-    """Gopher's quality rules for English (Rae 2021, A.1.1), `stop`: its least number of stop words.
+    """Gopher's quality rules for English (Rae 2021, A.1.1); stop: minimum number of stop words.
 
-    Mean word length 3 to 10; at most 0.1 hashes or ellipses a word, 90 % of lines with a bullet,
-    30 % that end in an ellipsis; a letter in 80 % of words; two of eight stop words.
+    Mean word length 3 to 10; at most 0.1 hashes or ellipses per word, 90 % of lines with a bullet,
+    30 % ending in an ellipsis; a letter in 80 % of words; two of eight stop words.
     """
     least = int(stop)
     return lambda record, split: _faults("\n".join(texts(record).values()), least) or record
 
 
 def language(*codes: str) -> Step:
-    """Keeps documents in these languages (ISO 639-1), by lingua, whose models take a GB of memory.
+    """Keeps documents in these languages (ISO 639-1), by lingua, whose models use 1 GB of memory.
 
-    en: every field is; en/de: is in one of them; en:de: the first field, and all others.
-    `found`: how many documents of a split are in which.
+    en: every field; en/de: each field in one of them; en:de: the first field, and all others.
+    `found`: the number of documents per split and language.
     """
     lingua = _library("lingua", "language")
     known = {name.lower() for name in dir(lingua.IsoCode639_1) if len(name) == 2}
     wanted = [{*code.split("/")} for code in codes]
     if not codes or not known.issuperset(set().union(*wanted)):
-        raise ValueError(f"languages are codes such as en; known are {', '.join(sorted(known))}")
+        raise ValueError(f"languages must be codes such as en: {', '.join(sorted(known))}")
     detect = lingua.LanguageDetectorBuilder.from_all_languages().build().detect_language_of
 
     def step(record: Record, split: str) -> Record | str:
@@ -157,7 +157,7 @@ def language(*codes: str) -> Step:
 
 
 def exact() -> Step:
-    """Leaves out what equals an earlier document but for its labels; 16 bytes are kept of each."""
+    """Removes exact duplicates of earlier documents, ignoring labels; 16 bytes per document."""
     seen: dict[bytes, str] = {}
 
     def step(record: Record, split: str) -> Record | str:
@@ -168,11 +168,11 @@ def exact() -> Step:
 
 
 def near(bands: str = "14", rows: str = "8") -> Step:
-    """Leaves out near duplicates of earlier documents, by MinHash of word 5-grams (Broder 1997).
+    """Removes near duplicates of earlier documents, by MinHash of word 5-grams (Broder 1997).
 
-    Fields of Jaccard similarities s to those of another document are found with probability
-    1 - (1 - prod(s)^rows)^bands; defaults: FineWeb's (Penedo 2024), half at s = 0.68. Case and
-    punctuation do not count. The index holds `bands` digests of 8 bytes for each document kept.
+    Documents whose fields have Jaccard similarities s are detected with probability
+    1 - (1 - prod(s)^rows)^bands; defaults: FineWeb's (Penedo 2024), one half at s = 0.68. Ignores
+    case and punctuation. The index has `bands` digests of 8 bytes per kept document.
     """
     b, r = int(bands), int(rows)
     blank = _library("datasketch", "near").MinHash(b * r)
@@ -204,14 +204,14 @@ STEPS: dict[str, Callable[..., Step]] = {
 
 
 def made(text: str) -> Step:
-    """Returns the step that "NAME:ARGUMENT:…" describes.
+    """Creates the step described by "NAME:ARGUMENT:…".
 
     Raises:
-      ConfigError: there is none of that name, an argument will not do, or a library is missing.
+      ConfigError: an unknown name, an invalid argument, or a missing library.
     """
     name, *values = text.split(":")
     if name not in STEPS:
-        raise ConfigError(f"--clean={text}: {name!r} is no step; there are {', '.join(STEPS)}")
+        raise ConfigError(f"--clean={text}: unknown step {name!r}; known: {', '.join(STEPS)}")
     try:
         return STEPS[name](*values)
     except ConfigError:
@@ -222,14 +222,14 @@ def made(text: str) -> Step:
 
 
 class Cleaning:
-    """Steps over the documents of a set's splits, those that are evaluated on first.
+    """Applies cleaning steps to the splits of a dataset, evaluation splits first.
 
-    These are left as they are, so that scores compare: what each step would do is counted, and
-    their duplicates in train are left out there.
+    Evaluation splits are not changed, so that scores are comparable: only the effect of each step
+    is counted, and their duplicates are removed from train.
 
     Attributes:
-      counts: {(step, split): {"changed", or why a document is left out: how many}}.
-      shown: {step: {the same: a document of train, before and after}}, SHOWN of each step, but of
+      counts: {(step, split): {"changed" or reason of removal: number of documents}}.
+      shown: {step: {likewise: a document of train, before and after}}, SHOWN per step, except for
         personal data.
     """
 
@@ -239,10 +239,10 @@ class Cleaning:
         self.shown: dict[str, dict[str, tuple[Record, Record | str]]] = defaultdict(dict)
 
     def __call__(self, docs: Iterable[Record], split: str) -> Iterator[Record]:
-        """Yields what the steps leave of the documents of a split, train the last.
+        """Yields the cleaned documents of a split; call it for train last.
 
         Raises:
-          ConfigError: nothing is left of train.
+          ConfigError: no document of train is left.
         """
         left = 0
         for doc in docs:
@@ -266,7 +266,7 @@ class Cleaning:
                 yield doc
         if split == "train" and not left:
             did = {step: dict(n) for (step, of), n in self.counts.items() if of == "train"}
-            raise ConfigError(f"--clean: leaves no document of data.train ({did})")
+            raise ConfigError(f"--clean: removes all documents of data.train ({did})")
 
 
 def _library(name: str, step: str) -> ModuleType:
@@ -278,7 +278,7 @@ def _library(name: str, step: str) -> ModuleType:
 
 
 def _changed(record: Record, change: Callable[[str], str]) -> Record:
-    """The record with its texts changed; as many tokens as there were."""
+    """Applies `change` to the texts of a record; the number of tokens must not change."""
 
     def of(name: str, value):
         places = name == "context" and "answers" in record
@@ -302,7 +302,7 @@ def _digest(raw: bytes, size: int) -> bytes:
 
 
 def _first(seen: dict[bytes, str], keys: list[bytes], split: str, record: Record) -> Record | str:
-    """The record if no earlier one has one of its keys, which are then seen."""
+    """Returns the record if none of its keys was seen before, and adds the keys."""
     if twin := next((seen[key] for key in keys if key in seen), ""):
         return f"as in {twin}"
     seen.update(dict.fromkeys(keys, split))
@@ -310,7 +310,7 @@ def _first(seen: dict[bytes, str], keys: list[bytes], split: str, record: Record
 
 
 def _repeats(text: str) -> str:
-    """The first limit of table A1 that a text goes beyond, or ""."""
+    """Returns the first limit of table A1 that a text exceeds, or ""."""
     for name, between in (("lines", r"\n"), ("paragraphs", r"\n{2,}")):
         parts = [part.strip() for part in re.split(between, text) if part.strip()]
         again = len(parts) - len(set(parts))
@@ -336,7 +336,7 @@ def _repeats(text: str) -> str:
 
 
 def _faults(text: str, stop: int) -> str:
-    """The first of Gopher's rules that a text breaks, or ""."""
+    """Returns the first of Gopher's rules that a text violates, or ""."""
     units, lines = words(text), [line for line in text.splitlines() if line.strip()]
     n = len(units) or 1
     ends = sum(line.rstrip().endswith(("...", "…")) for line in lines)

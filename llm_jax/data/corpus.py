@@ -1,9 +1,9 @@
-"""The corpus that needs no download: the prose and code that ship with Python itself."""
+"""The built-in corpus, which needs no download: the documentation and source code of Python."""
 
 import sysconfig
 from pathlib import Path
 
-# Not prose and not code that a person wrote: tests, tables, generated files, vendored packages.
+# Excluded: tests, tables, generated files, vendored packages.
 _SKIP_FOLDERS = {
     "__phello__", "__pycache__", "dist-packages", "distutils", "encodings", "ensurepip", "idlelib",
     "lib-dynload", "lib2to3", "pydoc_data", "site-packages", "test", "tests", "turtledemo",
@@ -16,7 +16,7 @@ def python_documents() -> list[str]:
     """Returns the language reference's topics and the standard library's modules, ordered."""
     try:
         from pydoc_data.topics import topics
-    except ModuleNotFoundError:  # some distributions package it apart
+    except ModuleNotFoundError:  # a separate package in some distributions
         topics = {}
     root = Path(sysconfig.get_paths()["stdlib"])
 

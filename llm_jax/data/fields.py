@@ -1,7 +1,7 @@
-"""The fields of a record: what a value of each may be, and what of it is text.
+"""Document fields: parsing and validation of their values, and their texts.
 
-A record is what a file or set holds, under its own names of columns; a document has the fields that
-an objective reads, from the columns that data.FIELD_column names.
+A record has the columns of a file or dataset; a document has the fields that an objective reads,
+from the columns that data.FIELD_column names.
 """
 
 import json
@@ -15,22 +15,22 @@ import numpy as np
 from llm_jax.config import ConfigError
 
 Record = dict[str, Any]
-Columns = dict[str, str]  # field of a document: its column
-Names = dict[str, list[str]]  # column: the names of its labels, where a set stores numbers
+Columns = dict[str, str]  # document field: column
+Names = dict[str, list[str]]  # column: label names, if the dataset stores label numbers
 
-# As ShareGPT has them; other roles are a chat template's, as "role" names them.
+# ShareGPT's names; other roles are passed to the chat template unchanged.
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "system": "system",
          "user": "user", "assistant": "assistant", "tool": "tool"}  # fmt: skip
 
 
 class Field(NamedTuple):
-    """What a field of a document holds.
+    """The type of a document field.
 
     Attributes:
-      must: what a column must hold, as an error says it.
-      read: a column's value -> the field's; raises where it is another thing.
-      texts: the field's value -> its texts, of which a tokenizer is trained and splits are made.
-      sample: a value.
+      must: the expected value, in words, for error messages.
+      read: column value -> field value; raises for invalid values.
+      texts: field value -> its texts, used for tokenizer training and splits.
+      sample: an example value.
     """
 
     must: str
@@ -52,8 +52,8 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):  # as tables write what is missing
-        raise ValueError("it is missing")
+    if isinstance(value, float) and not math.isfinite(value):  # missing values in tables
+        raise ValueError("the value is missing")
     if isinstance(value, (bool, int)):
         return str(int(value))
     return str(_expect(value, str, float))
@@ -69,7 +69,7 @@ def _parsed(value: Any) -> Any:
 
 def _answers(value: Any) -> list[dict]:
     value = _parsed(value)
-    if isinstance(value, dict) and isinstance(value["text"], list):  # as in TFDS: lists of fields
+    if isinstance(value, dict) and isinstance(value["text"], list):  # TFDS format: lists of fields
         columns = value["text"], value["answer_start"]
         value = [dict(zip(("text", "answer_start"), row, strict=True))
                  for row in zip(*columns, strict=True)]  # fmt: skip
@@ -94,7 +94,7 @@ def _messages(value: Any) -> list[dict]:
 
 
 def _placed(answer: dict, context: str) -> dict:
-    """The answer with the place in the context that has it, nearest to where it is said to be."""
+    """Returns the answer with its occurrence in the context that is nearest to answer_start."""
     start, text = answer["answer_start"], answer["text"]
     if start >= 0 and context.startswith(text, start):
         return answer
@@ -120,17 +120,17 @@ FIELDS: dict[str, Field] = {
 
 
 def field(name: str) -> Field:
-    """Returns what a field holds: plain text, if FIELDS does not say otherwise."""
+    """Returns the type of a field, by default plain text."""
     return FIELDS.get(name, TEXT)
 
 
 def document(
     record: Record, columns: Columns, where: str = "the data", names: Names | None = None
 ) -> Record:
-    """Returns the fields of a record of a file or set.
+    """Returns the document of a record.
 
     Raises:
-      ConfigError: a column that is not there or holds another thing; names it and the place.
+      ConfigError: a missing column or invalid value; names the column and location.
     """
     doc = {}
     for name, column in columns.items():
@@ -139,8 +139,8 @@ def document(
             value = _inside(record, column)
         except (KeyError, TypeError):
             raise ConfigError(f"{key}: {column!r} is not in {where}, which has {sorted(record)}; "
-                              f"--config.{key}=NAME names one of these, a number one of a .csv or "
-                              ".tsv without a header, from 0") from None
+                              f"set --config.{key}=NAME to one of these or, for a .csv or .tsv "
+                              "without a header, to a number from 0") from None
         if not isinstance(value, str):
             value = _plain(value, (names or {}).get(column))
         try:
@@ -160,19 +160,19 @@ def document(
     place, count = doc.get("predicate", 0), len(doc.get("tokens", ()))
     if {"tokens", "predicate"} <= doc.keys() and not 0 <= place < count:
         raise ConfigError(f"data.predicate_column: {columns['predicate']!r} of {where} is {place}; "
-                          f"its {count} tokens are numbered from 0")
+                          f"must be an index, from 0, of its {count} tokens")
     return doc
 
 
 def _inside(record: Any, column: str) -> Any:
-    """A column's value; "translation.en" is inside another."""
+    """Returns the value of a column; "translation.en" is nested."""
     for part in [column] if column in record else column.split("."):
         record = record[part]
     return record
 
 
 def _plain(value: Any, names: list[str] | None = None) -> Any:
-    """A value as JSON has it; numbers of labels become their names."""
+    """Converts a value to JSON types, and label numbers to their names."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, (np.ndarray, np.generic)):
@@ -181,18 +181,18 @@ def _plain(value: Any, names: list[str] | None = None) -> Any:
         return [_plain(part, names) for part in value]
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
-    if names and isinstance(value, int) and 0 <= value < len(names):  # of a test set it may be -1
+    if names and isinstance(value, int) and 0 <= value < len(names):  # -1: unlabelled test set
         return names[value]
     return value
 
 
 def texts(doc: Record) -> list[str]:
-    """Returns all texts of a document; labels, tags and answers are none."""
+    """Returns all texts of a document, without labels, tags and answers."""
     parts = [part.text for part in doc.get("parts", ())]
     return parts or [text for name, value in doc.items() for text in field(name).texts(value)]
 
 
 def full(doc: Record) -> bool:
-    """Whether no field is blank; an empty list of answers is an answer."""
+    """Whether all fields have a value; an empty list of answers is a value."""
     return all(value.strip() if isinstance(value, str) else value != []
                for name, value in doc.items() if name != "answers")  # fmt: skip

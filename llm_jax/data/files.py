@@ -1,7 +1,7 @@
-"""Readers of local files: which files a name means, what kind each is, and its records.
+"""Readers of local files: glob expansion, file type detection, and parsing into records.
 
-A record is a dict of named fields. A file's kind comes from its name, in any case, and from its
-first bytes; KINDS are read, also compressed with gzip or Zstandard, OTHERS are refused.
+A record is a dict of named fields. The file type is determined by the suffix, ignoring case, and
+the first bytes. KINDS are supported, also compressed with gzip or Zstandard; OTHERS raise an error.
 """
 
 import codecs
@@ -24,49 +24,49 @@ from llm_jax.config import ConfigError
 from llm_jax.files import check_local, parse_json
 
 Record = dict[str, Any]
-Located = tuple[str, Record]  # "FILE:LINE" for messages, and what is there
+Located = tuple[str, Record]  # ("FILE:LINE" for messages, record)
 
-IN_MEMORY_BYTES = 2**31  # of text: what is read whole has at most this much
+IN_MEMORY_BYTES = 2**31  # maximum size of text that is read into memory
 BLOCK = 2**18  # bytes read at a time
-WHOLE, SAMPLES, SAMPLE = 2**20, 16, 2**16  # files up to WHOLE bytes are hashed whole, others by
-#   SAMPLES blocks of SAMPLE bytes
-HEAD = 512  # bytes that show what a packed file holds
-AHEAD = 1000  # lines in which a .tsv of a token a line shows the blank line between sentences
+# Files up to WHOLE bytes are hashed completely, larger ones by SAMPLES blocks of SAMPLE bytes.
+WHOLE, SAMPLES, SAMPLE = 2**20, 16, 2**16
+HEAD = 512  # bytes used to detect the content of a compressed file
+AHEAD = 1000  # lines searched for a blank line, which marks a .tsv with one token per line
 
 
-# Suffixes of files that are not read as text, whatever is in them.
+# Suffixes of files that are never read as text.
 OTHERS = set("""
     tar tgz tbz tbz2 txz bz2 bz xz lzma lz4 lz z br sz 7z rar zip docx doc odt rtf pdf xlsx xls ods
     pptx ppt odp epub mobi azw3 npy npz pt pth pkl pickle joblib arrow feather orc avro safetensors
     gguf msgpack tfrecord tfrecords array_record arrayrecord riegeli h5 hdf5 db sqlite sqlite3 png
     jpg jpeg gif webp bmp tif tiff ico heic mp3 wav flac ogg m4a mp4 mkv avi mov webm exe dll pyc
 """.split())
-ADVICE = ("unpack it, save its text as .txt or its table as .csv; of a TFDS set name tfds:NAME, of "
-          "weights init_from")
+ADVICE = ("unpack it, or save its text as .txt or its table as .csv; use tfds:NAME for a TFDS "
+          "dataset, and init_from for weights")
 _PARQUET, _GZIP, _ZSTD = b"PAR1\x15", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PACKED = {"gz": "gzip", "gzip": "gzip", "zst": "Zstandard", "zstd": "Zstandard"}
 _SHARD = re.compile(r"(?<=.)-\d+-of-\d+$")
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
-_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # what text does not have
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # may stand alone, and is then no character
-_NOT_A_WORD = re.compile(rb"#|\d+[-.]\d+\t")  # of CoNLL-U: a comment, a range, an empty node
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # characters that do not occur in text
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # possibly a lone surrogate
+_NOT_A_WORD = re.compile(rb"#|\d+[-.]\d+\t")  # CoNLL-U: a comment, a range, an empty node
 _LANGUAGE = re.compile(rb"[a-z][a-z-]+:(?=\S)")
-DOCUMENT = b"-DOCSTART-"  # a line of CoNLL-2003 that is no token
+DOCUMENT = b"-DOCSTART-"  # document separator of CoNLL-2003
 _CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 
 
-# Which files.
+# Finding files.
 
 
 def named(spec: str) -> list[str]:
-    """Returns the files that a path or a glob means, sorted; each real file once.
+    """Returns the files that match a path or glob, sorted, without duplicates.
 
-    `**` is any number of folders. Links are followed; a file or folder that is met again, through
-    a link or a loop of links, is left out. Hidden names must be asked for, as in a shell.
+    `**` matches any number of folders. Links are followed; files and folders reached again through
+    links are skipped. Hidden names must be given explicitly, as in a shell.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: no file matches.
     """
     check_local(f"data: {spec!r}", spec)
     spec = os.path.expanduser(spec)
@@ -74,7 +74,7 @@ def named(spec: str) -> list[str]:
         return [spec]
     paths = [] if os.path.isdir(spec) else _found(spec)
     linked = lambda path: os.path.realpath(path) != os.path.abspath(path)
-    real = {}  # a file that is there itself goes by its own name
+    real = {}  # a file is named by its own path, not by a link
     for path in sorted(paths, key=lambda path: (linked(path), path)):
         real.setdefault(os.path.realpath(path), path)
     if not real:
@@ -85,7 +85,7 @@ def named(spec: str) -> list[str]:
 
 
 def _found(spec: str) -> list[str]:
-    """The files of a glob. Python's own follows loops of links, of several without an end."""
+    """Expands a glob. Python's glob follows loops of links, possibly without end."""
     stars = re.fullmatch(r"((?:.*?/)??)\*\*(?:/(.*))?", spec)
     if not stars:
         return [path for path in glob.glob(spec) if os.path.isfile(path)]
@@ -109,8 +109,8 @@ def _refuse(error: OSError) -> None:
 def fingerprint(path: str) -> str:
     """Returns a digest of a file's size and content.
 
-    Of a file larger than WHOLE bytes, SAMPLES blocks spread over it: an edit between them that
-    keeps the size is missed.
+    For files larger than WHOLE bytes, it covers SAMPLES evenly spaced blocks only: an edit between
+    them that keeps the size is not detected.
     """
     with _opened(path) as file:
         raw = file.read(WHOLE + 1)
@@ -123,11 +123,11 @@ def fingerprint(path: str) -> str:
     return f"{size} bytes, {hashlib.blake2b(raw, digest_size=16).hexdigest()}"
 
 
-# What a file is.
+# File types.
 
 
 def holds_records(path: str, columns: Iterable[str] = ()) -> bool:
-    """Whether a file holds records with the columns that are asked for, rather than one text."""
+    """Whether a file holds records with the requested columns, rather than plain text."""
     if _suffix(path)[0] in KINDS or _numbered(columns):
         return True
     with _opened(path) as file:
@@ -140,18 +140,18 @@ def _numbered(columns: Iterable[str]) -> bool:
 
 
 def records(path: str, columns: Iterable[str] = (), words: bool = False) -> Iterator[Located]:
-    """Yields where each record of a file is, and the record: {"text": …} for plain text.
+    """Yields (location, record) for each record of a file; plain text is {"text": …}.
 
     Args:
-      columns: those that will be asked for. Numbers among them ("0", "1", …) say that the rows of
-        a .csv or .tsv have no header; their fields are then numbers, from 0. Numbers alone say
-        that a file of any other name is such a table, too, or a token a line (CoNLL's .txt).
-        "predicate" asks for a record for each predicate of a .conllu, see `_conllu`.
-      words: lists of words are asked for, so that a .tsv may have a token a line.
+      columns: requested columns. Numbers ("0", "1", …) mean that a .csv or .tsv has no header. If
+        all are numbers, files with other suffixes are also read as tables, or with one token per
+        line (CoNLL's .txt). "predicate" requests one record per predicate of a .conllu, see
+        `_conllu`.
+      words: lists of words are requested, so that a .tsv may have one token per line.
 
     Raises:
-      ConfigError: the file is not of a kind that is read, is damaged, or not UTF-8; or a text of it
-        is longer than IN_MEMORY_BYTES.
+      ConfigError: the file type is not supported, the file is damaged or not UTF-8, or a text is
+        longer than IN_MEMORY_BYTES.
     """
     for where, record in rows(path, columns, words):
         if isinstance(record, ConfigError):
@@ -162,13 +162,13 @@ def records(path: str, columns: Iterable[str] = (), words: bool = False) -> Iter
 def rows(
     path: str, columns: Iterable[str] = (), words: bool = False, lines: bool = False
 ) -> Iterator[tuple[str, Record | ConfigError]]:
-    """As `records`, but what is wrong with one row of several stands in its place.
+    """As `records`, but yields the error of an invalid row instead of raising it.
 
-    lines: each line of a plain text is a row, or, if it begins with a brace, a JSON object.
+    lines: each line of plain text is a row or, if it starts with a brace, a JSON object.
     """
     (kind, packing), columns = _suffix(path), {*columns}
     if kind in OTHERS:
-        raise ConfigError(f"data: {path} is no text or table by its name; {ADVICE}")
+        raise ConfigError(f"data: {path} is not a text or table file by its name; {ADVICE}")
     with _opened(path) as file:
         first = file.read(BLOCK)
         if not packing and (kind == "parquet" or first.startswith(_PARQUET)):
@@ -176,7 +176,7 @@ def rows(
         else:
             blocks = _text_of(path, packing, first, file)
             plain = _json_lines if lines else _text
-            # By lines, a table of another name shows its tabs: else columns are of training's file.
+            # By lines, a table with another suffix is detected by its tabs.
             table = _numbered(columns) and (not lines or b"\t" in first.partition(b"\n")[0])
             read = KINDS.get(kind) or (_tsv if table else plain)
             read = _words if words and read is _tsv else read
@@ -184,14 +184,14 @@ def rows(
 
 
 def lines(path: str) -> list[str]:
-    """Returns the lines of a plain text, without the blanks around them."""
+    """Returns the lines of a plain text file, stripped."""
     ((_, record),) = records(path)
     split = [line.strip() for line in record["text"].split("\n")]
     return split if split[-1] else split[:-1]
 
 
 def _suffix(path: str) -> tuple[str, str]:
-    """(jsonl, gz) of FILE.JSONL.gz; shards of a set are named SUFFIX-00000-of-00010."""
+    """Returns ("jsonl", "gz") for FILE.JSONL.gz; shards are named SUFFIX-00000-of-00010."""
     name = _SHARD.sub("", path[path.rfind("/") + 1 :].lower())
     *_, kind, packing = ["", "", *name.split(".")[1:]]
     if packing not in _PACKED:
@@ -209,7 +209,7 @@ def _opened(path: str) -> Iterator[io.FileIO]:
 
 
 def _text_of(path: str, packing: str, first: bytes, file: io.FileIO) -> Iterator[bytes]:
-    """Yields the blocks of a file of text, decompressed, as UTF-8 without a byte-order mark."""
+    """Yields the blocks of a text file, decompressed, as UTF-8 without a byte order mark."""
     blocks = iter(functools.partial(file.read, BLOCK), b"")
     if first.startswith((_GZIP, _ZSTD)):
         file.seek(0)
@@ -220,9 +220,9 @@ def _text_of(path: str, packing: str, first: bytes, file: io.FileIO) -> Iterator
             if len(first) >= HEAD:
                 break
         if first.startswith((_GZIP, _ZSTD, _PARQUET)):
-            raise ConfigError(f"data: {path} holds another packed file; unpack it once")
+            raise ConfigError(f"data: {path} contains another compressed file; unpack it once")
     elif packing:
-        raise ConfigError(f"data: {path} is not a whole {_PACKED[packing]} file: it does not begin "
+        raise ConfigError(f"data: {path} is not a valid {_PACKED[packing]} file: it does not start "
                           "like one")
     encoding = next((name for mark, name in _MARKS.items() if first.startswith(mark)), "")
     if encoding in ("utf-16", "utf-32"):
@@ -230,7 +230,7 @@ def _text_of(path: str, packing: str, first: bytes, file: io.FileIO) -> Iterator
         try:
             first, blocks = raw.decode(encoding).encode(), ()
         except UnicodeError as error:
-            raise ConfigError(f"data: {path} is not whole {encoding.upper()}: {error}") from error
+            raise ConfigError(f"data: {path} is not valid {encoding.upper()}: {error}") from error
     yield first[len(codecs.BOM_UTF8) :] if encoding == "utf-8" else first
     yield from blocks
 
@@ -239,7 +239,7 @@ def _gunzip(path: str, file: io.FileIO) -> Iterator[bytes]:
     try:
         yield from iter(functools.partial(gzip.GzipFile(fileobj=file).read, BLOCK), b"")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"data: {path} is not a whole gzip file ({error})") from error
+        raise ConfigError(f"data: {path} is not a valid gzip file ({error})") from error
 
 
 def _zstd(path: str, file) -> Iterator[bytes]:
@@ -251,15 +251,15 @@ def _zstd(path: str, file) -> Iterator[bytes]:
     make = zstandard.ZstdDecompressor().decompressobj
     frame, whole = make(), True
     try:
-        while block := file.read(2**12):  # a block can unpack to 30,000 times as much
+        while block := file.read(2**12):  # a block can expand by a factor of 30,000
             while block:
                 yield frame.decompress(block)
                 block, whole = frame.unused_data, frame.eof
                 frame = make() if whole else frame
     except zstandard.ZstdError as error:
-        raise ConfigError(f"data: {path} is not a whole Zstandard file ({error})") from error
+        raise ConfigError(f"data: {path} is not a valid Zstandard file ({error})") from error
     if not whole:
-        raise ConfigError(f"data: {path} is not a whole Zstandard file (it ends early)")
+        raise ConfigError(f"data: {path} is not a valid Zstandard file (it ends early)")
 
 
 def _limited(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -272,14 +272,14 @@ def _limited(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def too_large(name: str) -> ConfigError:
-    """Returns the error for more text than is read into memory."""
+    """Returns the error for text that is too large to read into memory."""
     return ConfigError(f"data: {name} unpacks to more than {IN_MEMORY_BYTES:,} bytes of text, too "
-                       "much to hold in memory; as .jsonl, or in smaller files, it can be made a "
-                       "set: launch.py prepare --name=NAME --config.data.train=GLOB, then "
+                       "much to hold in memory; save it as .jsonl or in smaller files, and convert "
+                       "it: launch.py prepare --name=NAME --config.data.train=GLOB, then "
                        "data.train=tfds:NAME")
 
 
-# What it holds: KIND(path, blocks, columns) -> where and record.
+# Parsers: KIND(path, blocks, columns) -> (location, record).
 
 
 def _text(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
@@ -288,26 +288,26 @@ def _text(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
 
 def _decoded(raw: bytes, where: str) -> str:
     if b"\0" in raw:
-        raise ConfigError(f"data: {where} holds NUL bytes (the first at offset {raw.index(0)}), as "
-                          "no text does; of UTF-16 without its mark, save it as UTF-8")
+        raise ConfigError(f"data: {where} holds NUL bytes (the first at offset {raw.index(0)}), so "
+                          "it is not text; if it is UTF-16 without a mark, save it as UTF-8")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         if _CONTROL.search(raw):
-            raise ConfigError(f"data: {where} is not text of any kind that is read: .txt, "
+            raise ConfigError(f"data: {where} is not text of a supported type: .txt, "
                               f"{', '.join(f'.{kind}' for kind in KINDS)}; {ADVICE}") from error
         raise ConfigError(f"data: {where} is not UTF-8: byte {error.object[error.start]:#04x} at "
                           f"offset {error.start}; convert it, e.g. with iconv -t UTF-8") from error
 
 
 def _lines(path: str, blocks: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Yields where each line is and the line, without its end."""
+    """Yields the location of each line and the line, without its end."""
     lines = enumerate(_split(path, blocks), start=1)
     return ((f"{path}:{i}", line.removesuffix(b"\r")) for i, line in lines)
 
 
 def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    # Not splitlines(): a JSON string may hold U+2028, which that would split at.
+    # Not splitlines(), which also splits at U+2028, allowed in JSON strings.
     parts: list[bytes] = []
     size = 0
     for block in blocks:
@@ -325,7 +325,7 @@ def _split(path: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _json_lines(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    plain = _suffix(path)[0] not in KINDS  # each of its lines is a row
+    plain = _suffix(path)[0] not in KINDS  # each line is a row
     for where, line in _lines(path, blocks):
         if line.strip() or plain:
             yield where, _row(line, where, plain)
@@ -348,15 +348,15 @@ def _json_text(raw: bytes, where: str) -> str:
         try:
             json.dumps(json.loads(text), ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(f"data: {where} holds half a surrogate pair, "
-                              f"{error.object[error.start]!a}, which is no character") from error
+            raise ConfigError(f"data: {where} holds a lone surrogate, "
+                              f"{error.object[error.start]!a}, which is not a character") from error
         except (ValueError, RecursionError):
-            pass  # told with its place by who reads it
+            pass  # the caller reports the location
     return text
 
 
 def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """A list of objects; an object with one such list, as "data"; SQuAD's; or an object a line."""
+    """A list of objects; an object with one such list, as "data"; SQuAD's; or JSON lines."""
     raw = b"".join(_limited(path, blocks))
     first, _, after = raw.strip().partition(b"\n")
     if after.strip() and _is_object(first):
@@ -369,8 +369,8 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
         lists = {key: value for key, value in content.items()
                  if value and isinstance(value, list) and isinstance(value[0], dict)}  # fmt: skip
         if len(lists) > 1 and "data" not in lists:
-            raise ConfigError(f"data: {path} holds several lists of records, {sorted(lists)}; give "
-                              "each a file of its own")
+            raise ConfigError(f"data: {path} holds several lists of records, {sorted(lists)}; save "
+                              "each in a separate file")
         content = lists.get("data") or next(iter(lists.values()), [content])
     for i, value in enumerate(content):
         if not isinstance(value, dict):
@@ -383,14 +383,14 @@ def _json(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loc
 
 
 def _questions(where: str, article: Record) -> Iterator[Located]:
-    """A record a question of SQuAD's JSON (1.1 and 2.0), with its paragraph's context."""
+    """Yields a record per question of SQuAD's JSON (1.1 and 2.0), with its context."""
     try:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 answers = {"answers": question.get("answers") or []}
                 yield where, {"context": paragraph["context"]} | question | answers
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"data: {where}: its paragraphs are not SQuAD's, with context and qas "
+        raise ConfigError(f"data: {where}: its paragraphs do not have SQuAD's context and qas "
                           f"({error!r})") from error
 
 
@@ -402,7 +402,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """Comma-separated, quoted as Python's csv does; a header, or columns by number."""
+    """Comma-separated values, quoted as in Python's csv; with a header, or columns by number."""
     csv.field_size_limit(min(IN_MEMORY_BYTES, 2**31 - 1))
     text = (_decoded(line, f"{path}:{i}") + "\n" for i, line in enumerate(_split(path, blocks), 1))
     reader = csv.reader(text, strict=True)
@@ -413,7 +413,7 @@ def _csv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Loca
 
 
 def _tsv(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """Tab-separated, quotes as they stand (as in GLUE)."""
+    """Tab-separated values, with literal quotes (as in GLUE)."""
     return _rows(_lines(path, blocks), columns)
 
 
@@ -422,7 +422,7 @@ def _rows(lines: Iterable[tuple[str, bytes]], columns: set[str]) -> Iterator[Loc
 
 
 def _words(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """A .tsv with a token a line, as CoNLL, if a blank line is between others; else a table."""
+    """A .tsv with one token per line, as CoNLL, if there are blank lines; otherwise a table."""
     ahead, lines = _ahead(_lines(path, blocks))
     full = [full for full, _ in itertools.groupby(bool(line.strip()) for _, line in ahead)]
     if full.count(True) < 2:
@@ -460,11 +460,11 @@ def _check_names(where: str, header: list[str]) -> None:
 
 
 def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[Located]:
-    """CoNLL-U, its columns by name too; without ranges and empty nodes ("3-4", "3.1").
+    """CoNLL-U, with columns by number or name; skips ranges and empty nodes ("3-4", "3.1").
 
-    Asked for "predicate", a record for each predicate of Universal PropBank (column 10 has its
-    sense, and a column behind that its arguments): predicate, its place; sense; roles, the label of
-    each token's argument as B-ARG0, or O. Labels are of the head of an argument alone.
+    With the column "predicate", yields a record per predicate of Universal PropBank (column 10 is
+    its sense, a further column its arguments): predicate, its index; sense; roles, the argument
+    label of each token, as B-ARG0, or O. Only the head of an argument is labelled.
     """
     words = ((w, line) for w, line in _lines(path, blocks) if not _NOT_A_WORD.match(line))
     for where, record in _sentences(words, tabs=True):
@@ -475,8 +475,8 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
         places = [i for i, sense in enumerate(record.get("10", ())) if sense not in ("_", "")]
         for column, place in enumerate(places, start=11):
             if str(column) not in record:
-                raise ConfigError(f"data: {where} has {len(places)} predicates in column 10, and "
-                                  "not as many columns behind it")
+                raise ConfigError(f"data: {where} has {len(places)} predicates in column 10, but a "
+                                  "different number of columns after it")
             roles = ["O" if x in ("_", "", "V") else f"B-{x}" for x in record[str(column)]]
             yield where, record | {
                 "predicate": place, "sense": record["10"][place], "roles": roles
@@ -484,11 +484,10 @@ def _conllu(path: str, blocks: Iterator[bytes], columns: set[str]) -> Iterator[L
 
 
 def _sentences(lines: Iterable[tuple[str, bytes]], tabs: bool = False) -> Iterator[Located]:
-    """Records of sentences, a token a line and a blank line behind: a list of each column.
+    """Yields sentences, one token per line, separated by blank lines: a list for each column.
 
-    Between columns are tabs, where every line has some, or blanks; no other space is one, as it may
-    be a token. A language that is put before each token of a file ("en:", as in WikiANN) is left
-    out.
+    Columns are separated by tabs, if every line has some, or by spaces; other whitespace may be a
+    token. Removes a language prefix of all tokens ("en:", as in WikiANN).
     """
     ahead, lines = _ahead(lines)
     begin = [_LANGUAGE.match(line) for _, line in ahead if line.strip()]
@@ -503,8 +502,8 @@ def _sentences(lines: Iterable[tuple[str, bytes]], tabs: bool = False) -> Iterat
             rows.append(text.split("\t") if tabs else re.split("[ \t]+", text.strip(" \t")))
             start = start or where
             if len(rows[-1]) != len(rows[0]):
-                raise ConfigError(f"data: {where} has {len(rows[-1])} columns, where its sentence "
-                                  f"begins with {len(rows[0])}")
+                raise ConfigError(f"data: {where} has {len(rows[-1])} columns, but its sentence "
+                                  f"starts with {len(rows[0])}")
         elif rows:
             yield start, {str(i): list(column) for i, column in enumerate(zip(*rows, strict=True))}
             rows, start = [], ""
@@ -528,7 +527,7 @@ def _parquet(path: str) -> Iterator[Located]:
                     yield where, record | {k: _decoded(v, where) for k, v in raw.items()}
                     count += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data: {path} is not a whole Parquet file ({error})") from error
+        raise ConfigError(f"data: {path} is not a valid Parquet file ({error})") from error
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Documents that are read as they are needed: of a random-access source, or a mixture."""
+"""Lazily read documents: random-access sources and mixtures of sources."""
 
 import bisect
 import copy
@@ -16,30 +16,29 @@ from llm_jax.data import fields
 from llm_jax.data.fields import Columns, Names, Record
 from llm_jax.data.tokenizers import Tokenizer
 
-SMALL = 2**14  # up to so many documents a permutation is held: computing each place is slower
-TIMES = 10  # documents of the rarest source in an epoch, at least
+SMALL = 2**14  # permutations up to this size are stored, which is faster than computing them
+TIMES = 10  # minimum documents of the rarest source per epoch
 
 
 def permuted(place: int, count: int, seed: int) -> int:
-    """Returns where a permutation of `count`, decided by `seed`, has `place`; holds nothing."""
+    """Returns the index at `place` of a random permutation of `count`, without storing it."""
     return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)
 
 
 def tokens_about(docs: Sequence[Record]) -> float:
-    """Returns the tokens of documents, about: four characters each."""
+    """Estimates the number of tokens of documents, at four characters per token."""
     if isinstance(docs, list):
         return sum(len(text) for doc in docs for text in fields.texts(doc)) / 4
     return docs.mean * len(docs)
 
 
 class Lazy(Sequence):
-    """Documents read one by one, or many at once, from a random-access source.
+    """Documents read on access from a random-access source.
 
     Args:
-      index: places in a fixed permutation of the source, of which these documents are; None: all,
-        as they lie.
-      mean: tokens of a document, about.
-      names: of labels that the source has as numbers.
+      index: range of a fixed permutation of the source; None: all documents, in stored order.
+      mean: approximate tokens per document.
+      names: names of labels that the source stores as numbers.
     """
 
     def __init__(self, source, columns: Columns, index: range | None = None, mean: float = 1024,
@@ -54,7 +53,7 @@ class Lazy(Sequence):
         return self.read([i])[0]
 
     def read(self, places: Sequence[int]) -> list[Record]:
-        """Returns the documents at `places`."""
+        """Returns the documents at `places`, in one call to the source."""
         index = range(len(self)) if self.index is None else self.index
         where = [index[i] for i in places]  # IndexError beyond the end
         if self.index is not None:
@@ -64,7 +63,7 @@ class Lazy(Sequence):
         return [self._document(record) for record in records]
 
     def take(self, index: range) -> "Lazy":
-        """Returns a part of all documents, by their places in a fixed permutation."""
+        """Returns the documents in a range of a fixed permutation of the source."""
         part = copy.copy(self)
         part.index = index
         return part
@@ -74,20 +73,20 @@ class Lazy(Sequence):
 
 
 class Tokens(Lazy):
-    """Documents that are stored as the tokens of `tokenizer`, which `config` describes."""
+    """Documents stored as tokens of `tokenizer`, whose settings are `config`."""
 
     def __init__(self, source, tokenizer: Tokenizer, config: dict, mean: float):
         super().__init__(source, {}, mean=mean)
         self.tokenizer, self.config = tokenizer, config
 
     def check(self, tokenizer: Tokenizer, key: str) -> None:
-        """Raises ConfigError where a run's tokenizer is not the one that made the tokens."""
+        """Raises ConfigError if a run's tokenizer differs from that of the tokens."""
         if tokenizer.fingerprint() != self.tokenizer.fingerprint():
-            raise ConfigError(f"{key}: is stored as tokens of another tokenizer than the run's; "
+            raise ConfigError(f"{key}: is stored as tokens of a tokenizer other than the run's; "
                               "prepare it again with the run's --config, or train on its text")
 
     def its_own(self, config: ConfigDict) -> Tokenizer:
-        """Returns the tokenizer, of a run that asks for the like; ConfigError if it does not."""
+        """Returns the tokenizer; ConfigError if the config asks for a different one."""
         asked = json.loads(json.dumps(config.to_dict()))
         differ = [f"tokenizer.{key}: {self.config.get(key)!r} there, {value!r} here"
                   for key, value in asked.items() if self.config.get(key) != value]
@@ -97,22 +96,22 @@ class Tokens(Lazy):
         return self.tokenizer
 
     def _document(self, record: bytes) -> Record:
-        from tensorflow_datasets.proto import tf_example_pb2  # like TFDS itself, not for every run
+        from tensorflow_datasets.proto import tf_example_pb2  # slow import
 
-        # Not TFDS's own way, which takes ten times as long.
+        # Not TFDS's parser, which is ten times slower.
         feature = tf_example_pb2.Example.FromString(record).features.feature["tokens"]
         return {"tokens": np.frombuffer(feature.bytes_list.value[0], self.tokenizer.dtype)}
 
 
 def rates(data: ConfigDict, sizes: Sequence[int]) -> np.ndarray:
-    """Returns the share of each source among the documents, of sources of so many documents.
+    """Returns the mixing rates of sources with these numbers of documents.
 
-    data.weights, or examples-proportional, r = min(size, data.mixture_limit), at a temperature T:
-    r^(1/T) (Raffel 2020, https://arxiv.org/abs/1910.10683, section 3.5.2).
+    data.weights, or examples-proportional mixing r = min(size, data.mixture_limit) with
+    temperature T, r^(1/T) (Raffel 2020, https://arxiv.org/abs/1910.10683, section 3.5.2).
     """
     if data.weights:
         if len(data.weights) != len(sizes):
-            raise ConfigError(f"data.weights={data.weights}: {len(data.weights)} of them for "
+            raise ConfigError(f"data.weights={data.weights}: has {len(data.weights)} weights for "
                               f"{len(sizes)} sources in data.train")
         share = np.array(data.weights, np.float64)
     else:
@@ -121,14 +120,13 @@ def rates(data: ConfigDict, sizes: Sequence[int]) -> np.ndarray:
 
 
 class Mixture(Lazy):
-    """Documents of several sources at the rates of `data`; an epoch has as many as all, or more.
+    """A mixture of sources at the rates of `data`; an epoch has at least the size of all sources.
 
-    Place p is that of document p % len(self) of epoch p // len(self): a source's documents follow
-    each other in a permutation, and in a new one when it has no more. So nothing is drawn and no
-    state is kept.
+    Place p is document p % len(self) of epoch p // len(self). Each source is read in a permutation,
+    and in a new one after its last document, so that the order is deterministic and stateless.
 
     Attributes:
-      shares: {source: its share of the documents}.
+      shares: {source: its fraction of the documents}.
     """
 
     def __init__(self, parts: dict[str, Sequence[Record]], data: ConfigDict, seed: int):
@@ -139,7 +137,7 @@ class Mixture(Lazy):
                 raise ConfigError(f"data.train: {name} {problem}; it cannot be mixed with others")
         sizes = [len(part) for part in self.parts]
         share = rates(data, sizes)
-        # So many documents that even the rarest source has TIMES of them.
+        # Large enough for TIMES documents of the rarest source.
         count = max(sum(sizes), int(np.ceil(TIMES / share.min())))
         self.starts = [0, *np.round(np.cumsum(share) * count).astype(np.int64).tolist()]
         self.shares = dict(zip(parts, share.tolist(), strict=True))
@@ -149,7 +147,7 @@ class Mixture(Lazy):
         return self.starts[-1]
 
     def __iter__(self) -> Iterator[Record]:
-        """Every document of every source, once."""
+        """Iterates over every document of every source once."""
         return itertools.chain(*self.parts)
 
     def __getitem__(self, place: int) -> Record:
@@ -158,7 +156,7 @@ class Mixture(Lazy):
         return self.read([place])[0]
 
     def read(self, places: Sequence[int]) -> list[Record]:
-        """Returns the documents at places, which go on behind the first epoch."""
+        """Returns the documents at places, which continue after the first epoch."""
         documents: list[Record] = [{}] * len(places)
         where = [self._where(place) for place in places]
         for number, part in enumerate(self.parts):
@@ -170,14 +168,14 @@ class Mixture(Lazy):
         return documents
 
     def source(self, place: int) -> int:
-        """Returns the number of the source that has the document at a place."""
+        """Returns the index of the source of a place."""
         return bisect.bisect_right(self.starts, place % len(self)) - 1
 
     def drawn(self, state: dict) -> dict[str, float]:
-        """Returns {"documents/NAME", "tokens/NAME": a source's share in the batches until now}.
+        """Returns {"documents/NAME", "tokens/NAME": fraction of a source in the batches so far}.
 
-        state: of all streams of batches. A document counts where it begins. What was drawn before
-        a checkpoint that has no counts is not known.
+        state: the state of all streams of batches. A document counts where it starts. Counts from
+        before a checkpoint without counts are missing.
         """
         streams = state["streams"].values()
         none = np.zeros((2, len(self.shares)))
@@ -188,7 +186,7 @@ class Mixture(Lazy):
                 for name, share in zip(self.shares, row, strict=True)}  # fmt: skip
 
     def _where(self, place: int) -> tuple[int, int]:
-        """The source and the document in it."""
+        """Returns the source and the document index in it."""
         source = self.source(place)
         epoch, place = divmod(place, len(self))
         start, end = self.starts[source : source + 2]

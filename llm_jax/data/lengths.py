@@ -1,4 +1,4 @@
-"""Rows of similar length share a batch, which has no more positions than its longest row needs."""
+"""Length bucketing: batches rows of similar length, and trims batches to the longest row."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 
 from llm_jax.data.examples import Arrays
 
-WINDOW = 16  # batches whose rows are sorted together
-SHORTEST = 16  # positions of a batch; all lengths are multiples of 8
+WINDOW = 16  # batches whose rows are sorted by length together
+SHORTEST = 16  # minimum length of a batch; lengths are multiples of 8
 
 
 def vary(config: ConfigDict) -> bool:
-    """Whether batches are of several lengths: where a row is one example, and one process has all.
+    """Whether batch lengths vary: with one example per row, a single stream, no split rows.
 
-    With several streams a process packs only its own; and a mesh may split a row.
+    With several streams, a process knows the lengths of its own rows only.
     """
     return (config.data.packing == "none" and config.data.shards == 1
             and config.mesh.context in (1, 2, 4, 8))
@@ -23,14 +23,13 @@ def vary(config: ConfigDict) -> bool:
 def alike(
     order: Sequence[int], sizes: np.ndarray, batch: int, first: int, rng: np.random.Generator
 ) -> list[int]:
-    """Returns an order in which the rows of each batch are of similar size, batches in any order.
+    """Returns an order of rows with similar lengths within a batch, and random order of batches.
 
-    Long rows and short ones may have other labels: steps that saw one after the other, by size,
-    would follow that.
+    Batches are shuffled because lengths may correlate with labels.
 
     Args:
-      order: of a chunk's rows, a random one.
-      first: rows that still belong to a batch of the chunk before.
+      order: a random order of a chunk's rows.
+      first: number of rows that complete the last batch of the previous chunk.
     """
     out = list(order[:first])
     for start in range(first, len(order), WINDOW * batch):
@@ -44,10 +43,10 @@ def alike(
 
 
 def trimmed(rows: Sequence[Arrays]) -> list[Arrays]:
-    """Returns rows without the positions that are padding in all of them.
+    """Removes trailing positions that are padding in all rows.
 
-    Each side keeps as many as its longest row needs, rounded up to a power of two or one and a half
-    times one, so that few programs are compiled.
+    The length of each side is rounded up to a power of two or 1.5 times one, so that few programs
+    are compiled.
     """
     rows = [dict(row) for row in rows]
     for side in ("", "encoder_"):
@@ -62,5 +61,5 @@ def trimmed(rows: Sequence[Arrays]) -> list[Arrays]:
 
 
 def stacked(rows: Sequence[Arrays]) -> Arrays:
-    """Returns a batch of rows."""
+    """Stacks rows to a batch."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,4 +1,4 @@
-"""Input pipeline: documents are tokenised, cut in windows, shuffled, packed and batched."""
+"""Input pipeline: tokenises, windows, shuffles, packs and batches documents."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,34 +16,34 @@ from llm_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-AHEAD = 4  # batches made ahead of the step that wants them
+AHEAD = 4  # number of prefetched batches
 
 
 def check_vocab(config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError when the tokenizer has more ids than the model has embeddings."""
+    """Raises ConfigError if the tokenizer has more ids than the model has embeddings."""
     if 0 < config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size={config.model.vocab_size}: is smaller than the "
-                          f"tokenizer's {tokenizer.vocab_size}; use 0 (the tokenizer's own) or at "
+                          f"tokenizer's {tokenizer.vocab_size}; set 0 (the tokenizer's) or at "
                           "least that")
 
 
 def build_tokenizer(
     config: ConfigDict, documents: Sequence[Record], specials: Sequence[str] = ()
 ) -> Tokenizer:
-    """Trains or opens the tokenizer that the config describes, with the specials that it needs."""
+    """Trains or opens the config's tokenizer, with the special tokens of its objective."""
     if isinstance(documents, lazy.Tokens) and config.tokenizer.name not in tokenizers.UNTRAINED:
         return documents.its_own(config.tokenizer)
     return tokenizers.build(config.tokenizer, sources.texts(documents), specials)
 
 
 def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows = slice) -> Batches:
-    """Returns endless batches, [batch_size, max_length] a field, of which it holds `rows`.
+    """Returns an infinite iterator over batches, `rows` of [batch_size, max_length] per field.
 
-    Each epoch has a fresh order and fresh cuts, or, with privacy.clip, each step its documents
-    (`Sampled`); all is decided by config.seed. `get_state()` is what JSON can hold and stands
-    exactly behind the last batch returned; `set_state()` continues there.
-    Every process of a job packs the streams that its rows come from, of data.shards, so that
-    batches, and the union of the states, are the same for any number of processes.
+    Each epoch has a new order and new windows; with privacy.clip, each step samples documents
+    (`Sampled`). All randomness derives from config.seed. `get_state()` is JSON and describes the
+    position after the last batch; `set_state()` continues there. Each process packs the streams of
+    its own rows, out of data.shards, so that batches and the union of the states are the same for
+    any number of processes.
     """
     data = examples.config.data
     seed = int(np.random.SeedSequence(examples.config.seed).generate_state(1)[0])
@@ -56,12 +56,12 @@ def train_iterator(examples: Examples, documents: Sequence[Record], rows: Rows =
 
 
 class EvalBatches:
-    """Batches that cover the documents once, in order; each iteration starts from the first."""
+    """Iterable over batches that cover the documents once, in order."""
 
     def __init__(self, examples: Examples, documents: Sequence[Record], chunks: Chunks, rows: Rows):
         self.examples, self.documents = examples, documents
         size, pad_id = examples.config.data.batch_size, examples.tokenizer.pad_id
-        # Every process packs the whole set and keeps its rows, so that all agree on the count.
+        # Every process packs the whole dataset and keeps its rows, so that all agree on the count.
         self._chunks, self._size, self._mine, self._pad_id = chunks, size, rows(size), pad_id
 
     def __iter__(self) -> Iterator[Batch]:
@@ -77,9 +77,9 @@ class EvalBatches:
 def eval_batches(
     examples: Examples, documents: Sequence[Record], rows: Rows = slice
 ) -> EvalBatches:
-    """Returns `rows` of the batches that cover the documents once, in order.
+    """Returns `rows` of batches that cover the documents once, in order.
 
-    Every process sees equally many batches; the last is filled up with rows of weight 0.
+    Every process gets the same number of batches; the last one is padded with rows of weight 0.
     """
     chunks = _chunks(examples, documents, "data.validation")
     return EvalBatches(examples, documents, chunks, rows)
@@ -88,11 +88,11 @@ def eval_batches(
 def row_shapes(
     examples: type[Examples], config: ConfigDict
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Returns shape and dtype of a row in each field of a batch, found by making one of bytes."""
+    """Returns the shape and dtype of a row for each batch field, from a sample row of bytes."""
     config = ConfigDict(config.to_dict())
     config.model.vocab_size, config.data.batch_size = 0, 1
     tokenizer = tokenizers.Bytes(examples.specials(config))
-    config.data.labels = ("0",)  # the sample's; a plan has none
+    config.data.labels = ("0",)  # the label of the sample
     record = {name: fields.field(name).sample for name in examples.columns(config)}
     if examples.cut:
         record["text"] = "a word. " * (config.model.max_length // 4 + 4)
@@ -105,7 +105,7 @@ def _chunks(
 ) -> Chunks:
     check_vocab(examples.config, examples.tokenizer)
     if not len(documents):
-        raise ConfigError(f"{key}: there are no documents; name a file, or hold out a share with "
+        raise ConfigError(f"{key}: has no documents; name a file, or hold out a fraction with "
                           "data.validation_fraction")
     if isinstance(documents, lazy.Tokens):
         documents.check(examples.tokenizer, key)

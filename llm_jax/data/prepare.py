@@ -1,4 +1,4 @@
-"""Writes documents as a TFDS set of ArrayRecords, without TensorFlow, cleaned, with a data card."""
+"""Writes a cleaned TFDS dataset in ArrayRecord format, with a data card, without TensorFlow."""
 
 import itertools
 import json
@@ -22,8 +22,8 @@ from llm_jax.data.tokenizers import TRAINING_CHARACTERS, UNTRAINED, Tokenizer
 from llm_jax.files import write_text
 
 WORDS = ("tokens", "tags")  # fields that are lists of words
-SPLITS = ("test", "validation", "train")  # in this order: train has no duplicate of the others
-Sizes = dict[str, tuple[Tally, Tally]]  # of each split, what was read and what is stored
+SPLITS = ("test", "validation", "train")  # in this order, to remove their duplicates from train
+Sizes = dict[str, tuple[Tally, Tally]]  # for each split: documents read, documents stored
 
 
 def prepare(
@@ -32,33 +32,33 @@ def prepare(
 ) -> tuple[Path, Sizes]:  # fmt: skip
     """Writes the documents of data.train, .validation and .test as `tfds:name`.
 
-    One document at a time is in memory, of .json one file, of parallel text all.
+    Holds one document in memory at a time (.json: one file; parallel text: everything).
 
     Args:
-      wanted: the fields of a document, stored under the names of their columns.
-      folder: of TFDS sets; empty: TFDS's own.
-      clean: steps, see data/cleaning.py, which says what they hold in memory.
-      tokens: whether to write the tokens of the config's tokenizer instead of text.
-      specials: what its objective needs of the tokenizer.
+      wanted: document fields, stored under the names of their columns.
+      folder: TFDS data directory; empty: the default.
+      clean: cleaning steps; data/cleaning.py documents their memory use.
+      tokens: whether to store tokens of the config's tokenizer instead of text.
+      specials: special tokens that the objective needs.
 
     Returns:
-      The set's folder, in which the data card is README.md, and its sizes.
+      The dataset's folder, whose README.md is the data card, and its sizes.
 
     Raises:
-      ConfigError: the data cannot be read, nothing of it is left, or the set is there already.
+      ConfigError: the data cannot be read, no document is left, or the dataset already exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"--name: {name!r} must be lower-case letters, digits and underscores")
     if tokens and tuple(wanted) != ("text",):
-        raise ConfigError(f"--tokens: the objective reads {', '.join(wanted)}; only text alone is "
-                          "stored as tokens")
+        raise ConfigError(f"--tokens: the objective reads {', '.join(wanted)}; only objectives "
+                          "that read text alone can use stored tokens")
     cleaning, tokenizer = Cleaning(clean), None
     if tokens:
         trained = config.tokenizer.name not in UNTRAINED
         docs = _train(_read(config, wanted, Cleaning(clean))[0]) if trained else iter(())
         tokenizer = _tokenizer(config, docs, specials)
     docs, sizes = _read(config, wanted, cleaning)
-    from tensorflow_datasets import features as tf  # here: it takes seconds
+    from tensorflow_datasets import features as tf  # slow import
 
     if tokenizer:
         docs = {split: _tokens(tokenizer, part, sizes[split][1]) for split, part in docs.items()}
@@ -72,8 +72,8 @@ def prepare(
     about = {"tokenizer": config.tokenizer.to_dict()} if tokens else {}
     builder = _builder(name, docs, features, about, folder)
     if builder.is_prepared():
-        raise ConfigError(f"--name: {name!r} is prepared already in {builder.data_dir}; delete "
-                          "that folder, or choose another name")
+        raise ConfigError(f"--name: {name!r} already exists in {builder.data_dir}; delete that "
+                          "folder, or choose another name")
     if tokenizer:
         tokenizer.save(stored_tokenizer(builder))
     builder.download_and_prepare()
@@ -85,7 +85,7 @@ def prepare(
 def _read(
     config: ConfigDict, wanted: Sequence[str], cleaning: Cleaning
 ) -> tuple[dict[str, Iterator[Record]], Sizes]:
-    """The documents of each split, cleaned, and their sizes, complete once all have been read."""
+    """Returns the cleaned documents of each split, and their sizes, valid after reading all."""
     sizes = {split: (Tally(), Tally()) for split in SPLITS if config.data[split]}
     read = {split: streamed(config.data[split], config.data, wanted) for split in sizes}
     return {split: after(cleaning(before(read[split]), split))
@@ -96,11 +96,11 @@ def _train(docs: dict[str, Iterator[Record]]) -> Iterator[Record]:
     for split, part in docs.items():
         if split == "train":
             yield from part
-        deque(part, maxlen=0)  # which train is compared with
+        deque(part, maxlen=0)  # train is compared with them
 
 
 def _tokenizer(config: ConfigDict, docs: Iterator[Record], specials: Sequence[str]) -> Tokenizer:
-    """Builds the config's tokenizer on documents evenly spaced among `docs`."""
+    """Builds the config's tokenizer from evenly spaced documents."""
     kept, size, step = [], 0, 1
     for i, doc in enumerate(docs):
         if i % step == 0:
@@ -113,7 +113,7 @@ def _tokenizer(config: ConfigDict, docs: Iterator[Record], specials: Sequence[st
 
 
 def _stored(docs: Iterator[Record], columns: Columns) -> Iterator[dict[str, Any]]:
-    """The fields under their columns' names: texts and lists of words as they are, else as JSON."""
+    """Yields fields by column name: texts and lists of words unchanged, other values as JSON."""
     for doc in docs:
         yield {column: json.dumps(value, ensure_ascii=False)
                if not isinstance(value := doc[name], str) and name not in WORDS else value
@@ -121,12 +121,12 @@ def _stored(docs: Iterator[Record], columns: Columns) -> Iterator[dict[str, Any]
 
 
 def _builder(name: str, docs: dict[str, Iterator], features: dict, about: dict, folder: str):
-    """The TFDS builder of documents, or of a tokenizer's tokens."""
+    """Returns the TFDS builder for documents, or for tokens."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = Path(__file__).parent  # TFDS may not find it
+        pkg_dir_path = Path(__file__).parent  # TFDS may fail to find it
 
         def _info(self):
             return tfds.core.DatasetInfo(

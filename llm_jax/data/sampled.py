@@ -1,4 +1,4 @@
-"""Poisson sampling of documents, which differential privacy counts on: a chunk is a batch."""
+"""Poisson sampling of documents for differential privacy, with one chunk per batch."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from llm_jax.config import ConfigError
 from llm_jax.data.chunks import Chunks, Rows, padding
 from llm_jax.data.examples import Arrays, Examples, Record
 
-OVERFLOW = 1e-15  # of a step: more documents drawn than a batch has rows
+OVERFLOW = 1e-15  # probability per step that more documents are drawn than a batch has rows
 
 
 def rate(config: ConfigDict, documents: int) -> float:
-    """Returns the probability of each document to be in a step.
+    """Returns the sampling probability of a document per step.
 
-    The largest at which more than data.batch_size are drawn with probability OVERFLOW at most: the
-    number drawn is binomial, whose tail is below that of the Poisson distribution of its mean.
+    The largest rate for which more than data.batch_size documents are drawn with probability
+    OVERFLOW at most. The binomial tail is bounded by that of a Poisson distribution.
     """
     return min(float(gammaincinv(config.data.batch_size + 1, OVERFLOW)) / documents, 1.0)
 
 
 class Sampled(Chunks):
-    """Chunk c is the batch of step c: each document is in it with probability `rate`, by itself.
+    """Poisson-sampled batches: chunk c is the batch of step c, with each document at `rate`.
 
-    A document gives one row: if it is made into several, one of them, drawn anew each time. What is
-    left of data.batch_size rows, which come last, is padding. All is a function of (seed, c).
+    A document gives one row; of several, a random one each time. The remaining rows up to
+    data.batch_size are padding. Everything is a function of (seed, c).
     """
 
     def __init__(self, examples: Examples, docs: Sequence[Record], seed: int):
@@ -34,8 +34,8 @@ class Sampled(Chunks):
         self._rate, rng = rate(examples.config, len(docs)), np.random.default_rng(0)
         first = next((x for i in range(len(docs)) for x in self._made([i], rng)), None)
         if first is None:
-            raise ConfigError("data.train: no document gives an example; each is too short, or has "
-                              "nothing to predict")
+            raise ConfigError("data.train: no document yields an example; each is too short, or "
+                              "has nothing to predict")
         row, pad_id = self.row([first], rng), examples.tokenizer.pad_id
         self._blank = {name: np.full_like(x, padding(name, pad_id)) for name, x in row.items()}
 

@@ -1,4 +1,4 @@
-"""Where documents come from: the built-in corpus, local text and JSONL, prepared TFDS sets, tasks.
+"""Document sources: the built-in corpus, local files, prepared TFDS datasets, synthetic tasks.
 
 A document is a record, a dict of named fields: see data/examples.py.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class _Texts(Sequence):
-    """The text of each record, of several fields or turns one below the other."""
+    """The text of each record; several fields or turns are joined by newlines."""
 
     def __init__(self, docs: Sequence[Record]):
         self.docs = docs
@@ -37,7 +37,7 @@ class _Texts(Sequence):
 
 
 def texts(docs: Sequence[Record]) -> Sequence[str]:
-    """Returns all texts of the documents, labels left out; of a task, all its words."""
+    """Returns all texts of the documents, without labels; for a task, its vocabulary."""
     if isinstance(docs, tasks.Examples):
         return [" ".join(docs.task.words())]
     if isinstance(docs, list):
@@ -46,27 +46,26 @@ def texts(docs: Sequence[Record]) -> Sequence[str]:
 
 
 def documents(spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",)) -> Sequence[Record]:
-    """Returns the documents that `spec` names; raises ConfigError when it cannot be read.
+    """Returns the documents that `spec` names; raises ConfigError if it cannot be read.
 
-    `builtin:python`, `tfds:name/config:version@split`, a file of a kind that data/files.py reads or
-    a glob of them, or several of these separated by commas. Each field comes from the column that
-    data.FIELD_column names; several also line by line from as many text files that follow each
-    other: "a.en,a.de.gz".
+    A spec is `builtin:python`, `tfds:name/config:version@split`, a file or glob of a type that
+    data/files.py reads, or several of these separated by commas. Each field is read from the column
+    that data.FIELD_column names; several fields also from parallel text files: "a.en,a.de.gz".
     """
-    problem = (f"data: {spec!r} joins a TFDS set too large for memory with other text; "
-               "data.weights or data.mixture_temperature mixes them")  # fmt: skip
+    problem = (f"data: {spec!r} joins a TFDS set too large for memory with other text; set "
+               "data.weights or data.mixture_temperature to mix them")  # fmt: skip
     return _joined([*sources(spec, data, wanted).values()], problem)
 
 
 def streamed(spec: str, data: ConfigDict, wanted: Sequence[str]) -> Iterator[Record]:
-    """Yields what `documents` returns, of local files with one record in memory at a time."""
+    """Yields the result of `documents`, with one record of local files in memory at a time."""
     return itertools.chain(*sources(spec, data, wanted, _one_by_one).values())
 
 
 def sources(
     spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",), read: Callable | None = None
 ) -> dict[str, Sequence[Record]]:
-    """Returns the documents of each source in `spec`, by its own spec; see `documents`."""
+    """Returns {source: documents} for each source in `spec`; see `documents`."""
     specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in wanted}
     n, lines = len(columns), []
     if n > 1:
@@ -92,14 +91,14 @@ def sources(
 def splits(
     config: ConfigDict, wanted: Sequence[str] = ("text",), parts: bool = False
 ) -> dict[str, Sequence[Record]]:
-    """Returns the documents of train, validation and test; no document is in two of them.
+    """Returns the disjoint documents of train, validation and test.
 
-    A split without a spec of its own takes its share of the training documents, chosen by their
-    content; a corpus of one text is cut in that order instead.
+    A split without a spec holds out a fraction of the training documents, chosen by content hash; a
+    corpus of a single text is cut in order instead.
 
     Args:
-      wanted: fields that are read of a document.
-      parts: whether records of parts will do, as tasks are.
+      wanted: document fields to read.
+      parts: whether records of parts (synthetic tasks) are supported.
     """
     data = config.data
     named = {name: _spec_of(name, data) for name in ("validation", "test")}
@@ -119,8 +118,8 @@ def splits(
     sets = {one: _hold_out(docs, shares, fold) for one, docs in read_sets.items()}
     validation, test = (
         read(name, spec) if spec else _joined([part[i] for part in sets.values()], (
-            f"data.{name}_fraction: a source of data.train is too large to be held out of with "
-            f"others; name data.{name}, or set the fraction to 0"))
+            f"data.{name}_fraction: cannot hold out from a data.train with several sources, one of "
+            f"them too large for memory; set data.{name}, or set the fraction to 0"))
         for i, (name, spec) in enumerate(named.items(), start=1)
     )
     first, *_ = sets.values()
@@ -136,7 +135,7 @@ def splits(
 def split(
     config: ConfigDict, name: str, wanted: Sequence[str], parts: bool = False
 ) -> Sequence[Record]:
-    """Returns one of `splits`; where it has a file of its own, without reading the others."""
+    """Returns one of `splits`, without reading the others if it has its own file."""
     data = config.data
     spec = "" if name == "train" else data[name]
     among_others = name == "validation" and (_spec_of("test", data) or data.test_fraction)
@@ -146,12 +145,12 @@ def split(
 
 
 def _spec_of(name: str, data: ConfigDict) -> str:
-    """The split's own spec, or that which a task or a TFDS set with such a split has for it."""
+    """Returns the split's spec, by default that of a task or a TFDS set with such a split."""
     spec = data.get(name, "")
     if spec or (name == "validation" and data.get("folds")):
         return spec
     if data.train.startswith(tasks.PREFIX):
-        return re.sub(r"(?<=[?&])examples=[^&]*", "", data.train)  # their number is train's own
+        return re.sub(r"(?<=[?&])examples=[^&]*", "", data.train)  # applies to train only
     if data.train.startswith("tfds:") and "@" not in data.train and "," not in data.train:
         if name in _builder(data.train.removeprefix("tfds:"), data).info.splits:
             return f"{data.train}@{name}"
@@ -159,7 +158,7 @@ def _spec_of(name: str, data: ConfigDict) -> str:
 
 
 def _joined(parts: list[Sequence[Record]], problem: str) -> Sequence[Record]:
-    """Documents of one or several sources, which must then all be in memory."""
+    """Concatenates the documents of several sources, which must be in memory."""
     if len(parts) == 1:
         return parts[0]
     if any(isinstance(part, Lazy) for part in parts):
@@ -170,15 +169,15 @@ def _joined(parts: list[Sequence[Record]], problem: str) -> Sequence[Record]:
 def _hold_out(
     docs: Sequence[Record], shares: list[float], fold: tuple[int, int] | None = None
 ) -> list[Sequence[Record]]:
-    """Returns train, validation and test of a source: its documents, and shares of them.
+    """Splits a source into train, validation and test by fractions.
 
-    fold: (which, of how many); validation is that part of what is not test.
+    fold: (index, number of folds); the validation part of the documents that are not test.
     """
     if not any(shares):
         return [docs, [], []]
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
-        raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be shares "
-                          "of the documents in [0, 1) that leave some to train on")
+        raise ConfigError(f"data.validation_fraction, data.test_fraction: {shares} must be in "
+                          "[0, 1), with a sum below 1")
     if fold and (isinstance(docs, Lazy) or len(set(map(_digest, docs))) < fold[1]):
         raise ConfigError(f"data.folds={fold[1]}: needs as many different documents, in memory")
     if isinstance(docs, Lazy):
@@ -189,7 +188,7 @@ def _hold_out(
         text = docs[0]["text"]
         a, b = (int(len(text) * (1 - share)) for share in (sum(shares), shares[1]))
         return [[{"text": part}] if part else [] for part in (text[:a], text[a:b], text[b:])]
-    # By content, not position: adding or reordering files moves few documents between splits.
+    # Split by content, not position: adding or reordering files moves few documents.
     train, validation, test = _shares_of(unique, shares)
     if fold:
         rest, (nth, count) = validation + train, fold
@@ -201,19 +200,19 @@ def _hold_out(
 
 
 def _shares_of(items, shares: list[float]) -> list:
-    """(train, validation, test): each share rounded, but never to nothing."""
+    """Returns (train, validation, test): fractions are rounded, to at least one document."""
     n = len(items)
     counts = [max(1, round(share * n)) if share else 0 for share in shares]
     first, second = counts[0], sum(counts)
     if second >= n:
         raise ConfigError(f"data.validation_fraction: {n} document{'s' * (n > 1)} cannot be split "
-                          "into train and held-out ones; give data.validation a file of its own "
-                          "(a text file is one document, a line of JSONL is one)")
+                          "into training and held-out documents; set data.validation to a file "
+                          "(a text file is one document, and so is a line of JSONL)")
     return [items[second:], items[:first], items[first:second]]
 
 
 def _without(docs, others, key: str, other_keys: str):
-    """Drops from `docs` what is also in `others`, where both are small enough to compare."""
+    """Drops documents that are also in `others`, if both are small enough to compare."""
     if not isinstance(docs, list) or not any(len(other) for other in others):
         return docs
     seen = {_digest(doc) for other in others if isinstance(other, list) for doc in other}
@@ -223,22 +222,22 @@ def _without(docs, others, key: str, other_keys: str):
                     key, dropped, len(docs), other_keys)
         if not kept:
             raise ConfigError(f"{key}: every document is also in {other_keys}; name another file, "
-                              "or leave that key empty to hold out a share of data.train")
+                              "or leave that key empty to hold out a fraction of data.train")
     return kept
 
 
 def _same_words(key: str, docs: Sequence[Record], train: Sequence[Record]) -> None:
-    """Refuses to evaluate on a task with words that training has not."""
+    """Raises ConfigError if an evaluation task has words that the training task does not."""
     if isinstance(docs, tasks.Examples):
         known = set(train.task.words() if isinstance(train, tasks.Examples) else ())
         if unknown := [word for word in docs.task.words() if word not in known]:
-            raise ConfigError(f"{key}: its task has words that data.train has not, such as "
-                              f"{unknown[0]!r}; give both the same task and vocabulary")
+            raise ConfigError(f"{key}: its task has words that data.train does not, such as "
+                              f"{unknown[0]!r}; use the same task and vocabulary for both")
 
 
 def _digest(doc: Record) -> bytes:
-    # By its text without labels: a document that occurs with two labels is in one split. All
-    # questions about a text are of one split.
+    # Hash text without labels: a text that occurs with two labels, and all questions about a text,
+    # are in the same split.
     text = "\0".join([doc["context"]] if "context" in doc else fields.texts(doc))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -246,7 +245,7 @@ def _digest(doc: Record) -> bytes:
 def _read(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record]:
     if spec.startswith("builtin:"):
         if spec != "builtin:python":
-            raise ConfigError(f"data: {spec!r} is unknown; there is 'builtin:python'")
+            raise ConfigError(f"data: {spec!r} is unknown; use 'builtin:python'")
         return [{"text": text} for text in corpus.python_documents()]
     if spec.startswith("tfds:"):
         return _read_tfds(spec.removeprefix("tfds:"), data, columns)
@@ -276,7 +275,7 @@ def _parts(spec: str) -> list[str]:
 
 
 def _check_once(specs: list[str]) -> None:
-    """Refuses a file that two of several specs name; a glob alone names each file once."""
+    """Raises ConfigError if two specs name the same file."""
     local = [s for s in specs if not s.startswith(("builtin:", "tfds:"))] if len(specs) > 1 else []
     seen = set()
     for file in itertools.chain(*map(files.named, local)):
@@ -292,10 +291,10 @@ def _holds_records(spec: str, columns: Columns) -> bool:
 
 
 def fingerprint(config: ConfigDict) -> dict[str, str]:
-    """Returns {file or set: digest} of what data.train, .validation and .test name now.
+    """Returns {file or dataset: digest} for the sources of data.train, .validation and .test.
 
-    Of a file its size and content (data/files.py); of a TFDS set its version and counts; of the
-    built-in corpus Python's version.
+    The digest covers size and content of a file (data/files.py), version and counts of a TFDS set,
+    and the Python version for the built-in corpus.
     """
     digests, data = {}, config.data
     for part in itertools.chain(*map(_parts, [data.train, data.validation, data.test])):
@@ -305,7 +304,7 @@ def fingerprint(config: ConfigDict) -> dict[str, str]:
             digests[part] = f"{info.version} {sorted(counts.items())}"
         elif part.startswith("builtin:"):
             digests[part] = sys.version
-        elif not part.startswith(tasks.PREFIX):  # a function of its name
+        elif not part.startswith(tasks.PREFIX):  # tasks are functions of their spec
             digests |= {file: files.fingerprint(file) for file in files.named(part)}
     return digests
 
@@ -322,17 +321,17 @@ def stream(spec: str, columns: Columns) -> Iterator[Record]:
         if blank == [file]:
             log.warning("data: %s is empty", file)
         elif blank:
-            log.warning("data: %s: %d rows have a blank %s and are left out, the first at %s",
+            log.warning("data: %s: skipped %d rows with an empty %s, the first at %s",
                         file, len(blank), " or ".join(columns), blank[0])
 
 
 def _parallel(columns: Columns, specs: list[str]) -> list[Record]:
-    """Records of parallel text: line i of each file, where none is empty."""
+    """Returns records of parallel text: line i of each file, if none is empty."""
     sides = [[line for file in files.named(spec) for line in files.lines(file)] for spec in specs]
     for spec, side in zip(specs, sides, strict=True):
         if len(side) != len(sides[0]):
             raise ConfigError(f"data: {specs[0]} has {len(sides[0])} lines and {spec} has "
-                              f"{len(side)}; line i of one must belong to line i of the other")
+                              f"{len(side)}; line i of one must correspond to line i of the other")
     rows = (dict(zip(columns, line, strict=True)) for line in zip(*sides, strict=True))
     own = {name: name for name in columns}
     docs = [fields.document(row, own, f"line {i} of {', '.join(specs)}")
@@ -344,15 +343,15 @@ def _parallel(columns: Columns, specs: list[str]) -> list[Record]:
 
 
 def _builder(name: str, data: ConfigDict):
-    """The TFDS builder of a prepared set."""
-    import tensorflow_datasets as tfds  # here: it takes seconds, and most runs do without
+    """Returns the TFDS builder of a prepared dataset."""
+    import tensorflow_datasets as tfds  # slow import, not needed in most runs
 
     advice = (
         f"data: tfds:{name} is not prepared in {data.tfds_dir or 'the default TFDS folder'}; set "
-        "data.tfds_dir if it is elsewhere, or name text of your own: data.train=FILE (for seq2seq "
-        "data.train=SOURCES.txt,TARGETS.txt, line i of one for line i of the other). To prepare "
-        "your text: launch.py prepare --name=NAME --config.data.train=GLOB; a catalogue set "
-        "(most need TensorFlow to prepare, none to read): "
+        "data.tfds_dir if it is elsewhere, or use your own text: data.train=FILE (for seq2seq "
+        "data.train=SOURCES.txt,TARGETS.txt, parallel by line). To prepare your text: launch.py "
+        "prepare --name=NAME --config.data.train=GLOB. To prepare a dataset of the TFDS catalogue "
+        "(which usually needs TensorFlow; reading does not): "
         f"tfds build {name} --file_format=array_record"
     )
     try:
@@ -394,7 +393,7 @@ def _read_tfds(spec: str, data: ConfigDict, columns: Columns) -> Sequence[Record
     if not len(source):
         raise ConfigError(f"data: tfds:{name}@{split} is empty; it must hold text")
     count = info.splits.total_num_examples
-    mean = info.dataset_size / count if count and info.dataset_size else np.inf  # bytes
+    mean = info.dataset_size / count if count and info.dataset_size else np.inf  # in bytes
     if tokenised:
         tokenizer = tokenizers.load(stored_tokenizer(builder))
         width = np.dtype(tokenizer.dtype).itemsize
@@ -413,5 +412,5 @@ def _label_names(feature) -> list[str] | None:
 
 
 def stored_tokenizer(builder) -> Path:
-    """Where the tokenizer is that made the tokens of a TFDS set."""
+    """Returns the folder of the tokenizer of a TFDS set of tokens."""
     return Path(builder.data_dir).parent / "tokenizer"

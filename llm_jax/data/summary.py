@@ -1,4 +1,4 @@
-"""What a set of documents holds, in a line: labels and their shares, and what a row cuts."""
+"""One-line summary of a dataset: size, labels, and texts that exceed the row length."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from llm_jax.data.examples import Examples, Record
 from llm_jax.data.fields import texts
 from llm_jax.data.lazy import Mixture
 
-SAMPLE = 10_000  # documents that are tokenised, spread over the set
-SHOWN = 12  # labels
+SAMPLE = 10_000  # number of evenly spaced documents that are tokenised
+SHOWN = 12  # number of labels shown
 
 
 def line(examples: Examples, docs: Sequence[Record]) -> str:
-    """Returns the number of documents, each source's share, counts of labels, texts beyond a row.
+    """Returns the number of documents, source fractions, label counts and texts that are too long.
 
-    Lengths are with about as many special tokens as a row will have.
+    Lengths include an estimate of the special tokens.
     """
     parts = [f"{len(docs):,} documents"]
     if isinstance(docs, Mixture):
@@ -48,7 +48,7 @@ def _counted(docs: list[Record], key: str) -> list[str]:
 
 
 def _counts(examples: Examples, docs: list[Record]) -> list[dict[str, int]]:
-    """Tokens of each field of each document that is text, or is made of texts."""
+    """Returns the number of tokens of each text field for each document."""
     parts = [(i, name, text) for i, doc in enumerate(docs)
              for name, value in doc.items() for text in texts({name: value})]  # fmt: skip
     counts = [defaultdict(int) for _ in docs]

@@ -1,8 +1,8 @@
-"""Synthetic tasks, on which kinds of attention differ for known reasons; made as they are read.
+"""Synthetic tasks that separate kinds of attention, generated on the fly.
 
-`task:NAME?option=value&option=value` names one, as in `task:recall?pairs=8&length=128`; TASKS
-lists them, their fields are the options. An example is a pure function of (task, seed, split,
-index), so nothing is stored, and any of them can be read at any time.
+A task is named by `task:NAME?option=value&option=value`, as `task:recall?pairs=8&length=128`; TASKS
+lists them, and their dataclass fields are the options. An example is a pure function of (task,
+seed, split, index), so nothing is stored and access is random.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from llm_jax.data.examples import Part, Record
 
 PREFIX = "task:"
 SPLITS = ("train", "validation", "test")
-COUNTS = {"train": 2**20, "validation": 1000, "test": 1000}  # unless `examples` says otherwise
-TRIES = 10_000  # draws for one example before its task counts as impossible
+COUNTS = {"train": 2**20, "validation": 1000, "test": 1000}  # defaults of `examples`
+TRIES = 10_000  # draws for an example before the task is considered impossible
 
-# What a task draws: its words, and the places of those to predict. None: draw again.
+# (words, indices of the words to predict); None: draw again.
 Drawn = tuple[list[str], Collection[int]] | None
 
 
@@ -35,25 +35,25 @@ def _option(default, low, high):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every task has; a subclass has its own options, words and examples.
+    """Base class of tasks; a subclass defines options, vocabulary and examples.
 
     Raises:
-      ValueError: options that do not go together.
+      ValueError: incompatible options.
     """
 
     length: int = _option(128, 2, 2**20)
-    examples: int = _option(0, 0, 2**31)  # in an epoch, or in the evaluation; 0: COUNTS
+    examples: int = _option(0, 0, 2**31)  # per epoch or evaluation; 0: COUNTS
 
     def words(self) -> list[str]:
-        """All that an example may hold; the same for every length."""
+        """Returns the vocabulary, which must not depend on the length."""
         raise NotImplementedError
 
     def longest(self) -> int:
-        """Words of the longest example."""
+        """Returns the number of words of the longest example."""
         return self.length
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """Returns one example, or None where the draw makes none."""
+        """Draws an example; None if the draw is invalid."""
         raise NotImplementedError
 
 
@@ -61,12 +61,12 @@ class Task:
 class Recall(Task):
     """Multi-query associative recall (Zoology: Arora 2023, arXiv:2312.04927, section 3 and E).
 
-    `pairs` keys with their values, then `queries` of those keys, each followed by its value,
-    which is to be predicted; '.' fills the gaps. Place g of those for a query is drawn in
-    proportion to g^(power - 1): 0.01 as published, 1 uniform. Half of the vocabulary are keys.
-    As published, none is asked twice; more queries than pairs are drawn independently.
-    min_pairs: of an example so many pairs, or twice, four times … as many up to `pairs`, each
-    equally often; 0: always `pairs`.
+    `pairs` keys with their values, followed by `queries` of those keys, each followed by its value,
+    which is predicted; '.' fills the gaps. Position g of a query is drawn with probability
+    proportional to g^(power - 1): 0.01 as published, 1 uniform. Half of the vocabulary are keys.
+    As published, keys are queried once; if there are more queries than pairs, they are drawn
+    independently. min_pairs: the number of pairs is min_pairs, doubled zero or more times up to
+    `pairs`, uniformly; 0: always `pairs`.
     """
 
     pairs: int = _option(8, 1, 2**16)
@@ -108,8 +108,8 @@ class Recall(Task):
 class Induction(Task):
     """Induction heads (Olsson 2022, arXiv:2209.11895; as in H3 and Mamba, arXiv:2312.00752, 4.1.2).
 
-    Random words in which '*' stands once, anywhere; at the end it stands again, and the word that
-    followed it is to be predicted. Published: vocab 16, length 256 in training, up to 2^20 after.
+    Random words with one '*' at a random position, and another '*' at the end; the word after the
+    first '*' is predicted. Published: vocab 16, length 256 in training, up to 2^20 in evaluation.
     """
 
     length: int = _option(256, 4, 2**20)
@@ -130,8 +130,8 @@ class Induction(Task):
 class SelectiveCopy(Task):
     """Selective copying (Mamba: Gu & Dao 2023, arXiv:2312.00752, 4.1.1).
 
-    `tokens` random words at random places among '.', then ':' and those words in order, which
-    are to be predicted. Published: vocab 16, 16 tokens, length 4096.
+    `tokens` random words at random positions among '.', then ':' and these words in order, which
+    are predicted. Published: vocab 16, 16 tokens, length 4096.
     """
 
     tokens: int = _option(8, 1, 2**16)
@@ -158,10 +158,10 @@ class SelectiveCopy(Task):
 class ListOps(Task):
     """ListOps (Nangia & Bowman 2018, arXiv:1804.06028; Long Range Arena: Tay 2020, 2.2.1).
 
-    A nest of lists under MIN, MAX, MED (rounded down) and SM (the sum modulo 10), then '=' and
-    its value, a digit. An argument is a list with probability 1/4, to `depth` levels, digits
-    the last; a list has 2 to `args` arguments. Of such trees those of min_length to length words
-    are kept. Published: depth 10, args 10, length 500 to 2000.
+    A nested expression of MIN, MAX, MED (rounded down) and SM (sum modulo 10), then '=' and its
+    value, a digit. An argument is a list with probability 1/4, up to `depth` levels, and otherwise
+    a digit; a list has 2 to `args` arguments. Expressions of min_length to length words are kept.
+    Published: depth 10, args 10, length 500 to 2000.
     """
 
     length: int = _option(2000, 4, 2**17)
@@ -187,7 +187,7 @@ class ListOps(Task):
             raise ValueError(f"min_length={self.min_length} must be at most length={self.length}")
 
     def draw(self, rng):
-        # Python's generator: it is many times faster than NumPy's for single numbers.
+        # Python's generator is many times faster than NumPy's for single numbers.
         words: list[str] = []
         value = self._list(random.Random(int(rng.integers(2**63))), 1, words)
         if not self.min_length <= len(words) <= self.length:
@@ -200,7 +200,7 @@ class ListOps(Task):
         values = []
         for _ in range(draw.randint(2, self.args)):
             if len(words) > self.length:
-                return 0  # of no use any more
+                return 0  # the expression is too long and is discarded
             if level + 1 < self.depth and draw.random() < 0.25:
                 values.append(self._list(draw, level + 1, words))
             else:
@@ -214,9 +214,9 @@ class ListOps(Task):
 class Needle(Task):
     """A needle in a haystack (RULER: Hsieh 2024, arXiv:2404.06654, section 3, NIAH).
 
-    `needles` keys, each followed by its value, at random places among random words; at the end one
-    of the keys, whose value is to be predicted. The one asked for stands at `depth`, from 0, the
-    beginning, to 1; below 0: anywhere.
+    `needles` keys, each followed by its value, at random positions among random words; at the end
+    one of the keys, whose value is predicted. This key is at relative `depth`, from 0 (start) to 1;
+    below 0: random.
     """
 
     length: int = _option(256, 8, 2**20)
@@ -236,7 +236,7 @@ class Needle(Task):
             raise ValueError(f"length={self.length} must be at least 2 needles + 2 = {need}")
 
     def draw(self, rng):
-        places = self.length - 2 - self.needles  # a needle and a word take one each
+        places = self.length - 2 - self.needles  # one for each needle or word
         chosen = rng.choice(places, self.needles, replace=False)
         if self.depth >= 0:
             at = round(self.depth * (places - 1))
@@ -253,8 +253,8 @@ class Needle(Task):
 class Permutations(Task):
     """State tracking: the word problem of a symmetric group (Merrill 2024, arXiv:2404.08819).
 
-    1 to `length` - 2 permutations of n things, then '=' and their product, the first applied first.
-    n=2 is parity; n=5 is as hard as any regular language (Barrington 1989).
+    1 to `length` - 2 permutations of n elements, then '=' and their product, applied from left to
+    right. n=2 is parity; n=5 is as hard as any regular language (Barrington 1989).
     """
 
     length: int = _option(18, 3, 2**17)
@@ -277,8 +277,8 @@ class Permutations(Task):
 class Modular(Task):
     """Modular arithmetic without brackets (Deletang 2022, arXiv:2207.02098, table 1).
 
-    1 to `numbers` numbers below `base` with +, - and * between them, products first, then '=' and
-    the value modulo base.
+    1 to `numbers` numbers below `base` joined by +, - and *, with the usual precedence, then '='
+    and the value modulo base.
     """
 
     numbers: int = _option(8, 1, 2**16)
@@ -312,13 +312,13 @@ TASKS: dict[str, type[Task]] = {
 
 
 class Examples(Sequence):
-    """The documents of one split of a task: records of parts.
+    """The documents of a split of a task: records of parts.
 
-    No document is in two splits, of whatever seed: its own digest says which one it belongs to
-    (train 6/8, validation and test 1/8 each), and what belongs to another is drawn again.
+    Splits are disjoint for all seeds: the hash of a document determines its split (train 6/8,
+    validation and test 1/8 each), and documents of other splits are redrawn.
     """
 
-    mean = 2048  # tokens of a document, as far as chunks go: they take long to draw
+    mean = 2048  # nominal tokens per document: keeps chunks small, as examples are slow to draw
 
     def __init__(self, task: Task, split: str, seed: int):
         self.task, self.split, self.seed = task, split, seed
@@ -336,28 +336,28 @@ class Examples(Sequence):
             place = hashlib.blake2b(text.encode(), digest_size=1).digest()[0] % 8
             if drawn and {0: "validation", 1: "test"}.get(place, "train") == self.split:
                 return {"parts": _parts(*drawn)}
-        raise ConfigError(f"data.{self.split}: {self.task} has no example in {TRIES:,} draws; "
-                          "give it more room")
+        raise ConfigError(f"data.{self.split}: {self.task} found no example in {TRIES:,} draws; "
+                          "increase its length")
 
 
 def _parts(words: list[str], answers: Collection[int]) -> tuple[Part, ...]:
     runs = itertools.groupby(range(len(words)), lambda i: i in answers)
     parts = [Part(" ".join(words[i] for i in run), scored) for scored, run in runs]
-    return (*parts, Part("", False))  # the end of the text is no answer
+    return (*parts, Part("", False))  # the end of the text is not predicted
 
 
 def parse(spec: str, key: str) -> Task:
-    """Returns the task that `spec` describes; ConfigError names `key` and what is allowed."""
+    """Parses a task spec; ConfigError names `key` and the allowed values."""
     name, _, text = spec.removeprefix(PREFIX).partition("?")
     if name not in TASKS:
-        raise ConfigError(f"{key}={spec!r}: there is no task {name!r}, only {', '.join(TASKS)}")
+        raise ConfigError(f"{key}={spec!r}: unknown task {name!r}; known: {', '.join(TASKS)}")
     known, options = {x.name: x for x in fields(TASKS[name])}, {}
     for item in filter(None, text.split("&")):
         option, _, value = item.partition("=")
         if option not in known:
             usual = ", ".join(f"{x.name}={x.default}" for x in known.values())
-            raise ConfigError(f"{key}={spec!r}: task {name} has no option {option!r}; it has, "
-                              f"with these defaults, {usual}")
+            raise ConfigError(f"{key}={spec!r}: task {name} has no option {option!r}; its options "
+                              f"and defaults are {usual}")
         kind, (low, high) = known[option].type, known[option].metadata["range"]
         options[option] = math.nan
         with contextlib.suppress(ValueError):
@@ -373,10 +373,12 @@ def parse(spec: str, key: str) -> Task:
 
 
 def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examples:
-    """Returns the examples that data.`split` = `spec` names; parts: such records can be read.
+    """Returns the examples of the task `spec` for a split.
+
+    parts: whether the objective supports records of parts.
 
     Raises:
-      ConfigError: the spec is wrong, or the config cannot learn from it.
+      ConfigError: an invalid spec, or a config that does not fit the task.
     """
     key = f"data.{split}"
     task = parse(spec, key)
@@ -389,5 +391,5 @@ def read(config: ConfigDict, spec: str, split: str, parts: bool = True) -> Examp
         raise ConfigError(f"model.max_length={config.model.max_length}: {key}={spec!r} has "
                           f"examples of {longest} tokens; set at least that")
     examples = Examples(task, split, config.seed)
-    examples[0]  # raises here, rather than in a thread of the pipeline
+    examples[0]  # raise errors here instead of in a pipeline thread
     return examples

@@ -19,35 +19,35 @@ from llm_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
 
-# A tokenizer learns little from more text than this, and training takes memory for all of it.
+# Maximum training text: more improves a tokenizer little, and is held in memory.
 TRAINING_CHARACTERS = 2**26
 ABOUT = "tokenizer_kind.json"
-UNTRAINED = ("bytes", "file", "sentencepiece")  # by tokenizer.name: built without any text
-# Special tokens that stand for missing text, and so for the space before it.
+UNTRAINED = ("bytes", "file", "sentencepiece")  # tokenizer.name values that need no training
+# Special tokens that replace text, including the space before it.
 MASKS = ("[MASK]", "<mask>")
 SENTINEL = "<extra_id_"
 IMPORTED = {"frame": list, "roles": dict, "generation": dict, "chat_template": (str, dict),
             "clean_up": bool, "split_specials": bool}  # fmt: skip
-# Blanks that clean_up takes out of what is decoded.
+# Spaces that clean_up removes from decoded text.
 CLEAN = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m",
          " 's": "'s", " 've": "'ve", " 're": "'re"}  # fmt: skip
 
 
 class Tokenizer(ABC):
-    """One interface to every tokenizer.
+    """Interface of all tokenizers.
 
     Attributes:
-      vocab_size: every id is below it.
-      bos_id, eos_id, pad_id: begin, end and pad a text; several may be one token.
-      specials: the ids of all special tokens by name.
+      vocab_size: all ids are below it.
+      bos_id, eos_id, pad_id: beginning-of-text, end-of-text and padding ids, not always distinct.
+      specials: {name: id} of all special tokens.
 
-    Of an imported one, besides, None where there is none:
-      frame: the ids that it puts before and behind a text.
-      roles: what transformers calls its special tokens: {"mask_token": "<mask>", ...}.
-      generation: its generation_config.json.
-      chat_template: a Jinja template, or several by name.
-      clean_up: true where blanks before punctuation are no part of the text.
-      split_specials: true where special tokens in a prompt are text after all.
+    Additionally, for imported tokenizers (None: not set):
+      frame: ids added before and after a text.
+      roles: transformers' names of special tokens: {"mask_token": "<mask>", ...}.
+      generation: content of generation_config.json.
+      chat_template: a Jinja template, or {name: template}.
+      clean_up: decoding removes spaces before punctuation.
+      split_specials: special tokens in a prompt are tokenised as text.
     """
 
     frame: tuple[list[int], list[int]] | None = None
@@ -56,7 +56,7 @@ class Tokenizer(ABC):
     chat_template: str | dict[str, str] | None = None
     clean_up: bool | None = None
     split_specials: bool | None = None
-    _aligner: Any = None  # a `tokenizers` object that says where tokens stand
+    _aligner: Any = None  # a `tokenizers` object for token offsets
     kind: str
     vocab_size: int
     bos_id: int
@@ -66,33 +66,33 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of `text`, int32 [n]; adds no specials and reads none in the text."""
+        """Returns the ids of `text`, int32 [n]; neither adds nor recognises special tokens."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids` without specials; what is not text becomes U+FFFD."""
+        """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD."""
 
     @abstractmethod
     def pieces(self) -> list[str]:
-        """Returns what each id stands for, as the vocabulary has it ('##ing'); '' for none."""
+        """Returns the vocabulary entry of each id ('##ing'); '' for unused ids."""
 
     @abstractmethod
     def backend(self):
-        """Returns a `tokenizers` object that encodes alike; a sentencepiece one's path."""
+        """Returns an equivalent `tokenizers` object, or the path of a sentencepiece model."""
 
     @abstractmethod
     def _write(self, folder: Path) -> dict:
-        """Writes the files of this kind into `folder` and returns what `_open` needs besides."""
+        """Writes the files of this kind to `folder`, and returns further settings for `_open`."""
 
     @classmethod
     @abstractmethod
     def _open(cls, folder: Path, about: dict) -> "Tokenizer":
-        """Opens what `_write` wrote."""
+        """Opens the files of `_write`."""
 
     def aligned(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids of `text`, and where in it each stands: [n, 2], its first and last end.
+        """Returns the ids of `text` and their character offsets [n, 2], (start, end).
 
-        A blank before a word may belong to its first token.
+        A space before a word may belong to its first token.
         """
         if self._aligner is None:
             self._aligner = self.backend()
@@ -101,17 +101,17 @@ class Tokenizer(ABC):
         return np.array(encoding.ids, np.int32), np.array(encoding.offsets, int).reshape(-1, 2)
 
     def between(self) -> list[int]:
-        """Returns the ids between two texts that are read as one row."""
+        """Returns the ids between the two texts of a pair."""
         return [self.eos_id]
 
     def around(self, kind: str) -> tuple[list[int], list[int]]:
-        """Returns the ids before and behind a text that a model of this model.kind is to read."""
+        """Returns the ids before and after an input text for this model.kind."""
         bos, eos = [self.bos_id], [self.eos_id]
         usual = {"encoder": (bos, eos), "encoder_decoder": ([], eos)}.get(kind, (bos, []))
         return tuple(self.frame or usual)
 
     def read(self, text: str) -> list[int]:
-        """Returns the ids of a prompt: special tokens that it spells are read as such."""
+        """Returns the ids of a prompt, in which special tokens are recognised."""
         names = sorted(self.specials, key=len, reverse=True)
         parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
         ids: list[int] = []
@@ -120,16 +120,16 @@ class Tokenizer(ABC):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes texts, on all cores where the tokenizer can."""
+        """Encodes texts, in parallel if the tokenizer supports it."""
         return [self.encode(text) for text in texts]
 
     @property
     def dtype(self) -> type[np.integer]:
-        """The smallest integers that hold every id."""
+        """The smallest integer dtype for all ids."""
         return np.uint16 if self.vocab_size <= 2**16 else np.int32
 
     def fingerprint(self) -> str:
-        """Returns a digest of all that `save` writes: tokenizers with the same one encode alike."""
+        """Returns a digest of the saved files: tokenizers with equal digests encode alike."""
         with tempfile.TemporaryDirectory() as folder:
             about = self._write(Path(folder))
             digest = hashlib.blake2b(repr((self.kind, about)).encode(), digest_size=16)
@@ -138,7 +138,7 @@ class Tokenizer(ABC):
         return digest.hexdigest()
 
     def special(self, name: str) -> int:
-        """Returns the id of a special token such as '[MASK]'; raises ConfigError if it has none."""
+        """Returns the id of a special token such as '[MASK]'; ConfigError if there is none."""
         if name not in self.specials:
             fix = "add it to tokenizer.specials" if self.roles is None else "nor had its folder"
             raise ConfigError(f"tokenizer.specials: this {self.kind} tokenizer has no {name!r}, "
@@ -146,7 +146,7 @@ class Tokenizer(ABC):
         return self.specials[name]
 
     def save(self, folder: str | Path) -> None:
-        """Writes all that `load` needs into `folder`; each file appears whole or not at all."""
+        """Writes the tokenizer to `folder`; each file is written atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": self.kind, **self._write(folder)}
@@ -155,7 +155,7 @@ class Tokenizer(ABC):
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """Opens what `Tokenizer.save` wrote; raises ConfigError when it is not there."""
+    """Opens a tokenizer saved by `Tokenizer.save`; raises ConfigError if there is none."""
     folder = Path(folder)
     try:
         about = files.read_json(folder / ABOUT)
@@ -167,16 +167,16 @@ def load(folder: str | Path) -> Tokenizer:
         return tokenizer
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder} holds no readable tokenizer ({error}); "
-                          "it must be a folder that Tokenizer.save wrote") from error
+                          "it must be a folder written by Tokenizer.save") from error
 
 
 def build(
     config: ConfigDict, train_documents: Sequence[str], needed: Sequence[str] = ()
 ) -> Tokenizer:
-    """Trains or opens the tokenizer that config.tokenizer describes; the same text gives the same.
+    """Trains or opens the tokenizer of config.tokenizer; training is deterministic.
 
-    Only the training documents are seen: evenly spaced ones when there are very many. What the
-    objective needs is added to the specials, except to a published tokenizer.json: it is as it is.
+    Trains on the training documents only, evenly spaced ones if there are very many. Adds special
+    tokens of the objective, except to a published tokenizer.json.
     """
     specials = list(config.get("specials", ()))
     if config.name != "file":
@@ -203,15 +203,15 @@ def build(
 
 
 class Listed(Tokenizer):
-    """Known units of text, whose places are their ids; then NAMES and any more specials.
+    """Base class of fixed vocabularies: units of text, whose indices are their ids, then specials.
 
     Args:
-      units: of text; one that is not among them becomes [UNK].
+      units: the vocabulary; other units become [UNK].
     """
 
     NAMES = ("[PAD]", "[BOS]", "[EOS]", "[UNK]")
-    stored = ""  # what the units are called in the file that `save` writes; "": they are not there
-    blank = ""  # decoding puts it between units
+    stored = ""  # key of the units in the saved file; "": not saved
+    blank = ""  # separator of units in decoding
 
     def __init__(self, units: Sequence[str], specials: Sequence[str] = ()):
         names, n = [*self.NAMES, *specials], len(units)
@@ -255,7 +255,7 @@ class Listed(Tokenizer):
 
 
 class Bytes(Listed):
-    """UTF-8 bytes, then [PAD], [BOS], [EOS] and any more specials."""
+    """UTF-8 bytes, then [PAD], [BOS], [EOS] and further special tokens."""
 
     kind = "bytes"
     NAMES = Listed.NAMES[:3]
@@ -272,7 +272,7 @@ class Bytes(Listed):
     def _parts(self):
         from tokenizers import decoders, models, pre_tokenizers
 
-        # GPT-2's byte-level vocabularies write a byte by a character (Radford 2019).
+        # GPT-2's byte-level vocabularies represent each byte by a character (Radford 2019).
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
         hidden = [byte for byte in range(256) if byte not in shown]
         symbols = {chr(byte): byte for byte in shown}
@@ -282,13 +282,13 @@ class Bytes(Listed):
 
 
 class Chars(Listed):
-    """The training text's characters, then [PAD], [BOS], [EOS], [UNK] and any more specials."""
+    """Characters of the training text, then [PAD], [BOS], [EOS], [UNK], further special tokens."""
 
     kind, stored = "chars", "characters"
 
     def __init__(self, characters: Sequence[str], specials: Sequence[str] = ()):
         super().__init__("".join(characters), specials)
-        # One look-up a character, with a last entry for every code point beyond the known ones.
+        # A lookup table by code point; the last entry is for all larger code points.
         points = np.array([ord(c) for c in characters], np.int64)
         self._ids = np.full(points.max(initial=0) + 2, self.unk_id, np.int32)
         self._ids[points] = np.arange(len(points))
@@ -305,9 +305,9 @@ class Chars(Listed):
 
 
 class Words(Listed):
-    """What stands between spaces, of a known set; then [PAD], [BOS], [EOS], [UNK], more specials.
+    """Whitespace-separated words, then [PAD], [BOS], [EOS], [UNK] and further special tokens.
 
-    Decoding puts one space between words, whatever was there.
+    Decoding joins words by single spaces.
     """
 
     kind, stored, blank = "words", "words", " "
@@ -326,9 +326,9 @@ class Words(Listed):
 
 
 class HuggingFace(Tokenizer):
-    """Anything that a tokenizer.json holds.
+    """A tokenizer.json of the `tokenizers` library.
 
-    Without a token that pads, the end does; without one that begins, the one that pads, as in T5.
+    pad_id defaults to eos_id, and bos_id to pad_id, as in T5.
     """
 
     kind = "huggingface"
@@ -388,10 +388,10 @@ class HuggingFace(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-    """A sentencepiece .model; more specials follow its last id.
+    """A sentencepiece .model; further special tokens follow its last id.
 
-    By its own library: what transformers converts it to normalises a letter with its accents as
-    one, and knows neither models of words nor blanks behind them.
+    Uses the sentencepiece library: transformers' conversion differs in the normalisation of accents
+    and supports neither word models nor trailing spaces.
     """
 
     kind = "sentencepiece"
@@ -433,7 +433,7 @@ class SentencePiece(Tokenizer):
 
     def read(self, text: str) -> list[int]:
         gaps = [re.escape(name) for name in self.specials if name.startswith((*MASKS, SENTINEL))]
-        # The space before a sentinel belongs to the text that fills it.
+        # The space before a sentinel belongs to the text that replaces it.
         return super().read(re.sub(f" +(?={'|'.join(gaps)})", "", text) if gaps else text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -467,16 +467,16 @@ _KINDS = {kind.kind: kind for kind in (Bytes, Chars, Words, HuggingFace, Sentenc
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
-    """Returns the UTF-8 bytes of text that each id stands for, int32 [V], 0 for specials.
+    """Returns the number of UTF-8 bytes of each id's text, int32 [V], 0 for special tokens.
 
-    None where ids do not spell a text (words, WordPiece). Sentencepiece counts the blank that it
-    puts before a text, and all count a text as it is after normalisation.
+    None if ids do not determine the text (words, WordPiece). Counts refer to normalised text and,
+    for sentencepiece, include the space it adds before a text.
     """
     utf8 = lambda piece: len(piece.encode())
     blank = lambda piece: utf8(re.sub(r"\A<0x[0-9A-F]{2}>\Z", " ", piece).replace("\u2581", " "))
     decoder = str(tokenizer.backend().decoder) if tokenizer.kind == "huggingface" else ""
     if tokenizer.kind == "bytes" or "ByteLevel" in decoder:
-        count = len  # each byte is written as one character
+        count = len  # one character per byte
     elif tokenizer.kind == "chars":
         count = utf8
     elif tokenizer.kind == "sentencepiece" or "\u2581" in decoder or "Metaspace" in decoder:
@@ -489,15 +489,15 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def _valid(text: str) -> str:
-    """Replaces lone surrogates, which JSON and command lines can bring and UTF-8 cannot say."""
+    """Replaces lone surrogates, which JSON and command lines may contain but UTF-8 may not."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _sample(docs: Sequence[str]) -> list[str]:
-    """Returns evenly spaced documents, up to TRAINING_CHARACTERS in all."""
+    """Returns evenly spaced documents, up to TRAINING_CHARACTERS in total."""
     if isinstance(docs, list):
         size = sum(map(len, docs))
-    else:  # read as needed: guess the whole from a few
+    else:  # lazily read: estimate the total from a few documents
         few = [len(docs[i]) for i in np.linspace(0, len(docs) - 1, 100).astype(int)]
         size = int(np.mean(few) * len(docs))
     step = max(1, -(-size // TRAINING_CHARACTERS))
@@ -505,7 +505,7 @@ def _sample(docs: Sequence[str]) -> list[str]:
 
 
 def assembled(model, pre_tokenizer=None, decoder=None, normalizer=None):
-    """Returns a `tokenizers` object of these parts."""
+    """Returns a `tokenizers` object with these components."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer(model)
@@ -515,7 +515,7 @@ def assembled(model, pre_tokenizer=None, decoder=None, normalizer=None):
 
 
 def special_token(name: str):
-    """A special token; the blank before a gap is a part of what fills it."""
+    """Creates a special token; the space before a gap belongs to the text that fills it."""
     from tokenizers import AddedToken
 
     gap = name.startswith((*MASKS, SENTINEL))
@@ -525,9 +525,9 @@ def special_token(name: str):
 def put_around(
     backend, first: Sequence[str], last: Sequence[str], between: Sequence[str] | None = None
 ):
-    """Returns the post-processor that puts special tokens around a text, [CLS] $A [SEP].
+    """Returns the post-processor that adds special tokens around a text, [CLS] $A [SEP].
 
-    A second text, of type 1, follows `between` (None: as `last`) and has `last` behind it too.
+    A second text, with type 1, is preceded by `between` (None: `last`) and followed by `last`.
     """
     from tokenizers import processors
 
@@ -539,17 +539,17 @@ def put_around(
     if "ByteLevel" not in str(backend.pre_tokenizer):
         return made
     trim = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
-    return processors.Sequence([trim, made])  # offsets of words, without the blank before
+    return processors.Sequence([trim, made])  # offsets without the preceding space
 
 
 def template(backend, pair: bool = False) -> tuple[list[int], ...]:
-    """Returns the ids that the post-processor of a `tokenizers` object puts around a text.
+    """Returns the ids that a `tokenizers` object's post-processor adds before and after a text.
 
-    pair: before, between and behind two of them.
+    pair: before, between and after two texts.
     """
     from tokenizers import Tokenizer, models
 
-    one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # any text is one token
+    one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # maps any text to one token
     one.post_processor = backend.post_processor
     text = one.encode(*["a"] * (1 + pair))
     places = np.flatnonzero(np.array(text.special_tokens_mask) == 0)
@@ -558,7 +558,7 @@ def template(backend, pair: bool = False) -> tuple[list[int], ...]:
 
 
 def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
-    """GPT-2's: over bytes, so that every text can be encoded; one special ends and pads."""
+    """Trains GPT-2's byte-level BPE; one special token serves as eos and padding."""
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     end = "<|endoftext|>"
@@ -571,7 +571,7 @@ def _train_bpe(docs: list[str], vocab_size: int, specials: list[str]) -> Hugging
 
 
 def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> HuggingFace:
-    """BERT's uncased one."""
+    """Trains BERT's uncased WordPiece."""
     import tokenizers as hf
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -588,8 +588,8 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
         tokenizer.train_from_iterator(docs, trainer)
         return tokenizer.get_vocab()
 
-    # The library numbers '##a', '##b', ... in the order of a hash table, and ties between merges
-    # fall with those numbers. A first pass without merges finds them; the second gets them sorted.
+    # The library numbers '##a', '##b', ... in hash table order, which decides ties between merges.
+    # A first pass without merges collects them; the second pass gets them sorted.
     inner = sorted(token for token in train(0, names) if len(token) == 3 and token[:2] == "##")
     tokenizer = new(train(vocab_size, names + inner))
     tokenizer.add_special_tokens([special_token(name) for name in names])
@@ -597,7 +597,7 @@ def _train_wordpiece(docs: list[str], vocab_size: int, specials: list[str]) -> H
     return HuggingFace(tokenizer, *map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]")))
 
 
-# What published tokenizers call them, most telling first.
+# Names in published tokenizers, most specific first.
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]", "[SEP]")
 _NAMES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]"),
@@ -608,8 +608,8 @@ _NAMES = {
 
 def _open_file(path: Path, specials: list[str]) -> HuggingFace:
     tokenizer = _parse(path)
-    tokenizer.no_padding()  # a published file may pad or cut every text to the length it was
-    tokenizer.no_truncation()  # exported with
+    tokenizer.no_padding()  # published files may include padding and truncation settings
+    tokenizer.no_truncation()
     tokenizer.add_special_tokens(specials)
     stated = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -624,8 +624,8 @@ def _open_file(path: Path, specials: list[str]) -> HuggingFace:
 
     eos = find("eos", "sep")
     if eos is None:
-        raise ConfigError(f"tokenizer.path: {path} names no end-of-text token; put one in a "
-                          "special_tokens_map.json beside it, as in {\"eos_token\": \"</s>\"}")
+        raise ConfigError(f"tokenizer.path: {path} names no end-of-text token; add one to a "
+                          "special_tokens_map.json next to it, as {\"eos_token\": \"</s>\"}")
     return HuggingFace(tokenizer, find("bos", "cls"), eos, find("pad"))
 
 
@@ -634,7 +634,7 @@ def _parse(path: Path):
 
     try:
         return Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"tokenizer.path: {path} is not a tokenizer.json ({error})") from error
 
 

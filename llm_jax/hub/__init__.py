@@ -1,4 +1,4 @@
-"""Hugging Face folders, read and written without PyTorch: safetensors, config.json, tokenizer.
+"""Reads and writes Hugging Face folders without PyTorch: safetensors, config.json, tokenizer.
 
     model, params, tokenizer = hub.load("folder")
     outputs = models.build(model).apply({"params": params}, {"tokens": ids})
@@ -35,21 +35,20 @@ from llm_jax.hub.family import (
 
 __all__ = ["FAMILIES", "family_of", "labels", "load", "pooling", "save"]
 pooling = sentence.pooling
-SHOWN = 20  # tensors that an error lists
+SHOWN = 20  # maximum tensors listed in an error
 
 
 def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
-    """Returns (config.model, resolved; parameters, float32 NumPy; tokenizer or None) of a folder.
+    """Loads a folder: returns (resolved config.model, float32 NumPy parameters, tokenizer or None).
 
     Raises:
-      ConfigError: no such folder, an unknown family, an entry of config.json that we cannot
-        express, pickled weights, or tensors missing, unexpected or of another shape.
+      ConfigError: no such folder, an unknown family, an unsupported entry of config.json, pickled
+        weights, or missing, unexpected or wrongly shaped tensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name, but read "
-                          "from a folder, as `hf download NAME --local-dir=FOLDER` (of "
-                          "huggingface_hub) makes it")
+        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name; download "
+                          "one with `hf download NAME --local-dir=FOLDER` (of huggingface_hub)")
     hf = files.read_json(folder / files.CONFIG)
     family = families.get(hf.get("model_type"))
     tensors = files.Tensors(folder)
@@ -68,16 +67,16 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
 
 
 def _check_last(model: ConfigDict, tokenizer: Tokenizer | None) -> None:
-    """Refuses a decoder's classifier that reads another token in transformers than in llm_jax."""
+    """Raises ConfigError if transformers' classifier would read a different token of a decoder."""
     if tokenizer is not None and model.kind == "decoder" and "sequence" in model.head:
         if tokenizer.pad_id in tokenizer.around("decoder")[1]:
             raise ConfigError(f"the tokenizer ends a text with its padding token, id "
-                              f"{tokenizer.pad_id}: transformers would classify by the token "
-                              "before it; the two must differ")
+                              f"{tokenizer.pad_id}: transformers would classify from the previous "
+                              "token; the two must differ")
 
 
 def _add_prefix(family: Family, tensors: files.Tensors) -> str:
-    """Returns the prefix, or '', that names get: a headless model's file leaves it out."""
+    """Adds the family's prefix to names if the file omits it; returns the added prefix or ''."""
     if not family.prefix or any(name.startswith(family.prefix) for name in tensors):
         return ""
     unprefixed = (*family.copies, *family.aliases)
@@ -88,7 +87,7 @@ def _add_prefix(family: Family, tensors: files.Tensors) -> str:
 
 
 def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> None:
-    """Compares the layers of config.json with those in the file, before any are made."""
+    """Compares the number of layers in config.json with that in the weight files."""
     counted = [n for n in tensors if not any(re.fullmatch(p, n) for p in family.dropped)]
     for stack in ("encoder", "decoder"):
         starts = {
@@ -102,18 +101,18 @@ def _check_depth(family: Family, model: ConfigDict, tensors: files.Tensors) -> N
             both = model.kind == "encoder_decoder" and stack == "decoder"
             ours = "num_decoder_layers" if both else "num_layers"
             key = next(key.theirs for key in family.keys if key.ours == ours)
-            # Where the file has no layer, a few missing ones are listed tensor by tensor below.
+            # If the files have no layer at all, the missing tensors are listed below.
             if model[ours] != in_files and (in_files or model[ours] > 1000):
-                raise ConfigError(f"config.json: {key} makes {model[ours]} layers of the {stack}, "
+                raise ConfigError(f"config.json: {key} gives the {stack} {model[ours]} layers, but "
                                   f"the weight files have {in_files}")
 
 
 def _check(
     family: Family, wanted: Plan, tensors: files.Tensors, folder: Path, added: str
 ) -> dict[str, str]:
-    """Compares names and shapes; returns the copies to be read where the original is left out."""
+    """Checks tensor names and shapes; returns the copies to read for missing tied tensors."""
 
-    def own(name: str) -> str:  # what the file calls it, or would
+    def own(name: str) -> str:  # the name in the file
         return tensors.own_name(name) if name in tensors else name.removeprefix(added)
 
     stand_ins: dict[str, str] = {}
@@ -128,7 +127,7 @@ def _check(
             ours, theirs = shape_of(wanted[stands_for]), tensors.shape(name)
             if theirs != ours:
                 problems.append(
-                    f"of another shape: {own(name)} is {theirs}, config.json makes it {ours}"
+                    f"shape mismatch: {own(name)} is {theirs}, but {ours} by config.json"
                 )
             elif tensors.dtype(name) not in files.FLOATS:
                 problems.append(f"not floating-point: {own(name)} is {tensors.dtype(name)}")
@@ -141,8 +140,8 @@ def _check(
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
-            f"{folder} does not hold the {family.name} model of its config.json; of its tensors "
-            f"{len(problems)} are wrong:\n  " + "\n  ".join(problems[:SHOWN] + more)
+            f"{folder} does not hold the {family.name} model of its config.json; {len(problems)} "
+            "of its tensors are wrong:\n  " + "\n  ".join(problems[:SHOWN] + more)
         )
     return stand_ins
 
@@ -151,17 +150,18 @@ def family_of(model: ConfigDict) -> str:
     """Returns the name of the first family that can express config.model.
 
     Raises:
-      ConfigError: none can; says what stands against the nearest.
+      ConfigError: none can; names the unsupported keys of the nearest family.
     """
     model = configs.resolve(model, 0)
     problems = {name: differences(family, model) for name, family in FAMILIES.items()}
-    # A family that cannot write the config is compared no further: its list stays short.
+    # Families that fail to write the config are not compared further, which keeps messages short.
     differ = lambda name: sum(model[k] != v for k, v in FAMILIES[name].model.items())
     far = lambda name: FAMILIES[name].model.get("kind", "decoder") != model.kind
     nearest = min(problems, key=lambda n: (bool(problems[n]), far(n), differ(n), len(problems[n])))
     if problems[nearest]:
-        raise ConfigError(f"no Hugging Face family is this model; of model.kind={model.kind!r} the "
-                          f"nearest is {nearest}, but {'; '.join(problems[nearest])}")
+        raise ConfigError(f"no Hugging Face family can express this model; for model.kind="
+                          f"{model.kind!r} the nearest is {nearest}, but "
+                          f"{'; '.join(problems[nearest])}")
     return nearest
 
 
@@ -170,20 +170,20 @@ def save(
     family: str | None = None,
     *, labels: Sequence[str] = (), dtype: str = "float32", shard_bytes: float = 5e9,
 ) -> str:
-    """Writes a folder that transformers opens; returns the family's name.
+    """Writes a folder that transformers can open; returns the family's name.
 
-    Of an ELECTRA only the discriminator is written, which is the one to keep (Clark 2020, 2).
+    For ELECTRA only the discriminator is written (Clark 2020, 2).
 
     Args:
       model: config.model with vocab_size filled in.
       params: the parameter tree, NumPy or JAX arrays.
       folder: new or empty.
-      family: one of FAMILIES; None: the first that can express the model.
-      labels: names of the model's num_labels labels, in order; (): not told.
+      family: a name in FAMILIES; None: the first that can express the model.
+      labels: names of the model's num_labels labels, in order; (): unknown.
       dtype: float32, bfloat16 or float16.
 
     Raises:
-      ConfigError: no family can express the model, or not the one named; folder not empty.
+      ConfigError: no family, or not the given one, can express the model; folder not empty.
     """
     folder = check_new(folder)
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -216,20 +216,20 @@ def save(
     )
     if tokenizer is not None:
         text.save(tokenizer, folder, model)
-    # Last: a folder with a config.json is complete.
+    # Written last: a folder with a config.json is complete.
     files.write_json(folder / files.CONFIG, hf | {"dtype": dtype})
     return table.name
 
 
 def kept(model: ConfigDict) -> ConfigDict:
-    """Returns the model that is exported, resolved: of an ELECTRA, the discriminator."""
+    """Returns the resolved model that is exported: for ELECTRA, the discriminator."""
     model = configs.resolve(model, 0)
     model.generator_fraction = 0.0
     return model
 
 
 def check_new(folder: str | Path) -> Path:
-    """Returns the path; ConfigError where it is something else than an empty folder or nothing."""
+    """Returns the path; ConfigError unless it is absent or an empty folder."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty; name a new folder")

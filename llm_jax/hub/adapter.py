@@ -1,4 +1,4 @@
-"""LoRA's arrays as an adapter of PEFT's: adapter_config.json and adapter_model.safetensors."""
+"""Exports LoRA matrices as a PEFT adapter: adapter_config.json and adapter_model.safetensors."""
 
 import functools
 from collections.abc import Collection, Mapping
@@ -22,32 +22,32 @@ def save(
     family: str, model: ConfigDict, params: Mapping, trained: Collection[str], folder: Path,
     base: str,
 ) -> None:
-    """Writes an adapter with which peft.PeftModel makes of the base what `hub.save` writes whole.
+    """Writes a PEFT adapter: with it, the base model equals the merged export of `hub.save`.
 
-    A module of theirs that holds several kernels of ours side by side (GPT-2's c_attn) gets their
-    ranks' sum: A one below the other, B a block for each, scaled as before by alpha / rank.
+    A module that concatenates several of our kernels (GPT-2's c_attn) gets the sum of their ranks,
+    with stacked A and block-diagonal B, scaled by alpha / rank.
 
     Args:
       family: one of hub.FAMILIES.
       model: config.model, resolved, with lora_rank.
-      params: parameters with LoRA's arrays.
-      trained: paths of all parameters that are not frozen.
-      base: the folder or name of the model without adapter, for adapter_config.json.
+      params: parameters including LoRA matrices.
+      trained: paths of all trained parameters.
+      base: folder or name of the base model, for adapter_config.json.
 
     Raises:
-      ConfigError: no LoRA, or more than LoRA's arrays and a head has been trained.
+      ConfigError: no LoRA, or trained parameters other than LoRA matrices and heads.
     """
     rank, task = model.lora_rank, TASKS.get(model.head)
     if not rank:
-        raise ConfigError("model.lora_rank=0: the run has no adapter; export it whole")
-    heads = (model.head, "pooler") if task else ()  # PEFT wants them, also where they are frozen
+        raise ConfigError("model.lora_rank=0: the run has no adapter; export the whole model")
+    heads = (model.head, "pooler") if task else ()  # PEFT needs them, even if they are frozen
     whole = (path for path in trained if "_lora_" not in path and path.split("/")[0] not in heads)
     if more := sorted(whole):
-        raise ConfigError(f"{', '.join(more[:3])}: trained beside LoRA, and no part of an adapter; "
-                          "export the model whole")
+        raise ConfigError(f"{', '.join(more[:3])}: trained in addition to LoRA, but not part of an "
+                          "adapter; export the whole model")
     table = families.get(family)
     wanted = plan(table, ConfigDict(model.to_dict() | {"lora_rank": 0}))
-    if model.head == "none":  # then theirs have no prefix
+    if model.head == "none":  # names have no prefix then
         wanted = {name.removeprefix(table.prefix): pieces for name, pieces in wanted.items()}
     tensors, ranks, saved = {}, {}, set()
     for name, pieces in wanted.items():
@@ -75,7 +75,7 @@ def save(
 
 
 def _factors(params: Mapping, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray] | None:
-    """A [k rank, inputs] and B [outputs, k rank] of a tensor with k adapted kernels; None of 0."""
+    """Returns A [k rank, inputs], B [outputs, k rank] for a tensor with k adapters, or None."""
     above, blocks = [], []
     for piece in pieces:
         node = functools.reduce(lambda node, part: node[part], piece.path[:-1], params)
@@ -89,11 +89,11 @@ def _factors(params: Mapping, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarr
     if not above:
         return None
     factors = np.concatenate(above), block_diag(*blocks)
-    return tuple(np.ascontiguousarray(x, np.float32) for x in factors)  # as safetensors needs them
+    return tuple(np.ascontiguousarray(x, np.float32) for x in factors)  # required by safetensors
 
 
 def _suffixes(adapted: Collection[str], modules: Collection[str]) -> dict[str, str]:
-    """The shortest endings of names that no other module has -> a module that it stands for."""
+    """Returns {shortest unique suffix of a module name: the module}."""
     ending = lambda name, n: ".".join(name.split(".")[-n:])
     longest = max(name.count(".") + 1 for name in modules)
     named = {}

@@ -1,9 +1,9 @@
-"""What a table of hub/families says, and the two things read from it: configs and tensors.
+"""Model families: conversion of configs and tensors between Hugging Face and llm_jax.
 
-A family names, for each module of ours, the module of Hugging Face's that holds the same
-parameters. Everything else follows from our parameter tree: the last part of a path gives
-the layout (a kernel is a matrix, the rest is as it is), '{}' in a name stands for the layer,
-and several modules of ours under one name lie in it side by side.
+A Family maps each of our modules to the Hugging Face module with the same parameters. The rest
+follows from our parameter tree: the last part of a path determines the layout (kernels are
+matrices, others are unchanged), '{}' in a name is the layer number, and several of our modules
+under one name are concatenated.
 """
 
 import functools
@@ -28,49 +28,48 @@ log = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):
-    """One entry of config.json that is one of config.model."""
+    """Maps an entry of config.json to a key of config.model."""
 
     theirs: str
     ours: str
-    default: Any = None  # that of their config class; None: derived from others, as ours is
-    values: Mapping[str, str] | None = None  # theirs -> ours; of several names the first is written
+    default: Any = None  # of their config class; None: derived, like ours
+    values: Mapping[str, str] | None = None  # theirs -> ours; the first of equal ones is written
 
 
 @dataclass(frozen=True)
 class Family:
-    """One table: all that hub knows of a family.
+    """Conversion table of a model family.
 
     Attributes:
       name: `model_type` in config.json.
-      model: the keys of config.model that make the family.
-      keys: what config.json says in other words.
-      fixed: entries of config.json with the values that we can express, the first written.
-      synonyms: other names that transformers takes for some of them.
+      model: values of config.model that define the family.
+      keys: mapping of config.json entries to config.model keys.
+      fixed: entries of config.json -> supported values; the first one is written.
+      synonyms: alternative names of entries that transformers accepts.
       modules: our module (or bare parameter) -> theirs, with '{}' for the layer.
-      gated_modules: the entries that a gated feed-forward has instead.
-      prefix: before the names of the headless model; a file may leave it out.
-      by_head: model.head -> entries of `modules` that such a model has instead.
-      classes: model.head -> their class.
-      copies: their tensor -> the one that it must equal; read where the other is left out.
-      aliases: their tensor -> the one that newer readers take instead; written beside it, read
-        where that one is left out.
-      dropped: patterns of tensors that carry nothing, beside DROPPED.
-      if_zero: tensors that are left out where they are zero.
-      within: end of a tensor's name -> key of the layer's config: in each of so many parts, such as
-        heads, its pieces lie side by side; else they do as wholes.
-      units: tensors of theirs -> the axis of length 1 that they have and ours have not.
-      by_kind: kind of attention -> entries that its layers have instead.
-      experts: entries that layers with experts have instead, a second '{}' for the expert.
-      given: key of config.model -> entries that layers have instead where it is set.
-      nulls: entries of which null is a value of its own, which `read` sees.
-      linear: their matrices are [out, in]; GPT-2's, but for heads, are [in, out].
-      head_activation: model.activation that the masked-LM head of theirs always has.
-      ids: entries of config.json that are ids of the tokenizer.
-      specials: what a sentencepiece .model lacks.
-      read: (config.json, names of tensors) -> config.json in the words of `keys`.
-      write: the other way, of a config.model.
-      place: (model, parameters, tokenizer) -> (model, parameters) that compute the same where
-        transformers goes by the tokenizer's ids; None: it does not.
+      gated_modules: replacements in `modules` for gated feed-forward networks.
+      prefix: name prefix of the headless model, which files may omit.
+      by_head: model.head -> replacements in `modules`.
+      classes: model.head -> transformers class.
+      copies: tensor -> the tensor that it must equal, and that it replaces if missing.
+      aliases: tensor -> its name in newer versions; both are written, either is read.
+      dropped: patterns of tensors to ignore, in addition to DROPPED.
+      if_zero: tensors that are omitted if they are zero.
+      within: suffix of a tensor name -> key of the layer's config: the pieces are interleaved in
+        this number of parts, such as heads, instead of concatenated as a whole.
+      units: tensors -> an axis of length 1 that ours do not have.
+      by_kind: kind of attention -> replacements in `modules` for its layers.
+      experts: replacements in `modules` for layers with experts; a second '{}' is the expert.
+      given: key of config.model -> replacements in `modules` for layers where it is set.
+      nulls: entries for which null is a separate value, handled by `read`.
+      linear: their matrices are [out, in]; GPT-2's, except heads, are [in, out].
+      head_activation: the fixed model.activation of their masked-LM head.
+      ids: entries of config.json that are tokenizer ids.
+      specials: special tokens that a sentencepiece .model lacks.
+      read: (config.json, tensor names) -> config.json with the entries of `keys`.
+      write: the inverse, for a config.model.
+      place: (model, parameters, tokenizer) -> equivalent (model, parameters) if transformers'
+        function depends on tokenizer ids; None: it does not.
     """
 
     name: str
@@ -104,7 +103,7 @@ class Family:
 
 TOKEN_IDS = {"bos_token_id": "bos_id", "eos_token_id": "eos_id", "pad_token_id": "pad_id"}
 
-# Entries of config.json that llm_jax has at these values alone, in every family.
+# Entries of config.json for which llm_jax supports only these values, in every family.
 FIXED = {
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -112,8 +111,8 @@ FIXED = {
     "quantization_config": (None,),
     "per_layer_config": (None, {}),
 }
-DROPPED = (r".*\.embeddings\.position_ids",)  # of every family
-# Entries of config.json that do not change the function computed.
+DROPPED = (r".*\.embeddings\.position_ids",)  # in every family
+# Entries of config.json that do not change the computed function.
 SILENT = re.compile(
     r"model_type|architectures|_.*|transformers_version|torch_dtype|dtype|use_cache|torchscript"
     r"|output_.*|return_dict|id2label|label2id|problem_type|.*_token_id|task_specific_params"
@@ -125,22 +124,22 @@ SILENT = re.compile(
     r"|gap_size|num_memory_blocks|net_structure_type|layers_to_use"
     r"|axial_norm_std|chunk_size_lm_head|hash_seed|lsh_attention_probs_dropout_prob"
 )
-# Keys of config.model that do not change the function that parameters define.
+# Keys of config.model that do not change the computed function.
 FREE = {
     "dtype", "quantize", "lora_alpha", "lora_targets", "lora_quantize", "weights", "scan", "remat",
     "pipeline_pieces", "mlp_chunk", "init", "initializer_range", "scale_residual_init", "dropout",
     "attention_dropout", "head_dropout", "mlp_dropout", "final_dropout",
 }  # fmt: skip
-ONE_LABEL = "single_label_classification"  # the problem_type of softmax over labels
+ONE_LABEL = "single_label_classification"  # problem_type of a softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset", "latent_query")  # 0 is a size, not "derived"
-SAME = {"dense", "flash", "blockwise"}  # attention that computes the same numbers
+SAME = {"dense", "flash", "blockwise"}  # equivalent kinds of attention
 
 
 def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
-    """Returns config.model, resolved, of a config.json and the names of the tensors beside it.
+    """Converts config.json, given the tensor names, to a resolved config.model.
 
     Raises:
-      ConfigError: an entry of config.json that our model cannot express, with its value.
+      ConfigError: an unsupported entry of config.json, with its value.
     """
     spelled = {name: other for other, name in family.synonyms.items()
                if other in hf and name not in hf}  # fmt: skip
@@ -152,11 +151,11 @@ def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> C
 
 
 def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:
-    # null is allowed where it means the same as a missing entry.
+    # null is accepted where it is equivalent to a missing entry.
     null = [key.theirs for key in family.keys if key.default not in (None, ())]
     for name in null:
         if hf.get(name, "") is None:
-            raise ConfigError(f"config.json: {name}=null: leave it out or give it a value")
+            raise ConfigError(f"config.json: {name}=null: remove it or set a value")
     hf = family.read(_one_name(family, {
         k: v for k, v in hf.items() if v is not None or k in family.nulls
     }), names)
@@ -168,30 +167,30 @@ def _to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> 
     if not model.num_labels and any(HEADS[name].labels for name in models.heads.names(model)):
         model.num_labels = len(labels(hf))
         if model.num_labels > 1 and hf.get("problem_type") not in (None, ONE_LABEL):
-            raise ConfigError(f"config.json: problem_type={hf['problem_type']!r} of "
-                              f"{model.num_labels} labels: llm_jax has one label of several "
-                              f"({ONE_LABEL}), or one number; without the entry it is read as that")
+            raise ConfigError(f"config.json: problem_type={hf['problem_type']!r} with "
+                              f"{model.num_labels} labels: only {ONE_LABEL}, and regression with "
+                              "one label, are supported; without the entry one of these is assumed")
     if family.head_activation and "mlm" in model.head.split(","):
         if model.activation != family.head_activation:
             key = came_from["activation"].theirs
             raise ConfigError(f"config.json: {key}={hf[key]!r}, but the output head of "
-                              f"{family.name} always has {family.head_activation!r}; llm_jax has "
-                              "one activation for both")
+                              f"{family.name} always has {family.head_activation!r}; llm_jax "
+                              "supports only one activation for both")
     return _checked(model, came_from)
 
 
-TOLD = ("head", "pooler", "num_labels", "output_bias")  # by the names of tensors
+TOLD = ("head", "pooler", "num_labels", "output_bias")  # inferred from tensor names
 MARKS = {"mlm": "transform/dense", "detection": "detection/score", "sequence": "sequence",
          "token": "token", "span": "span"}  # fmt: skip
 
 
 def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[str]) -> None:
-    """Sets what the names of tensors tell: heads, whether there is a pooler, or an output bias."""
+    """Infers heads, pooler and output bias from the tensor names."""
     marks = {head: head for head in family.by_head if head in HEADS} | MARKS
     tables = {head: (family.modules, family.by_head.get(head, {})) for head in marks}
     there = lambda table, ours: f"{table.get(ours)}.weight" in names
     heads = [head for head, ours in marks.items() if any(there(x, ours) for x in tables[head])]
-    if {"sequence", "token"} <= set(heads):  # a classifier of one name
+    if {"sequence", "token"} <= set(heads):  # both have the same tensor name
         token = "ForTokenClassification" in str(hf.get("architectures"))
         heads.remove("sequence" if token else "token")
     if "sequence" in heads and there(family.modules, "sequence"):  # of pretraining
@@ -205,10 +204,10 @@ def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[st
 
 
 def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a classifier's labels, in order; transformers leaves them out where there are two.
+    """Returns the label names of a classifier, in order; transformers omits them for two labels.
 
     Raises:
-      ConfigError: id2label does not number them from 0.
+      ConfigError: id2label is not numbered from 0.
     """
     names = hf.get("id2label") or [f"LABEL_{i}" for i in range(hf.get("num_labels", 2))]
     names = names if isinstance(names, dict) else dict(enumerate(names))
@@ -219,20 +218,19 @@ def labels(hf: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_entries(family: Family, hf: dict) -> None:
-    """Refuses what our model does not have; warns of entries that are not known."""
+    """Raises ConfigError for unsupported values; warns about unknown entries."""
     for name, allowed in (FIXED | family.fixed).items():
         if name in hf and hf[name] not in allowed:
-            raise ConfigError(f"config.json: {name}={hf[name]!r} is a model that llm_jax does not "
-                              f"have; of the family {family.name} it has "
-                              f"{' or '.join(map(repr, allowed))}")
+            raise ConfigError(f"config.json: {name}={hf[name]!r} is not supported; for the family "
+                              f"{family.name} it must be {' or '.join(map(repr, allowed))}")
     known = {key.theirs for key in family.keys} | set(FIXED) | set(family.fixed)
     for name, value in hf.items():
         if value and name not in known and not SILENT.fullmatch(name):
-            log.warning("config.json: %s=%r is not known of %s; not used", name, value, family.name)
+            log.warning("config.json: %s=%r is unknown for %s; ignored", name, value, family.name)
 
 
 def _fill_in(model: ConfigDict, family: Family, hf: dict) -> dict[str, Key]:
-    """Sets config.model's keys from config.json; returns the entry that each came from."""
+    """Sets the keys of config.model from config.json; returns the source entry of each."""
     came_from: dict[str, Key] = {}
     for key in family.keys:
         value = hf.get(key.theirs, key.default)
@@ -249,13 +247,13 @@ def _fill_in(model: ConfigDict, family: Family, hf: dict) -> dict[str, Key]:
             raise ConfigError("config.json: "
                               f"{first.theirs}={hf.get(first.theirs, first.default)!r} and "
                               f"{key.theirs}={hf.get(key.theirs, key.default)!r} differ; llm_jax "
-                              f"has one key for both, model.{key.ours}")
+                              f"has only one key for both, model.{key.ours}")
         model[key.ours] = value
     return came_from
 
 
 def _checked(model: ConfigDict, came_from: dict[str, Key]) -> ConfigDict:
-    """Returns config.model resolved; errors name the keys of config.json."""
+    """Resolves and checks config.model; errors name the entries of config.json."""
     config = configs.base()
     config.model = configs.resolve(model, 0)
     try:
@@ -269,12 +267,12 @@ def _checked(model: ConfigDict, came_from: dict[str, Key]) -> ConfigDict:
 
 
 def _one_name(family: Family, hf: dict) -> dict:
-    """Returns config.json with each entry under the name that `keys` have for it."""
+    """Renames synonyms in config.json to the names in `keys`."""
     for other, name in family.synonyms.items():
         value = hf.pop(other, None)
         if value is not None and hf.setdefault(name, value) != value:
-            raise ConfigError(f"config.json: {other}={value!r} and {name}={hf[name]!r} differ, and "
-                              "mean the same")
+            raise ConfigError(f"config.json: {other}={value!r} and {name}={hf[name]!r} are "
+                              "synonyms, but differ")
     return hf
 
 
@@ -282,16 +280,16 @@ def _translated(family: Family, key: Key, value: Any) -> Any:
     if key.values is None:
         return value
     if not isinstance(value, Hashable) or value not in key.values:
-        raise ConfigError(f"config.json: {key.theirs}={value!r} is not in llm_jax; for "
-                          f"{family.name} there are {', '.join(key.values)}")
+        raise ConfigError(f"config.json: {key.theirs}={value!r} is not supported; for "
+                          f"{family.name} it must be one of {', '.join(key.values)}")
     return key.values[value]
 
 
 def to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
-    """Returns config.json of a resolved config.model.
+    """Converts a resolved config.model to config.json.
 
     Raises:
-      ConfigError: the family cannot express the model; names the keys that stand against it.
+      ConfigError: the family cannot express the model; names the unsupported keys.
     """
     problems = differences(family, model)
     if problems:
@@ -303,7 +301,7 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
     hf = {"model_type": family.name}
     head = family.classes.get(model.head)
     if head is None:
-        raise ConfigError(f"model.head={model.head!r}: {family.name} has "
+        raise ConfigError(f"model.head={model.head!r}: {family.name} supports "
                           f"{', '.join(family.classes)}")
     hf["architectures"] = [head]
     hf |= {name: allowed[0] for name, allowed in family.fixed.items() if allowed[0] is not None}
@@ -312,7 +310,7 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
         if key.values is not None:
             names = [theirs for theirs, ours in key.values.items() if ours == value]
             if not names:
-                raise ConfigError(f"model.{key.ours}={value!r}: {family.name} has "
+                raise ConfigError(f"model.{key.ours}={value!r}: {family.name} supports "
                                   f"{', '.join(dict.fromkeys(map(str, key.values.values())))}")
             value = names[0]
         hf[key.theirs] = value
@@ -330,7 +328,7 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
     except ConfigError as error:
         problems = [str(error)]
     try:
-        labels = {"id2label": dict.fromkeys(range(model.num_labels))}  # whatever their names
+        labels = {"id2label": dict.fromkeys(range(model.num_labels))}  # names do not matter
         back = to_model(family, _to_hf(family, model) | labels, names)
     except ConfigError as error:
         return [str(error), *problems]
@@ -347,7 +345,7 @@ def differences(family: Family, model: ConfigDict) -> list[str]:
         for key in configs.LAYER:
             found = [(key, a, b) for a, b in pairs if differ(key, a, b)][:1]
             changed += [(key, model, back)] if found and model[key] != back[key] else found
-    told = (f"model.{key}={a[key]!r}, it can only have {b[key]!r}" for key, a, b in changed)
+    told = (f"model.{key}={a[key]!r}, it supports only {b[key]!r}" for key, a, b in changed)
     return [*dict.fromkeys(told), *problems]
 
 
@@ -355,7 +353,7 @@ BY_LAYER = (*configs.LAYER, "layers", "expert_every")  # compared layer by layer
 
 
 def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
-    """Whether a difference in this key leaves the function that our model computes the same."""
+    """Whether a difference in this key does not change the computed function."""
     if key == "attention":
         return {ours.attention, theirs.attention} <= SAME
     if key in FREE or (key in ("mlp_dim", "activation") and not ours.feed_forward):
@@ -365,40 +363,40 @@ def _free(key: str, ours: ConfigDict, theirs: ConfigDict) -> bool:
 
 
 class Piece(NamedTuple):
-    """One parameter, or of one a layer, or an expert of one, as a part of a tensor of theirs."""
+    """A parameter, or one of its layers or experts, as a part of a Hugging Face tensor."""
 
     path: tuple[str, ...]
-    stack: tuple[int, ...]  # leading axes of ours: layers, experts
-    index: tuple[int, ...]  # on them
+    stack: tuple[int, ...]  # sizes of our leading axes: layers, experts
+    index: tuple[int, ...]  # index on these axes
     ours: tuple[int, ...]
-    theirs: tuple[int, ...]  # the tensor's shape, were the piece alone in it
-    cut: int  # the axis of theirs on which pieces lie side by side
-    order: tuple[int, ...]  # of our axes in theirs
-    outer: int  # entries of theirs, in each of which the piece has `width` rows
+    theirs: tuple[int, ...]  # shape of the tensor if it had only this piece
+    cut: int  # their axis along which pieces are concatenated
+    order: tuple[int, ...]  # permutation of our axes to theirs
+    outer: int  # number of parts, in each of which the piece has `width` rows
     width: int
 
 
-Plan = dict[str, list[Piece]]  # their tensor -> what lies in it, side by side
+Plan = dict[str, list[Piece]]  # their tensor -> its pieces, in order
 
 
 def shapes_of(model: ConfigDict) -> dict:
-    """Returns the parameter tree of a resolved config.model as shapes; computes nothing."""
+    """Returns the parameter shapes of a resolved config.model, without computing parameters."""
     return _shapes(FrozenConfigDict(model))
 
 
-@functools.lru_cache(maxsize=8)  # a model without a named family is tried with every one
+@functools.lru_cache(maxsize=8)  # a model is tried with every family
 def _shapes(model: FrozenConfigDict) -> dict:
     to_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     return jax.tree.map(to_shape, models.abstract_params(model))
 
 
 def plan(family: Family, model: ConfigDict) -> Plan:
-    """Returns which of our parameters lie in which of their tensors, in the table's order.
+    """Maps our parameters to their tensors, in the order of the table.
 
     Raises:
-      ConfigError: parameters that the table has no place for.
+      ConfigError: parameters that the table does not map.
     """
-    model = FrozenConfigDict(model)  # once: of a frozen one the layers are known
+    model = FrozenConfigDict(model)  # frozen once, so that its layers are cached
     leaves = jax.tree_util.tree_flatten_with_path(shapes_of(model))[0]
     paths = {tuple(part.key for part in path): x.shape for path, x in leaves}
     layers = {kind: configs.layers(model, n) for kind, n in configs.depths(model).items()}
@@ -415,7 +413,7 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     for ours, theirs in table.items():
         for path in by_module.get(ours, ()):
             if model.share_layers and "{}" in theirs:
-                continue  # theirs has one for each layer
+                continue  # they have one per layer
             shape, name, layer = paths.pop(path), theirs, model
             if numbers := configs.numbers(model, "/".join(path)):
                 layer = layers[path[0]][numbers[0]]
@@ -437,18 +435,18 @@ def plan(family: Family, model: ConfigDict) -> Plan:
     if paths:
         some = ", ".join("/".join(path) for path in list(paths)[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-        raise ConfigError(f"{family.name} has no place for the parameters {some}{more}")
+        raise ConfigError(f"{family.name} cannot express the parameters {some}{more}")
     return out
 
 
 NUMBERED = re.compile(r"\b(layers|block)_\d+\b")
-EXPERTS = ("router", "gate", "up", "down")  # bare matrices of mixtures of experts
+EXPERTS = ("router", "gate", "up", "down")  # matrices of mixtures of experts
 
 
 def _piece(
     family: Family, layer: Any, name: str, path: tuple, stack: tuple, index: tuple, shape: tuple
 ) -> Piece:
-    """Where a parameter lies: ours are [experts, inputs, outputs], theirs mostly outputs first."""
+    """Layout of a parameter: ours is [experts, inputs, outputs], theirs usually outputs first."""
     last, n = path[-1], len(shape)
     if not last.startswith(("kernel", "bias", "norm", "up_", *EXPERTS)):
         return Piece(path, stack, index, shape, shape, 0, tuple(range(n)), 1, shape[0])
@@ -459,7 +457,7 @@ def _piece(
     else:  # attention's output contracts heads and head_dim
         inputs, batch = 2 if path[-2] == "out" else 1, 0
     each, ins, outs = range(batch), range(batch, batch + inputs), range(batch + inputs, n)
-    # All experts in one tensor are as ours.
+    # Tensors of all experts have our layout.
     turned = (family.linear or path[0] in HEADS) and not batch
     order = (*each, *outs, *ins) if turned else range(n)
     size = lambda axes: math.prod(shape[axis] for axis in axes)
@@ -472,13 +470,13 @@ def _piece(
 
 
 def shape_of(pieces: list[Piece]) -> tuple[int, ...]:
-    """Returns the shape of a tensor of theirs."""
+    """Returns the shape of a Hugging Face tensor."""
     shape, cut = pieces[0].theirs, pieces[0].cut
     return (*shape[:cut], sum(piece.theirs[cut] for piece in pieces), *shape[cut + 1 :])
 
 
 def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
-    """Returns our parameters in float32, reading one tensor of theirs at a time."""
+    """Returns our parameters in float32, reading one Hugging Face tensor at a time."""
     params: dict = {}
     for name, pieces in plan.items():
         tensor, start = get(name), 0
@@ -500,7 +498,7 @@ def from_tensors(plan: Plan, get: Callable[[str], np.ndarray]) -> dict:
 def to_tensors(
     plan: Plan, params: Mapping, names: Iterable[str], dtype: Any
 ) -> dict[str, np.ndarray]:
-    """Returns those tensors of theirs, copied out of our parameters."""
+    """Returns Hugging Face tensors from our parameters."""
     out = {}
     for name in names:
         parts = []

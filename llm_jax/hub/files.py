@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder: safetensors, whole or in shards, and config.json."""
+"""Files of a Hugging Face folder: safetensors, single or sharded, and config.json."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ class Tensors:
     """The tensors of a folder by name, read one at a time.
 
     Raises:
-      ConfigError: no safetensors (pickles are refused), a shard absent, a file broken.
+      ConfigError: no safetensors (pickles are not read), a missing shard, a damaged file.
     """
 
     def __init__(self, folder: Path):
@@ -33,7 +33,7 @@ class Tensors:
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"{path}: not a readable safetensors file ({error})") from error
             self._where |= dict.fromkeys(names, name)
-        # As the first converted TensorFlow checkpoints call them.
+        # Names in early converted TensorFlow checkpoints.
         old = {".gamma": ".weight", ".beta": ".bias"}
         self._names, self._scales = {}, {}
         for name in self._where:
@@ -52,22 +52,22 @@ class Tensors:
         return name in self._names
 
     def rename(self, function: Callable[[str], str]) -> None:
-        """Calls each tensor function(name) from now on."""
+        """Renames each tensor to function(name)."""
         self._names = {function(name): stored for name, stored in self._names.items()}
 
     def own_name(self, name: str) -> str:
-        """Returns what the file itself calls a tensor."""
+        """Returns the name of a tensor in the file."""
         return self._names[name]
 
     def drop(self, name: str) -> None:
-        """Goes on as if the tensor were not there."""
+        """Ignores a tensor from now on."""
         del self._names[name]
 
     def _slice(self, stored: str):
         return self._files[self._where[stored]].get_slice(stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Reads no more than the header."""
+        """Returns the shape of a tensor, from the header."""
         stored = self._names[name]
         shape = tuple(self._slice(stored).get_shape())
         if stored not in self._scales:
@@ -78,7 +78,7 @@ class Tensors:
         return (*experts, 32 * groups, outputs)
 
     def dtype(self, name: str) -> str:
-        """As safetensors calls it: F32, BF16, ...; what becomes of MXFP4 is BF16."""
+        """Returns safetensors' name of the dtype: F32, BF16, ...; BF16 for MXFP4."""
         stored = self._names[name]
         if stored not in self._scales:
             return self._slice(stored).get_dtype()
@@ -86,7 +86,7 @@ class Tensors:
         return "BF16" if found == {"U8"} else "no MXFP4"
 
     def get(self, name: str) -> np.ndarray:
-        """Reads one tensor; a number comes as one of shape [1]."""
+        """Reads a tensor; scalars have shape [1]."""
         stored = self._names[name]
         read = lambda name: self._files[self._where[name]].get_tensor(name)
         if stored in self._scales:
@@ -94,15 +94,15 @@ class Tensors:
         return np.atleast_1d(read(stored))
 
 
-# Of E2M1, four bits: sign, exponent, mantissa (OCP Microscaling Formats 1.0, section 5.3.3).
+# Values of E2M1: sign, exponent, mantissa (OCP Microscaling Formats 1.0, section 5.3.3).
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 E2M1 = np.concatenate([E2M1, -E2M1])
 
 
 def _dequantised(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """MXFP4 as gpt-oss has it: blocks [E, O, G, 16], scales [E, O, G] -> float32 [E, 32 G, O].
+    """Dequantises gpt-oss's MXFP4: blocks [E, O, G, 16], scales [E, O, G] -> float32 [E, 32 G, O].
 
-    A byte has two numbers, the lower four bits first; each 32 share an exponent, 127 for 0.
+    A byte has two values, the low four bits first; 32 values share an exponent with bias 127.
     """
     pairs = np.stack([blocks & 15, blocks >> 4], axis=-1)
     values = np.ldexp(E2M1[pairs], scales.astype(np.int32)[..., None, None] - 127)
@@ -110,7 +110,7 @@ def _dequantised(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The files to read: as transformers does, the whole file before an index of shards."""
+    """Returns the files to read; as in transformers, a single file takes precedence over shards."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
@@ -122,19 +122,19 @@ def _shards(folder: Path) -> list[str]:
             or not (folder / name).is_file()
         ]  # fmt: skip
         if absent or not names:
-            says = f"no such files beside it: {', '.join(sorted(absent))}" if absent else (
-                "has no weight_map of tensors to files"
+            says = f"missing files: {', '.join(sorted(absent))}" if absent else (
+                "has no weight_map from tensors to files"
             )
             raise ConfigError(f"{folder / INDEX}: {says}")
         return sorted(names)
     others = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     advice = f" {_conversion(folder, others)}" if others else ""
     has = f"has {', '.join(others[:3])} but " if others else ""
-    raise ConfigError(f"{folder}: {has}no {WEIGHTS} and no {INDEX} there.{advice}")
+    raise ConfigError(f"{folder}: {has}no {WEIGHTS} and no {INDEX}.{advice}")
 
 
 def _conversion(folder: Path, others: list[str]) -> str:
-    """How to make safetensors of what there is, with a reader that still takes it."""
+    """Returns instructions for converting other weight files to safetensors."""
     said = read_json(folder / CONFIG).get("architectures")
     said = said[0] if said and isinstance(said, list) else ""
     name = said if isinstance(said, str) and said.isidentifier() else "AutoModel"
@@ -150,17 +150,17 @@ def _conversion(folder: Path, others: list[str]) -> str:
         f"with {libraries}: from transformers import {name}; "
         f"{name}.from_pretrained({str(folder)!r}{argument}).save_pretrained(NEW_FOLDER)"
     )
-    return ("llm_jax reads safetensors only: unpickling a file runs whatever code its author put "
-            f"there. Where you trust it, convert it once, {advice}")
+    return ("llm_jax reads safetensors only: unpickling can run arbitrary code. If you trust "
+            f"it, convert it once, {advice}")
 
 
 def write(
     folder: Path, sizes: Mapping[str, int], tensors: Callable[[list[str]], dict[str, np.ndarray]],
     limit: float,
 ) -> None:
-    """Writes tensors(names) in files of at most `limit` bytes, or one tensor each where larger.
+    """Writes tensors(names) to files of at most `limit` bytes, or a single larger tensor.
 
-    `sizes` are the tensors' bytes in order; only one file's tensors exist at a time.
+    sizes: {name: bytes}, in order. Only the tensors of one file are in memory at a time.
     """
     groups: list[list[str]] = [[]]
     total = 0
@@ -184,7 +184,7 @@ def write(
 
 def save(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Writes a safetensors file."""
-    path.touch()  # the mode that any file gets here: save_file's own is for its user alone
+    path.touch()  # with the default mode: save_file would restrict it to the user
     mode = path.stat().st_mode
     save_file(tensors, path, {"format": "pt"})
     path.chmod(mode)

@@ -1,6 +1,6 @@
-"""A run from the weights of another or of a Hugging Face folder, and such a folder from a run.
+"""Import and export of runs: start a run from other weights, or write a Hugging Face folder.
 
-The one part of hub that knows of training: an imported run is a run at step 0.
+An imported run is a run at step 0. This is the only module of hub that depends on training.
 """
 
 import logging
@@ -30,29 +30,29 @@ from llm_jax.train.run import Setup, load_params
 
 log = logging.getLogger(__name__)
 
-# The learning rate where no recipe and nobody says another (Devlin 2019, 4.1, tuned 2e-5 to 5e-5):
-# that of training from random weights undoes what was learned.
+# Default fine-tuning learning rate (Devlin 2019, 4.1, tuned 2e-5 to 5e-5): a rate for training from
+# random weights would destroy the pretrained ones.
 RATE = 5e-5
-# Keys of config.model that a recipe decides, and the command line; all others are the source's.
+# Keys of config.model set by a recipe or the command line; all others come from the source.
 TASK = ("head", "num_labels", "head_dropout", "pooler", "generator_fraction", "dropout",
         "attention_dropout", "mlp_dropout", "final_dropout", "max_length", "dtype", "remat", "scan",
         "quantize", "pipeline_pieces", "lora_rank", "lora_alpha", "lora_targets",
         "lora_quantize", "weights")
-# Of those others, the ones that the command line may change.
+# Other keys that the command line may change.
 FREE = ("attention", "rotary_base", "rotary_scaling", "rotary_factor", "rotary_original_length",
         "expert_capacity", "router_balance", "router_z")
 
 
 class Source(NamedTuple):
-    """Weights to begin with: of a Hugging Face folder, or of a run (the average where kept)."""
+    """Initial weights from a Hugging Face folder or a run (its moving average, if any)."""
 
     name: str
     family: str | None
     model: ConfigDict
     params: Any
     tokenizer: Tokenizer
-    labels: tuple[str, ...]  # of a classifier or tagger
-    pooling: str  # objective.pooling, where it says so
+    labels: tuple[str, ...]  # label names of a classifier or tagger
+    pooling: str  # objective.pooling; "": unknown
 
 
 def read(source: str | Path) -> Source:
@@ -70,10 +70,10 @@ def read(source: str | Path) -> Source:
         return Source(str(source), family, model, params, tokenizer, labels, pooling)
     model, params, tokenizer = hub.load(source)
     if tokenizer is None:
-        raise ConfigError(f"{source}: has no file of a tokenizer; transformers writes them: "
+        raise ConfigError(f"{source}: has no tokenizer files; write them with transformers: "
                           "AutoTokenizer.from_pretrained(SOURCE).save_pretrained(FOLDER)")
     hf = read_json(Path(source) / CONFIG)
-    # Next sentence and regression have none, whatever config.json calls them.
+    # Next sentence prediction and regression have no label names, whatever config.json says.
     named = model.head in ("sequence", "token") and model.num_labels > 1 and "id2label" in hf
     labels = hub.labels(hf) if named else ()
     model = configs.resolve(model, 0)
@@ -82,7 +82,7 @@ def read(source: str | Path) -> Source:
 
 
 def _pooling(setup: Setup) -> str:
-    """objective.pooling, where the objective pools."""
+    """Returns objective.pooling if the objective uses it."""
     pools = "pooled" in setup.objective.examples.lengths(setup.config)
     return setup.config.objective.pooling if pools else ""
 
@@ -90,18 +90,18 @@ def _pooling(setup: Setup) -> str:
 def start(
     config: ConfigDict, workdir: str | Path, overrides: Sequence[str] = (), recipe: bool = True
 ) -> Start | None:
-    """Returns what a new run begins with, as config.init_from says, for train.loop.Trainer.
+    """Returns the initial weights from config.init_from, for train.loop.Trainer.
 
-    Fills in the config: architecture and tokenizer are the source's; of TASK, and all else, the
-    recipe's; `overrides` (key=value) are applied last. None, with the config filled in, for a run
-    that is there already: its source is not read again.
+    Completes the config: architecture and tokenizer come from the source; TASK keys and all others
+    from the recipe; then `overrides` (key=value) are applied. Returns None, with the config
+    completed, for an existing run, whose source is not read again.
 
     Args:
-      recipe: whether the config is somebody's; else TASK is the source's too, and what is not said
-        otherwise becomes an objective that suits it, and a rate to fine-tune with.
+      recipe: whether the config is from a recipe. Otherwise TASK keys come from the source too,
+        and the defaults are a suitable objective and a fine-tuning learning rate.
 
     Raises:
-      ConfigError: see `read`; an override of the architecture that is not the source's; no
+      ConfigError: see `read`; an override of the architecture that differs from the source; too few
         positions for model.max_length.
     """
     config_file = Path(workdir) / CONFIG
@@ -128,7 +128,7 @@ def _begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe:
         config.tokenizer.path = source.name
     labels = source.labels
     if recipe and labels == tuple(f"LABEL_{i}" for i in range(len(labels))):
-        labels = ()  # which of the data's is which is not known
+        labels = ()  # their correspondence to the data's labels is unknown
     kept = _adopt(config, source.name, source.model, labels, overrides, recipe)
     pipeline.check_vocab(config, source.tokenizer)
     params, new, unused = _fitted(config.model, source, kept)
@@ -140,9 +140,9 @@ def _adopt(
     config: ConfigDict, name: str, model: ConfigDict, labels: tuple[str, ...],
     overrides: Sequence[str], recipe: bool,
 ) -> bool:
-    """Fills in a config with a source's model and labels, then applies overrides.
+    """Sets the source's model and labels in a config, then applies overrides.
 
-    Returns whether a head of labels may be kept.
+    Returns whether heads with labels are kept.
     """
     by_hand = [text.partition("=")[0] for text in overrides]
     task = {key: config.model[key] for key in TASK} if recipe else {}
@@ -164,12 +164,13 @@ def _adopt(
     configs.change(config, overrides)
     for key in (key.removeprefix("model.") for key in by_hand if key.startswith("model.")):
         if key not in TASK + FREE and config.model[key] != model[key]:
-            raise ConfigError(f"model.{key}={config.model[key]!r}: comes from {name}, which has "
-                              f"{model[key]!r}; of model, {', '.join(TASK + FREE)} can be changed")
+            raise ConfigError(f"model.{key}={config.model[key]!r}: differs from {name}, which has "
+                              f"{model[key]!r}; of model, only {', '.join(TASK + FREE)} can be "
+                              "changed")
     if not recipe and "model.head" in by_hand:
         objectives.get(config.objective.name).check(config)
     if fixed := [key for key in by_hand if key.startswith("tokenizer.")]:
-        raise ConfigError(f"{fixed[0]}: the tokenizer comes from {name}")
+        raise ConfigError(f"{fixed[0]}: cannot be set, the tokenizer comes from {name}")
     named = not configs.unread(config, "data.labels")
     if named != bool(labels) or not _label_heads(model) & _label_heads(config.model):
         return False
@@ -188,9 +189,9 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[str], list[str]]:
-    """(parameters, new, unused): a source's as a model takes them; parts it lacks, and leaves.
+    """Fits source parameters to a model: returns (parameters, new parts, unused parts).
 
-    Of learned positions a table may lose its end. labels: a head of labels is kept.
+    A table of learned positions may be truncated. labels: keep heads with labels.
     """
     model = ConfigDict(model.to_dict() | {"lora_rank": 0, "num_labels": model.num_labels or 1})
     wanted = models.abstract_params(model)
@@ -200,18 +201,17 @@ def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[
     shapes, given = _flat({key: wanted[key] for key in kept}), _flat(params)
     if missing := sorted(shapes.keys() - given.keys()):
         raise ConfigError(f"model.attention={model.attention!r}: has parameters that {source.name} "
-                          f"has not ({', '.join(missing[:3])})")
+                          f"lacks ({', '.join(missing[:3])})")
 
     def cut(path, x):
         shape, rows = shapes[path_name(path)].shape, len(x) - model.position_offset
         if x.shape == shape:
             return x
         if model.max_length > rows:
-            raise ConfigError(f"model.max_length={model.max_length}: {source.name} has learned a "
-                              f"table of {rows} positions and nothing of those beyond; set "
-                              f"{rows} or less, or begin with a model of rotary or relative "
-                              "positions")
-        log.warning("model.max_length=%d: the first of the %d learned positions are kept",
+            raise ConfigError(f"model.max_length={model.max_length}: {source.name} has only {rows} "
+                              f"learned positions; set {rows} or less, or start from a model with "
+                              "rotary or relative positions")
+        log.warning("model.max_length=%d: keeps only the first of the %d learned positions",
                     model.max_length, rows)  # fmt: skip
         return x[: shape[0]]
 
@@ -222,7 +222,7 @@ def _fitted(model: ConfigDict, source: Source, labels: bool) -> tuple[Any, list[
 
 
 def _only(tree: Any, paths: Any, prefix: str = "") -> Any:
-    """The leaves of a tree whose paths are named."""
+    """Returns the leaves of a tree at these paths."""
     pairs = {k: _only(x, paths, f"{prefix}{k}/") if isinstance(x, dict) else x
              for k, x in tree.items()}  # fmt: skip
     return {k: x for k, x in pairs.items() if isinstance(x, dict) or f"{prefix}{k}" in paths}
@@ -231,13 +231,13 @@ def _only(tree: Any, paths: Any, prefix: str = "") -> Any:
 def import_run(
     source: str | Path, workdir: str | Path, config: ConfigDict, overrides: Sequence[str] = ()
 ) -> dict:
-    """Makes a run folder whose step 0 has the parameters of a Hugging Face folder, or of a run.
+    """Creates a run folder at step 0 with the parameters of a Hugging Face folder or a run.
 
-    `config` gives all but the model and the tokenizer; `overrides` (key=value) are applied last. A
-    learning rate that neither sets becomes RATE. Returns what was found and is new.
+    `config` provides everything but model and tokenizer; then `overrides` (key=value) are applied.
+    A learning rate that neither sets is RATE. Returns a summary of loaded and new parameters.
 
-    imported.json comes first and config.json last: whatever ends it on the way leaves a folder
-    that no command takes for a run, and that the same import fills.
+    imported.json is written first and config.json last: an interrupted import leaves a folder that
+    no command accepts as a run, and that the same import completes.
 
     Raises:
       ConfigError: see `start`; the run folder is not empty.
@@ -258,35 +258,35 @@ def import_run(
 def make_run(
     workdir: str | Path, config: ConfigDict, tokenizer: Tokenizer, params: Any, origin: dict
 ) -> Any:
-    """Makes a run folder whose step 0 has given parameters, and those that they lack drawn.
+    """Creates a run folder at step 0 with given parameters; initialises missing ones.
 
-    Returns all of them. origin: imported.json, see `Start`.
+    Returns all parameters. origin: imported.json, see `Start`.
 
     Raises:
-      ConfigError: a config that could not be trained; the run folder is not empty.
+      ConfigError: a config that cannot be trained; the run folder is not empty.
     """
     workdir = _new(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
-    Setup(config, mesh)  # refuses what could not be trained
-    # LoRA is drawn when training begins; here only a head that the weights lack.
+    Setup(config, mesh)  # raises if it cannot be trained
+    # LoRA matrices are initialised when training starts; here only a missing head.
     without_lora = ConfigDict(config.to_dict())
     without_lora.model.lora_rank = 0
-    without_lora.optimizer = configs.base().optimizer  # whose patterns may name those
+    without_lora.optimizer = configs.base().optimizer  # its patterns may refer to them
     params = Setup(without_lora, mesh).draw_params(params)
     try:
         _write(workdir, config, tokenizer, params, origin)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
-            raise ConfigError(f"--workdir={workdir}: the disk is full, nothing is imported; the "
-                              "same command tries again") from error
+            raise ConfigError(f"--workdir={workdir}: the disk is full, nothing was imported; free "
+                              "some space and run the same command again") from error
         raise
     return params
 
 
 def _new(workdir: str | Path) -> Path:
-    """Checks that the folder is absent, empty, or an unfinished import, which is cleared."""
+    """Checks that the folder is absent, empty, or an incomplete import, which is cleared."""
     workdir = folder_named(workdir)
     trained = (workdir / "metrics.jsonl").exists()
     if (workdir / IMPORTED).is_file() and not trained and not (workdir / CONFIG).exists():
@@ -298,7 +298,7 @@ def _new(workdir: str | Path) -> Path:
 
 
 def _clear(workdir: Path) -> None:
-    """Removes an unfinished import but for imported.json, at which `train` refuses the folder."""
+    """Removes an incomplete import, except imported.json, with which `train` rejects the folder."""
     with suppress(OSError):
         (workdir / CONFIG).unlink(missing_ok=True)
         for name in ("tokenizer", "checkpoints"):
@@ -328,15 +328,16 @@ def export_run(
     """Writes a checkpoint of a run as a Hugging Face folder.
 
     Args:
-      adapter: of a run with LoRA, writes what it has learned as an adapter of PEFT's instead.
+      adapter: writes the LoRA matrices as a PEFT adapter instead.
 
     Raises:
-      ConfigError: no run or checkpoint there, a model that no family has, a folder not empty.
+      ConfigError: no run or checkpoint, a model that no family can express, or a folder that is not
+        empty.
     """
     hub.check_new(target)
     about = Path(workdir) / IMPORTED
     origin = read_json(about) if about.is_file() else {}
-    family = family or origin.get("family")  # several families may express the same model
+    family = family or origin.get("family")  # several families may be able to express a model
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
     if adapter:

@@ -1,4 +1,4 @@
-"""The files of sentence-transformers: how a text's vector is made of its tokens' vectors."""
+"""Files of sentence-transformers: the pooling of token vectors to a text embedding."""
 
 import logging
 from pathlib import Path
@@ -12,9 +12,9 @@ TYPES = {"": "Transformer", POOLING: "Pooling", "2_Normalize": "Normalize"}
 
 
 def pooling(folder: str | Path) -> str:
-    """Returns a folder's objective.pooling, "mean" for one that we have not; "": it says none.
+    """Returns a folder's objective.pooling, "mean" for unsupported ones; "": not specified.
 
-    Vectors of ours have length 1, whether it normalises them or not.
+    Our embeddings always have unit length.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -24,14 +24,14 @@ def pooling(folder: str | Path) -> str:
     modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
     found = [k for k, old in modes.items() if said.get("pooling_mode") == k or said.get(old)]
     if len(found) != 1 or not set(types) <= set(TYPES.values()):
-        log.warning("%s: %s, pooling %s; llm_jax has mean or cls alone, and takes mean", path,
+        log.warning("%s: %s, pooling %s; only mean and cls are supported, using mean", path,
                     ", ".join(types), said)  # fmt: skip
         return "mean"
     return found[0]
 
 
 def save(folder: Path, width: int, longest: int, mode: str) -> None:
-    """Adds the files to a headless model's folder."""
+    """Adds the files to the folder of a headless model."""
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(TYPES.items())

@@ -1,7 +1,7 @@
-"""The tokenizer of a Hugging Face folder, and what goes with it: generation_config.json, chats.
+"""Tokenizers of Hugging Face folders, with generation_config.json and chat templates.
 
-A folder's is the one that transformers makes of it; what is written tokenises in transformers as
-prompts are read here.
+Reading uses transformers' AutoTokenizer; written tokenizers encode in transformers as prompts are
+encoded here.
 """
 
 import json
@@ -24,36 +24,36 @@ from llm_jax.hub.family import Family
 
 CONFIG, WHOLE, SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 GENERATION = "generation_config.json"
-TOKENIZERS = re.compile(r"vocab|token|merges|\.model$|\.spm$")  # names of files that make one
+TOKENIZERS = re.compile(r"vocab|token|merges|\.model$|\.spm$")  # names of tokenizer files
 CLEAN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-# Entries of config.json that stand for generation_config.json where there is none.
+# Entries of config.json used if there is no generation_config.json.
 GENERATES = (
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length",
     "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty",
     "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
     "suppress_tokens", "begin_suppress_tokens", "typical_p", "diversity_penalty",
 )  # fmt: skip
-# What transformers calls special tokens, and how they are spelt here.
+# transformers' names of special tokens, and their text here.
 ROLES = {"[MASK]": "mask_token", "<mask>": "mask_token", "[CLS]": "cls_token",
          "[SEP]": "sep_token", "[UNK]": "unk_token", "<unk>": "unk_token"}  # fmt: skip
 
 
 def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
-    """Returns the folder's tokenizer, as AutoTokenizer reads it; None if it has none.
+    """Returns the folder's tokenizer, as read by AutoTokenizer; None if it has none.
 
-    An encoder's texts begin with its cls_token and end with its sep_token; an encoder-decoder's
-    begin with decoder_start_token_id.
+    An encoder's texts start with its cls_token and end with its sep_token; the targets of an
+    encoder-decoder start with decoder_start_token_id.
 
     Raises:
-      ConfigError: damaged files, a tokenizer that transformers does not open or that is no
-        `tokenizers` object, or no end-of-text token.
+      ConfigError: damaged files, a tokenizer that transformers cannot open or that has no
+        `tokenizers` backend, or no end-of-text token.
     """
     made = _auto(folder)
     if made is None:
         return None
     backend = made.backend_tokenizer
-    backend.no_truncation()  # a published file may cut or pad every text to the length that it
-    backend.no_padding()  # was exported with
+    backend.no_truncation()  # published files may include truncation and padding settings
+    backend.no_padding()
     roles = {role: getattr(made, role) for role in made.SPECIAL_TOKENS_ATTRIBUTES}
     roles = {role: str(token) for role, token in roles.items() if token is not None}
     named = {role: backend.token_to_id(text) for role, text in roles.items()}
@@ -69,12 +69,12 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
     if kind == "encoder" and None in (begins, ends):
         lacks = " and ".join(role for role, i in (("cls_token", begins), ("sep_token", ends))
                              if i is None)  # fmt: skip
-        raise ConfigError(f"{folder}: its tokenizer has no {lacks}, which an encoder reads around "
-                          f"each text ([CLS] and [SEP] of BERT); bring the {WHOLE} that belongs to "
-                          f"the weights, or name the tokens it has for these in {CONFIG}")
+        raise ConfigError(f"{folder}: its tokenizer has no {lacks}, which an encoder needs around "
+                          f"each text (BERT's [CLS] and [SEP]); add the {WHOLE} that belongs to "
+                          f"the weights, or name its tokens for these in {CONFIG}")
     if eos is None:
-        raise ConfigError(f'{folder}: no file names an end-of-text token; put "eos_token": "</s>", '
-                          f"or what it is called, into {CONFIG}")
+        raise ConfigError(f'{folder}: no file names an end-of-text token; add "eos_token": "</s>", '
+                          f"or the token's name, to {CONFIG}")
     bos = first(begins, named.get("cls_token"))
     if kind == "encoder_decoder":
         bos = first(*(_id(of.get("decoder_start_token_id")) for of in (generation, hf)))
@@ -91,8 +91,8 @@ def load(folder: Path, hf: dict[str, Any], family: Family) -> Tokenizer | None:
 
 
 def _known(folder: Path, backend, roles: dict[str, str]) -> set[int]:
-    """The ids of a vocabulary without special tokens that no file has: transformers adds those of a
-    class to any vocabulary, with ids of which the weights have learned nothing."""
+    """Returns the ids without special tokens that are in no file: transformers adds default special
+    tokens of a class to any vocabulary, with ids that the weights do not have."""
     own = backend.get_vocab(with_added_tokens=False)
     added = {text for text in roles.values() if text not in own}
     for path in filter(Path.is_file, folder.iterdir()) if added else ():
@@ -103,43 +103,43 @@ def _known(folder: Path, backend, roles: dict[str, str]) -> set[int]:
 
 
 def _auto(folder: Path):
-    """What AutoTokenizer makes of a folder; None where no file of a tokenizer is there."""
+    """Opens a folder with AutoTokenizer; None if there are no tokenizer files."""
     if not any(TOKENIZERS.search(path.name) for path in folder.iterdir()):
         return None
-    for path in folder.glob("*token*.json"):  # where damaged, transformers names no file
+    for path in folder.glob("*token*.json"):  # transformers' errors do not name the damaged file
         files.read_json(path)
     made = _opened(folder)
     about = f"{folder}: its tokenizer is a {type(made).__name__}"
     if not made.is_fast:
         raise ConfigError(
-            f"{about}, which transformers has in Python alone; llm_jax takes those of the library "
-            f"tokenizers: a {WHOLE} that encodes alike, beside a {CONFIG} that says "
+            f"{about}, which transformers implements in Python only; llm_jax needs one of the "
+            f"tokenizers library: an equivalent {WHOLE}, and a {CONFIG} with "
             '"tokenizer_class": "PreTrainedTokenizerFast"'
         )
     names = [*dict.fromkeys((WHOLE, *made.vocab_files_names.values()))]
-    if not any((folder / name).is_file() for name in names):  # and would be one of no words
-        raise ConfigError(f"{about}, but there is none of its files: {', '.join(names)}")
+    if not any((folder / name).is_file() for name in names):  # the vocabulary would be empty
+        raise ConfigError(f"{about}, but none of its files exists: {', '.join(names)}")
     return made
 
 
 def _opened(path: Path, name: str = "AutoTokenizer"):
-    """A tokenizer of transformers, which is imported here alone: that takes seconds."""
+    """Opens a tokenizer with transformers, whose import takes seconds."""
     with _no_warnings():
         try:
             import transformers
 
             door = getattr(transformers, name)
             made = door.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            made.encode("\u0378")  # of no vocabulary: fails where there is no unk_token for it
+            made.encode("\u0378")  # an unknown character: fails if there is no unk_token
             return made
-        except Exception as error:  # of every kind
-            raise ConfigError(f"{path}: transformers opens no tokenizer there "
+        except Exception as error:  # transformers raises various exceptions
+            raise ConfigError(f"{path}: transformers cannot open its tokenizer "
                               f"({type(error).__name__}: {error})") from error
 
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """transformers warns that PyTorch is missing, and of what it reads in its own way."""
+    """Suppresses transformers' warnings, for example about missing PyTorch."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -150,7 +150,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _generation(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
-    """What generation_config.json says, or config.json where there is none."""
+    """Returns generation_config.json, or the entries of config.json if there is none."""
     if (folder / GENERATION).is_file():
         said = files.read_json(folder / GENERATION)
     else:
@@ -164,8 +164,8 @@ def _id(value: Any) -> int | None:
 
 
 def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None]:
-    """Returns config.json's ids of special tokens: those of the tokenizer."""
-    if tokenizer is None:  # transformers will not build a model without these two
+    """Returns the special token ids for config.json."""
+    if tokenizer is None:  # transformers requires these two to build a model
         needed = ("pad_token_id", "decoder_start_token_id")
         return {theirs: 0 if theirs in needed else None for theirs in family.ids}
     said = {theirs: getattr(tokenizer, ours) for theirs, ours in family.ids.items()}
@@ -174,15 +174,15 @@ def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int
 
 
 def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which transformers 4 and 5 read alike, and
-    what an import came with: generation_config.json and the chat template."""
+    """Writes tokenizer.json and tokenizer_config.json for transformers 4 and 5, and the
+    generation_config.json and chat template of an import."""
     backend = tokenizer.backend()
-    if isinstance(backend, Path):  # for those who read sentencepiece models alone
+    if isinstance(backend, Path):  # for readers of sentencepiece models
         shutil.copyfile(backend, folder / SENTENCEPIECE)
         backend = _of_sentencepiece(folder / SENTENCEPIECE, tokenizer)
     (before, behind), between = tokenizer.around(model.kind), tokenizer.between()
     pairs = "sequence" in model.head and template(backend, pair=True)[1] != between
-    if template(backend) != (before, behind) or pairs:  # puts around texts what we do
+    if template(backend) != (before, behind) or pairs:  # adds the same tokens around texts as we do
         name = tokenizer.pieces()
         parts = [[name[i] for i in ids] for ids in (before, behind, between)]
         backend.post_processor = put_around(backend, *parts)
@@ -201,7 +201,7 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
              "chat_template": chat}  # fmt: skip
     about |= {name: value for name, value in given.items() if value}
     said = roles(tokenizer, model.kind)
-    if "sequence" in model.head:  # whose last token transformers tells from padding by its id
+    if "sequence" in model.head:  # transformers finds the last token by the padding id
         said = {"pad_token": tokenizer.pieces()[tokenizer.pad_id]} | said
     files.write_json(folder / CONFIG, about | said)
     if tokenizer.generation is not None:
@@ -209,12 +209,12 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
 
 
 def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
-    """Returns what transformers calls the special tokens: {"mask_token": "[MASK]", ...}."""
+    """Returns transformers' names of the special tokens: {"mask_token": "[MASK]", ...}."""
     if tokenizer.roles is not None:
         return tokenizer.roles
     names = {i: name for name, i in tokenizer.specials.items()}
     said = {ROLES[name]: name for name in tokenizer.specials if name in ROLES}
-    taken = set(said.values()) if kind == "encoder" else ()  # BERT's [CLS] is no bos there
+    taken = set(said.values()) if kind == "encoder" else ()  # BERT's [CLS] is not a bos_token there
     for role in ("bos", "eos", "pad"):
         name = names.get(getattr(tokenizer, f"{role}_id"))
         if name and name not in taken:
@@ -223,10 +223,10 @@ def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
 
 
 def _of_sentencepiece(path: Path, tokenizer: Tokenizer):
-    """The `tokenizers` object that transformers makes of a sentencepiece .model, with our specials.
+    """Returns transformers' conversion of a sentencepiece .model, with our special tokens.
 
     Raises:
-      ConfigError: one that it reads otherwise: of words, or with blanks behind them.
+      ConfigError: the conversion differs: a word model, or spaces as suffixes.
     """
     backend = _opened(path, "PreTrainedTokenizerFast").backend_tokenizer
     names = sorted(tokenizer.specials, key=tokenizer.specials.get)
@@ -234,6 +234,7 @@ def _of_sentencepiece(path: Path, tokenizer: Tokenizer):
     words = (piece.strip("\u2581") for piece in tokenizer.pieces())
     text = " ".join([word for word in words if word.isalnum()][:1000])
     if backend.encode(text, add_special_tokens=False).ids != tokenizer.encode(text).tolist():
-        raise ConfigError("tokenizer.name=sentencepiece: transformers encodes otherwise than this "
-                          ".model, whose model_type or treat_whitespace_as_suffix it does not know")
+        raise ConfigError("tokenizer.name=sentencepiece: transformers encodes differently than "
+                          "this .model: it does not support its model_type or "
+                          "treat_whitespace_as_suffix")
     return backend

@@ -8,15 +8,15 @@ import optax
 from llm_jax.objectives import masked_lm
 from llm_jax.objectives.objective import count_rows, rows, sums
 
-ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: a newline in GPT-2's
+ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\n", "\u010a")  # U+010A: GPT-2's newline
 
 
 class Bert(masked_lm.MaskedLM):
-    """[CLS] A [SEP] B [SEP], half of the B drawn from another document (Devlin 2019, 3.1, A.2).
+    """BERT's examples [CLS] A [SEP] B [SEP]; half of the B are random (Devlin 2019, 3.1, A.2).
 
-    tokens, types [T] (0 up to the first [SEP], 1 after it), next_sentence: 0 where B follows A,
-    1 where it does not; and what masking adds. A and B are the two parts of a window, which is cut
-    at a random end of a sentence, or anywhere if it has none.
+    tokens, types [T] (0 up to the first [SEP], 1 after it), next_sentence (0: B follows A, 1: B is
+    from another document), and the fields of masking. A window is split into A and B at a random
+    sentence end, or at any position if it has none.
     """
 
     fields = ("tokens", "types")
@@ -40,14 +40,14 @@ class Bert(masked_lm.MaskedLM):
         return fields | {"next_sentence": np.array([label], np.int32)}
 
     def sentences(self, window):
-        """Returns the window, and where in it a sentence starts after another."""
+        """Returns the window and the positions of its sentence starts, except the first."""
         return window, np.flatnonzero(self.ends[window[:-1]]) + 1
 
     def second(self, a, b, rng, elsewhere):
-        """Returns (A, B, label) of two parts that follow each other."""
+        """Returns (A, B, label) from two consecutive parts."""
         n = len(b)
         if rng.random() < 0.5 and len(other := elsewhere(n + self.stride)):
-            if self.ends[a[-1]]:  # as B starts a sentence, so must what takes its place
+            if self.ends[a[-1]]:  # B starts a sentence, so its replacement must too
                 places = np.flatnonzero(self.ends[other[: max(1, len(other) - n)]]) + 1
                 other = other[rng.choice(places) :] if len(places) else other
             if len(other):
@@ -56,12 +56,12 @@ class Bert(masked_lm.MaskedLM):
 
 
 def weights(batch):
-    """The numbers of masked positions and of sentence pairs."""
+    """Returns the numbers of masked positions and of sentence pairs."""
     return masked_lm.weights(batch) | count_rows(batch)
 
 
 def losses(outputs, batch, cfg):
-    """Masked cross-entropy plus that of heads.sequence [B, 2] against next_sentence [B]."""
+    """Masked LM cross-entropy, and cross-entropy of heads.sequence [B, 2], next_sentence [B]."""
     terms, metrics = masked_lm.losses(outputs, batch, cfg)
     labels, logits = batch["next_sentence"], outputs.heads["sequence"]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -83,17 +83,18 @@ OBJECTIVE = dataclasses.replace(
 
 
 class Albert(Bert):
-    """As Bert, but half of the pairs are swapped, and n-grams of up to three whole words are
-    masked (Lan 2020, 3.1). A and B are whole sentences wherever the window has two.
+    """ALBERT's examples: half of the pairs are swapped (sentence order prediction), and n-grams of
+    up to three whole words are masked (Lan 2020, 3.1). A and B are whole sentences if the window
+    has two.
     """
 
-    framed = True  # to know where a document, and with it a sentence, starts and ends
+    framed = True  # marks starts and ends of documents, and so of sentences
 
     def masking(self):
         return masked_lm.Masking(self.tokenizer, self.config, whole_word=True, longest=3)
 
     def sentences(self, window):
-        # Half a sentence at either end would reveal the order.
+        # An incomplete sentence at either end would reveal the order.
         first, last = window[0] == self.tokenizer.bos_id, window[-1] == self.tokenizer.eos_id
         window = window[int(first) : len(window) - int(last)]
         edge = np.zeros(len(window) + 1, bool)

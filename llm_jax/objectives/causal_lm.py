@@ -1,4 +1,4 @@
-"""Causal language modelling: predict the next token; of all, or behind a prefix."""
+"""Causal language modelling and prefix language modelling."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from llm_jax.objectives.objective import Objective
 
 
 class CausalLM(Examples):
-    """Each token predicts the next: tokens, targets, weights [T]."""
+    """Examples of next-token prediction: tokens, targets, weights [T]."""
 
     fields = DECODER
     framed, overlap = True, 1
@@ -20,7 +20,7 @@ class CausalLM(Examples):
 
 
 def weights(batch):
-    """The number of target tokens, and of those that accuracy counts."""
+    """Returns the number of target tokens, and of those counted by accuracy."""
     return {"tokens": batch["weights"].sum(), "answers": _answers(batch).sum()}
 
 
@@ -29,9 +29,9 @@ def _answers(batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of targets [B, T] where weights [B, T]; also of a decoder on an encoder.
+    """Cross-entropy of targets [B, T] with weights [B, T], for decoders and encoder-decoders.
 
-    Accuracy is over answer_weights [B, T] where a batch has them.
+    Accuracy uses answer_weights [B, T] if the batch has them.
     """
     total, sums = of_outputs(outputs, batch["targets"], batch["weights"], cfg, _answers(batch))
     metrics = {"loss": (sums["loss"], "tokens"), "accuracy": (sums["correct"], "answers")}
@@ -49,8 +49,8 @@ OBJECTIVE = Objective(
 
 
 class PrefixLM(CausalLM):
-    """Prefix language modelling: a prefix of uniform length sees itself both ways (T5: Raffel 2020,
-    3.2.1); what follows is predicted.
+    """Prefix language modelling: a bidirectional prefix of uniformly random length; the rest is
+    predicted (T5: Raffel 2020, 3.2.1).
 
     tokens, targets, weights [T] (1 after the prefix), prefix: its length.
     """
@@ -60,7 +60,7 @@ class PrefixLM(CausalLM):
     def example(self, piece, rng, elsewhere):
         fields = decoder_fields(piece)
         prefix = int(rng.integers(1, len(piece)))
-        fields["weights"][: prefix - 1] = 0  # the prefix's last token predicts the first after it
+        fields["weights"][: prefix - 1] = 0  # the last one predicts the first token after it
         return fields | {"prefix": np.array([prefix], np.int32)}
 
 
@@ -68,6 +68,6 @@ PREFIX_LM = dataclasses.replace(
     OBJECTIVE,
     name="prefix_lm",
     examples=PrefixLM,
-    needs={"data.packing": ("none",)},  # the mask's prefix starts a row
+    needs={"data.packing": ("none",)},  # the prefix must start the row
     prefix=True,
 )

@@ -1,4 +1,4 @@
-"""Sequence classification and regression: of a text, or of a pair of texts (Devlin 2019, 4.1)."""
+"""Sequence classification and regression of a text or a pair of texts (Devlin 2019, 4.1)."""
 
 import dataclasses
 import itertools
@@ -14,10 +14,10 @@ from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
 
 class Classification(Examples):
-    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], and the place of its label in data.labels.
+    """Examples [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], with a label index in data.labels.
 
-    tokens, types [T] (0 up to the first [SEP], 1 after it), label. Of what is too long for a row
-    the longer text loses its end.
+    tokens, types [T] (0 up to the first [SEP], 1 after it), label. If they are too long for a row,
+    the longer text is truncated.
     """
 
     reads = ("text", "pair", "label")
@@ -31,7 +31,7 @@ class Classification(Examples):
         self.ids = labels.numbered(config.data.labels)
 
     def target(self, record):
-        """The target of the head for a record."""
+        """Returns the target of the head for a record."""
         return labels.place(self.ids, record["label"], self.config, "label")
 
     def example(self, piece, rng, elsewhere):
@@ -61,7 +61,7 @@ class Classification(Examples):
 
 
 def shortened(texts, room):
-    """Returns one or two texts, cut to `room` tokens in all: the longer one first."""
+    """Truncates one or two texts to `room` tokens in total, the longer one first."""
     if len(texts) == 1:
         return [texts[0][:room]]
     a, b = map(len, texts)
@@ -70,9 +70,9 @@ def shortened(texts, room):
 
 
 def resolve(config, documents):
-    """Fills in data.labels, model.num_labels, and weights of classes.
+    """Fills in data.labels, model.num_labels and objective.class_weights.
 
-    objective.class_weights="balanced" becomes n / (labels * n of each), as in scikit-learn.
+    "balanced" weights are n / (number of labels * n of the label), as in scikit-learn.
     """
     labels.resolve(config, (doc["label"] for doc in documents), "label")
     names = config.data.labels
@@ -82,22 +82,22 @@ def resolve(config, documents):
         counts = np.bincount([ids[doc["label"]] for doc in documents], minlength=len(names))
         given = tuple((len(documents) / len(names) / np.maximum(counts, 1)).tolist())
     if given and len(given) != len(names):
-        raise ConfigError(f"objective.class_weights={given}: must be one for each of the "
-                          f"{len(names)} data.labels: {labels.some(names)}; or balanced")
+        raise ConfigError(f"objective.class_weights={given}: must have one weight for each of the "
+                          f"{len(names)} data.labels: {labels.some(names)}; or be balanced")
     config.objective.class_weights = given
 
 
 def held_out(config, split, documents):
-    """Refuses labels that cannot be predicted."""
+    """Raises ConfigError for labels that training does not have."""
     for name, count in labels.unknown(config, (doc["label"] for doc in documents)).items():
         have = "rows have" if count > 1 else "row has"
-        raise ConfigError(f"data.{split}: {count} {have} the label {name!r}, which is none of "
+        raise ConfigError(f"data.{split}: {count} {have} the label {name!r}, which is not in "
                           f"data.labels ({labels.some(config.data.labels)}), those of the training "
-                          "set; leave these rows out, or add some with that label to data.train")
+                          "set; remove these rows, or add some with that label to data.train")
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy, focal or not, of heads.sequence [B, C] against label [B], by class weights."""
+    """Class-weighted cross-entropy or focal loss of heads.sequence [B, C] against label [B]."""
     logits, label = outputs.heads["sequence"], batch["label"]
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
@@ -115,7 +115,7 @@ OBJECTIVE = Objective(
     losses=losses,
     kinds=("encoder", "decoder"),
     heads=("sequence",),
-    needs={"data.packing": ("none",)},  # the head reads a row's first token, a decoder's its last
+    needs={"data.packing": ("none",)},  # the head reads a row's first token, or the last
     resolve=resolve,
     held_out=held_out,
     predict=lambda outputs, batch: {"logits": outputs.heads["sequence"]},
@@ -124,7 +124,7 @@ OBJECTIVE = Objective(
 
 
 class Regression(Classification):
-    """As Classification, with a number for the label (as STS-B): score in the answer."""
+    """Regression: as Classification, with a number as the label (STS-B); predicts a score."""
 
     def target(self, record):
         return number(record, self.config)
@@ -137,14 +137,14 @@ class Regression(Classification):
 
 
 def number(record, config):
-    """Returns a record's label, float32; ConfigError where it is no finite number."""
+    """Returns a record's label as float32; ConfigError if it is not a finite number."""
     try:
         value = np.float32(record["label"])
     except ValueError:
         value = np.float32("nan")
     if not np.isfinite(value):
-        raise ConfigError(f"data.label_column: {record['label']!r} is no number, which "
-                          f"objective.name={config.objective.name!r} learns")
+        raise ConfigError(f"data.label_column: {record['label']!r} is not a number, as "
+                          f"objective.name={config.objective.name!r} requires")
     return value
 
 
@@ -154,10 +154,10 @@ def check(config, documents):
 
 
 def resolve_number(config, documents):
-    """Fills in model.num_labels; there are no names."""
+    """Fills in model.num_labels."""
     check(config, documents)
     if config.model.num_labels not in (0, 1):
-        raise ConfigError(f"model.num_labels={config.model.num_labels}: regression has 1 number")
+        raise ConfigError(f"model.num_labels={config.model.num_labels}: must be 1 for regression")
     config.model.num_labels = 1
 
 
@@ -174,7 +174,7 @@ REGRESSION = dataclasses.replace(
     examples=Regression,
     losses=squared_errors,
     resolve=resolve_number,
-    held_out=lambda config, split, documents: check(config, documents),  # any number may come
+    held_out=lambda config, split, documents: check(config, documents),  # any number is allowed
     predict=lambda outputs, batch: {"value": outputs.heads["sequence"][:, 0]},
     classes=False,
 )

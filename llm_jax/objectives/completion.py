@@ -1,4 +1,4 @@
-"""Causal language modelling with masked prompts: completions, an assistant's turns, preferences."""
+"""Causal language modelling with masked prompts: completions, chats, preferences (DPO)."""
 
 import dataclasses
 
@@ -16,14 +16,13 @@ SIDES = ("chosen", "rejected")
 
 
 class Completion(causal_lm.CausalLM):
-    """A causal language model whose loss and accuracy count scored parts only.
+    """Completion examples: loss and accuracy count scored parts only.
 
-    A record has parts, or a source (the prompt, in objective.prefix and .suffix) and a target, of
-    which the second is scored; parts are tokenised one by one. tokens, targets, weights [T] of
-    s = [bos] + parts + [eos], weights 1 where the target is of a scored part; eos belongs to the
-    last. answer_weights [T], by which accuracy goes, are the same but for eos. What follows the
-    last scored token is left out, and so is what a row cannot hold; a document without any is
-    dropped.
+    A record has parts, or a source (the prompt, between objective.prefix and .suffix) and a scored
+    target; parts are tokenised separately. tokens, targets, weights [T] of s = [bos] + parts +
+    [eos]; weights are 1 if the target is in a scored part, where eos belongs to the last part.
+    answer_weights [T], for accuracy, are the same without eos. Tokens after the last scored one, or
+    beyond the row, are dropped, and so are documents without scored tokens.
     """
 
     reads = ("source", "target")
@@ -31,7 +30,7 @@ class Completion(causal_lm.CausalLM):
     cut, parts, gold = False, True, ("target",)
 
     def pieces(self, record):
-        """Returns a record's ids in pieces, and whether each is scored."""
+        """Returns the ids of each part of a record, and whether it is scored."""
         parts = record.get("parts")
         if not parts:
             target = record.get("target", "")
@@ -43,9 +42,9 @@ class Completion(causal_lm.CausalLM):
                 ([self.tokenizer.eos_id], parts[-1].scored)]  # fmt: skip
 
     def ask(self, record, new):
-        """The source as a prompt; of one too long for a row the end is cut off."""
+        """Returns the source as a prompt, truncated at its end to fit a row."""
         encode = self.tokenizer.encode
-        around = len(encode(prompt("", self.config.objective))) + 2  # and what begins and ends
+        around = len(encode(prompt("", self.config.objective))) + 2  # bos and eos
         ids, room = encode(record["source"]), self.config.model.max_length - new - around
         return record["source"] if len(ids) <= room else self.tokenizer.decode(ids[: max(room, 0)])
 
@@ -64,7 +63,7 @@ class Completion(causal_lm.CausalLM):
 
 
 def prompt(text, cfg):
-    """Puts objective.prefix before a source, and objective.suffix behind it."""
+    """Adds objective.prefix before and objective.suffix after a source."""
     return cfg.prefix + text + cfg.suffix
 
 
@@ -79,11 +78,11 @@ OBJECTIVE = dataclasses.replace(
 
 
 class Chat(Completion):
-    """A causal language model of whole conversations whose loss counts the assistant's turns only.
+    """Chat examples: causal LM of conversations with a loss on the assistant's turns only.
 
-    A record has messages, [{"role": …, "content": …}]; the tokenizer's chat template makes them a
-    text (data.chat.DEFAULT, where it has none), and says which of it is a reply. A reply's end is
-    learned, and not counted by accuracy.
+    A record has messages, [{"role": …, "content": …}]. The tokenizer's chat template (default
+    data.chat.DEFAULT) formats them and marks the replies. The end token of a reply counts for the
+    loss but not for accuracy.
     """
 
     reads = ("messages",)
@@ -99,7 +98,7 @@ class Chat(Completion):
         return {"conversations, their template not counted,": (counts["messages"], longest)}
 
     def ask(self, record, new):
-        """The messages before the last reply, without the oldest where a row cannot hold all."""
+        """Returns the messages before the last reply, without the oldest if they do not fit."""
         messages = record["messages"]
         end = len(messages) - (messages[-1]["role"] == "assistant")
         return chat.fitted(self.tokenizer, messages[:end], self.config.model.max_length - new)
@@ -121,13 +120,12 @@ CHAT = dataclasses.replace(
 
 
 class Preference(Completion):
-    """Direct preference optimisation (DPO; Rafailov 2023, arXiv:2305.18290).
+    """Examples of direct preference optimisation (DPO; Rafailov 2023, arXiv:2305.18290).
 
-    A prompt with a chosen and a rejected answer, one behind the other in a row.
-
-    tokens, targets, weights [T] of both, as of completions; segments 1 and 2, so that neither sees
-    the other. reference [2]: the log-probability of each under the model that training began with,
-    a field of the record. A record of which the row cannot hold both whole is dropped.
+    A row holds the prompt with the chosen answer, then the prompt with the rejected one: tokens,
+    targets, weights [T] as in Completion, with segments 1 and 2. reference [2]: the log-probability
+    of each answer under the initial model, from the record. Records of which both do not fit a row
+    are dropped.
     """
 
     reads = ("prompt", *SIDES)
@@ -140,7 +138,7 @@ class Preference(Completion):
         return super().lengths(config) | {"reference": 2}
 
     def room(self, counts):
-        """Twice the prompt, which is cut to half a row, and both answers, each with an end."""
+        """Counts the prompt (at most half a row) twice, and both answers with their end tokens."""
         longest = self.config.model.max_length
         prompt = min(counts["prompt"] + 1, longest // 2)
         return {"pairs": (2 * prompt + sum(counts[side] for side in SIDES), longest)}
@@ -159,12 +157,12 @@ class Preference(Completion):
         return fields if len(fields["side"]) <= self.config.model.max_length else None
 
     def ask(self, record, new):
-        """The prompt; with an answer it has to fit half a row."""
+        """Returns the prompt; with an answer it must fit half a row."""
         return super().ask(record, new + self.config.model.max_length // 2)
 
 
 def log_probabilities(outputs, batch):
-    """Returns those of the chosen and the rejected answer, [B, 2]."""
+    """Returns the log-probabilities of the chosen and the rejected answer, [B, 2]."""
     each = token_losses(
         outputs.hidden, outputs.matrix, batch["targets"], bias=outputs.bias, softcap=outputs.softcap
     )
@@ -173,9 +171,9 @@ def log_probabilities(outputs, batch):
 
 
 def losses(outputs, batch, cfg):
-    """-log sigmoid(beta m), m = log p(chosen) - log p(rejected), each less the reference's (eq. 7).
+    """DPO loss -log sigmoid(beta m), m = log p/p_ref(chosen) - log p/p_ref(rejected) (eq. 7).
 
-    margin: beta m, which is the difference of the implicit rewards; accuracy: whether m > 0.
+    margin: beta m, the difference of the implicit rewards; accuracy: whether m > 0.
     """
     gain = log_probabilities(outputs, batch) - batch["reference"]
     margin = cfg.beta * (gain[:, 0] - gain[:, 1])

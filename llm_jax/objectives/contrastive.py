@@ -1,4 +1,4 @@
-"""Vectors of texts: InfoNCE with in-batch negatives (SimCSE; Gao 2021), CoSENT of given scores."""
+"""Text embeddings: InfoNCE with in-batch negatives (SimCSE; Gao 2021), and CoSENT."""
 
 import dataclasses
 
@@ -17,11 +17,11 @@ TEXTS = ("text", "pair", "negative")
 
 
 class Contrastive(Examples):
-    """[CLS] text [SEP], then its pair and a hard negative in the same way, where there are any.
+    """Examples [CLS] text [SEP], followed by its pair and a hard negative, if any.
 
-    tokens, side [T] (1, 2, 3: which text a token is of; none sees another's), pooled [T]: side
-    where a token's vector counts, by objective.pooling. Each has an equal part of a row, what is
-    too long loses its end.
+    tokens, side [T] (1, 2, 3: the text of a token; texts do not attend to each other), pooled [T]:
+    side for tokens that objective.pooling includes, else 0. Each text gets an equal part of a row
+    and is truncated to it.
     """
 
     reads = TEXTS
@@ -44,7 +44,7 @@ class Contrastive(Examples):
         return {"tokens": np.concatenate(rows), "side": side, "pooled": pooled}
 
     def answer(self, record, rows):
-        """{vector}, of length 1; of a pair also {pair_vector}."""
+        """Returns {vector}, of unit length, and for pairs also {pair_vector}."""
         names = ("vector", "pair_vector")[: 1 + ("pair" in record)]
         return {name: x.tolist() for name, x in zip(names, rows[0]["vectors"], strict=False)}
 
@@ -55,12 +55,12 @@ class Contrastive(Examples):
 def refuse(config):
     if not config.data.pair_column:
         raise ConfigError(f"data.pair_column='': objective.name={config.objective.name!r} needs "
-                          "the column of a second text; that of the first again makes it SimCSE, "
-                          "which sees it twice, under two masks of dropout")
+                          "the column of a second text; for unsupervised SimCSE, name the column "
+                          "of the first text again")
 
 
 def vectors(outputs, batch):
-    """Means over the tokens where `pooled` is 1, 2 and 3, of length 1: [B, 3, D] float32; or 0."""
+    """Returns unit-length mean vectors over tokens with `pooled` 1, 2, 3: [B, 3, D], 0 if none."""
     of = (batch["pooled"][..., None] == jnp.arange(1, 4)).astype(jnp.float32)
     total = jnp.einsum("btd,bts->bsd", outputs.features.astype(jnp.float32), of)
     mean = total / jnp.maximum(of.sum(1), 1)[..., None]
@@ -68,10 +68,10 @@ def vectors(outputs, batch):
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of each text's pair among all pairs and negatives of the batch (InfoNCE).
+    """InfoNCE: cross-entropy of each text's pair among all pairs and negatives of the batch.
 
-    Logits are cosines / objective.temperature. The batch is the global one, on a mesh too; with
-    gradient accumulation each part has its own.
+    Logits are cosines / objective.temperature. The negatives are from the global batch, but with
+    gradient accumulation from the microbatch.
     """
     found = vectors(outputs, batch)
     among = found[:, 1:].swapaxes(0, 1).reshape(-1, found.shape[-1])  # pairs, then negatives
@@ -97,9 +97,9 @@ OBJECTIVE = Objective(
 
 
 class Similarity(Contrastive):
-    """Semantic similarity: texts as of Contrastive, and a number, label.
+    """Semantic similarity: texts as in Contrastive, with a number as the label.
 
-    Only the order of the numbers matters.
+    Only the order of the labels matters.
     """
 
     reads = ("text", "pair", "label")
@@ -111,7 +111,7 @@ class Similarity(Contrastive):
         return super().example(piece, rng, elsewhere) | {"label": np.array([label])}
 
     def answer(self, record, rows):
-        """{score}: the cosine."""
+        """Returns {score}, the cosine."""
         return {"score": float(rows[0]["cosine"])}
 
     def score(self, records, answers):
@@ -120,13 +120,13 @@ class Similarity(Contrastive):
 
 
 def cosines(outputs, batch):
-    """[B], of each row's two texts."""
+    """Returns the cosine similarities [B] of each row's two texts."""
     a, b, _ = jnp.moveaxis(vectors(outputs, batch), 1, 0)
     return (a * b).sum(-1)
 
 
 def order_losses(outputs, batch, cfg):
-    """log(1 + sum of exp((cosine_j - cosine_i) / temperature) over label_i > label_j) of a batch.
+    """CoSENT: log(1 + sum over label_i > label_j of exp((cosine_j - cosine_i) / temperature)).
 
     Su 2022, https://kexue.fm/archives/8847, with 1 / temperature = 20.
     """

@@ -1,9 +1,9 @@
-"""Softmax cross-entropy of each token, or its weighted sum, without holding a batch's logits.
+"""Chunked softmax cross-entropy, which does not materialise the logits of a whole batch.
 
-Logits exist for some positions at a time or, on a mesh, for a piece of the vocabulary at a time.
-The output matrix would otherwise have to be gathered, and its gradient [V, D] summed over all
-devices, for each chunk of positions; in pieces each row is gathered twice, once for the losses
-and once more for the gradients, and its gradient is summed once.
+Logits are computed for a chunk of positions or, on a mesh, for a piece of the vocabulary at a time.
+With chunks of positions, a mesh would gather the output matrix, and all-reduce its gradient [V, D],
+for each chunk; with pieces, each row is gathered twice, for the losses and for the gradients, and
+its gradient is reduced once.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from ml_collections import ConfigDict
 from llm_jax.models import Outputs
 from llm_jax.models.layers import annotate
 
-# Logits held at a time, on each device: 32 MB of float32, or those of 1,024 tokens where that
-# is more, so that the matrix products stay large enough to be fast.
+# Logits per device at a time: 32 MB of float32, or those of 1,024 tokens if that is more, so that
+# matrix products are large enough to be efficient.
 BYTES, TOKENS = 2**25, 1024
-# The same where it is the vocabulary that is taken in pieces.
+# The same for pieces of the vocabulary.
 PIECE = 2**28
-HIDDEN = -1e30  # logit of what only fills up the last piece
+HIDDEN = -1e30  # logit of the padding of the last piece
 
 
 class Tokens(NamedTuple):
-    """What of the logits of tokens [B, T] a loss needs; gradients reach the first three."""
+    """Statistics of the logits of tokens [B, T] for the loss; the first three have gradients."""
 
     log_normaliser: Array  # z = logsumexp(logits)
     target: Array  # logits[target]
     mean: Array  # of the logits
-    correct: Array  # whether the target is their argmax, the first of equal ones
+    correct: Array  # whether the target is the (first) argmax
 
     def losses(self, label_smoothing: float, z_loss: float) -> Array:
         """z - (1 - a) logits[target] - a mean(logits) + b z^2, a and b as in `cross_entropy`."""
@@ -46,10 +46,10 @@ def token_losses(
     *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
     pieces: int = 0, softcap: float | None = None,
 ) -> Array:
-    """Returns each token's loss [B, T] in nats, float32; arguments as of `cross_entropy`.
+    """Returns the loss of each token [B, T] in nats, in float32; arguments as in `cross_entropy`.
 
-    Differentiable in hidden, matrix and bias under any function of the losses. The backward
-    pass computes the logits anew, which `cross_entropy` does not.
+    Differentiable in hidden, matrix and bias, for any function of the losses. The backward pass
+    recomputes the logits, unlike `cross_entropy`.
     """
     params = hidden, output_matrix, bias
     layout = _layout(hidden, output_matrix, chunk, pieces, label_smoothing, softcap)
@@ -61,29 +61,29 @@ def cross_entropy(
     *, bias: Array | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk: int = 0,
     pieces: int = 0, counted: Array | None = None, softcap: float | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Returns the weighted sum of the tokens' losses, and sums to report.
+    """Returns the weighted sum of token losses, and sums for metrics.
 
     With logits = hidden output_matrix^T + bias and z = logsumexp(logits), a token's loss is
     z - (1 - a) logits[target] - a mean(logits) + b z^2, a = label_smoothing, b = z_loss. All
-    that is returned has its gradient in hidden, output_matrix, bias and weights; those of the
-    first sum are computed with it on one device, so that logits are not computed twice.
+    results are differentiable in hidden, output_matrix, bias and weights. On one device, the
+    gradient of the loss is computed in the forward pass, to compute the logits only once.
 
     Args:
-      hidden: [B, T, D]; its dtype is that of the matrix products, summed in float32.
+      hidden: [B, T, D]; matrix products use its dtype and accumulate in float32.
       output_matrix: [V, D].
       targets: [B, T] int.
-      weights: [B, T]; 0 leaves a token out.
+      weights: [B, T]; 0 excludes a token.
       bias: [V].
-      label_smoothing: share of the target spread evenly over the vocabulary.
-      z_loss: keeps z near 0 (PaLM, arXiv 2204.02311, section 5).
-      chunk: positions of the length axis whose logits exist at a time; 0: chosen.
-      pieces: of the vocabulary, taken one after the other; 0: chosen, 1: the whole.
-      counted: [B, T], weights of tokens in `correct`; None: as in the loss.
-      softcap: c of logits c tanh(l / c) in place of l (Gemma 2, 2024, section 2); None: none.
+      label_smoothing: probability mass spread uniformly over the vocabulary.
+      z_loss: coefficient of z^2 (PaLM, arXiv 2204.02311, section 5).
+      chunk: number of positions per chunk of the length axis; 0: automatic.
+      pieces: number of pieces of the vocabulary; 0: automatic, 1: the whole.
+      counted: [B, T], weights of tokens in `correct`; None: those of the loss.
+      softcap: c of soft-capped logits c tanh(l / c) (Gemma 2, 2024, section 2); None: no cap.
 
     Returns:
-      The loss, and a dict of sums over tokens times their weights: loss (in nats, without
-      smoothing and z-loss), z_loss, correct (the target is the argmax), weight.
+      The loss, and a dict of weighted sums over tokens: loss (in nats, without smoothing and
+      z-loss), z_loss, correct (the target is the argmax), weight.
     """
     weights = weights.astype(jnp.float32)
     params = hidden, output_matrix, bias
@@ -107,7 +107,7 @@ def cross_entropy(
 def of_outputs(
     outputs: Outputs, targets: Array, weights: Array, cfg: ConfigDict, counted: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
-    """Returns the `cross_entropy` of a model's outputs; cfg: config.objective."""
+    """Returns `cross_entropy` for a model's outputs; cfg: config.objective."""
     return cross_entropy(
         outputs.hidden, outputs.matrix, targets, weights, bias=outputs.bias, counted=counted,
         label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss, softcap=outputs.softcap,
@@ -115,28 +115,28 @@ def of_outputs(
 
 
 def chunk_length(B: int, T: int, V: int) -> int:
-    """Returns how many positions' logits to hold at a time."""
-    devices = max(1, jax.sharding.get_abstract_mesh().size)  # the logits are spread over all
+    """Returns the number of positions per chunk."""
+    devices = max(1, jax.sharding.get_abstract_mesh().size)  # logits are sharded over all devices
     tokens = max(BYTES // (4 * V), TOKENS) * devices
     return max(1, min(T, tokens // B))
 
 
 def piece_count(B: int, T: int, V: int) -> int:
-    """Returns in how many pieces to take the vocabulary: 1 on one device, or if logits are few."""
+    """Returns the number of vocabulary pieces: 1 on a single device, or if there are few logits."""
     devices = jax.sharding.get_abstract_mesh().size
     if devices <= 1 or chunk_length(B, T, V) >= T:
         return 1
     least = -(-4 * B * T * V // (devices * PIECE))
-    # One that divides the vocabulary fills nothing up.
+    # A divisor of the vocabulary needs no padding.
     return next((n for n in range(least, min(2 * least, V) + 1) if V % n == 0), least)
 
 
 class _Layout(NamedTuple):
-    """Positions at a time and pieces of the vocabulary: one of them takes all at once."""
+    """Chunking: positions per chunk and vocabulary pieces; at least one is not split."""
 
     chunk: int
     pieces: int
-    mean: bool  # whether the mean of the logits is asked for
+    mean: bool  # whether the mean of the logits is needed
     softcap: float | None
 
 
@@ -175,7 +175,7 @@ _tokens.defvjp(_tokens_forward, _tokens_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _fused(params, targets, weights, label_smoothing, z_loss, layout) -> tuple[Array, Tokens]:
-    """The weighted sum, with the tokens it is made of."""
+    """Returns the weighted sum and its Tokens; gradients are computed in the forward pass."""
     tokens = _tokens(params, targets, layout)
     return (weights * tokens.losses(label_smoothing, z_loss)).sum(), tokens
 
@@ -206,7 +206,7 @@ def _fused_backward(label_smoothing, z_loss, layout, kept, cotangents):
     if zero(g_total):
         g_total = jnp.zeros(())
     d_params = jax.tree.map(lambda x: (g_total * x).astype(x.dtype), grads)
-    if not all(map(zero, g_tokens[:3])):  # somebody learns from what is reported
+    if not all(map(zero, g_tokens[:3])):  # a metric is differentiated too
         g_tokens = Tokens(*(jnp.zeros_like(z) if zero(g) else g for g in g_tokens))
         d_reported, _ = _tokens_backward(layout, (params, targets, z), g_tokens)
         d_params = jax.tree.map(jnp.add, d_params, d_reported)
@@ -221,7 +221,7 @@ def _like(grads, params):
 
 
 def _by_chunks(f: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Any, Any]:
-    """f of `chunk` positions at a time: (arrays [B, t, ...]) -> (arrays [B, t, ...], sums)."""
+    """Applies f by chunks of positions: (arrays [B, t, ...]) -> (arrays [B, t, ...], sums)."""
     T = arrays[0].shape[1]
     count = -(-T // chunk)
     if count == 1:
@@ -231,7 +231,7 @@ def _by_chunks(f: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Any,
     arrays = tuple(map(pad, arrays))
 
     def body(totals, index):
-        # Slices of the length axis: the batch axis stays whole, so it stays sharded.
+        # Slice the length axis only: the batch axis stays sharded.
         part, sums = f(*(lax.dynamic_slice_in_dim(x, index * chunk, chunk, 1) for x in arrays))
         return jax.tree.map(jnp.add, totals, sums), part
 
@@ -242,16 +242,16 @@ def _by_chunks(f: Callable, arrays: tuple[Array, ...], chunk: int) -> tuple[Any,
 
 
 def _by_pieces(f: Callable, carry: Any, params: tuple, layout: _Layout) -> tuple[Any, Any]:
-    """carry, out = f(carry, logits of a piece of the vocabulary, its matrix, its words [v]).
+    """Scans vocabulary pieces: carry, out = f(carry, logits of a piece, its matrix, its ids [v]).
 
-    Returns the last carry, and the outputs [v, ...] as of the whole vocabulary.
+    Returns the final carry, and the outputs [v, ...] for the whole vocabulary.
     """
     hidden, matrix, bias = params
     V, count, cap = len(matrix), layout.pieces, layout.softcap
     rows = -(-V // count)
 
     def cut(x):
-        # Strided, so that each piece is spread over the mesh as the whole is.
+        # Strided, so that each piece is sharded like the whole.
         x = jnp.pad(x, [(0, rows * count - V), *[(0, 0)] * (x.ndim - 1)])
         return x.reshape(rows, count, *x.shape[1:]).swapaxes(0, 1)
 
@@ -275,14 +275,14 @@ def _by_pieces(f: Callable, carry: Any, params: tuple, layout: _Layout) -> tuple
 
 
 def _look(params, targets, layout) -> Tokens:
-    """The forward pass over the whole vocabulary."""
+    """Forward pass over the whole vocabulary."""
     V = len(params[1])
 
     def look(carry, logits, _, words):
         largest, first, total, hit, mean = carry
         here = logits.max(-1)
         new = jnp.maximum(largest, here)
-        # The first of the largest; comparisons stay local where the vocabulary is sharded.
+        # The first argmax; comparisons are local if the vocabulary is sharded.
         word = jnp.where(logits == here[..., None], words, V).min(-1)
         word = jnp.where(here == largest, jnp.minimum(word, first), word)
         first = jnp.where(here < largest, first, word)
@@ -299,9 +299,12 @@ def _look(params, targets, layout) -> Tokens:
 
 
 def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tuple]:
-    """The backward pass: gradient to hidden, and those to matrix and bias, in float32."""
+    """Backward pass: gradients of hidden, and of matrix and bias, in float32."""
     hidden, matrix, bias = params
     V = len(matrix)
+    # XLA for CPUs transposes all of the logits' gradient where [B, T] are not one axis. On a mesh
+    # they can be sharded differently.
+    one_device = jax.sharding.get_abstract_mesh().size <= 1
 
     def learn(d_hidden, logits, matrix, words):
         slope = jnp.exp(logits - z[..., None]) * d_z[..., None]
@@ -313,7 +316,11 @@ def _learn(params, targets, z, d_z, d_target, d_mean, layout) -> tuple[Array, tu
         d_bias = None if bias is None else slope.sum((0, 1))
         slope = slope.astype(hidden.dtype)
         d_hidden += jnp.einsum("btv,vd->btd", slope, matrix, preferred_element_type=jnp.float32)
-        d_matrix = jnp.einsum("btv,btd->vd", slope, hidden, preferred_element_type=jnp.float32)
+        rows = lambda x: x.reshape(-1, x.shape[-1]) if one_device else x
+        axes = (0,) if one_device else (0, 1)
+        d_matrix = lax.dot_general(
+            rows(slope), rows(hidden), ((axes, axes), ((), ())), preferred_element_type=jnp.float32
+        )
         return d_hidden, (annotate(d_matrix, "vocab", "embed"), d_bias)
 
     d_hidden, d_rest = _by_pieces(learn, jnp.zeros(hidden.shape), params, layout)

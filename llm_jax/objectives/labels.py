@@ -1,4 +1,4 @@
-"""Labels by name: those of the training set, in order, and the place of each."""
+"""Label names of a training set, and their indices."""
 
 import itertools
 import logging
@@ -15,62 +15,62 @@ from llm_jax.config import ConfigError
 
 log = logging.getLogger(__name__)
 NUMBER = re.compile(r"[-+]?\d*\.?\d+")
-SHOWN = 20  # names in a message
-CHECKED = 100_000  # labels of the training set that are looked at before training
+SHOWN = 20  # maximum names in a message
+CHECKED = 100_000  # labels of the training set that are checked before training
 
 
 def some(names: Sequence[str]) -> str:
-    """Returns the first names, and how many there are, to be shown."""
+    """Formats the first names, and their number, for a message."""
     return ", ".join([*names[:SHOWN], *[f"… ({len(names)})"] * (len(names) > SHOWN)])
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:
-    """Returns the place of each label; of an imported model's names also by its number."""
+    """Returns {label: index}; labels of an imported model also have their number as a key."""
     ids = {name: i for i, name in enumerate(names)}
     return ids if any(map(str.isdigit, names)) else ids | {str(i): i for i in range(len(names))}
 
 
 def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
-    """Returns a label's place; ConfigError where the training set has it not."""
+    """Returns the index of a label; ConfigError if the training set does not have it."""
     if name not in ids:
-        raise ConfigError(f"data.{key}_column: {name!r} is none of data.labels "
-                          f"({some(config.data.labels)}), which are those of the training set, or "
-                          "of init_from; data.labels names others, for a new head")
+        raise ConfigError(f"data.{key}_column: {name!r} is not in data.labels "
+                          f"({some(config.data.labels)}), those of the training set or of "
+                          "init_from; set data.labels to use others, with a new head")
     return ids[name]
 
 
 def unknown(config: ConfigDict, named: Iterable[str]) -> Counter[str]:
-    """Returns how often each label of a held-out set occurs that is none of data.labels."""
+    """Returns the counts of labels of a held-out set that are not in data.labels."""
     ids = numbered(config.data.labels)
     return Counter(name for name in itertools.islice(named, CHECKED) if name not in ids)
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.Array:
-    """Focal loss of logits [..., C] against label [...], smoothed by cfg.label_smoothing.
+    """Focal loss or cross-entropy of logits [..., C] against label [...], with label smoothing.
 
-    -sum_c wanted_c (1 - p_c)^focal_gamma log p_c (Lin 2017, equation 4); 0: cross-entropy.
+    -sum_c target_c (1 - p_c)^focal_gamma log p_c (Lin 2017, equation 4).
     """
     wanted = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), cfg.label_smoothing)
     log_p = jax.nn.log_softmax(logits)
-    hard = jnp.maximum(-jnp.expm1(log_p), 1e-7) ** cfg.focal_gamma  # at 0 it has no derivative
+    hard = jnp.maximum(-jnp.expm1(log_p), 1e-7) ** cfg.focal_gamma  # not differentiable at 0
     return -(wanted * hard * log_p).sum(-1)
 
 
 def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:
-    """Fills in data.labels, of those found, by number or name with O first; model.num_labels."""
+    """Fills in data.labels, sorted by number or name with O first, and model.num_labels."""
     order = lambda name: (name != "O", not name.isdigit(), int(name) if name.isdigit() else 0, name)
     labels = config.data.labels or tuple(sorted(set(named), key=order))
     column = config.data[f"{key}_column"]
     if len(labels) < 2:
-        raise ConfigError(f"data.{key}_column={column!r}: the training set has no other label than "
-                          f"{', '.join(labels)}; there must be two")
+        raise ConfigError(f"data.{key}_column={column!r}: the training set has only the label "
+                          f"{', '.join(labels)}; at least two are required")
     if config.model.num_labels not in (0, len(labels)):
         raise ConfigError(f"model.num_labels={config.model.num_labels}: data.labels has "
-                          f"{len(labels)}: {some(labels)}; set 0, which takes theirs")
+                          f"{len(labels)}: {some(labels)}; set 0 to use their number")
     if any("." in name for name in labels) and all(map(NUMBER.fullmatch, labels)):
-        log.warning("data.%s_column=%r: each of its %d numbers is a class of its own; "
-                    "objective.name=regression learns numbers", key, column, len(labels))
+        log.warning("data.%s_column=%r: each of its %d numbers is a separate class; use "
+                    "objective.name=regression to predict numbers", key, column, len(labels))
     config.data.labels, config.model.num_labels = labels, len(labels)
     ids = numbered(labels)
-    for name in itertools.islice(named, CHECKED):  # none are left where they gave the labels
+    for name in itertools.islice(named, CHECKED):  # exhausted if they provided the labels
         place(ids, name, config, key)

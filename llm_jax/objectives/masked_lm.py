@@ -1,5 +1,5 @@
-"""Masked language modelling (Devlin 2019, 3.1); alone RoBERTa's objective, with a detector of what
-was replaced ELECTRA's (Clark 2020)."""
+"""Masked language modelling (Devlin 2019, 3.1; RoBERTa) and replaced token detection (ELECTRA;
+Clark 2020)."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from llm_jax.objectives.objective import Objective
 
 
 class Masking:
-    """Masks mask_rate of a row's ordinary tokens, and keeps them as targets.
+    """Masks a fraction mask_rate of the ordinary tokens of a row.
 
-    tokens, segment_ids [T] -> tokens [T] with some changed, and masked_positions, masked_targets
-    (int32), masked_weights (float32) [P], P = ceil(mask_rate T), in order, 0 where there is none.
-    What is chosen are n-grams, n in 1 to `longest` with p(n) ~ 1/n (Lan 2020, 3.1), of tokens or
-    of whole words. `shares`: how much of it becomes [MASK], a random token, or stays (Devlin
-    2019, 3.1). Specials are neither chosen nor drawn.
+    tokens, segment_ids [T] -> masked tokens [T], and masked_positions, masked_targets (int32),
+    masked_weights (float32) [P], P = ceil(mask_rate T), in order, padded with 0.
+    Selects n-grams of tokens or whole words, n from 1 to `longest` with p(n) ~ 1/n (Lan 2020,
+    3.1). `shares`: fractions replaced by [MASK], by a random token, and unchanged (Devlin 2019,
+    3.1). Special tokens are neither selected nor used as random tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ConfigDict, whole_word: bool = False,
@@ -80,15 +80,15 @@ class Masking:
         return np.concatenate(spans) if spans else where[:0]
 
     def _ngrams(self, units: int, budget: int, rng) -> list[tuple[int, int]]:
-        """Disjoint (begin, end) of random n-grams of units, anywhere, in random order."""
+        """Returns disjoint (start, end) of random n-grams of units, in random order."""
         n = np.arange(1, self.longest + 1)
         lengths = rng.choice(n, budget, p=1 / n / (1 / n).sum())
-        # Enough for the budget were every unit one token, and no more than there is room for.
+        # Enough for the budget if each unit is one token, limited by the available units.
         ends = np.cumsum(lengths)
         count = min(np.searchsorted(ends, budget) + 1, np.searchsorted(ends, units, "right"))
         count = max(int(count), 1)
         lengths = np.minimum(lengths[:count], units)
-        # Spans without overlap are the choice of `count` among the units and spans that remain.
+        # Disjoint spans correspond to a choice of `count` among the remaining units and spans.
         slots = units - lengths.sum() + count
         begins = np.sort(rng.choice(slots, count, replace=False))
         begins += np.cumsum(lengths) - lengths - np.arange(count)
@@ -97,7 +97,7 @@ class Masking:
 
 
 class MaskedLM(Examples):
-    """[CLS] tokens [SEP], masked afresh each epoch (RoBERTa: Liu 2019, 4.1 and 4.2).
+    """Masked LM examples [CLS] tokens [SEP], with dynamic masking (RoBERTa: Liu 2019, 4.1, 4.2).
 
     tokens [T], masked_positions, masked_targets, masked_weights [P]; see Masking.
     """
@@ -125,16 +125,16 @@ class MaskedLM(Examples):
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
-    """Returns the id of the mask token, by either of its usual names."""
+    """Returns the id of the mask token, [MASK] or <mask>."""
     name = next((n for n in ("[MASK]", "<mask>") if n in tokenizer.specials), "[MASK]")
     return tokenizer.special(name)
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns bool [V]: whether a token starts a word, as the vocabulary marks it.
+    """Returns bool [V]: whether a token starts a word, according to the vocabulary.
 
-    WordPiece marks what does not ('##ing'); the others write the space before a word into its
-    first token (sentencepiece U+2581, byte-level BPE U+0120 or a control's stand-in, or itself).
+    WordPiece marks continuations ('##ing'); other tokenizers include the preceding space in the
+    first token (sentencepiece: U+2581; byte-level BPE: U+0120 or other whitespace).
     """
     pieces = tokenizer.pieces()
     if tokenizer.kind == "words":
@@ -146,14 +146,14 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def weights(batch):
-    """The number of masked positions."""
+    """Returns the number of masked positions."""
     return {"masked": batch["masked_weights"].sum()}
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy of masked_targets [B, P] where masked_weights [B, P].
+    """Cross-entropy of masked_targets [B, P] with masked_weights [B, P].
 
-    The model has gathered outputs.hidden [B, P, D] at the batch's masked_positions.
+    outputs.hidden [B, P, D] is already gathered at masked_positions.
     """
     total, sums = of_outputs(outputs, batch["masked_targets"], batch["masked_weights"], cfg)
     metrics = {"loss": (sums["loss"], "masked"), "accuracy": (sums["correct"], "masked")}
@@ -171,8 +171,8 @@ OBJECTIVE = Objective(
 
 
 class ReplacedTokenDetection(MaskedLM):
-    """As MaskedLM, but all that is chosen becomes [MASK]; the model samples the replacements
-    (Clark 2020, section 2).
+    """ELECTRA's examples: as MaskedLM, but all selected tokens become [MASK]; the generator samples
+    the replacements (Clark 2020, section 2).
     """
 
     def masking(self):
@@ -182,14 +182,14 @@ class ReplacedTokenDetection(MaskedLM):
 
 
 def detection_weights(batch):
-    """The numbers of masked positions and of tokens."""
+    """Returns the numbers of masked positions and of tokens."""
     return weights(batch) | {"tokens": models.real(batch).sum()}
 
 
 def detection_losses(outputs, batch, cfg):
-    """The generator's masked cross-entropy + detection_weight x binary cross-entropy.
+    """ELECTRA's loss: the generator's masked LM loss + detection_weight x binary cross-entropy.
 
-    The second is of heads.detection [B, T] against heads.replaced [B, T], over all real tokens.
+    The second compares heads.detection [B, T] with heads.replaced [B, T], over all real tokens.
     """
     terms, of_generator = losses(outputs, batch, cfg)
     metrics = {f"generator_{name}": value for name, value in of_generator.items()}
@@ -206,7 +206,7 @@ def detection_losses(outputs, batch, cfg):
 def refuse(config):
     if not config.model.generator_fraction:
         raise ConfigError("model.generator_fraction=0: objective.name='replaced_token_detection' "
-                          "needs a generator; set a share of the model's width, such as 0.25")
+                          "needs a generator; set its width as a fraction, such as 0.25")
 
 
 REPLACED_TOKEN_DETECTION = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The record of an objective: examples, loss, and what it needs."""
+"""`Objective`: examples, loss, requirements and predictions of a training objective."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,28 +17,28 @@ from llm_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An objective: its examples, its loss, what it needs, and what it predicts.
+    """A training objective.
 
     Attributes:
       name: objective.name.
-      examples: the class that makes them of documents, and answers and scores of predictions;
+      examples: class that builds examples from documents, and answers and scores from predictions;
         called with (tokenizer, config).
-      weights: batch -> {term: scalar}, how much each term's mean counts over (tokens, sentences).
-      losses: (outputs, batch, config.objective) -> ({term: sum}, {metric: (sum, term)}), the
-        metrics being means over the weight of the term that they name; one is called 'loss'.
-      kinds: values of model.kind that will do, the usual one first.
-      heads: those that model.head must name, others beside them allowed.
-      needs: other keys of the config -> values that will do, the usual one first.
-      refuse: raises ConfigError for what cannot be said so.
-      resolve: (config, training documents) fills in what the config leaves to them, as labels.
-      held_out: (config, split, its documents) refuses or warns of what training does not have.
-      predict: (outputs, batch) -> {name: [B, …]}, of each row what `examples.answer` needs; None:
-        it has no answers and no scores but the means of its metrics.
-      classes: `predict` has logits of classes, [B, C].
-      reference: records have the log-probabilities of the model that training began with.
-      writes: its answers are texts, written behind what `examples.ask` gives.
-      prompt: (text, config.objective) -> the text that the model reads at inference.
-      prefix: a prompt is seen in both directions.
+      weights: batch -> {term: scalar}, the normaliser of each term (tokens, sentences).
+      losses: (outputs, batch, config.objective) -> ({term: sum}, {metric: (sum, term)}); a metric
+        is normalised by the weight of its term; one is called 'loss'.
+      kinds: supported values of model.kind, the default first.
+      heads: heads that model.head must include.
+      needs: other config keys -> supported values, the default first.
+      refuse: raises ConfigError for further conflicts.
+      resolve: (config, training documents) fills in config values from the documents, as labels.
+      held_out: (config, split, its documents) checks a held-out set against the training set.
+      predict: (outputs, batch) -> {name: [B, …]}, the input of `examples.answer` per row; None:
+        no predictions, and no scores except the mean metrics.
+      classes: `predict` returns class logits [B, C].
+      reference: records need log-probabilities of the initial model.
+      writes: answers are texts, generated from the prompts of `examples.ask`.
+      prompt: (text, config.objective) -> the model input at inference.
+      prefix: prompts are bidirectional.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Objective:
     classes: bool = False
 
     def check(self, config: ConfigDict) -> None:
-        """Raises ConfigError where the config lacks what this objective needs, with the fix."""
+        """Raises ConfigError if the config does not meet the requirements, with the fix."""
         needs = {"model.head": (",".join(self.heads),), "model.kind": self.kinds, **self.needs}
         if set(self.heads) <= set(config.model.head.split(",")):
             needs.pop("model.head")
@@ -72,7 +72,7 @@ class Objective:
         self.refuse(config)
 
     def splits(self, config: ConfigDict) -> dict[str, Sequence[Record]]:
-        """Returns the documents of train, validation and test, of a config that is checked first.
+        """Checks the config, and returns the documents of train, validation and test.
 
         Raises:
           ConfigError: see `check` and data.sources.splits.
@@ -85,7 +85,7 @@ class Objective:
         return documents
 
     def split(self, config: ConfigDict, name: str) -> Sequence[Record]:
-        """Returns the documents of one of the splits of a run, whose config is filled in."""
+        """Returns the documents of a split, for the completed config of a run."""
         self.check(config)
         documents = sources.split(config, name, self.examples.columns(config), self.examples.parts)
         if name != "train":
@@ -93,20 +93,20 @@ class Objective:
         return documents
 
     def build_tokenizer(self, config: ConfigDict, documents: Sequence[Record]) -> Tokenizer:
-        """Trains or opens the config's tokenizer, with the special tokens that are needed."""
+        """Trains or opens the config's tokenizer, with the required special tokens."""
         return pipeline.build_tokenizer(config, documents, self.examples.specials(config))
 
 
 def rows(batch: dict) -> Array:
-    """[B] float32: 1 for a row, 0 for one that only fills up a batch."""
+    """Returns [B] float32: 1 for real rows, 0 for padding rows."""
     return models.real(batch).any(1).astype(jnp.float32)
 
 
 def count_rows(batch: dict) -> dict[str, Array]:
-    """`weights` of an objective whose terms and metrics are means over rows."""
+    """`weights` for objectives whose terms and metrics are means over rows."""
     return {"rows": rows(batch).sum()}
 
 
 def sums(each: Mapping[str, Array], weight: Array, term: str = "rows") -> dict:
-    """Metrics of `losses`, from each one's values of rows or tokens and their weights."""
+    """Returns the metrics of `losses` from values per row or token and their weights."""
     return {name: ((x * weight).sum(), term) for name, x in each.items()}

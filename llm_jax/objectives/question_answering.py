@@ -1,4 +1,4 @@
-"""Extractive question answering: the span of a text that answers a question (Devlin 2019, 4.2)."""
+"""Extractive question answering: predicts the answer span in a text (Devlin 2019, 4.2)."""
 
 import importlib.util
 import itertools
@@ -16,12 +16,12 @@ from llm_jax.objectives import scores
 from llm_jax.objectives.objective import Objective, count_rows
 
 log = logging.getLogger(__name__)
-LONGEST = 30  # tokens of an answer
+LONGEST = 30  # maximum tokens of an answer
 N_BEST = 5
 
 
 class Window(NamedTuple):
-    """A row of one question: tokens, where the context's begin in it, and their spans [n, 2]."""
+    """A row: tokens, the start of the context in it, the character spans of its tokens [n, 2]."""
 
     tokens: np.ndarray
     start: int
@@ -29,7 +29,7 @@ class Window(NamedTuple):
 
 
 def located(window, answer):
-    """Returns the places of an answer's first and last token in a row, or (0, 0)."""
+    """Returns the indices of the first and last token of an answer in a row, or (0, 0)."""
     start, text = answer["answer_start"], answer["text"]
     spans, end = window.spans, start + len(text)
     if start < 0 or not text or not len(spans) or start < spans[0, 0] or end > spans[-1, 1]:
@@ -40,7 +40,7 @@ def located(window, answer):
 
 
 def best(window, row):
-    """Returns (sum of logits, probability, start, end) of a window's best spans, and of no span."""
+    """Returns (sum of logits, probability, start, end) for the best spans and for no answer."""
     count = len(window.spans)
     places = np.append(0, window.start + np.arange(count))
     a, b = (row[name][places].astype(float) for name in ("start", "end"))
@@ -60,10 +60,10 @@ def best(window, row):
 
 
 class QuestionAnswering(Examples):
-    """[CLS] question [SEP] a window of the context [SEP], and the answer's first and last token.
+    """Examples [CLS] question [SEP] context window [SEP], with the answer's first and last token.
 
-    tokens, types [T]; first, last, both 0 in a window without the whole answer. Windows begin every
-    data.doc_stride tokens (Devlin 2019). A question has at most half of a row.
+    tokens, types [T]; first, last, both 0 if the window does not contain the whole answer. Windows
+    start every data.doc_stride tokens (Devlin 2019). A question is truncated to half a row.
     """
 
     reads = ("context", "question", "answers")
@@ -74,7 +74,7 @@ class QuestionAnswering(Examples):
     scalars = ("first", "last")
 
     def windows(self, record):
-        """Returns the rows of a record: at least one."""
+        """Returns the rows of a record, at least one."""
         longest, tokenizer = self.config.model.max_length, self.tokenizer
         before, behind = tokenizer.around("encoder")
         question = [*before, *tokenizer.encode(record["question"])[: longest // 2 - len(before)]]
@@ -101,19 +101,19 @@ class QuestionAnswering(Examples):
         return fields
 
     def answer(self, record, rows):
-        """{answer: {text, start, end, score}, n_best}: spans with the largest sums of both logits.
+        """Returns {answer: {text, start, end, score}, n_best}, ranked by the sum of both logits.
 
-        A score is the product of both probabilities in its window. With objective.no_answer an
-        empty text is among them, with the sum of the first token in the window that has the least.
+        score: the product of both probabilities in the window. With objective.no_answer, the empty
+        text is a candidate, with the logits of the first token, minimised over windows.
         """
         spans, nothing = zip(*map(best, self.windows(record), rows), strict=True)
         found = sorted(itertools.chain(*spans))
         found += [min(nothing)] * self.config.objective.no_answer
-        found = {span[2:]: span for span in found}.values()  # of windows that share it, the best's
+        found = {span[2:]: span for span in found}.values()  # of the best window
         answers = []
         for _, score, start, end in sorted(found, reverse=True)[:N_BEST]:
             text = record["context"][start:end]
-            start += len(text) - len(text.lstrip())  # a token may begin with the blank before it
+            start += len(text) - len(text.lstrip())  # a token may start with whitespace
             place = {"start": start, "end": end, "score": score}
             answers.append({"text": text.lstrip()} | place)
         return {"answer": answers[0], "n_best": answers}
@@ -124,19 +124,19 @@ class QuestionAnswering(Examples):
 
 
 def resolve(config, documents):
-    """Sets objective.no_answer where the training set has questions without one (SQuAD 2.0).
+    """Sets objective.no_answer if the training set has unanswerable questions (SQuAD 2.0).
 
-    Warns of answers that do not stand in their context.
+    Warns about answers that do not occur in their context.
 
     Raises:
-      ConfigError: answers are Chinese, and what tells the words between characters is missing.
+      ConfigError: answers are Chinese, and nltk, which their scores need, is not installed.
     """
     answers = [doc["answers"] for doc in documents]
     if not all(answers):
         config.objective.no_answer = True
     if lost := sum(some[0]["answer_start"] < 0 for some in answers if some):
-        log.warning("data.train: the answers to %d of %d questions do not stand in their context; "
-                    "they are learned as if there were none", lost, len(answers))
+        log.warning("data.train: the answers to %d of %d questions do not occur in their context; "
+                    "they are treated as unanswerable", lost, len(answers))
     texts = [answer["text"] for some in answers for answer in some]
     if scores.chinese(texts) and not importlib.util.find_spec("nltk"):
         raise ConfigError(f"data.train={config.data.train!r}: CMRC's scores of Chinese answers "
@@ -144,7 +144,7 @@ def resolve(config, documents):
 
 
 def losses(outputs, batch, cfg):
-    """Mean cross-entropy of heads.span [B, T, 2], over a row's tokens, against first and last."""
+    """Cross-entropy of heads.span [B, T, 2] over a row's tokens, mean of first and last."""
     rows = models.real(batch)
     logits = jnp.where(rows[..., None], outputs.heads["span"], jnp.finfo(jnp.float32).min)
     wanted = jnp.stack([batch["first"], batch["last"]], 1)
@@ -154,7 +154,7 @@ def losses(outputs, batch, cfg):
 
 
 def predict(outputs, batch):
-    """Of each token the logits of its being an answer's first, and last."""
+    """Returns the start and end logits of each token."""
     start, end = jnp.moveaxis(outputs.heads["span"], -1, 0)
     return {"start": start, "end": end}
 

@@ -1,6 +1,6 @@
-"""Scores of answers over a whole set. NumPy; each is held to the library or script it is named by.
+"""Task scores over a dataset, in NumPy; each is tested against the library or script it names.
 
-An objective's Examples.score returns some of these, under the names that `eval` prints.
+An objective's Examples.score returns some of them, under the names that `eval` prints.
 """
 
 import importlib.util
@@ -15,17 +15,17 @@ from llm_jax.config import ConfigError
 
 
 def confusion(gold: Sequence[int], guess: Sequence[int], classes: int) -> np.ndarray:
-    """Returns the confusion matrix [classes, classes]: how many of each class were called which."""
+    """Returns the confusion matrix [classes, classes]: rows are true classes, columns predicted."""
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (np.asarray(gold, int), np.asarray(guess, int)), 1)
     return table
 
 
 def classes(table: np.ndarray) -> dict[str, float]:
-    """Scores of a confusion matrix [classes, classes], as scikit-learn's (zero_division=0).
+    """Classification scores from a confusion matrix, as in scikit-learn (zero_division=0).
 
-    Accuracy; precision, recall and F1 as means over the classes that occur (macro); F1 of all
-    decisions together (micro), which is the accuracy; Matthews' correlation (Gorodkin 2004).
+    Accuracy; macro precision, recall and F1 over the classes that occur; micro F1, which equals
+    accuracy; Matthews correlation coefficient (Gorodkin 2004).
     """
     hits, gold, guessed = np.diag(table), table.sum(1), table.sum(0)
     occur = (gold + guessed) > 0
@@ -43,7 +43,7 @@ def classes(table: np.ndarray) -> dict[str, float]:
 
 
 def correlation(gold: Sequence[float], guess: Sequence[float]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation, 0 where one side does not vary; mean squared error."""
+    """Pearson and Spearman correlation, 0 if one side is constant; mean squared error."""
     from scipy import stats
 
     gold, guess = np.asarray(gold, float), np.asarray(guess, float)
@@ -55,25 +55,25 @@ def correlation(gold: Sequence[float], guess: Sequence[float]) -> dict[str, floa
 
 
 def retrieval(queries: Sequence, documents: Sequence) -> dict[str, float]:
-    """Recall at 1 and 10, and mean reciprocal rank, of each query's own document among all.
+    """Recall at 1 and 10, and mean reciprocal rank, of each query's document among all documents.
 
-    By dot products of vectors [n, D] both; of equal ones the best rank.
+    Ranks by dot products of vectors [n, D]; ties get the best rank.
     """
     queries, documents = np.asarray(queries, np.float32), np.asarray(documents, np.float32)
     ranks = []
     for start in range(0, len(queries), 1024):
         near = queries[start : start + 1024] @ documents.T
         own = np.diagonal(near, start)[:, None]
-        ranks.append(1 + (near > own + 1e-6).sum(1))  # the same text's vectors, but for rounding
+        ranks.append(1 + (near > own + 1e-6).sum(1))  # tolerates rounding for duplicate texts
     ranks = np.concatenate(ranks)
     recall = {f"recall_at_{k}": float((ranks <= k).mean()) for k in (1, 10)}
     return recall | {"mrr": float((1 / ranks).mean())}
 
 
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Returns (start, end, type) of the spans of BIO, IOB1 or BIOES tags, as conlleval and seqeval.
+    """Returns (start, end, type) of spans in BIO, IOB1 or BIOES tags, as conlleval and seqeval do.
 
-    An I- that follows no tag of its type begins a span.
+    An I- tag after a tag of another type starts a span.
     """
     spans, start, before = [], None, ("O", "")
     for i, tag in enumerate([*tags, "O"]):
@@ -89,9 +89,9 @@ def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def spans(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of the spans of all sentences' tags, as seqeval's (micro).
+    """Micro precision, recall and F1 of spans over all sentences, as in seqeval.
 
-    A span counts where start, end and type agree.
+    A span is correct if start, end and type agree.
     """
     both = [
         {(i, *span) for i, tags in enumerate(sentences) for span in entities(tags)}
@@ -107,10 +107,10 @@ def spans(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict
 
 
 def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 of answers to questions, the best over each one's right answers.
+    """Exact match and F1 of answers, the maximum over the gold answers of a question.
 
-    As SQuAD 2.0's script; where most answers are Chinese, as CMRC 2018's. A question that has no
-    right answer has the empty one.
+    As in SQuAD 2.0's script or, if most answers are Chinese, CMRC 2018's. Unanswerable questions
+    have the empty answer.
     """
     if chinese([text for some in gold for text in some]):
         bare, overlap = _cmrc_bare, _cmrc_f1
@@ -126,16 +126,16 @@ def answers(gold: Sequence[Sequence[str]], guess: Sequence[str]) -> dict[str, fl
 
 
 def chinese(texts: Sequence[str]) -> bool:
-    """Whether most of them have Chinese characters."""
+    """Whether most of the texts have Chinese characters."""
     return 2 * sum(bool(_HAN.search(text)) for text in texts) > len(texts)
 
 
 def texts(names: Sequence[str], gold: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
-    """Scores, of those in TEXTS, of texts that a model has written; gold: one right text each.
+    """Scores of generated texts, by names in TEXTS; gold: one reference per text.
 
-    BLEU and chrF (0 to 100) as sacreBLEU's, in its own words of Chinese where most of the right
-    texts are; ROUGE-1, 2 and L as rouge-score's, with stemming, means of F1; distinct n-grams of
-    words over all of them (Li 2016, arXiv:1510.03055); exact_match but for blanks around.
+    BLEU and chrF (0 to 100) as in sacreBLEU, with its Chinese tokenizer if most references are
+    Chinese; ROUGE-1, 2 and L as in rouge-score, with stemming, mean F1; distinct n-grams of words
+    (Li 2016, arXiv:1510.03055); exact_match up to surrounding whitespace.
     """
     return {k: v for name in names for k, v in TEXTS[name](list(gold), list(guess)).items()}
 
@@ -152,7 +152,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def bleu(gold: Sequence[str]):
-    """Returns sacreBLEU's measure for texts like these."""
+    """Returns sacreBLEU's BLEU metric for texts in this language."""
     from sacrebleu.metrics import BLEU
 
     return BLEU(tokenize="zh" if chinese(gold) else "13a")
@@ -211,7 +211,7 @@ def _cmrc_bare(text: str) -> str:
 
 
 def _cmrc_units(text: str) -> list[str]:
-    """Characters of Chinese, and NLTK's words of what is between them, as of one sentence."""
+    """Splits into Chinese characters, and NLTK's words for the text between them."""
     from nltk.tokenize import NLTKWordTokenizer
 
     words, parts = NLTKWordTokenizer(), re.split(f"({_HAN.pattern})", _cmrc_bare(text))
@@ -219,7 +219,7 @@ def _cmrc_units(text: str) -> list[str]:
 
 
 def _cmrc_f1(gold: str, guess: str) -> float:
-    """By the longest run of units that both have."""
+    """F1 by the longest common run of units."""
     a, b = _cmrc_units(gold), _cmrc_units(guess)
     same, before = 0, [0] * (len(b) + 1)
     for x in a:

@@ -1,4 +1,4 @@
-"""Sequence to sequence: translation, summaries, and T5's text-to-text."""
+"""Sequence to sequence: translation, summarisation, and T5's text-to-text."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ from llm_jax.objectives.completion import Completion, prompt
 
 
 class Seq2Seq(Examples):
-    """encoder_tokens [S] = prefix + source + suffix + [eos]; the decoder learns target + [eos].
+    """Examples with encoder_tokens [S] = prefix + source + suffix + [eos], target + [eos].
 
-    tokens, targets, weights [T], tokens starting from bos (T5: pad). A source too long for its row
-    loses its end but keeps eos; a target too long is cut, and its end is not learned. Accuracy goes
-    by answer_weights [T], which leave eos out.
+    tokens, targets, weights [T]; tokens start with bos (T5: pad). A source that is too long is
+    truncated, but keeps eos; a target that is too long is truncated without eos. Accuracy uses
+    answer_weights [T], which exclude eos.
     """
 
     reads = ("source", "target")
@@ -42,7 +42,7 @@ class Seq2Seq(Examples):
         return {"encoder_tokens": source, "answer_weights": answer} | fields
 
     def ask(self, record, new):
-        """The source as a prompt; of one too long for the encoder the end is cut off."""
+        """Returns the source as a prompt, truncated at its end to fit the encoder."""
         extra = len(self.tokenizer.encode(prompt("", self.config.objective))) + 1  # eos
         room = max(self.lengths(self.config)["encoder_tokens"] - extra, 0)
         ids = self.tokenizer.encode(record["source"])
@@ -52,12 +52,12 @@ class Seq2Seq(Examples):
 
 
 def refuse(config):
-    """A target must fit the model, and scores be known."""
+    """Raises ConfigError if targets do not fit the model, or scores are unknown."""
     scores.check(config.eval.scores)
     target, longest = config.data.target_length, config.model.max_length
     if target > longest:
-        raise ConfigError(f"data.target_length={target}: must be in 1 to "
-                          f"model.max_length={longest}, or 0 for that")
+        raise ConfigError(f"data.target_length={target}: must be 1 to "
+                          f"model.max_length={longest}, or 0 for the maximum")
 
 
 OBJECTIVE = dataclasses.replace(

@@ -16,13 +16,13 @@ def sentinel(i: int) -> str:
 
 
 class SpanCorruption(Examples):
-    """Spans of tokens become one sentinel each in the input; the target tells what they were.
+    """Span corruption examples: each span is replaced by a sentinel, and the target lists them.
 
     encoder_tokens [S] = kept tokens and sentinels, eos; targets [T] = each sentinel and its span,
-    a last sentinel, eos; tokens = [bos] (T5: pad) + targets[:-1]; weights 1. Of n tokens,
-    round(mask_rate n) fall into round(that / span_length) spans, as in the paper's code; windows
-    are as long as leaves the encoder's row full. (That code leaves out the last sentinel, which
-    the paper's text and figure 2 have.)
+    a final sentinel, eos; tokens = [bos] (T5: pad) + targets[:-1]; weights 1. Of n tokens,
+    m = round(mask_rate n) are in round(m / span_length) spans, as in the paper's code. The window
+    length is chosen to fill the encoder's row. (The code omits the final sentinel, which the
+    paper's text and figure 2 have.)
     """
 
     def __init__(self, tokenizer, config):
@@ -32,14 +32,14 @@ class SpanCorruption(Examples):
 
     @classmethod
     def specials(cls, config):
-        # Last first: so T5's 100 follow its sentencepiece model in their published order.
+        # In reverse: T5's 100 sentinels follow its sentencepiece model in this order.
         count = _counts(_window(config), config.objective)[1] + 1
         return tuple(sentinel(i) for i in reversed(range(max(100, count))))
 
     @classmethod
     def lengths(cls, config):
         noise, spans = _counts(_window(config), config.objective)
-        targets = noise + spans + 2  # the last sentinel and eos
+        targets = noise + spans + 2  # the final sentinel and eos
         return {"encoder_tokens": config.model.max_length} | dict.fromkeys(DECODER, targets)
 
     @property
@@ -51,7 +51,7 @@ class SpanCorruption(Examples):
             return None
         noise = noise_mask(len(piece), self.config.objective, rng)
         starts = noise & ~np.append(False, noise[:-1])
-        nth = np.cumsum(starts) - 1  # the span that a token is in, or comes after
+        nth = np.cumsum(starts) - 1  # index of the span that contains or precedes a token
         eos = [self.tokenizer.eos_id]
         kept = np.where(starts, self.sentinels[np.maximum(nth, 0)], piece)[~noise | starts]
         spans = np.insert(piece[noise], np.flatnonzero(starts[noise]), self.sentinels[nth[starts]])
@@ -61,7 +61,7 @@ class SpanCorruption(Examples):
 
 
 def noise_mask(length: int, o, rng: np.random.Generator) -> np.ndarray:
-    """Returns bool [length]: kept and noise spans by turns, of random lengths of at least 1."""
+    """Returns bool [length]: alternating kept and noise spans of random lengths >= 1."""
     noise, spans = _counts(length, o)
     kept = _segments(length - noise, spans, rng)
     lengths = np.stack([kept, _segments(noise, spans, rng)], axis=1).ravel()
@@ -69,22 +69,22 @@ def noise_mask(length: int, o, rng: np.random.Generator) -> np.ndarray:
 
 
 def _segments(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of `segments` parts of `items`, each of at least 1, all ways equally likely."""
+    """Returns random lengths >= 1 of `segments` parts of `items`, uniform over all partitions."""
     edges = np.sort(rng.permutation(items - 1)[: segments - 1]) + 1
     return np.diff(np.concatenate([[0], edges, [items]]))
 
 
 def _counts(length: int, o) -> tuple[int, int]:
-    """(noise tokens, spans) among `length` tokens; T5's random_spans_noise_mask."""
+    """Returns the numbers of (noise tokens, spans) for `length`; T5's random_spans_noise_mask."""
     noise = min(max(round(length * o.mask_rate), 1), length - 1)
     spans = min(max(round(noise / o.span_length), 1), length - noise)
     return noise, spans
 
 
 def _window(config) -> int:
-    """Most tokens whose corrupted form, with eos, fits the encoder's row (random_spans_helper).
+    """Returns the longest window that fits the encoder after corruption (random_spans_helper).
 
-    At rates of a half and more it is the target that must not be longer than such a row.
+    For rates of a half and more, the target is limited to that length instead.
     """
     longest, o = config.model.max_length, config.objective
     for length in itertools.count(3):

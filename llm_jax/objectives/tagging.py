@@ -1,4 +1,4 @@
-"""Tagging: a label for each word, as named entities (BIO) or parts of speech (Devlin 2019, 5.3)."""
+"""Token classification: named entities (BIO), parts of speech, roles (Devlin 2019, 5.3)."""
 
 import dataclasses
 import logging
@@ -18,10 +18,10 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+?(?=[\u3040-\u3
 
 
 class Tagging(Examples):
-    """[CLS] words [SEP]; a word's tag is its first token's (Devlin 2019, 5.3).
+    """Tagging examples [CLS] words [SEP]; the first token of a word predicts its tag (5.3).
 
-    tokens [T]; tags, weights [T], 0 but at a word's first token. A sentence that is too long for a
-    row goes on in another. A record may have a text, to be cut in words, in place of tokens.
+    tokens [T]; tags, weights [T], 0 except at first tokens. A sentence that is too long continues
+    in further rows. A record may have a text, which is split into words, instead of tokens.
     """
 
     reads = ("tokens", "tags")
@@ -37,7 +37,7 @@ class Tagging(Examples):
         self.frame = tokenizer.around("encoder")
 
     def reading(self, record):
-        """The text that the model reads, and where in it each word is: [n, 2]."""
+        """Returns the model's input text, and the character spans of its words [n, 2]."""
         return spelled(record)
 
     def examples(self, piece, rng, elsewhere):
@@ -50,15 +50,15 @@ class Tagging(Examples):
         ]
 
     def parts(self, record, ids, spans, words):
-        """Fields of a whole sentence: what is said of each of its tokens."""
+        """Returns the per-token fields of a whole sentence."""
         tags, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.float32)
         for place, tag in zip(first_tokens(spans, words), record.get("tags", ()), strict=False):
-            if place >= 0 and tag in self.ids:  # a tag that training has not cannot be predicted
+            if place >= 0 and tag in self.ids:  # unknown tags cannot be predicted
                 tags[place], weights[place] = self.ids[tag], 1
         return {"tokens": ids, "tags": tags, "weights": weights}
 
     def framed(self, fields):
-        """An example of a row's part of a sentence."""
+        """Returns the example for the part of a sentence in a row."""
         before, behind = self.frame
         around = len(before), len(behind)
         fields = {name: np.pad(x, around) for name, x in fields.items()}
@@ -67,7 +67,7 @@ class Tagging(Examples):
         return fields
 
     def rows(self, first, count):
-        """Yields (start, end) of each row's tokens, of `count`: whole words, where one fits."""
+        """Yields (start, end) of the tokens of each row, at word boundaries if possible."""
         room, start = self.config.model.max_length - sum(map(len, self.frame)), 0
         while start < count:
             end = min(start + room, count)
@@ -78,9 +78,9 @@ class Tagging(Examples):
             start = end
 
     def tags(self, record, rows):
-        """The words' tags, and the tags' probabilities.
+        """Returns the tag of each word and its probability.
 
-        A word without a token has O, or the first tag, and probability 0.
+        A word without a token gets O, or the first tag, with probability 0.
         """
         text, words = self.reading(record)
         spans = self.tokenizer.aligned(text)[1]
@@ -95,19 +95,19 @@ class Tagging(Examples):
         return of_words(tags, blank), of_words(odds, 0.0)
 
     def answer(self, record, rows):
-        """{tags}, and of B-TYPE, I-TYPE and O {entities: [{start, end, type, text, score}]}."""
+        """Returns {tags}, and for BIO tags {entities: [{start, end, type, text, score}]}."""
         tags, odds = self.tags(record, rows)
         found = {"entities": named(record, tags, odds)} if self.spans else {}
         return {"tags": tags} | found
 
     @property
     def spans(self):
-        """Whether tags are of spans."""
+        """Whether tags denote spans."""
         return any(re.match("[BIES]-", name) for name in self.config.data.labels)
 
     def score(self, records, answers):
         gold, guess = [r["tags"] for r in records], [a["tags"] for a in answers]
-        classes = len(self.config.data.labels) + 1  # the last: of tags that training has not
+        classes = len(self.config.data.labels) + 1  # the last: unknown tags
         number = lambda rows: [self.ids.get(tag, classes - 1) for tags in rows for tag in tags]
         of_words = scores.classes(scores.confusion(number(gold), number(guess), classes))
         if not self.spans:
@@ -116,7 +116,7 @@ class Tagging(Examples):
 
 
 def spelled(record):
-    """Returns a record's text, and where in it each word is: [n, 2]."""
+    """Returns a record's text, and the character spans of its words [n, 2]."""
     if "tokens" not in record:
         spans = [word.span() for word in WORD.finditer(record["text"])]
         return record["text"], np.array(spans, int).reshape(-1, 2)
@@ -126,9 +126,10 @@ def spelled(record):
 
 
 def first_tokens(spans, words):
-    """Returns the place of each word's first token, -1 where it has none.
+    """Returns the index of each word's first token, -1 if it has none.
 
-    A token that begins in the blank before a word is the word's; one of two words is the first's.
+    A token that starts in the whitespace before a word belongs to the word; one that spans two
+    words belongs to the first.
     """
     place = np.searchsorted(spans[:, 1], words[:, 0], side="right")
     inside = place < len(spans)
@@ -138,9 +139,9 @@ def first_tokens(spans, words):
 
 
 def named(record, tags, odds):
-    """Returns [{start, end, type, text, score}] of the spans of BIO tags, by characters.
+    """Returns [{start, end, type, text, score}] for the spans of BIO tags, in characters.
 
-    The score is the mean of their words' probabilities.
+    The score is the mean probability of the words' tags.
     """
     text, words = spelled(record)
     entities = []
@@ -152,20 +153,20 @@ def named(record, tags, odds):
 
 
 def held_out(config, split, documents):
-    """Warns of tags that cannot be predicted, and count as missed."""
+    """Warns about tags that training does not have; they count as errors."""
     missed = labels.unknown(config, (tag for doc in documents for tag in doc["tags"]))
     if missed:
         names = ", ".join(f"{name} {count}" for name, count in missed.most_common(5))
-        log.warning("data.%s: tags that training does not have count as missed: %s", split, names)
+        log.warning("data.%s: tags missing from the training set count as errors: %s", split, names)
 
 
 def weights(batch):
-    """The number of words."""
+    """Returns the number of words."""
     return {"words": batch["weights"].sum()}
 
 
 def losses(outputs, batch, cfg):
-    """Cross-entropy, focal or not, of heads.token [B, T, C] against tags [B, T], by weights."""
+    """Cross-entropy or focal loss of heads.token [B, T, C] against tags [B, T], with weights."""
     logits, tags, weight = outputs.heads["token"], batch["tags"], batch["weights"]
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, tags),
@@ -176,7 +177,7 @@ def losses(outputs, batch, cfg):
 
 
 def predict(outputs, batch):
-    """Of each token a tag, and its probability."""
+    """Returns the tag of each token and its probability."""
     logits = outputs.heads["token"]
     return {"tag": logits.argmax(-1), "probability": nn.softmax(logits).max(-1)}
 
@@ -200,11 +201,11 @@ OBJECTIVE = Objective(
 class Roles(Tagging):
     """Semantic role labelling: the arguments of a predicate, as tags (Shi and Lin 2019).
 
-    As Tagging, of a text in which the predicate, the word of that place, is marked: [ gave ].
+    As Tagging, on a text in which the predicate is marked: [ gave ].
 
-    types [T]: 1 at the tokens of the predicate, else 0 (Shi and Lin 2019, 3.2). A pretrained model
-    hardly tells types apart at first, but does see markers (Baldini Soares 2019, 3.2). A sentence
-    is read once for each of its predicates.
+    types [T]: 1 at the tokens of the predicate, else 0 (Shi and Lin 2019, 3.2). Pretrained models
+    hardly distinguish types at first, but they do use markers (Baldini Soares 2019, 3.2). There is
+    one example per predicate of a sentence.
     """
 
     reads = ("tokens", "predicate", "tags")
@@ -228,7 +229,7 @@ class Roles(Tagging):
         return {"tags": tags, "roles": named(record, tags, odds)}
 
     def score(self, records, answers):
-        """Of arguments: the predicate itself, B-V, is none (Carreras and Marquez 2005)."""
+        """Scores arguments; the predicate, B-V, is excluded (Carreras and Marquez 2005)."""
         bare = lambda rows: [["O" if t.endswith("-V") else t for t in row["tags"]] for row in rows]
         return scores.spans(bare(records), bare(answers))
 

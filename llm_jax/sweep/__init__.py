@@ -1,4 +1,4 @@
-"""An ablation: named variants of a config, trained over seeds and compared. Imports no JAX."""
+"""Ablation sweeps: named variants of a config, trained over seeds and compared. No JAX."""
 
 from llm_jax.sweep.spec import Sweep
 

@@ -1,4 +1,4 @@
-"""A trained model's loss by position, within the length it was trained at and beyond.
+"""Loss of a trained model by position, within the training length and beyond.
 
 python -m llm_jax.sweep.context RUN_FOLDER/context.json '{"reaches": [1, 2, 4]}'
 """
@@ -24,14 +24,14 @@ from llm_jax.objectives.cross_entropy import token_losses
 from llm_jax.train import groups
 from llm_jax.train.run import Setup, load_params
 
-BINS = 8  # of the length that was trained at
-TEXT = 2**17  # tokens of validation text, the same documents at every length
+BINS = 8  # number of bins of the training length
+TEXT = 2**17  # tokens of validation text; the same documents for every length
 
 
 def measure(workdir: str | Path, reaches: list[int], tokens: int = TEXT) -> dict[str, Any]:
     """Returns {'length', 'bin', 'reaches': {multiple of length: result of `at_reach`}}.
 
-    Where a model cannot take that length, the reason: {'reason': text}.
+    If a model does not support a length, the result is {'reason': text}.
     """
     setup, tokenizer, params, step = load_params(workdir)
     documents = some(setup.objective.splits(setup.config)["validation"], tokenizer, tokens)
@@ -48,7 +48,7 @@ def measure(workdir: str | Path, reaches: list[int], tokens: int = TEXT) -> dict
 
 
 def some(documents: Sequence[Record], tokenizer: Tokenizer, least: int) -> list[Record]:
-    """Returns a fixed random sample of documents, of so many tokens or a little more, or all."""
+    """Returns a fixed random sample of documents with at least `least` tokens, or all documents."""
     chosen, tokens = [], 0
     for i in np.random.default_rng(0).permutation(len(documents)):
         if tokens >= least:
@@ -59,10 +59,10 @@ def some(documents: Sequence[Record], tokenizer: Tokenizer, least: int) -> list[
 
 
 def stretched(setup: Setup, params: Any, reach: int) -> Setup:
-    """The same run with rows `reach` times as long."""
+    """Returns the same run with rows `reach` times as long."""
     config = ConfigDict(setup.config.to_dict())
     if config.model.kind != "decoder":
-        raise ConfigError(f"model.kind={config.model.kind!r}: only a decoder has a loss a position")
+        raise ConfigError(f"model.kind={config.model.kind!r}: only decoders have these losses")
     config.model.max_length *= reach
     configs.check(config)
     longer = Setup(config, setup.mesh)
@@ -77,7 +77,7 @@ def stretched(setup: Setup, params: Any, reach: int) -> Setup:
 def at_reach(
     setup: Setup, params: Any, tokenizer: Tokenizer, documents: list[Record], width: int
 ) -> dict[str, Any]:
-    """Mean loss and number of tokens, over all and in bins of `width` positions in a document."""
+    """Mean loss and number of tokens, in total and in bins of `width` positions of a document."""
     config = setup.config
     count = -(-config.model.max_length // width)
 
@@ -103,7 +103,7 @@ def at_reach(
 
 
 def main(argv: list[str]) -> None:
-    """Measures a run and writes the result, with what was asked, into the file in its folder."""
+    """Measures a run and writes the result and the request to the file in its folder."""
     file, asked = Path(argv[0]), json.loads(argv[1])
     record.write(file, asked=asked, **measure(file.parent, asked["reaches"]))
 

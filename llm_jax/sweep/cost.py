@@ -1,4 +1,4 @@
-"""What one attention layer of a variant costs by length: seconds and bytes, forward and backward.
+"""Cost of an attention layer by length: time and memory of forward and backward pass.
 
 python -m llm_jax.sweep.cost FILE.json '{"model": {resolved config.model}, "lengths": [512]}'
 """
@@ -22,16 +22,16 @@ from llm_jax.models.latent import attention_layer
 from llm_jax.models.positions import position_bias
 
 REPEATS = 5
-SECONDS = 10.0  # a call that would take longer is left out
-COMPILING = 60.0  # where compiling took longer, no greater length is compiled
-BYTES = 2**32  # a program of more temporary bytes is compiled but not run
+SECONDS = 10.0  # calls that would take longer are skipped
+COMPILING = 60.0  # if compiling takes longer, longer lengths are skipped
+BYTES = 2**32  # programs with more temporary bytes are compiled but not run
 
 
 def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
-    """Returns a row for each length: a layer's cost, the mean over the kinds that alternate.
+    """Returns a row per length: the cost of a layer, the mean over alternating kinds.
 
-    Each has 'length', 'bytes' and 'seconds'; what is None has its 'reason'. Nothing is run or
-    compiled where the last length foretells that it would take too long.
+    Each has 'length', 'bytes' and 'seconds'; for None, 'reason' explains it. Lengths that would
+    take too long, judging by the previous one, are skipped.
     """
     rows, compiling, running = [], 0.0, 0.0
     layers = len(_kinds(model))
@@ -39,7 +39,7 @@ def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
         row = {"length": length, "bytes": None, "seconds": None, "reason": ""}
         rows.append(row)
         if compiling > COMPILING:
-            row["reason"] = f"compiling would take more than {COMPILING:.0f} s"
+            row["reason"] = f"compilation would take more than {COMPILING:.0f} s"
             continue
         began = time.perf_counter()
         try:
@@ -55,19 +55,19 @@ def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
             row["reason"] = f"would take more than {SECONDS:.0f} s"
         else:
             row["seconds"] = _seconds(program, inputs) / layers
-            # The next length is twice this one: at most four times the seconds.
+            # The next length is twice this one: at most four times the time.
             running = 4 * row["seconds"]
     return rows
 
 
 def _kinds(model):
-    """The layers of the pattern that a stack begins with."""
+    """Returns the layers of a stack's first pattern."""
     (depth, *_) = configs.depths(model).values()
     return configs.layers(model, depth)[: configs.scans(model, depth)[0].period]
 
 
 class _Layers(nn.Module):
-    """Attention of a stack's first pattern by itself: x [1, T, D] -> [1, T, D], biases included."""
+    """The attention layers of a stack's first pattern: x [1, T, D] -> [1, T, D], with biases."""
 
     cfg: FrozenConfigDict
 
@@ -82,7 +82,7 @@ class _Layers(nn.Module):
 
 
 def _compiled(model: ConfigDict, length: int) -> tuple[Callable, tuple]:
-    """The gradient of these layers over one sequence, and its inputs."""
+    """Compiles the gradient of these layers for one sequence; returns it with its inputs."""
     cfg = FrozenConfigDict(model.to_dict() | {"max_length": length})
     layers = _Layers(cfg)
 
@@ -96,7 +96,7 @@ def _compiled(model: ConfigDict, length: int) -> tuple[Callable, tuple]:
 
 
 def _seconds(program: Callable, inputs: tuple) -> float:
-    """The median of REPEATS calls after a warm-up; of fewer where they take more than SECONDS."""
+    """Returns the median time of REPEATS calls after a warm-up, fewer if they exceed SECONDS."""
     times = []
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
@@ -108,7 +108,7 @@ def _seconds(program: Callable, inputs: tuple) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Measures a model and writes the result, with what was asked, into a file."""
+    """Measures a model and writes the result and the request to a file."""
     asked = json.loads(argv[1])
     rows = measure(ConfigDict(asked["model"]), asked["lengths"])
     record.write(argv[0], asked=asked, rows=rows)

@@ -1,4 +1,4 @@
-"""The design of a sweep: every config checked and every model counted before any of it runs."""
+"""The design of a sweep: validates all configs and counts all models before any run."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep, read_by
 from llm_jax.train.run import Setup, flops_per_token
 
-STEP = 8  # model.mlp_dim is solved in multiples of this; of models too small for it, of 1
+STEP = 8  # model.mlp_dim is a multiple of it, or of 1 for very small models
 TOLERANCE = 0.01
 MEASURES: dict[str, Callable[[ConfigDict], float]] = {
     "params": lambda config: count_params(config.model), "flops": flops_per_token,
@@ -25,11 +25,11 @@ MEASURES: dict[str, Callable[[ConfigDict], float]] = {
 
 
 def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
-    """Returns the design as JSON: the sweep's fields, and of each variant config and size.
+    """Returns the design as JSON: the fields of the sweep, and config and size of each variant.
 
     Args:
-      spec: of the base config, as --config takes it.
-      overrides: 'key=value' that all variants share.
+      spec: the base config, as for --config.
+      overrides: 'key=value' shared by all variants.
     """
     if any(text.startswith("seed=") for text in overrides):
         raise ConfigError("--config.seed: --seeds=N trains every variant with seeds 0 to N - 1")
@@ -43,7 +43,7 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
                 for label, config in made.items():
                     _match(config, labels[label], sweep.match, target)
         except ValueError as error:  # ConfigError is one
-            if not runs or len(variants) == 2:  # the baseline, or all that there is beside it
+            if not runs or len(variants) == 2:  # the baseline, or the only other variant
                 raise ConfigError(f"variant {name!r}: {error}") from error
             impossible[name] = str(error)
             continue
@@ -80,9 +80,9 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
 def _resolved(
     spec: str, overrides: list[str], keys: dict[str, str], sizes: dict[str, tuple], tuned: bool
 ) -> ConfigDict:
-    """A variant's config with its sizes filled in, checked as training checks it.
+    """Returns a variant's config with sizes filled in, validated as in training.
 
-    sizes: tokenizer and labels of data that are known, since most variants have the same.
+    sizes: cache of tokenizers and labels by data settings, which most variants share.
     """
     own = [f"{key}={value}" for key, value in keys.items()]
     read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
@@ -96,7 +96,7 @@ def _resolved(
             if not len(splits[split]):
                 raise ConfigError(f"data.{split}_fraction={config.data[f'{split}_fraction']}: "
                                   f"variants are compared by their {split} loss; hold out a "
-                                  f"share, or set data.{split}")
+                                  f"fraction, or set data.{split}")
         tokenizer = objective.build_tokenizer(config, splits["train"])
         sizes[key] = tokenizer, config.data.labels
     tokenizer, config.data.labels = sizes[key]
@@ -108,22 +108,22 @@ def _resolved(
 
 
 def _match(config: ConfigDict, keys: dict[str, str], measure: str, target: float) -> None:
-    """Sets the model.mlp_dim with which a variant has as many parameters or FLOPs as the baseline.
+    """Sets model.mlp_dim so that a variant matches the parameters or FLOPs of the baseline.
 
-    They are linear in mlp_dim, so two evaluations by shapes give the line.
+    Both are linear in mlp_dim, so that two evaluations determine the line.
     """
     if "model.mlp_dim" in keys:
-        raise ConfigError(f"model.mlp_dim: --match={measure} solves it")
+        raise ConfigError(f"model.mlp_dim: cannot be set, --match={measure} determines it")
     at = lambda dim: MEASURES[measure](_with_dim(config, dim))
     own, low, high = config.model.mlp_dim, at(STEP), at(2 * STEP)
     exact = STEP + (target - low) * STEP / (high - low)
     step = STEP if high - low <= 2 * TOLERANCE * target else 1
     below = max(step, int(exact // step) * step)
-    # Its own size first: what matches already stays as it is.
+    # Try the current size first: matching variants are not changed.
     dim = min((own, below, below + step), key=lambda dim: abs(dim - exact))
     if abs(at(dim) / target - 1) > TOLERANCE:
         raise ConfigError(f"with model.mlp_dim={dim}, the nearest multiple of {step}, it has "
-                          f"{at(dim):,.0f} {measure} where the baseline has {target:,.0f}: not "
+                          f"{at(dim):,.0f} {measure}, but the baseline has {target:,.0f}: not "
                           f"within {TOLERANCE:.0%}; use --match=none")
     if dim != own:
         config.model.mlp_dim = keys["model.mlp_dim"] = dim
@@ -136,17 +136,17 @@ def _with_dim(config: ConfigDict, dim: int) -> ConfigDict:
 
 
 def commit(design: dict, workdir: Path) -> dict:
-    """Writes sweep.json, with the provenance of its first start; returns its content.
+    """Writes sweep.json, with the provenance of the first start; returns its content.
 
-    More seeds or variants may be added to a sweep, and some taken out by `without`; what it has
-    stays as it was begun.
+    Seeds and variants may be added to a sweep, or removed by `without`; existing ones must not
+    change.
     """
     file = workdir / "sweep.json"
     design = json.loads(json.dumps(design))
     old = read_json(file) if file.exists() else {}
     if different := _differences(old, design) if old else []:
-        raise ConfigError(f"--workdir={workdir} holds another sweep ({'; '.join(different)}); use "
-                          "its values, or another --workdir")
+        raise ConfigError(f"--workdir={workdir} holds a different sweep ({'; '.join(different)}); "
+                          "use its values, or another --workdir")
     provenance = {"begun": old.get("begun") or record.provenance()}
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, design | provenance, indent=1)
@@ -163,7 +163,7 @@ def _differences(old: dict, new: dict) -> list[str]:
         if label not in new["variants"]:
             lines += [f"variant {label!r}: not here"]
             continue
-        # Read onto today's defaults: a key that came later has made no difference.
+        # Missing keys get today's defaults: new keys are not differences.
         planned = configs.from_dict(variant["config"])
         here = configs.from_dict(new["variants"][label]["config"])
         different = configs.differences(planned, here, changeable=())

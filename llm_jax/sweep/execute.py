@@ -1,4 +1,4 @@
-"""Runs a sweep: each run a process of its own, so that a crash hurts that run only. No JAX."""
+"""Runs a sweep: each run is a separate process, so that a crash affects only that run. No JAX."""
 
 import datetime
 import fcntl
@@ -22,13 +22,14 @@ from llm_jax.sweep import results
 from llm_jax.sweep.results import Run
 from llm_jax.sweep.spec import read_by, slug
 
-LAST_LINES = 12  # of a failed run's log that are kept beside its exit code
+LAST_LINES = 12  # lines of a failed run's log stored with its exit code
 
 
 def share(items: list, index: int, of: int) -> list:
-    """Returns every of-th item from `index`; ConfigError where there is no such share."""
+    """Returns every of-th item from `index`; ConfigError for an invalid share."""
     if not 0 <= index < of:
-        raise ConfigError(f"--index={index} --of={of}: must be 0 to {of - 1} of at least 1")
+        raise ConfigError(f"--index={index} --of={of}: needs --of of at least 1, and an --index "
+                          "from 0 to below it")
     return items[index::of]
 
 
@@ -36,13 +37,13 @@ def execute(
     design: dict, workdir: Path, launch: list[str], index: int = 0, of: int = 1,
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Trains what is not finished of this process's share, then measures what is not measured.
+    """Trains the unfinished runs of this process's share, then runs missing measurements.
 
-    Runs share compiled programs, in WORKDIR/compiled unless JAX_COMPILATION_CACHE_DIR says where.
+    Runs share compiled programs, in WORKDIR/compiled or JAX_COMPILATION_CACHE_DIR.
 
     Args:
-      launch: the command line of launch.py, without a verb.
-      tell: takes a line of progress.
+      launch: the command line of launch.py, without a subcommand.
+      tell: receives lines of progress.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compiled").resolve()))
     for item in share(results.planned(design), index, of):
@@ -64,7 +65,7 @@ def execute(
 
 
 def _score(run: Run, launch: list[str], tell: Callable) -> None:
-    """Writes test.json: the loss on the whole test split, which chose nothing."""
+    """Writes test.json: the loss on the whole test split, which is not used for selection."""
     file = run.folder / "test.json"
     if file.exists():
         return
@@ -74,13 +75,13 @@ def _score(run: Run, launch: list[str], tell: Callable) -> None:
         log.seek(0)
         found = [line for line in log if line.startswith("{")]
     if code or not found:
-        tell(f"scoring failed with exit code {code}, see {file.with_suffix('.txt')}")
+        tell(f"evaluation failed with exit code {code}, see {file.with_suffix('.txt')}")
         return
     write_json(file, json.loads(found[-1]), indent=1)
 
 
 def _measure(module: str, file: Path, asked: dict, tell: Callable) -> None:
-    """Runs a module that writes a measurement, unless the file holds it; reports a failure."""
+    """Runs a module that writes a measurement, unless the file exists; reports failures."""
     if file.exists() and read_json(file).get("asked") == asked:
         return
     tell(f"measuring {file}")
@@ -90,11 +91,11 @@ def _measure(module: str, file: Path, asked: dict, tell: Callable) -> None:
     with log_file.open("w") as log:
         code = _run(command, log, tell)
     if code:
-        tell(f"measuring failed with exit code {code}, see {log_file}")
+        tell(f"measurement failed with exit code {code}, see {log_file}")
 
 
 def arguments(design: dict, run: Run) -> list[str]:
-    """The arguments of one run's train command."""
+    """Returns the arguments of a run's train command."""
     variant = design["variants"][run.label]
     keys = variant["keys"] | {"seed": run.seed}
     shared = read_by(configs.from_dict(variant["config"]), design["overrides"])
@@ -104,7 +105,7 @@ def arguments(design: dict, run: Run) -> list[str]:
 
 
 def _train(run: Run, design: dict, command: list[str], tell: Callable) -> None:
-    """Trains one run; run.json gets its command, exit code and last lines."""
+    """Trains a run; writes its command, exit code and last log lines to run.json."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with _alone(run.folder) as first:
         if not first:
@@ -122,7 +123,7 @@ def _train(run: Run, design: dict, command: list[str], tell: Callable) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Takes the file lock of a run for the block; yields False where another process has it."""
+    """Holds the file lock of a run in the block; yields False if another process holds it."""
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,9 +133,9 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def _run(command: list[str], log: IO, tell: Callable[[str], None]) -> int:
-    """Runs a process to its end, its output going to the log; returns its exit code.
+    """Runs a process with its output in the log; returns its exit code.
 
-    SIGTERM and Ctrl-C are passed on: a run saves and ends, and then this process is interrupted.
+    Forwards SIGTERM and Ctrl-C: the run saves and ends, then this process is interrupted.
     """
     child, asked = None, []
 
@@ -147,24 +148,24 @@ def _run(command: list[str], log: IO, tell: Callable[[str], None]) -> int:
     paths = [str(record.ROOT), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        # A session of its own: Ctrl-C reaches us alone, and the child once, from us.
+        # In a separate session, so that the child gets Ctrl-C only once, from this process.
         child = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
-        if asked:  # while it started
+        if asked:  # a signal came while it started
             child.terminate()
         code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
-        tell("stopped; the same command goes on from here")
+        tell("stopped; the same command resumes")
         raise KeyboardInterrupt
     return code
 
 
 def _progress(run: Run, design: dict, workdir: Path, of: int) -> str:
-    """How a run ended, and how many runs are finished, those of other processes included."""
+    """Describes how a run ended, and how many runs are finished, including other processes."""
     states = {other: other.state() for other in results.runs(design, workdir)}
     done, failed, left = ([*states.values()].count(s) for s in ("finished", "failed", "left"))
     notes = [other.note() for other, state in states.items() if state == "finished"]

@@ -1,4 +1,4 @@
-"""The figures of a sweep's report: every variant has one colour and line throughout. No JAX."""
+"""Figures of a sweep's report, with one colour and line style per variant. No JAX."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 from llm_jax.sweep.results import Summary
 from llm_jax.train.metrics import figure
 
-# Okabe and Ito's, told apart with any colour vision; its yellow is too light for a line on white.
+# Okabe and Ito's colour-blind safe palette, without yellow, which is too light on white.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 LINES = ("-", "--", ":", "-.")
 
 
 def styles(labels: list[str]) -> dict[str, dict]:
-    """Returns {label: line style}: all colours with one kind of line, then with the next."""
+    """Returns {label: line style}: all colours with one line style, then with the next."""
     looks = (cycler(linestyle=LINES) * cycler(color=COLOURS))()
     return dict(zip(labels, looks, strict=False))
 
 
 def _legend(picture, axes, order: list[str] | None = None) -> None:
-    """One legend for all panels, at their right, in the given order."""
+    """Adds one legend for all panels, on the right, in the given order."""
     handles, labels = axes.get_legend_handles_labels()
     handle = dict(zip(labels, handles, strict=True))
     order = [label for label in order or labels if label in handle]
@@ -33,7 +33,7 @@ def _legend(picture, axes, order: list[str] | None = None) -> None:
 
 
 def differences(path: Path, summaries: list[Summary]) -> None:
-    """Each variant's difference to the baseline: its seeds, their mean and its 95 % interval."""
+    """Plots each variant's difference from the baseline: seeds, mean and 95 % interval."""
     base, *others = summaries
     shown = [s for s in others if s.difference]
     if not shown:
@@ -44,7 +44,7 @@ def differences(path: Path, summaries: list[Summary]) -> None:
             each = [summary.losses[s] - base.losses[s] for s in seeds]
             ax.plot(each, [y - 0.22] * len(each), "o", color="#999999", markersize=4)
             mean, half = summary.difference.mean, summary.difference.half_width
-            if half == half:  # of one seed there is no interval
+            if half == half:  # NaN for a single seed
                 ax.errorbar(mean, y, xerr=half, fmt="D", color="#0072B2", markersize=5, capsize=3)
         ax.axvline(0, color="#000000", linewidth=1, zorder=1)
         ax.set_yticks(range(len(shown)), [s.label for s in reversed(shown)])
@@ -52,7 +52,7 @@ def differences(path: Path, summaries: list[Summary]) -> None:
 
 
 def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> None:
-    """Validation loss against tokens, FLOPs and seconds: mean over seeds, band min to max."""
+    """Plots validation loss against tokens, FLOPs and time: mean over seeds, band min to max."""
     shown = [s for s in summaries if s.curves]
     if not shown:
         return
@@ -61,7 +61,7 @@ def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> Non
     with figure(path, 14, 4.6, 3) as (picture, axes):
         for summary in shown:
             n = min(len(c.loss) for c in summary.curves)
-            # Without the first point, whose height would flatten all others.
+            # Without the first point, which would dominate the scale.
             part = slice(1 if n > 2 else 0, n)
             each = lambda name, s=summary, part=part: [getattr(c, name)[part] for c in s.curves]
             mean = lambda name, each=each: np.mean(each(name), axis=0)
@@ -76,7 +76,7 @@ def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> Non
         names = "tokens", "training FLOPs", "seconds of training"
         for ax, name in zip(axes, names, strict=True):
             ax.set_xlabel(name)
-            if name != "seconds of training":  # whose thousandths would read as minutes
+            if name != "seconds of training":  # thousands are clearer unabbreviated
                 ax.xaxis.set_major_formatter(EngFormatter(sep=""))
             ax.yaxis.get_major_formatter().set_useOffset(False)
         axes[0].set_ylabel("validation loss (nats per token)")
@@ -84,7 +84,7 @@ def curves(path: Path, summaries: list[Summary], flops: dict[str, float]) -> Non
 
 
 def cost(path: Path, costs: dict[str, dict], labels: list[str]) -> None:
-    """Seconds and bytes of a layer's forward and backward pass by length."""
+    """Plots time and memory of a layer's forward and backward pass by length."""
     look = styles(labels)
     with figure(path, 12, 4.8, 2) as (picture, axes):
         for label, measured in costs.items():
@@ -103,11 +103,11 @@ def cost(path: Path, costs: dict[str, dict], labels: list[str]) -> None:
 
 
 def context(path: Path, means: dict[tuple[str, int], dict], labels: list[str]) -> None:
-    """Loss by position, one panel a length; means: those of `report.mean_context` with bins."""
+    """Plots loss by position, one panel per length; means: from `report.mean_context`."""
     look, reaches = styles(labels), sorted({reach for _, reach in means})
     if not reaches:
         return
-    # Losses that explode beyond the trained length are clipped, so that the others can be read.
+    # Losses that diverge beyond the training length are clipped, to keep the others readable.
     within = [at["bins"][: -(-at["length"] // at["bin"])] for at in means.values()]
     low, top = min(np.nanmin(at["bins"]) for at in means.values()), max(map(np.nanmax, within))
     room = 0.1 * (top - low) or 0.1

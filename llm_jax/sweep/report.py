@@ -1,4 +1,4 @@
-"""A sweep's report: Markdown with figures. No JAX."""
+"""Sweep reports: Markdown with figures. No JAX."""
 
 import math
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from llm_jax.sweep import figures, results
 from llm_jax.sweep.results import Summary
 from llm_jax.sweep.spec import slug
 
-FIT_FROM = 2048  # tokens: below, what does not grow with the length still shows
+FIT_FROM = 2048  # tokens: below, costs that do not depend on the length dominate
 
 
 def write(workdir: Path) -> Path:
-    """Writes report/ from what is finished; returns report.md's path."""
+    """Writes report/ from the finished runs; returns the path of report.md."""
     design = read_json(workdir / "sweep.json")
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ def write(workdir: Path) -> Path:
 
 
 def _top(design: dict, workdir: Path) -> list[str]:
-    """Command, versions, hardware, and a table of missing runs."""
+    """Returns command, versions, hardware, and a table of missing runs."""
     begun = design["begun"]
     versions = ", ".join(f"{k} {v}" for k, v in begun["versions"].items())
     states = {run: run.state() for run in results.runs(design, workdir)}
@@ -53,7 +53,7 @@ def _top(design: dict, workdir: Path) -> list[str]:
         ),
     ]
     if reasons := design.get("impossible"):
-        blocks += ["## Left out", *(f"- {name}: {reason}" for name, reason in reasons.items())]
+        blocks += ["## Excluded", *(f"- {name}: {reason}" for name, reason in reasons.items())]
     rows = []
     for run in missing:
         note = run.note()
@@ -63,7 +63,7 @@ def _top(design: dict, workdir: Path) -> list[str]:
     if rows:
         blocks += [
             "## Missing",
-            "What follows is without these runs; the same command goes on with them.",
+            "The results below exclude these runs; the same command continues them.",
             table(["variant", "seed", ""], rows),
         ]
     return blocks
@@ -72,11 +72,11 @@ def _top(design: dict, workdir: Path) -> list[str]:
 def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
     base, *_ = summaries
     compared = sum(math.isfinite(s.holm) for s in summaries)
-    tested = f"Nothing is tested against {base.label}, which takes two seeds of both."
+    tested = f"No test against {base.label}: it needs two seeds of both variants."
     if compared:
         tested = (
-            f"{compared} variants are tested against {base.label}: Holm's p is corrected for all "
-            "of them, and is the one to judge by; the intervals are not corrected."
+            f"{compared} variants are tested against {base.label}: judge by Holm's p, which is "
+            "corrected for multiple tests; the intervals are not corrected."
         )
     rows = []
     for s in summaries:
@@ -95,9 +95,9 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
     split, how = "validation", "of the loss at the last step, nats per token"
     if design.get("tuned"):
         split, how = "test", (
-            "of the loss on the whole test split at the last step, nats per token. Of the runs "
-            "that were tried with seed 0 each variant has the one with the lowest validation loss, "
-            f"and its further seeds: {'; '.join(f'{s.label}: {s.run}' for s in summaries)}"
+            "of the loss on the whole test split at the last step, nats per token. Each variant "
+            "uses the setting with the lowest validation loss of seed 0, also for further seeds: "
+            f"{'; '.join(f'{s.label}: {s.run}' for s in summaries)}"
         )
     header = ["variant", "parameters", "train FLOPs a token", "seeds", f"{split} loss",
               f"minus {base.label}", "p", "Holm's p", "tokens/s, relative"]  # fmt: skip
@@ -106,15 +106,15 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
         f"## {split.capitalize()} loss",
         (
             f"Mean over seeds ± standard error {how}. The "
-            "difference is paired by seed (same data order, same seed of the initial draw): mean "
-            f"± half of its 95 % interval and the two-sided p of a paired t-test. {tested} "
-            "Tokens a second are the median of what was logged, whatever else the machine did at "
-            "the time."
+            "difference is paired by seed (same data order, same initialisation seed): mean ± half "
+            f"of its 95 % interval and the two-sided p of a paired t-test. {tested} Tokens per "
+            "second are the median of the logged values, including any interference by other "
+            "processes."
         ),
         (
             f"Matched by model.mlp_dim. {'; '.join(results.describe_match(design))}."
             if design["match"] != "none"
-            else "Nothing was matched: variants may differ in parameters and in FLOPs."
+            else "Not matched: variants may differ in parameters and FLOPs."
         ),
         table(header, rows),
         *_picture(folder, "differences.png", "Grey: single seeds. Blue: mean and 95 % interval."),
@@ -127,14 +127,14 @@ def _curves(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
     shown = _picture(
         folder,
         "loss.png",
-        "Lines: mean over seeds; bands: from the lowest to the highest. Seconds are of training "
-        "steps as logged, without compiling and evaluating. The legend has the lowest loss first.",
+        "Lines: mean over seeds; bands: minimum to maximum. Seconds are logged training time, "
+        "without compilation and evaluation. The legend is sorted by loss.",
     )
     return ["## By tokens, FLOPs and time", *shown] if shown else []
 
 
 def exponent(rows: list[dict], name: str) -> float:
-    """Exponent of length, fitted on log-log from FIT_FROM tokens on; NaN for one point."""
+    """Returns the exponent of the length, a log-log fit from FIT_FROM tokens; NaN for one point."""
     points = [(r["length"], r[name]) for r in rows if r["length"] >= FIT_FROM and r[name]]
     if len(points) < 2:
         return math.nan
@@ -168,21 +168,21 @@ def _cost(design: dict, workdir: Path, folder: Path) -> list[str]:
     return [
         "## Cost of an attention layer by length",
         (
-            "Forward and backward pass over one sequence: median time of repeated calls, and the "
-            "temporary bytes of the compiled program, as XLA accounts for them; where layers "
-            "alternate, the mean of a layer. Exponents of length are fitted to "
-            f"{FIT_FROM:,} tokens and more. Measured on {'; '.join(where)}."
+            "Forward and backward pass over one sequence: median time of repeated calls, and "
+            "temporary memory of the compiled program, as reported by XLA; the mean over "
+            "alternating layers. Exponents of the length are fitted from "
+            f"{FIT_FROM:,} tokens. Measured on {'; '.join(where)}."
         ),
         *tables,
-        *([f"Left out: {'; '.join(skipped)}."] if skipped else []),
+        *([f"Excluded: {'; '.join(skipped)}."] if skipped else []),
         *_picture(folder, "cost.png", "Time and temporary memory by length, forward and backward."),
     ]
 
 
 def mean_context(measured: Iterable[tuple[str, dict]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Returns {(label, multiple of length): means over seeds of what `context.measure` wrote}.
+    """Returns {(label, multiple of length): means over seeds of `context.measure`}.
 
-    Each has length, bin, losses of the seeds and bins; or a reason why it is not there.
+    Each has length, bin, losses by seed and bins; or the reason why it is missing.
     """
     seeds: dict[tuple[str, int], list[dict]] = {}
     for label, found in measured:
@@ -221,17 +221,17 @@ def _context(design: dict, workdir: Path, folder: Path) -> list[str]:
     return [
         "## By position, and beyond the length of training",
         (
-            "Loss of the last checkpoint on a fixed sample of the validation documents, cut in "
-            "rows of so many times model.max_length; mean over seeds ± standard error. A position "
-            "counts from the start of its piece of a document. Longer rows cut the same text in "
-            "fewer pieces, which by itself lowers the loss of a model that can use them."
+            "Loss of the last checkpoint on a fixed sample of the validation documents, in rows of "
+            "multiples of model.max_length; mean over seeds ± standard error. Positions count from "
+            "the start of a window. Longer rows cut the same text into fewer windows, which by "
+            "itself lowers the loss of a model that can use them."
         ),
         table(["variant", *(f"{reach}x" for reach in reaches)], rows),
-        *([f"Not there: {why}."] if why else []),
+        *([f"Missing: {why}."] if why else []),
         *_picture(
             folder,
             "context.png",
-            "Dotted: the length of training. Lines that leave through the top are in the table.",
+            "Dotted: the training length. Values beyond the upper limit are in the table.",
         ),
     ]
 

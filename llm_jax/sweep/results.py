@@ -1,4 +1,4 @@
-"""Results of a sweep's runs, read from their folders, and their statistics. No JAX."""
+"""Results of a sweep, read from the run folders, and their statistics. No JAX."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from llm_jax.train import metrics
 
 
 class Run(NamedTuple):
-    """The run of one variant with one seed."""
+    """A run: a variant with a seed."""
 
     label: str
     seed: int
@@ -24,12 +24,12 @@ class Run(NamedTuple):
         return metrics.read(self.folder)
 
     def note(self) -> dict[str, Any]:
-        """run.json: command, commit, exit code and seconds of its last start; {} before."""
+        """Returns run.json: command, commit, exit code and time of the last start; {} if none."""
         file = self.folder / "run.json"
         return read_json(file) if file.exists() else {}
 
     def state(self) -> str:
-        """'finished' (the last step is reached, saved and evaluated), 'failed' or 'left'."""
+        """Returns 'finished' (last step reached, saved and evaluated), 'failed' or 'left'."""
         rows = self.rows()
         reached = rows and rows[-1]["step"] == self.steps and rows[-1].get("eval_loss") is not None
         if reached and (self.folder / "checkpoints" / str(self.steps)).is_dir():
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def grouped(design: dict) -> dict[str, list[str]]:
-    """Returns {variant: labels of its runs}; it has several where something is tuned."""
+    """Returns {variant: labels of its runs}, several if a setting is tuned."""
     groups: dict[str, list[str]] = {}
     for label, run in design["variants"].items():
         groups.setdefault(run.get("variant", label), []).append(label)
@@ -51,9 +51,9 @@ def run_of(design: dict, workdir: Path, label: str, seed: int) -> Run:
 
 
 def best(design: dict, workdir: Path, variant: str) -> str | None:
-    """Returns a variant's label with the lowest validation loss of seed 0.
+    """Returns the label of a variant with the lowest validation loss for seed 0.
 
-    None while some are left, or where all have failed.
+    None while some are unfinished, or if all have failed.
     """
     labels = grouped(design)[variant]
     if len(labels) == 1:
@@ -68,20 +68,20 @@ def best(design: dict, workdir: Path, variant: str) -> str | None:
 def planned(design: dict) -> list[tuple[str, int]]:
     """Returns (label, 0) of all runs with the first seed, then (variant, seed) of the others.
 
-    Pairs are complete as early as can be; and what is tuned has its further seeds last.
+    The order completes pairs early, and runs further seeds of tuned settings last.
     """
     others = [(name, s) for s in range(1, design["seeds"]) for name in grouped(design)]
     return [*((label, 0) for label in design["variants"]), *others]
 
 
 def find(design: dict, workdir: Path, name: str, seed: int) -> Run | None:
-    """Returns the run of something `planned`; None while it is not known."""
+    """Returns the run of an item of `planned`; None while it is undetermined."""
     label = best(design, workdir, name) if seed else name
     return label and run_of(design, workdir, label, seed)
 
 
 def runs(design: dict, workdir: Path) -> list[Run]:
-    """Returns all runs that are known by now."""
+    """Returns all runs that are determined so far."""
     known = (find(design, workdir, *item) for item in planned(design))
     return [run for run in known if run]
 
@@ -95,7 +95,7 @@ def chosen(design: dict, workdir: Path) -> list[tuple[str, Run]]:
 
 
 def describe_match(design: dict) -> list[str]:
-    """Returns a line for each variant: its matched mlp_dim, and what is left of the difference."""
+    """Returns a line for each variant: its matched mlp_dim and the remaining difference."""
     name = {"params": "parameters", "flops": "flops_per_token"}.get(design["match"])
     firsts = {k: design["variants"][labels[0]] for k, labels in grouped(design).items()}
     variants = firsts if name else {}
@@ -108,16 +108,16 @@ def describe_match(design: dict) -> list[str]:
 
 
 class Curve(NamedTuple):
-    """A run's validation losses, with steps, tokens and seconds until each."""
+    """Validation losses of a run, with steps, tokens and seconds up to each."""
 
     steps: np.ndarray
     loss: np.ndarray
     tokens: np.ndarray
-    seconds: np.ndarray  # of training: neither compiling nor evaluating
+    seconds: np.ndarray  # training time, without compilation and evaluation
 
 
 def curve(rows: list[dict]) -> Curve:
-    """Returns the curve of logged rows; an unlogged step counts as the next logged one."""
+    """Returns the curve of logged rows; unlogged steps count like the next logged step."""
     steps = np.array([row["step"] for row in rows])
     tokens = np.diff(steps, prepend=0) * np.array([row["tokens"] for row in rows])
     rates = np.array([row["tokens_per_second"] or np.inf for row in rows])
@@ -128,27 +128,27 @@ def curve(rows: list[dict]) -> Curve:
 
 
 def rate(rows: list[dict]) -> float:
-    """The median of the logged tokens a second."""
+    """Returns the median of the logged tokens per second."""
     return float(np.median([r["tokens_per_second"] for r in rows if r["tokens_per_second"]] or [0]))
 
 
 class Paired(NamedTuple):
-    """A difference of two means over the same seeds; n = 1 has no interval and no p."""
+    """A paired difference of means over the same seeds; n = 1 has no interval and p."""
 
     n: int
     mean: float
-    half_width: float  # of the 95 % interval
+    half_width: float  # half of the 95 % interval
     p: float  # two-sided
 
 
 def paired(losses: dict[int, float], baseline: dict[int, float]) -> Paired | None:
-    """Paired t-test of {seed: loss} over the seeds that both have; None without any."""
+    """Paired t-test of {seed: loss} over common seeds; None without any."""
     seeds = sorted(losses.keys() & baseline.keys())
     if not seeds:
         return None
     a, b = (np.array([x[s] for s in seeds]) for x in (losses, baseline))
     mean = float(np.mean(a - b))
-    if len(seeds) < 2 or np.ptp(a - b) == 0:  # without spread there is no t
+    if len(seeds) < 2 or np.ptp(a - b) == 0:  # t is undefined without variance
         return Paired(len(seeds), mean, float("nan"), float("nan"))
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(0.95)
@@ -156,7 +156,7 @@ def paired(losses: dict[int, float], baseline: dict[int, float]) -> Paired | Non
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:
-    """Returns Holm's (1979) adjusted p of each test; those that are not a number are left out."""
+    """Returns Holm's (1979) adjusted p of each test, ignoring NaN."""
     ordered = sorted((value, name) for name, value in p.items() if value == value)
     adjusted, highest = {}, 0.0
     for i, (value, name) in enumerate(ordered):
@@ -171,14 +171,14 @@ def standard_error(values: list[float]) -> float:
 
 
 class Summary(NamedTuple):
-    """A variant over its finished seeds."""
+    """Summary of a variant over its finished seeds."""
 
     label: str
-    run: str  # the label of its runs, the best where several were tried
-    losses: dict[int, float]  # by seed, at the last step: of validation; of test where tuned
-    difference: Paired | None  # to the baseline
+    run: str  # label of its runs, the best one if tuned
+    losses: dict[int, float]  # by seed, at the last step: validation loss, or test if tuned
+    difference: Paired | None  # from the baseline
     holm: float
-    rate: float  # tokens a second
+    rate: float  # tokens per second
     curves: list[Curve]
 
     @property
@@ -187,7 +187,7 @@ class Summary(NamedTuple):
 
 
 def summaries(design: dict, workdir: Path) -> list[Summary]:
-    """Returns one for each variant, the baseline first."""
+    """Returns a Summary for each variant, the baseline first."""
     finished = [(k, run) for k, run in chosen(design, workdir) if run.state() == "finished"]
     rows = {(name, run.seed): run.rows() for name, run in finished}
     losses: dict[str, dict[int, float]] = {name: {} for name in grouped(design)}
@@ -212,7 +212,7 @@ def summaries(design: dict, workdir: Path) -> list[Summary]:
 
 
 def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
-    """Returns the summaries as JSON, null for what is not known."""
+    """Returns the summaries as JSON, with null for unknown values."""
     known = lambda x: None if x != x else x
     return [
         {
@@ -230,7 +230,7 @@ def as_json(design: dict, workdir: Path) -> list[dict[str, Any]]:
 
 
 def stored(design: dict, workdir: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields (variant, what the run's JSON file of that name holds) of its finished runs."""
+    """Yields (variant, content of the JSON file of that name) for finished runs."""
     for variant, run in chosen(design, workdir):
         if (run.folder / name).exists() and run.state() == "finished":
             yield variant, read_json(run.folder / name)

@@ -1,4 +1,4 @@
-"""What a sweep is: axes of labelled config changes, whose product is the variants."""
+"""Definition of a sweep: axes of labelled config changes, whose product gives the variants."""
 
 import dataclasses
 import itertools
@@ -19,14 +19,14 @@ class Sweep:
     """An ablation: axes whose product is the variants, seeds, matching and measurements.
 
     Attributes:
-      axes: each a mapping of label -> {config key: value}; a variant takes a label of each.
-      tune: a mapping as of axes. Each variant is trained with all of its labels and seed 0; the one
-        of the lowest validation loss is the variant's, with further seeds, and scored on test.
-      seeds: how many; every variant is trained with config.seed = 0, 1, ….
-      without: labels of variants that are left out.
-      match: what every variant shares with the baseline by its model.mlp_dim.
-      baseline: the label that the others are compared with; "": the first.
-      lengths: tokens at which the cost of an attention layer is measured; (): not at all.
+      axes: mappings of label -> {config key: value}; a variant combines one label of each.
+      tune: a mapping like an axis. Each variant is trained with all of its labels and seed 0; the
+        one with the lowest validation loss is used for further seeds, and evaluated on test.
+      seeds: number of seeds; every variant is trained with config.seed = 0, 1, ….
+      without: labels of excluded variants.
+      match: quantity matched to the baseline by setting model.mlp_dim.
+      baseline: label of the baseline; "": the first.
+      lengths: lengths at which the cost of an attention layer is measured; (): none.
       reaches: multiples of model.max_length at which the trained models are evaluated.
     """
 
@@ -40,7 +40,7 @@ class Sweep:
     reaches: Sequence[int] = (1, 2, 4)
 
     def crossed(self, axes: Sequence[Mapping]) -> "Sweep":
-        """Returns the product with further axes, the first label of each being the baseline's."""
+        """Returns the product with further axes; the first label of each is the baseline's."""
         firsts = [next(iter(axis)) for axis in axes]
         baseline = ", ".join([self.baseline, *firsts]) if self.baseline else ""
         return dataclasses.replace(self, axes=(*self.axes, *axes), baseline=baseline)
@@ -48,7 +48,7 @@ class Sweep:
     def variants(self) -> dict[str, dict[str, dict[str, str]]]:
         """Returns {variant: {label of a run: {config key: value as text}}}, the baseline first.
 
-        A variant has a label for each of `tune`, without it one, its own.
+        A variant has one label for each entry of `tune` or, without it, only its own.
         """
         self._check()
         variants = {}
@@ -67,14 +67,14 @@ class Sweep:
         slugs = [slug(label) for label in labels]
         for label, name in zip(labels, slugs, strict=True):
             if not name or slugs.count(name) > 1:
-                raise ConfigError(f"variant {label!r}: its folder would be {name!r}, which is not "
-                                  "its alone; labels must differ in letters and digits")
+                raise ConfigError(f"variant {label!r}: its folder name {name!r} is not unique; "
+                                  "labels must differ in letters and digits")
         return {first: variants[first]} | variants
 
     def _check(self) -> None:
         if not self.axes or not all(self.axes):
-            raise ConfigError("the sweep has nothing to compare: give --axis=KEY=V1,V2 or a "
-                              "--config whose file has get_sweep(variant)")
+            raise ConfigError("the sweep has nothing to compare: set --axis=KEY=V1,V2, or a "
+                              "--config whose file defines get_sweep(variant)")
         if self.seeds < 1:
             raise ConfigError(f"--seeds={self.seeds}: must be at least 1")
         if self.match not in MATCHES:
@@ -82,40 +82,40 @@ class Sweep:
 
 
 def _crossed(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, dict[str, str]]:
-    """One label of each axis -> their label, and their changes as text."""
+    """Combines one label of each axis: returns the joint label and the changes as text."""
     label = ", ".join(name for name, _ in parts)
     keys = [key for _, changes in parts for key in changes]
     for key in keys:
         if key == "seed" or keys.count(key) > 1:
-            why = "--seeds sets it" if key == "seed" else "two axes set it"
+            why = "is set by --seeds" if key == "seed" else "is set by two axes"
             raise ConfigError(f"variant {label!r}, {key}: {why}")
     return label, {k: as_text(v) for _, changes in parts for k, v in changes.items()}
 
 
 def read_by(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-    """Returns those of the shared 'key=value' that this variant reads."""
+    """Returns the shared 'key=value' overrides that this variant reads."""
     return [text for text in overrides if not configs.unread(config, text.partition("=")[0])]
 
 
 def slug(label: str) -> str:
-    """Returns the label as a folder's name: 'window 64' is 'window-64'."""
+    """Converts a label to a folder name: 'window 64' to 'window-64'."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
 
 
 def as_text(value: Any) -> str:
-    """Returns a value as --config.KEY=VALUE has it."""
+    """Formats a value as in --config.KEY=VALUE."""
     return value if isinstance(value, str) else repr(value)
 
 
 def axis(text: str, option: str = "axis") -> dict[str, dict[str, str]]:
-    """Reads 'KEY=V1,V2' of --axis or --tune: commas within quotes or brackets belong to a value."""
+    """Parses 'KEY=V1,V2' of --axis or --tune; commas in quotes or brackets belong to a value."""
     key, _, values = text.partition("=")
     parts = re.findall(r"\([^)]*\)|\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^,]+", values)
     if not key or not parts:
         raise ConfigError(f"--{option}={text}: expected --{option}=KEY=V1,V2,…")
     name, values = key.rsplit(".", 1)[-1], [part.strip("\"'") for part in parts]
     if twice := sorted({value for value in values if values.count(value) > 1}):
-        raise ConfigError(f"--{option}={text}: {', '.join(twice)} is there twice")
+        raise ConfigError(f"--{option}={text}: {', '.join(twice)} is given twice")
     return {f"{name} {value}": {key: value} for value in values}
 
 
@@ -123,12 +123,12 @@ def lengths(text: str) -> tuple[int, ...]:
     """Reads '512,1024', or 'none'."""
     parts = [] if text == "none" else text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"--lengths={text}: expected numbers of tokens as in 512,1024, or none")
+        raise ConfigError(f"--lengths={text}: expected numbers of tokens, as 512,1024, or none")
     return tuple(sorted(map(int, parts)))
 
 
 def load(spec: str, axes: Sequence[str] = (), **changes: Any) -> Sweep:
-    """Returns the sweep of `path.py[:variant]`, crossed with --axis texts, some fields changed."""
+    """Returns the sweep of `path.py[:variant]`, crossed with --axis texts, with fields replaced."""
     sweep = configs.from_file(spec, "get_sweep") if spec else None
     if not isinstance(sweep, Sweep | None):
         raise ConfigError(f"--config={spec}: get_sweep must return a llm_jax.sweep.Sweep")

@@ -48,7 +48,7 @@ def test_synonyms_are_those_of_the_file(tmp_path):
     assert pairs["good", "good"] == pytest.approx(100, abs=25)
     assert pairs["bad", "poor"] == pytest.approx(100, abs=25)
     (tmp_path / "none.txt").write_text("good\nbad\n")
-    with pytest.raises(ConfigError, match="none.txt has no line of two words"):
+    with pytest.raises(ConfigError, match="none.txt has no synonyms"):
         changed(f"synonyms:{tmp_path}/none.txt:0.5")
 
 

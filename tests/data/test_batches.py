@@ -157,7 +157,7 @@ def test_what_gives_no_example_is_told():
     c.objective.name = "completion"
     docs = [{"parts": (Part("x" * 99, False), Part("late", True))}] * 3
     iterator = making.train_iterator(c, making.build_tokenizer(c, docs), docs)
-    with pytest.raises(ConfigError, match="data.train: no document gives an example"):
+    with pytest.raises(ConfigError, match="data.train: no document yields an example"):
         next(iterator)
     iterator.close()
 

@@ -80,7 +80,7 @@ def test_replies_are_scored_with_what_ends_them(name):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     ours, _ = tokenizer("{{ messages | length }}" + CHATML)
-    with pytest.raises(ConfigError, match="depends on later ones"):
+    with pytest.raises(ConfigError, match="depends on later turns"):
         chat.scored(ours, TALK)
 
 

@@ -41,7 +41,7 @@ def test_rates_are_the_papers(config):
     equal = _rates(config, sizes, mixture_temperature=1e6, mixture_limit=0)
     assert equal == pytest.approx([1 / 3] * 3, abs=1e-4)
     assert _rates(config, sizes, weights=(6, 3, 1)) == pytest.approx([0.6, 0.3, 0.1])
-    with pytest.raises(ConfigError, match="data.weights=.*: 2 of them for 3 sources"):
+    with pytest.raises(ConfigError, match="data.weights=.*: has 2 weights for 3 sources"):
         _rates(config, sizes, weights=(1, 2))
 
 

@@ -201,7 +201,7 @@ def test_eval_covers_everything_once(config, packing, shares):
         ({"model.vocab_size": 258}, ["text" * 9], "model.vocab_size=258: .* 259"),
         ({"objective.name": "dance"}, ["text" * 9], "objective.name='dance': allowed are"),
         ({}, ["short"], "data.train: 7 tokens do not fill one row"),
-        ({}, [], "data.train: there are no documents"),
+        ({}, [], "data.train: has no documents"),
     ],
 )
 def test_bad_runs_are_refused(config, change, docs, message):

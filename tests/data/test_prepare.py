@@ -167,9 +167,9 @@ def test_stored_tokens_are_those_of_the_text(tfds_config, tokens, name, monkeypa
     ("name", "tokenizer", "message"),
     [
         ("pieces", {"name": "bpe", "vocab_size": 400}, "vocab_size: 300 there, 400 here"),
-        ("pieces", {"name": "bytes"}, "data.train: is stored as tokens of another tokenizer"),
+        ("pieces", {"name": "bytes"}, "data.train: is stored as tokens of a tokenizer other"),
         ("bytes", {"name": "chars"}, "tokenizer.name: 'bytes' there, 'chars' here"),
-        ("bytes", {"name": "bytes", "specials": ("[MASK]",)}, "tokens of another tokenizer"),
+        ("bytes", {"name": "bytes", "specials": ("[MASK]",)}, "tokens of a tokenizer other"),
     ],
 )
 def test_tokens_of_another_tokenizer_are_refused(tfds_config, tokens, name, tokenizer, message):
@@ -202,16 +202,16 @@ def test_what_is_missing_is_named(tfds_config, spec, column, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--name=small", "--config.data.train={}/00.txt"], "prepared already"),
+        (["--name=small", "--config.data.train={}/00.txt"], "already exists"),
         (["--name=Small", "--config.data.train={}/00.txt"], "lower-case"),
         (["--name=other", "--config.data.train={}/nothing*"], "matches no file"),
         (["--name=other", "--tokens", "--config=configs/finetune/tag.py"], "reads tokens, tags;"),
-        (["--name=other", "--clean=exacts"], "--clean=exacts: 'exacts' is no step; there are ftfy"),
+        (["--name=other", "--clean=exacts"], "--clean=exacts: unknown step 'exacts'; known: ftfy"),
         (["--name=other", "--clean=length:a"], "--clean=length:a: must be like length:LEAST:MOST"),
         (["--name=other", "--clean=near:1:2:3"], "--clean=near:1:2:3: must be like near:BANDS:ROW"),
         (["--name=other", "--clean=stop_words:{}/no.txt"], "no.txt cannot be read"),
         (["--name=other", "--clean=quality:9", "--config.data.train={}/00.txt"],
-         "leaves no document of data.train .*stop words"),
+         "removes all documents of data.train .*stop words"),
     ],
 )  # fmt: skip
 def test_prepare_refuses(folder, args, message):

@@ -44,11 +44,11 @@ def test_reads_text_and_jsonl(tmp_path, config, packed):
         ("header.csv", b"text,label\n", "header.csv' has a header, and no row with text"),
         ("blank.tsv", b"text\tlabel\n\t1\n", "blank.tsv' has a header, and no row with text"),
         ("latin.txt", b"caf\xe9 au lait", "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
-        ("cut.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cut.txt.gz is not a whole gzip"),
+        ("cut.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "cut.txt.gz is not a valid gzip"),
         ("bad.jsonl", b'{"text": "a"}\n{"text"', "bad.jsonl:2: not readable as JSON"),
         ("list.jsonl", b"[1]", "list.jsonl:1: holds a list, not a JSON object"),
         ("column.jsonl", b'{"body": "a", "id": 3}',
-         r"column.jsonl:1, which has \['body', 'id'\]; --config.data.text_column=NAME"),
+         r"column.jsonl:1, which has .*; set --config.data.text_column=NAME"),
         ("number.jsonl", b'{"text": 3}', "number.jsonl:1 must be text, not int"),
     ],
 )

@@ -244,8 +244,8 @@ def test_a_task_brings_its_splits_and_longer_ones_may_follow(tiny):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("task:recal", "data.train='task:recal': there is no task 'recal', only recall, induction"),
-        ("task:recall?pair=3", "no option 'pair'; it has, with these defaults, length=128"),
+        ("task:recal", "data.train='task:recal': unknown task 'recal'; known: recall, induction"),
+        ("task:recall?pair=3", "no option 'pair'; its options and defaults are length=128"),
         ("task:recall?pairs=many", "pairs='many' must be an integer from 1 to 65536"),
         ("task:recall?pairs", "pairs='' must be an integer"),
         ("task:recall?pairs=0", "pairs='0' must be an integer from 1"),

@@ -79,7 +79,7 @@ def without_lora(tree):
 
 def test_what_is_no_adapter_is_refused(tmp_path):
     model, params = make({"lora_rank": 2})
-    with pytest.raises(ConfigError, match="embed/embedding: trained beside LoRA"):
+    with pytest.raises(ConfigError, match="embed/embedding: trained in addition to LoRA"):
         adapter.save("gpt2", model, params, ["embed/embedding"], tmp_path / "to", "")
     model, params = make({})
     with pytest.raises(ConfigError, match="model.lora_rank=0: the run has no adapter"):

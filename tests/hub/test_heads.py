@@ -266,7 +266,7 @@ def classifier(tmp_path_factory):
         ({"id2label": {"no": "a", "yes": "b"}}, "id2label=.*must name 0 to 1"),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"classifier.weight is \(2, 16\)"),
         ({"problem_type": "multi_label_classification"}, "problem_type='multi_label_classif"),
-        ({"problem_type": "regression"}, "problem_type='regression' of 2 labels"),
+        ({"problem_type": "regression"}, "problem_type='regression' with 2 labels"),
     ],
 )  # fmt: skip
 def test_labels_are_those_of_config_json_or_refused(changes, expected, classifier, tmp_path):

@@ -207,7 +207,7 @@ def test_wrong_tensors_are_all_named_at_once(gpt2):
     text = str(error.value)
     assert "missing: transformer.h.1.ln_1.weight" in text
     assert "unexpected: transformer.h.1.ln_1.scale" in text
-    assert "transformer.wpe.weight is (11, 16), config.json makes it (12, 16)" in text
+    assert "transformer.wpe.weight is (11, 16), but (12, 16) by config.json" in text
     assert "not floating-point: transformer.ln_f.bias is I32" in text
 
 
@@ -357,7 +357,7 @@ def test_llama3_frequencies_other_than_published(tmp_path):
     "family, changes, key",
     [
         ("gpt2", {"positions": "alibi"}, "model.positions='alibi'"),
-        ("gpt2", {"use_bias": False}, "no place|use_bias"),
+        ("gpt2", {"use_bias": False}, "cannot express the param|use_bias"),
         ("gpt2", {"num_kv_heads": 2}, "model.num_kv_heads=2"),
         ("gpt2", {"kind": "encoder"}, "kind"),
         ("llama", {"num_experts": 2}, "model.num_experts=2"),
@@ -466,7 +466,7 @@ def test_an_index_may_not_point_elsewhere(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../" + folder.name + "/x.safetensors"}}))
-    with pytest.raises(ConfigError, match="no such files beside it"):
+    with pytest.raises(ConfigError, match="missing files"):
         hub.load(tmp_path)
 
 
@@ -527,7 +527,7 @@ def test_mxfp4(broken, tmp_path):
     save_file(tensors, file)
     about(tmp_path, quantization_config={"quant_method": "mxfp4"})
     if broken:
-        with pytest.raises(ConfigError, match="of another shape: .*experts.gate_up_proj"):
+        with pytest.raises(ConfigError, match="shape mismatch: .*experts.gate_up_proj"):
             hub.load(tmp_path)
         return
     block = hub.load(tmp_path)[1]["decoder"]["stack"]["layers"]

@@ -238,7 +238,7 @@ def test_damaged_weight_files_are_refused_by_name(fresh):
     save_file(whole | {last: whole[last].astype(np.int32)}, file)
     refused("not floating-point", "I32")
     save_file(whole | {last: whole[last][:-1]}, file)
-    refused("of another shape", str(whole[last].shape[0]))
+    refused("shape mismatch", str(whole[last].shape[0]))
     file.unlink()
     refused("no model.safetensors")
     for weight_map in ({}, [], {"a": 3}, {last: "model-00001-of-00002.safetensors"}, {"a": "../x"}):

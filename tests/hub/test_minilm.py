@@ -124,4 +124,4 @@ def test_pooling_is_read_of_old_and_new_folders(says, mode, tmp_path, caplog):
     (tmp_path / "modules.json").write_text(json.dumps([{"type": x} for x in types]))
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(says))
     assert hub.pooling(tmp_path) == mode
-    assert ("mean or cls alone" in caplog.text) == ("max" in says.values())
+    assert ("only mean and cls" in caplog.text) == ("max" in says.values())

@@ -132,7 +132,7 @@ def test_sentencepiece_models_that_transformers_has_no_tokenizer_for(options, tm
         hard_vocab_limit=False, **options,
     )  # fmt: skip
     (tmp_path / "x.model").write_bytes(buffer.getvalue())
-    with pytest.raises(ConfigError, match="transformers encodes otherwise"):
+    with pytest.raises(ConfigError, match="transformers encodes differently"):
         export(tmp_path / "hf", "llama", "sentencepiece", path=str(tmp_path / "x.model"))
 
 

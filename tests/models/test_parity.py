@@ -46,8 +46,8 @@ TRAINED = [
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_same_losses_over_100_steps(name, tmp_path):
-    ours, theirs = measure.train(name, tmp_path)
+def test_same_losses_over_many_steps(name, tmp_path):
+    ours, theirs = measure.train(name, tmp_path, 100 if name in QUICK else 30)
     assert theirs[-10:].mean() < theirs[:10].mean()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 

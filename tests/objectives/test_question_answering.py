@@ -68,7 +68,7 @@ def test_a_question_without_an_answer_points_at_the_first_token(caplog):
     assert c.objective.no_answer and not caplog.text
     lost = record() | {"answers": [{"text": "nowhere", "answer_start": -1}]}
     objectives.get("question_answering").resolve(c, [record(), lost])
-    assert "the answers to 1 of 2 questions do not stand in their context" in caplog.text
+    assert "the answers to 1 of 2 questions do not occur in their context" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -222,4 +222,4 @@ def test_tags_that_training_does_not_have_are_told(caplog):
     c.data.labels = ("O", "B-X")
     docs = [{"tags": ["B-Y", "O"]}, {"tags": ["B-Y", "B-X"]}]
     objectives.get("tagging").held_out(c, "validation", docs)
-    assert "data.validation: tags that training does not have count as missed: B-Y 2" in caplog.text
+    assert "tags missing from the training set count as errors: B-Y 2" in caplog.text

@@ -96,10 +96,10 @@ def test_eval_scores_and_predict_writes_what_is_written(recipe, tmp_path, capsys
     config = f"--config=configs/finetune/{name}.py{variant and ':' + variant}"
     keys = {
         "data.train": tmp_path / "train.jsonl", "data.validation_fraction": 0.1,
-        "tokenizer.name": "words", "data.batch_size": 16, "train.steps": 300,
+        "tokenizer.name": "words", "data.batch_size": 16, "train.steps": 200,
         "model.num_layers": 2, "model.embed_dim": 64, "model.num_heads": 2, "model.mlp_dim": 128,
         "model.max_length": 32, "data.target_length": 0, "model.dropout": 0.0,
-        "optimizer.learning_rate": 3e-3, "optimizer.warmup_steps": 30, "eval.every": 300,
+        "optimizer.learning_rate": 3e-3, "optimizer.warmup_steps": 30, "eval.every": 200,
         "eval.max_new_tokens": 8,
     }  # fmt: skip
     keys.pop("data.target_length") if variant else None

@@ -44,7 +44,7 @@ BAD = {
     "no validation": ({"data.validation_fraction": 0.0}, "'x': data.validation_fraction=0.0"),
     "vocabulary": ({"model.vocab_size": 100}, "'x': model.vocab_size=100: is smaller"),
     "matching": ({"model.embed_dim": 128}, "variant 'x': .*not within 1%; use --match=none"),
-    "its own size": ({"model.mlp_dim": 8}, "variant 'x': model.mlp_dim: --match=params solves"),
+    "its own size": ({"model.mlp_dim": 8}, "variant 'x': model.mlp_dim: cannot be set"),
 }
 
 

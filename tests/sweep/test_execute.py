@@ -115,7 +115,7 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(
     told = []
     with pytest.raises(KeyboardInterrupt):
         execute.execute(found, workdir, [sys.executable, str(script)], tell=told.append)
-    assert told == ["stopped; the same command goes on from here"]
+    assert told == ["stopped; the same command resumes"]
     logs = [path.read_text() for path in workdir.rglob("log.txt")]
     assert logs == ["saved\n"] and states(found, workdir) == ["left"] * 9
 
@@ -131,7 +131,7 @@ def test_a_run_that_another_process_has_in_hand_is_left_to_it(designed, train):
 
 @pytest.mark.parametrize(("index", "of"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_share_that_is_none(index, of):
-    with pytest.raises(ConfigError, match=f"--index={index} --of={of}: must be"):
+    with pytest.raises(ConfigError, match=f"--index={index} --of={of}: needs --of"):
         share([], index, of)
 
 

@@ -39,7 +39,7 @@ def test_cost_says_what_it_leaves_out(tiny, monkeypatch):
     assert row["seconds"] is None and row["bytes"] > 1 and "needs more than" in row["reason"]
     monkeypatch.setattr(cost, "COMPILING", 0.0)
     last = cost.measure(model, [16, 32])[1]
-    assert last["bytes"] is None and "compiling would take" in last["reason"]
+    assert last["bytes"] is None and "compilation would take" in last["reason"]
 
 
 def test_cost_is_the_median_of_calls_and_the_mean_of_layers(tiny, monkeypatch):
@@ -80,7 +80,7 @@ def test_loss_by_position(tiny, tmp_path, silent):
             },
             "model.axial_shape",
         ),
-        ({"model.kind": "encoder", "model.head": "mlm"}, "only a decoder"),
+        ({"model.kind": "encoder", "model.head": "mlm"}, "only decoders"),
     ],
 )
 def test_what_cannot_reach_further(changes, message, tiny):

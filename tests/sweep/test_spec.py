@@ -23,7 +23,7 @@ def test_what_is_tuned_makes_runs_of_a_variant():
     rates = spec.axis("optimizer.learning_rate=1e-3,1e-2", "tune")
     found = Sweep(axes=(NORMS,), tune=rates).variants()
     assert list(found["rmsnorm"]) == ["rmsnorm, learning_rate 1e-3", "rmsnorm, learning_rate 1e-2"]
-    with pytest.raises(ConfigError, match="two axes set it"):
+    with pytest.raises(ConfigError, match="is set by two axes"):
         Sweep(axes=(NORMS,), tune=NORMS).variants()
 
 
@@ -56,9 +56,9 @@ BAD = {
     "seeds": (Sweep(axes=(NORMS,), seeds=0), "--seeds=0: must be at least 1"),
     "match": (Sweep(axes=(NORMS,), match="time"), "--match=time: allowed are none, params, flops"),
     "baseline": (Sweep(axes=(NORMS,), baseline="x"), "--baseline=x: allowed are 'layernorm', 'rms"),
-    "twice": (Sweep(axes=(NORMS, NORMS)), "'layernorm, layernorm', model.norm: two axes set it"),
-    "seed": (Sweep(axes=({"a": {"seed": 1}},)), "variant 'a', seed: --seeds sets it"),
-    "folders": (Sweep(axes=({"a b": {}, "a-b": {}},)), "'a b': its folder would be 'a-b'"),
+    "twice": (Sweep(axes=(NORMS, NORMS)), "'layernorm, layernorm', model.norm: is set by two axes"),
+    "seed": (Sweep(axes=({"a": {"seed": 1}},)), "variant 'a', seed: is set by --seeds"),
+    "folders": (Sweep(axes=({"a b": {}, "a-b": {}},)), "'a b': its folder name 'a-b'"),
 }
 
 

@@ -150,7 +150,7 @@ def test_what_leaks_is_warned_of(attention, kind, warned, workdir, caplog):
     config = read_config(workdir)
     config.model.attention, config.model.kind = attention, kind
     Setup(config, None)
-    assert ("depends on later ones" in caplog.text) == warned
+    assert ("depend on later ones" in caplog.text) == warned
 
 
 def test_a_prefix_is_refused_where_nothing_can_be_seen_out_of_order(tiny, workdir):

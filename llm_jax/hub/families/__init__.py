@@ -1,7 +1,7 @@
-"""The tables, one a family, in files by lineage; llm_jax/hub/family.py says how they are read.
+"""Tables of model families, in files by lineage; see llm_jax/hub/family.py.
 
-A new family is one table: the config keys that make it, how config.json calls the others, and the
-name of each module.
+A new family is one table: its values of config.model, the names of config.json entries, and the
+names of modules.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from llm_jax.config import ConfigError
 from llm_jax.hub.families import bert, deepseek, experts, gemma, gpt2, llama, mamba, reformer, t5
 from llm_jax.hub.family import Family
 
-# In the order in which a config is tried; the first that expresses it is its family.
+# In order of preference: the first family that can express a config is used.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -24,8 +24,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def get(name: Any) -> Family:
-    """Returns the family of that name; ConfigError lists those there are."""
+    """Returns the family of that name; ConfigError lists the known families."""
     if name not in FAMILIES:
-        raise ConfigError(f"config.json: model_type={name!r} is not in llm_jax; there are "
+        raise ConfigError(f"config.json: model_type={name!r} is not supported; known are "
                           f"{', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -1,4 +1,4 @@
-"""BERT and those that follow from it."""
+"""BERT and its descendants."""
 
 from collections.abc import Collection
 from typing import Any
@@ -57,7 +57,7 @@ def _bert_blocks(name: str) -> dict[str, str]:
 
 
 def _with_dense(dense: str, classifier: str) -> dict[str, dict[str, str]]:
-    """As ONE_CLASSIFIER, where a dense layer stands before the classifier of sequences."""
+    """As ONE_CLASSIFIER, with a dense layer before the sequence classifier."""
     return ONE_CLASSIFIER | {"sequence": {"pooler/dense": dense, "sequence": classifier}}
 
 
@@ -66,9 +66,9 @@ TASKS = {"sequence": "SequenceClassification", "token": "TokenClassification",
 
 
 def _like_bert(name: str, title: str, mlm: str, **own: Any) -> Family:
-    """A table of what all have, with its `own` model, modules, classes and copies beside theirs.
+    """Creates a table of the entries shared by all, plus the family's `own` entries.
 
-    mlm: names of a masked-LM head's dense layer, its norm, bias, and copy of the token table.
+    mlm: names of the masked-LM head's dense layer, norm, bias, and copy of the token embedding.
     """
     dense, norm, bias, decoder = mlm.split()
     modules = {"transform/dense": dense, "transform/norm": norm, "output_bias": bias}
@@ -95,7 +95,7 @@ BERT = _like_bert(
         "sequence": "cls.seq_relationship",
     },
     classes={"mlm,sequence": "BertForPreTraining"},
-    # Next sentence alone (BertForNextSentencePrediction) is a classifier like another.
+    # Next sentence prediction alone (BertForNextSentencePrediction) is an ordinary classifier.
     copies={
         "cls.seq_relationship.weight": "classifier.weight",
         "cls.seq_relationship.bias": "classifier.bias",
@@ -104,13 +104,13 @@ BERT = _like_bert(
 
 
 def _read_offset(hf: dict, names: Collection[str]) -> dict:
-    """RoBERTa counts positions from behind the padding id, in a table longer by as many."""
+    """RoBERTa's positions start after the padding id, in a correspondingly longer table."""
     pad, length = hf.get("pad_token_id", 1), hf.get("max_position_embeddings", 512)
     for name, value in (("pad_token_id", pad), ("max_position_embeddings", length)):
         configs.typed(f"config.json: {name}", 0, value)
     if not 0 <= pad < length - 1:
-        raise ConfigError(f"config.json: pad_token_id={pad}: roberta counts positions from it, and "
-                          f"has max_position_embeddings={length}")
+        raise ConfigError(f"config.json: pad_token_id={pad}: roberta's positions start after it, "
+                          f"but max_position_embeddings={length}")
     return hf | {"position_offset": pad + 1, "max_position_embeddings": length - pad - 1}
 
 
@@ -123,14 +123,14 @@ def _write_offset(hf: dict, model: ConfigDict) -> dict:
 
 
 def _behind_padding(model: ConfigDict, params: Any, tokenizer: Tokenizer) -> tuple:
-    """Moves the rows of positions in use to where transformers looks: behind the padding id.
+    """Moves the used rows of the position table to follow the padding id, as in transformers.
 
-    It counts the tokens that are not padding; a real token of that id would shift all that follow.
+    transformers counts non-padding tokens: a real token with that id would shift all later ones.
     """
     pad, shift = tokenizer.pad_id, model.position_offset
     if pad in (tokenizer.bos_id, tokenizer.eos_id):
-        raise ConfigError(f"roberta counts positions from its padding token, and id {pad} of this "
-                          "tokenizer also begins or ends a text")
+        raise ConfigError("roberta's positions depend on the padding token, but its id "
+                          f"{pad} also begins or ends a text in this tokenizer")
     if pad + 1 == shift:
         return model, params
     model = ConfigDict(model.to_dict() | {"position_offset": pad + 1})
@@ -197,8 +197,8 @@ ELECTRA = _like_bert(
 def _read_albert(hf: dict, names: Collection[str]) -> dict:
     if hf.get("embedding_size", 128) == hf.get("hidden_size", 4096):
         raise ConfigError(f"config.json: embedding_size={hf.get('embedding_size', 128)} equals "
-                          "hidden_size; llm_jax has no projection between embeddings of the "
-                          "model's own width")
+                          "hidden_size; llm_jax does not support a projection between equal "
+                          "sizes")
     return hf
 
 
@@ -227,10 +227,10 @@ ALBERT = _like_bert(
 
 
 def _read_modernbert(hf: dict, names: Collection[str]) -> dict:
-    """A full layer, then two local ones; windows are theirs to both sides and the token itself."""
+    """Reads the pattern of full and local layers; their window counts both sides and the token."""
     if hf.pop("rope_scaling", None):
-        raise ConfigError("config.json: rope_scaling: modernbert stretches both of its bases by "
-                          "it; llm_jax that of full attention alone, in rope_parameters")
+        raise ConfigError("config.json: rope_scaling: modernbert scales both rotary bases; llm_jax "
+                          "supports scaling of full attention only, in rope_parameters")
     period = llama.count(hf, "global_attn_every_n_layers", 3)
     hf["sliding_window"] = llama.count(hf, "local_attention", 128) // 2 + 1
     types = llama.layer_types(hf, 22, None, lambda i: i % period == 0)
@@ -271,7 +271,7 @@ MODERNBERT = Family(
         "norm_bias": (False,), "attention_bias": (False,), "mlp_bias": (False,),
         "classifier_bias": (False,), "decoder_bias": (True,), "classifier_activation": ("gelu",),
         "tie_word_embeddings": (True,), "sparse_prediction": (False,),
-        "rope_parameters.truncate": (True,),  # which it does not read
+        "rope_parameters.truncate": (True,),  # unused
     },
     prefix="model.",
     modules={

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, and experts of which some are shared."""
+"""DeepSeek-V2 and V3: multi-head latent attention, and mixture of experts with shared experts."""
 
 import dataclasses
 import math
@@ -17,22 +17,22 @@ _HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 def _read_v3(hf: dict, names: Collection[str], layers: int = 61, first: int = 3,
              wide: int = 18432) -> dict:  # fmt: skip
     for name in ("qk_head_dim", "num_nextn_predict_layers", "num_mtp_layers"):
-        hf.pop(name, None)  # which follow from others, or are not of this model
+        hf.pop(name, None)  # derived from others, or unused
     rank = hf.pop("q_lora_rank", 1536)
     sizes = {name: configs.typed(f"config.json: {name}", 0, hf.get(name, default))
              for name, default in _HEADS.items()}  # fmt: skip
     plain, turned, value = sizes.values()
-    size = hf.pop("head_dim", None)  # transformers makes the rotary angles of it
+    size = hf.pop("head_dim", None)  # transformers computes the rotary angles from it
     if size not in (None, turned):
         raise ConfigError(f"config.json: head_dim={size!r}: must be qk_rope_head_dim={turned}")
     hf.pop("v_head_dim", None)
     if value != plain:
         raise ConfigError(f"config.json: v_head_dim={value} and qk_nope_head_dim={plain} differ; "
-                          "llm_jax has one size for both, model.head_dim")
+                          "llm_jax supports one size for both, model.head_dim")
     heads = hf.get("num_attention_heads", 128 if layers == 61 else 32)
     if hf.pop("num_key_value_heads", heads) != heads:
         raise ConfigError("config.json: num_key_value_heads and num_attention_heads differ; latent "
-                          "attention has keys and values for every head")
+                          "attention needs keys and values for every head")
     n, first = llama.depth(hf, layers), hf.pop("first_k_dense_replace", first)
     first = configs.typed("config.json: first_k_dense_replace", 0, first)
     more = experts.read_dense(hf, wide, [i < first for i in range(n)])
@@ -47,21 +47,21 @@ def _read_v3(hf: dict, names: Collection[str], layers: int = 61, first: int = 3,
 
 
 def _scale(size: int, factor: float, strength: float) -> float:
-    """What scores are multiplied by where YaRN's strength is put there, and not into q and k."""
+    """The attention scale if it includes YaRN's factor, instead of queries and keys."""
     return size**-0.5 * rope.mscale(factor, strength) ** 2
 
 
 def _write_v3(hf: dict, model: ConfigDict) -> dict:
     dense, wide = experts.dense_layers(model, hf["model_type"])
     if dense != list(range(len(dense))):
-        raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} has dense layers "
-                          "before all that have experts")
+        raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} needs all dense "
+                          "layers before those with experts")
     scale, factor = hf.pop("attention_scale"), model.rotary_factor
     hf = rope.write({k: v for k, v in hf.items() if k not in ("attention", "layers")}, model)
     if scale:
         if model.rotary_scaling != "yarn" or factor <= 1:
-            raise ConfigError(f"model.attention_scale={scale}: {hf['model_type']} has 0, or one "
-                              "that follows from YaRN's factor")
+            raise ConfigError(f"model.attention_scale={scale}: must be 0 for {hf['model_type']}, "
+                              "or derived from YaRN's factor")
         size = model.head_dim + model.latent_rotary
         strength = round((math.sqrt(scale * size**0.5) - 1) / (0.1 * math.log(factor)), 6)
         for part in (hf["rope_parameters"], hf["rope_scaling"]):
@@ -91,7 +91,7 @@ DEEPSEEK_V3 = dataclasses.replace(
     ),
     fixed=rope.FIXED | {
         "attention_bias": (False,),
-        "rms_norm_eps": (1e-6,),  # that of the latents' norms, whatever is said
+        "rms_norm_eps": (1e-6,),  # the norms of latent vectors always use it
         "moe_layer_freq": (None, 1),
         "scoring_func": (None, "sigmoid"),
         "topk_method": (None, "noaux_tc"),
@@ -113,8 +113,8 @@ DEEPSEEK_V3 = dataclasses.replace(
     given={"latent_query": llama.in_layers({"attention/query": "self_attn.q_b_proj"})},
     experts=experts.EXPERTS
     | llama.in_layers({"mlp/choice_bias": "mlp.gate.e_score_correction_bias"}),
-    within={"kv_b_proj.weight": "num_heads"},  # a head's key before its value
-    dropped=(*llama.LLAMA.dropped, r"model\.layers\.61\..*"),  # multi-token prediction, as released
+    within={"kv_b_proj.weight": "num_heads"},  # per head: key, then value
+    dropped=(*llama.LLAMA.dropped, r"model\.layers\.61\..*"),  # multi-token prediction
     classes=llama.decoders("DeepseekV3"),
     read=lambda hf, names: _read_v3(_check_v3(hf), names),
     write=_write_v3,

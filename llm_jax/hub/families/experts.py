@@ -1,4 +1,4 @@
-"""Mixtures of experts that else are LLaMA."""
+"""LLaMA-like models with mixtures of experts."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -13,26 +13,26 @@ from llm_jax.hub.family import SAME, Key
 
 
 def check_gates(hf: dict, k: int, family: str) -> None:
-    """Refuses gates that are normalised to a single one."""
+    """Raises ConfigError for a single normalised gate."""
     if hf.get("num_experts_per_tok", k) == 1:
-        raise ConfigError(f"config.json: num_experts_per_tok=1: {family}'s one gate is then 1, "
-                          "that of llm_jax the router's score; it has 2 or more")
+        raise ConfigError(f"config.json: num_experts_per_tok=1: must be 2 or more; the single gate "
+                          f"is 1 in {family}, but the router's score in llm_jax")
 
 
 def read_dense(hf: dict, default: int, dense: Sequence[bool]) -> list[str]:
-    """What each layer has beside its kind, where some are dense, of intermediate_size."""
+    """Returns the further settings of each layer if some are dense, with intermediate_size."""
     wide = llama.size(hf, "intermediate_size", default, "mlp_dim")
     return [f" num_experts=0 mlp_dim={wide}" if x else "" for x in dense]
 
 
 def dense_layers(model: ConfigDict, family: str) -> tuple[list[int], int]:
-    """The layers without experts, and their width."""
+    """Returns the dense layers and their width."""
     layers = configs.layers(model, model.num_layers)
     dense = [i for i, layer in enumerate(layers) if not layer.num_experts]
     widths = {layers[i].mlp_dim for i in dense} or {model.mlp_dim}
     if len(widths) > 1:
-        raise ConfigError(f"model.layers={model.layers!r}: dense layers of {family} have one "
-                          "mlp_dim")
+        raise ConfigError(f"model.layers={model.layers!r}: all dense layers of {family} must have "
+                          "the same mlp_dim")
     return dense, widths.pop()
 
 
@@ -70,11 +70,11 @@ EXPERTS = llama.in_layers({
 
 
 def _dense(hf: dict, n: int) -> list[bool]:
-    """Which of the layers have no experts."""
+    """Returns for each layer whether it is dense."""
     step, only = hf.pop("decoder_sparse_step", 1), hf.pop("mlp_only_layers", None) or []
     if type(step) is not int or step < 1 or not isinstance(only, list):
         raise ConfigError(f"config.json: decoder_sparse_step={step!r}, mlp_only_layers={only!r}: "
-                          "must be 1 or more, and a list")
+                          "must be at least 1, and a list")
     return [i in only or (i + 1) % step > 0 for i in range(n)]
 
 
@@ -84,7 +84,7 @@ def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
     n = llama.depth(hf, 24)
     window = hf.pop("sliding_window", 4096)
     window = window if hf.pop("use_sliding_window", False) else None
-    hf.pop("max_window_layers", None), hf.pop("layer_types", None)  # which it does not read
+    hf.pop("max_window_layers", None), hf.pop("layer_types", None)  # unused
     types = ["full_attention" if window is None else "sliding_attention"] * n
     more = read_dense(hf, 6144, _dense(hf, n))
     return rope.read(hf | llama.read_layers(llama.read_types(hf, window, types), more), names)
@@ -93,7 +93,7 @@ def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
 def _write_qwen3_moe(hf: dict, model: ConfigDict) -> dict:
     hf, types, window = llama.write_layers(hf, model)
     if len(set(types)) > 1:
-        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe has one kind of attention")
+        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe needs one kind of attention")
     dense, wide = dense_layers(model, "qwen3_moe")
     return rope.write(hf, model) | {
         "use_sliding_window": window is not None, "sliding_window": window,
@@ -123,7 +123,7 @@ QWEN3_MOE = dataclasses.replace(
 def _read_gpt_oss(hf: dict, names: Collection[str]) -> dict:
     check_gates(hf, 4, "gpt_oss")
     if (hf.get("quantization_config") or {}).get("quant_method") == "mxfp4":
-        hf.pop("quantization_config")  # files.Tensors undoes it
+        hf.pop("quantization_config")  # files.Tensors dequantises
     hf |= llama.read_layers(llama.layer_types(hf, 36, 128, lambda i: i % 2))
     if not {"rope_parameters", "rope_scaling"} & hf.keys():
         hf["rope_parameters"] = {"rope_type": "yarn", "factor": 32.0, "truncate": False,
@@ -169,7 +169,7 @@ GPT_OSS = dataclasses.replace(
 )  # fmt: skip
 
 
-_LINEAR = {  # key of our layers with gated_deltanet -> theirs of all of them
+_LINEAR = {  # key of our gated_deltanet layers -> their entry
     "num_heads": "linear_num_value_heads", "num_key_heads": "linear_num_key_heads",
     "head_dim": "linear_key_head_dim", "value_dim": "linear_value_head_dim",
     "short_conv": "linear_conv_kernel_dim",
@@ -178,15 +178,15 @@ _LINEAR_SIZES = dict(zip(_LINEAR, (32, 16, 128, 128, 4), strict=True))
 
 
 def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
-    """Layers of linear attention have sizes of their own, and no positions."""
+    """Linear attention layers have separate sizes, and no positions."""
     if hf.get("norm_topk_prob", True):
         check_gates(hf, 10, "qwen3_next")
     n, period = llama.depth(hf, 48), llama.count(hf, "full_attention_interval", 4)
     known, types = ("full_attention", "linear_attention"), hf.pop("layer_types", None)
     types = types or [known[(i + 1) % period > 0] for i in range(n)]
     if not isinstance(types, list) or len(types) != n or not set(types) <= set(known):
-        raise ConfigError(f"config.json: layer_types={types!r}: lists 'full_attention' and "
-                          f"'linear_attention' for num_hidden_layers={n}")
+        raise ConfigError(f"config.json: layer_types={types!r}: must list 'full_attention' or "
+                          f"'linear_attention' for each of num_hidden_layers={n}")
     sizes = {key: llama.size(hf, name, _LINEAR_SIZES[key], key) for key, name in _LINEAR.items()}
     if sizes["num_heads"] % sizes["num_key_heads"]:
         said = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
@@ -204,8 +204,8 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
                           f"moe_intermediate_size={width}")
     act = hf.get("hidden_act", "silu")
     if "linear_attention" in types and act not in ("silu", "swish"):
-        raise ConfigError(f"config.json: hidden_act={act!r}: linear attention's convolutions have "
-                          "silu alone in llm_jax")
+        raise ConfigError(f"config.json: hidden_act={act!r}: llm_jax supports only silu in the "
+                          "convolutions of linear attention")
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     turned = hf.pop("partial_rotary_factor", 0.25)
     turned = scaling.get("partial_rotary_factor", turned) if isinstance(scaling, dict) else 0.0

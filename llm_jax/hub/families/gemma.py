@@ -12,7 +12,7 @@ from llm_jax.hub.family import Key
 
 
 def _read_scale(hf: dict) -> dict:
-    """query_pre_attn_scalar as the scale of scores; 0: what heads say."""
+    """Converts query_pre_attn_scalar to the attention scale; 0: from head_dim."""
     scalar, head_dim = hf.pop("query_pre_attn_scalar", 256), hf.get("head_dim", 256)
     scalar = configs.typed("config.json: query_pre_attn_scalar", 0.0, scalar)
     if scalar <= 0:
@@ -74,7 +74,7 @@ GEMMA2 = dataclasses.replace(
 
 
 def _read_gemma3(hf: dict, names: Collection[str]) -> dict:
-    """Two rotary bases, of sliding layers and of the others, and a scale that heads do not say."""
+    """Reads the two rotary bases, of sliding and full layers, and the attention scale."""
     period = llama.count(hf, "sliding_window_pattern", 6)
     types = llama.layer_types(hf, 26, 4096, lambda i: (i + 1) % period == 0)
     hf, local = rope.read_by_type(hf, names, 1e6, "rope_local_base_freq", 10_000.0)

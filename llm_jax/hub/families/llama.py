@@ -1,4 +1,4 @@
-"""LLaMA and those that follow from it."""
+"""LLaMA and its descendants."""
 
 import dataclasses
 import itertools
@@ -23,12 +23,12 @@ SIZES = dict(
 
 
 def keys(activations: Mapping[str, str] = GATED, **defaults: Any) -> tuple[Key, ...]:
-    """Of LLaMA and those that follow from it; see parts.keys."""
+    """Keys of LLaMA and its descendants; see parts.keys."""
     return (*parts.keys(activations, **SIZES | defaults), *rope.KEYS)
 
 
 def decoders(name: str) -> dict[str, str]:
-    """Their classes of a decoder's heads."""
+    """transformers' classes for the heads of a decoder."""
     return {"lm": f"{name}ForCausalLM", "sequence": f"{name}ForSequenceClassification",
             "token": f"{name}ForTokenClassification"}  # fmt: skip
 
@@ -61,7 +61,7 @@ LLAMA = Family(
 )  # fmt: skip
 
 def in_layers(modules: dict[str, str]) -> dict[str, str]:
-    """Further entries of its layers."""
+    """Adds further modules to each layer."""
     ours = "decoder/stack/layers/block/"
     return {f"{ours}{k}": f"model.layers.{{}}.{v}" for k, v in modules.items()}
 
@@ -71,11 +71,11 @@ LAYERS = (Key("attention", "attention"), Key("layers", "layers"), Key("sliding_w
 
 
 def read_types(hf: dict, window: int | None, default: list[str]) -> list[str]:
-    """Their layer_types, taken out of config.json, where the window is put back if any slides."""
+    """Removes and returns layer_types; sets the window again if any layer uses it."""
     types, n = hf.pop("layer_types", None) or default, len(default)
     if not isinstance(types, list) or len(types) != n or not set(types) <= rope.KINDS.keys():
-        raise ConfigError(f"config.json: layer_types={types!r}: lists 'full_attention' and "
-                          f"'sliding_attention' for num_hidden_layers={n}")
+        raise ConfigError(f"config.json: layer_types={types!r}: must list 'full_attention' or "
+                          f"'sliding_attention' for each of num_hidden_layers={n}")
     if "sliding_attention" in types:
         if window is None:
             raise ConfigError("config.json: layer_types has 'sliding_attention' without "
@@ -87,14 +87,14 @@ def read_types(hf: dict, window: int | None, default: list[str]) -> list[str]:
 def layer_types(
     hf: dict, layers: int, window: int | None, full: Callable[[int], int | bool]
 ) -> list[str]:
-    """`read_types` where as many layers are the default, and that of the i-th is full(i)."""
+    """`read_types` with a default number of layers, where layer i is full attention if full(i)."""
     n = depth(hf, layers)
     types = ["full_attention" if full(i) else "sliding_attention" for i in range(n)]
     return read_types(hf, hf.pop("sliding_window", window), types)
 
 
 def read_layers(types: list[str], more: Sequence[str] = ()) -> dict[str, str]:
-    """Their layers in the words of LAYERS; more: what each has beside its kind."""
+    """Converts layer_types to model.layers; more: further settings of each layer."""
     specs = [rope.KINDS[x] + y for x, y in itertools.zip_longest(types, more, fillvalue="")]
     return {"layers": pattern.write(specs)} if len(set(specs)) > 1 or any(more) else {
         "attention": specs[0]
@@ -102,12 +102,12 @@ def read_layers(types: list[str], more: Sequence[str] = ()) -> dict[str, str]:
 
 
 def depth(hf: dict, default: int) -> int:
-    """num_hidden_layers, as many as a stack may have."""
+    """Returns num_hidden_layers, checked."""
     return _allowed("num_hidden_layers", hf.get("num_hidden_layers", default), "num_layers")
 
 
 def size(hf: dict, name: str, default: int, key: str) -> int:
-    """An entry taken out of config.json that a layer of ours has in its words, as `key`."""
+    """Removes and returns an entry of config.json, checked as the layer key `key`."""
     return _allowed(name, hf.pop(name, default), key)
 
 
@@ -119,7 +119,7 @@ def _allowed(name: str, value: int, key: str) -> int:
 
 
 def count(hf: dict, name: str, default: int) -> int:
-    """An entry taken out of config.json that is 1 to 2^24."""
+    """Removes and returns an entry of config.json, which must be 1 to 2^24."""
     return _count(name, hf.pop(name, default))
 
 
@@ -130,7 +130,7 @@ def _count(name: str, value: int) -> int:
 
 
 def write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | None]:
-    """config.json without our list, and what it says: their layer_types, and the window."""
+    """Converts model.layers: returns config.json, layer_types and the window."""
     layers = configs.layers(model, model.num_layers)
     types = [
         "full_attention" if layer.attention in SAME else "sliding_attention" for layer in layers
@@ -138,7 +138,7 @@ def write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | No
     local = [layer for layer in layers if layer.attention not in SAME]
     if any(layer.attention != "local" or layer.window != local[0].window for layer in local):
         raise ConfigError(f"model.attention={model.attention!r}, model.layers={model.layers!r}: "
-                          f"{hf['model_type']} has dense layers, and local ones of one window")
+                          f"{hf['model_type']} supports dense layers, and local ones of one window")
     window = local[0].window if local else None
     ours = {key.theirs for key in LAYERS}
     return {k: v for k, v in hf.items() if k not in ours}, types, window
@@ -146,24 +146,24 @@ def write_layers(hf: dict, model: ConfigDict) -> tuple[dict, list[str], int | No
 
 def read_mistral(hf: dict, names: Collection[str], window: int | None = 4096,
                   theta: float = 10_000.0) -> dict:  # fmt: skip
-    """config.json of a model with one window in all layers, or none, as `keys` have it.
+    """Reads config.json of a model with the same window, or none, in all layers.
 
     Args:
-      window, theta: sliding_window and rope_theta where it leaves them out.
+      window, theta: defaults of sliding_window and rope_theta.
     """
     window = hf.pop("sliding_window", window)
-    hf.pop("layer_types", None)  # which transformers does not read either
+    hf.pop("layer_types", None)  # unused by transformers
     kind = "full_attention" if window is None else "sliding_attention"
     types = read_types(hf, window, [kind])
     return rope.read(hf | read_layers(types), names, theta)
 
 
 def write_mistral(hf: dict, model: ConfigDict) -> dict:
-    """The way back; raises ConfigError where layers differ in their window."""
+    """Inverse of `read_mistral`; raises ConfigError if the layers' windows differ."""
     hf, types, window = write_layers(hf, model)
     if len(set(types)) > 1:
-        raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} has one kind of "
-                          "attention in all layers")
+        raise ConfigError(f"model.layers={model.layers!r}: {hf['model_type']} needs the same kind "
+                          "of attention in all layers")
     return rope.write(hf, model) | {"sliding_window": window}
 
 
@@ -181,7 +181,7 @@ MISTRAL = dataclasses.replace(
 
 
 def _read_qwen(hf: dict, names: Collection[str]) -> dict:
-    """Windows are in the layers behind the first max_window_layers, where any are."""
+    """Layers after the first max_window_layers use the window, if there is one."""
     window = hf.pop("sliding_window", 4096)
     window = window if hf.pop("use_sliding_window", False) else None
     first, n = hf.pop("max_window_layers", 28), depth(hf, 32)
@@ -252,7 +252,7 @@ OLMO3 = dataclasses.replace(
     OLMO2,
     name="olmo3",
     keys=(*OLMO2.keys, *LAYERS),
-    fixed=OLMO2.fixed | {"rope_parameters.truncate": (True,)},  # which it does not read
+    fixed=OLMO2.fixed | {"rope_parameters.truncate": (True,)},  # unused
     classes=decoders("Olmo3"),
     read=_read_olmo3,
     write=_write_olmo3,
@@ -260,18 +260,18 @@ OLMO3 = dataclasses.replace(
 
 
 def _read_smollm3(hf: dict, names: Collection[str]) -> dict:
-    """Rotary positions are in the layers that no_rope_layers has a 1 for."""
+    """Layers with a 1 in no_rope_layers have rotary positions."""
     n, period = depth(hf, 36), count(hf, "no_rope_layer_interval", 4)
     rotary = hf.pop("no_rope_layers", None) or [(i + 1) % period for i in range(n)]
     if not isinstance(rotary, list) or len(rotary) != n:
-        raise ConfigError(f"config.json: no_rope_layers={rotary!r}: lists 0 or 1 for each of "
+        raise ConfigError(f"config.json: no_rope_layers={rotary!r}: must list 0 or 1 for each of "
                           f"num_hidden_layers={n}")
     window = hf.pop("sliding_window", None)
     window = window if hf.pop("use_sliding_window", False) else None
     slides = [window is not None and not turns for turns in rotary]
     types = ["sliding_attention" if x else "full_attention" for x in slides]
     if window is None:
-        hf.pop("layer_types", None)  # of which it then reads nothing
+        hf.pop("layer_types", None)  # ignored then
     types = read_types(hf, window, types)
     return rope.read(hf | read_layers(types, ["" if x else " positions=none" for x in rotary]),
                      names, 2e6)  # fmt: skip
@@ -302,7 +302,7 @@ SMOLLM3 = dataclasses.replace(
 
 
 def _read_phi3(hf: dict, names: Collection[str]) -> dict:
-    hf.pop("original_max_position_embeddings", None)  # of longrope
+    hf.pop("original_max_position_embeddings", None)  # for longrope
     return read_mistral(hf, names, None)
 
 

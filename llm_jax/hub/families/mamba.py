@@ -11,7 +11,7 @@ from llm_jax.hub.families.parts import keys
 from llm_jax.hub.family import Family, Key
 
 _SILENT = ("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "chunk_size",
-           "residual_in_fp32")  # of drawing and of rounding
+           "residual_in_fp32")  # for initialisation and rounding
 
 
 def _read(hf: dict, names: Collection[str]) -> dict:
@@ -29,8 +29,8 @@ def _read(hf: dict, names: Collection[str]) -> dict:
 def _write(hf: dict, model: ConfigDict) -> dict:
     inner, width = model.num_heads * model.value_dim, model.embed_dim
     if inner % width:
-        raise ConfigError(f"model.embed_dim={width}: of mamba2 it divides model.num_heads x "
-                          f"model.value_dim={inner}")
+        raise ConfigError(f"model.embed_dim={width}: must divide model.num_heads x "
+                          f"model.value_dim={inner} for mamba2")
     return hf | {"expand": inner // width}
 
 
@@ -42,7 +42,7 @@ MAMBA2 = Family(
     },
     keys=(
         *keys(
-            vocab_size=32768, max_position_embeddings=8192,  # which it does not read
+            vocab_size=32768, max_position_embeddings=8192,  # unused
             hidden_size=4096, num_hidden_layers=64, num_heads=128, layer_norm_epsilon=1e-5,
             initializer_range=0.1, tie_word_embeddings=False,
         ),
@@ -54,8 +54,8 @@ MAMBA2 = Family(
     ),
     fixed={
         "use_bias": (False,), "hidden_act": ("silu",),
-        "layer_norm_epsilon": (1e-5,),  # that of the norm inside, too
-        # Where it is set, transformers divides the weights that it has read once more.
+        "layer_norm_epsilon": (1e-5,),  # also for the inner norm
+        # If it is set, transformers rescales the loaded weights again.
         "rescale_prenorm_residual": (False,),
         "time_step_limit": (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]),
     },

@@ -1,11 +1,11 @@
-"""Entries that several tables share."""
+"""Entries shared by several families."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.hub.family import Key
 
-# Keys of config.model, and what families call each in config.json.
+# Keys of config.model -> their names in config.json.
 NAMES = {
     "vocab_size": "vocab_size",
     "type_vocab_size": "type_vocab_size",
@@ -67,11 +67,11 @@ GATED = {
 
 
 def keys(activations: Mapping[str, str] = ACTIVATIONS, **defaults: Any) -> tuple[Key, ...]:
-    """Keys of a family's entries, by NAMES.
+    """Returns the keys of a family, with names from NAMES.
 
     Args:
-      activations: theirs -> ours, of which a family's default is written for what it stands for.
-      defaults: of their config class, None: derived from others; ...: the family has no such entry.
+      activations: theirs -> ours; the family's default is preferred in writing.
+      defaults: of their config class; None: derived from others; ...: no such entry.
     """
     values = lambda theirs: {theirs: activations[theirs]} | activations
     return tuple(
@@ -84,14 +84,14 @@ def keys(activations: Mapping[str, str] = ACTIVATIONS, **defaults: Any) -> tuple
 def block(
     stack: str, theirs: str, attention: str, mlp: str, norms: str, cross: str = ""
 ) -> dict[str, str]:
-    """Entries of one repeated block: a module of ours -> theirs, '{}' in it for the layer.
+    """Returns the modules of a block: ours -> theirs, with '{}' for the layer.
 
     Args:
       stack: encoder or decoder.
-      theirs: what all names of a layer begin with.
-      attention, cross: names of query, key, value and output.
-      mlp: names of a gate, if there is one, and of the projections up and down.
-      norms: of each sublayer, in their order.
+      theirs: prefix of the names of a layer.
+      attention, cross: names of the query, key, value and output projections.
+      mlp: names of the gate projection, if any, and the up and down projections.
+      norms: names of the norms of the sublayers, in order.
     """
     ours = [f"{part}/{name}" for part in ("attention", *["cross_attention"] * bool(cross))
             for name in ("query", "key", "value", "out")]  # fmt: skip

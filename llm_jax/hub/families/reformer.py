@@ -14,10 +14,10 @@ _DEFAULT = ["local", "lsh"] * 3
 
 
 def _read_reformer(hf: dict, names: Collection[str]) -> dict:
-    """Their list of layers as our pattern, and no axes where positions have none."""
+    """Reads the list of layers as a pattern; drops the axial shape if positions are not axial."""
     kinds = hf.get("attn_layers", _DEFAULT)
     if not kinds or not isinstance(kinds, list) or not {"local", "lsh"}.issuperset(kinds):
-        raise ConfigError(f"config.json: attn_layers={kinds!r}: lists 'local' and 'lsh' layers")
+        raise ConfigError(f"config.json: attn_layers={kinds!r}: must list 'local' and 'lsh' layers")
     layers = [{"local": _LOCAL}.get(kind, kind) for kind in kinds]
     n = len(layers)
     period = next(p for p in range(1, n + 1) if layers == layers[:p] * (n // p))
@@ -37,8 +37,8 @@ def _read_reformer(hf: dict, names: Collection[str]) -> dict:
 def _write_reformer(hf: dict, model: ConfigDict) -> dict:
     kinds, n = hf.pop("attention").split(","), hf.pop("attn_layers")
     if not {_LOCAL, _LSH}.issuperset(kinds):
-        raise ConfigError(f"model.attention={','.join(kinds)!r}: reformer has {_LOCAL} and {_LSH} "
-                          "layers")
+        raise ConfigError(f"model.attention={','.join(kinds)!r}: reformer supports {_LOCAL} and "
+                          f"{_LSH} layers")
     hf["attn_layers"] = [{_LOCAL: "local"}.get(kind, kind) for kind in kinds] * (n // len(kinds))
     buckets = list(hf.pop("num_buckets"))
     hf["num_buckets"] = buckets[0] if len(buckets) == 1 else buckets or None
@@ -108,7 +108,7 @@ REFORMER = Family(
         "reformer.embeddings.position_embeddings.weights.1": 0,
     },
     classes={"lm": "ReformerModelWithLMHead"},
-    # transformers 4 has one bias under both names; version 5 has two and adds the decoder's.
+    # transformers 4 has one bias with two names; version 5 has two biases and adds the decoder's.
     aliases={"lm_head.bias": "lm_head.decoder.bias"},
     dropped=(r".*\.(self_)?mask_value_float(16|32)",),
     read=_read_reformer,

@@ -1,4 +1,4 @@
-"""Rotary positions in config.json, of two spellings."""
+"""Rotary positions in config.json, in the formats of transformers 4 and 5."""
 
 import math
 from collections.abc import Collection
@@ -33,18 +33,17 @@ KEYS = (
 
 
 def read(hf: dict, names: Collection[str], theta: float = 10_000.0) -> dict:
-    """Both spellings: rope_parameters, and rope_scaling beside rope_theta, which goes before it."""
+    """Reads rope_parameters, or rope_scaling and rope_theta, which take precedence."""
     new, old = hf.pop("rope_parameters", None), hf.pop("rope_scaling", None)
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if not isinstance(value, dict | None):
             raise ConfigError(f"config.json: {name}={value!r}: must be an object")
     rope = {"rope_theta": hf.pop("rope_theta", theta)} | (old or new or {})
     kind = rope.setdefault("rope_type", rope.pop("type", "default"))
-    for name, value in (new or {}).items():  # transformers 5 would take the old spelling
+    for name, value in (new or {}).items():  # transformers 5 prefers the old format
         if rope.get(name, value) != value:
             raise ConfigError(f"config.json: rope_parameters has {name}={value!r}, rope_scaling "
-                              f"and rope_theta {name}={rope[name]!r}; remove one of the two "
-                              "spellings")
+                              f"and rope_theta {name}={rope[name]!r}; remove one of the two")
     if kind in ("llama3", "yarn"):
         length = hf.pop("original_max_position_embeddings", None)
         rope |= {"original_max_position_embeddings": length} if length else {}
@@ -52,7 +51,7 @@ def read(hf: dict, names: Collection[str], theta: float = 10_000.0) -> dict:
     missing = [name for name in NEEDS.get(kind, ()) if rope.get(name) is None]
     if missing:
         raise ConfigError(f"config.json: rope_type={kind!r} needs {', '.join(missing)}")
-    if kind in ("default", "linear"):  # which read no other
+    if kind in ("default", "linear"):  # other entries are unused
         rope = {k: rope[k] for k in ("rope_theta", "rope_type", *NEEDS.get(kind, ()))} | {
             k: v for k, v in rope.items() if k == "partial_rotary_factor"
         }
@@ -65,30 +64,29 @@ def read(hf: dict, names: Collection[str], theta: float = 10_000.0) -> dict:
 
 
 def mscale(factor: float, strength: float) -> float:
-    """What YaRN multiplies queries and keys by: 0.1 strength log(factor) + 1."""
+    """YaRN's factor on queries and keys: 0.1 strength log(factor) + 1."""
     number = lambda name, x: configs.typed(f"config.json: rope_parameters: {name}", 0.0, x)
     factor, strength = number("factor", factor), number("mscale", strength)
     return 0.1 * strength * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def check_width(hf: dict) -> dict:
-    """Refuses a width that heads do not divide, where transformers does."""
+    """Raises ConfigError for a width that transformers would reject."""
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
     if width % heads:
-        raise ConfigError(f"model.embed_dim={width}: transformers opens a {hf['model_type']} only "
-                          f"where it is a multiple of model.num_heads={heads}, whatever "
-                          "model.head_dim is")
+        raise ConfigError(f"model.embed_dim={width}: transformers requires a multiple of "
+                          f"model.num_heads={heads} for {hf['model_type']}, for any model.head_dim")
     return hf
 
 
 def write_llama(hf: dict, model: ConfigDict) -> dict:
-    """`write` of a model that transformers opens only where its heads divide its width."""
+    """`write` for models whose number of heads must divide their width in transformers."""
     return write(check_width(hf), model)
 
 
 def write(hf: dict, model: ConfigDict) -> dict:
-    """RoPE in both spellings: transformers 4 and many servers read the old one alone."""
-    hf["initializer_range"] = min(hf["initializer_range"], 1.0)  # larger ones it does not open
+    """Writes RoPE in both formats: transformers 4 and many servers read only the old one."""
+    hf["initializer_range"] = min(hf["initializer_range"], 1.0)  # transformers' limit
     start = "rope_parameters."
     rope = {k.removeprefix(start): v for k, v in hf.items() if k.startswith(start)}
     base, kind = rope["rope_theta"], rope["rope_type"]
@@ -107,9 +105,9 @@ def write(hf: dict, model: ConfigDict) -> dict:
 def read_by_type(
     hf: dict, names: Collection[str], full: float, entry: str, sliding: float
 ) -> tuple[dict, str]:
-    """Those of full and of sliding attention: config.json, and what our sliding layers have.
+    """Reads the settings of full and sliding attention: config.json, settings of sliding layers.
 
-    full, sliding: bases where none is given; entry: how the second was called of old.
+    full, sliding: default bases; entry: the old name of the second.
     """
     rope = hf.pop("rope_parameters", {})
     parts = [rope.get(name, {}) for name in KINDS] if isinstance(rope, dict) else [None]
@@ -118,15 +116,15 @@ def read_by_type(
                           "full_attention and sliding_attention")
     base = parts[1].get("rope_theta", hf.pop(entry, sliding))
     if parts[1].get("rope_type", "default") != "default":
-        raise ConfigError(f"config.json: rope_parameters: sliding_attention={parts[1]!r}: llm_jax "
-                          "has rope_type 'default' there")
+        raise ConfigError(f"config.json: rope_parameters: sliding_attention={parts[1]!r}: must "
+                          "have rope_type 'default'")
     base = configs.typed(f"config.json: rope_parameters, {entry}", 0.0, base)
     local = f" rotary_base={base!r} rotary_scaling=none"
     return read(hf | {"rope_parameters": parts[0]}, names, full), local
 
 
 def write_by_type(hf: dict, model: ConfigDict, types: list[str]) -> dict:
-    """Of the first layer of each type, in rope_parameters."""
+    """Writes rope_parameters from the first layer of each type."""
     layers = configs.layers(model, model.num_layers)
     of = lambda kind: next((x for x, t in zip(layers, types, strict=True) if t == kind), layers[0])
     full, sliding = (of(kind) for kind in KINDS)

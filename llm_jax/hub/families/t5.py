@@ -1,4 +1,4 @@
-"""T5 and Marian, encoders with decoders."""
+"""Encoder-decoders: T5 and Marian."""
 
 import dataclasses
 from collections.abc import Collection
@@ -12,11 +12,11 @@ from llm_jax.hub.family import TOKEN_IDS, Family, Key
 
 
 def _read_t5(hf: dict, names: Collection[str]) -> dict:
-    """Untied once meant unscaled; transformers 5 ties whatever has no matrix of its own."""
+    """Untied models are unscaled; transformers 5 ties models without an output matrix."""
     scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
     tied = scaled or "lm_head.weight" not in names
     said = hf.get("feed_forward_proj", "relu")
-    # Two entries that transformers derives from the one above, and that overrule it where given.
+    # Two entries that transformers derives from the one above unless they are given.
     gated, _, function = said.rpartition("-") if isinstance(said, str) else ("", "", said)
     derived = {
         "is_gated_act": gated == "gated",
@@ -30,10 +30,10 @@ def _read_t5(hf: dict, names: Collection[str]) -> dict:
 
 
 def _write_t5(hf: dict, model: ConfigDict) -> dict:
-    """transformers 4 scales what is tied, and nothing else."""
+    """transformers 4 scales outputs if and only if they are tied."""
     if hf["scale_decoder_outputs"] and not hf["tie_word_embeddings"]:
-        raise ConfigError("model.scale_output=True with model.tie_embeddings=False: t5 scales its "
-                          "outputs where it ties them")
+        raise ConfigError("model.scale_output=True with model.tie_embeddings=False: t5 scales only "
+                          "tied outputs")
     return hf | {"tie_word_embeddings": hf["scale_decoder_outputs"]}
 
 
@@ -108,9 +108,9 @@ T5 = Family(
 )  # fmt: skip
 
 def _read_switch(hf: dict, names: Collection[str]) -> dict:
-    """Every n-th layer has experts, n by the number of those that do."""
+    """Every n-th layer has experts; n follows from the number of sparse layers."""
     n, steps, said = hf.get("num_layers", 12), set(), []
-    for name in ("encoder_sparse_step", "decoder_sparse_step"):  # which follow
+    for name in ("encoder_sparse_step", "decoder_sparse_step"):  # derived
         hf.pop(name, None)
     layers = hf.pop("num_decoder_layers", 12)
     hf["num_decoder_layers"] = n if layers is None else layers
@@ -120,9 +120,9 @@ def _read_switch(hf: dict, names: Collection[str]) -> dict:
         layers = configs.typed(f"config.json: {of}", 0, hf.get(of, n))
         steps.add(layers // sparse if sparse > 0 else layers)
         said.append(f"{name}={sparse} of {of}={layers}")
-    if len(steps) > 1 or not steps <= {1, 2}:  # of 3, theirs begin elsewhere
-        raise ConfigError(f"config.json: {', '.join(said)}: llm_jax has experts in each layer or "
-                          "every second")
+    if len(steps) > 1 or not steps <= {1, 2}:  # for 3, their first sparse layer differs
+        raise ConfigError(f"config.json: {', '.join(said)}: llm_jax supports them in every layer "
+                          "or every second one")
     tied = hf.get("tie_word_embeddings", True)
     return hf | {"expert_every": steps.pop(), "scale_decoder_outputs": tied}
 
@@ -130,7 +130,7 @@ def _read_switch(hf: dict, names: Collection[str]) -> dict:
 def _write_switch(hf: dict, model: ConfigDict) -> dict:
     if hf.pop("scale_decoder_outputs") != hf["tie_word_embeddings"]:
         raise ConfigError(f"model.scale_output={model.scale_output}: switch_transformers scales "
-                          "its outputs where it ties them, and only there")
+                          "outputs if and only if they are tied")
     every = hf.pop("expert_every")
     return hf | {
         "num_sparse_encoder_layers": hf["num_layers"] // every,
@@ -219,6 +219,6 @@ MARIAN = Family(
     if_zero=("final_logits_bias",),
     units={"final_logits_bias": 0},
     ids=TOKEN_IDS | {"decoder_start_token_id": "bos_id"},
-    # Else transformers ends whatever is cut short with an eos that the model has not written.
+    # Otherwise transformers appends an eos to truncated outputs.
     write=lambda hf, model: hf | {"forced_eos_token_id": None},
 )  # fmt: skip

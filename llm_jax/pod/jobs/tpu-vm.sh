@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs as root on every host, each time that it boots.
+# Runs as root on every host at each boot.
 set -e
 export HOME=/root
 bucket={{bucket|sh}}
@@ -28,10 +28,10 @@ if [ ! -e "/opt/ready-$commit" ]; then
 fi
 cd /opt/llm_jax
 export PATH=/opt/env/bin:$PATH
-export LLM_JAX_START_SECONDS=3600  # in which a host in maintenance comes back
+export LLM_JAX_START_SECONDS=3600  # time for a host in maintenance to return
 {{?setup}}
 
-# A host that is to go down passes the signal on, and goes on with this script when it is back.
+# A host that shuts down passes the signal on to the run, and starts this script again at boot.
 leaving=
 trap 'leaving=1; kill -TERM "$!" 2> /dev/null || true' TERM
 crashes=0
@@ -51,8 +51,8 @@ while [ -z "$leaving" ]; do
     [ "$at" = "$newest" ] || crashes=0
     at=$newest
     case $code in
-        0 | 2) exit "$code" ;;  # finished; a config that no restart will mend
-        {{stopped}}) ;;  # all have saved, as another host was told to stop
+        0 | 2) exit "$code" ;;  # finished; invalid config, not retried
+        {{stopped}}) ;;  # all hosts have saved, because another one stops
         *)
             crashes=$((crashes + 1))
             [ "$crashes" -le {{retries}} ] || exit "$code"
