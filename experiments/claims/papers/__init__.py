@@ -33,8 +33,8 @@ def text():
 def decoder():
     """A pre-norm decoder as LLaMA's: RMSNorm, SwiGLU, rotary positions, no biases.
 
-    Initialised by fan-in: a deviation of 0.02 is too little for 64 dimensions, and seeds then differ
-    in when they begin to learn.
+    Initialised by fan-in: a deviation of 0.02 is too little for 64 dimensions, and seeds then
+    differ in when they begin to learn.
     """
     c = text()
     c.model.norm = "rmsnorm"
