@@ -117,7 +117,7 @@ def sentence(claim: Claim, runs: dict[str, list[dict]]) -> str:
     power = f" About {more} seeds would decide it." if more and said == UNSEEN else ""
     return (f"- {MARKS[said]} **{claim.says}** ({claim.paper}): {said}. Published: "
             f"{claim.published}. Here, {what}: {shown(effects, claim.unit)}; the claim says "
-            f"{sought}.{power} {claim.scope} Config at the paper's size: {claim.full}.\n")  # fmt: skip
+            f"{sought}.{power} {claim.scope} At the paper's size: {claim.full}.\n")  # fmt: skip
 
 
 def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
