@@ -188,7 +188,7 @@ BAD_TRAIN = {
     "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size=100: is smaller .*259"),
     "attention": (["--config.model.attention=hydra"], "model.attention='hydra': .*dense"),
     "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
-    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; there are"),
+    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; available"),
     "no such variant": (["--config=configs/quickstart.py:7b"], "no variant '7b'"),
     "long prompt": (["--config.sample.prompts=" + "ab" * 20], "prompt 'abab.*max_length=16"),
     "prompt without a gap": (
