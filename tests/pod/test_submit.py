@@ -336,4 +336,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "--zone: not an option of --on=slurm" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     assert launch.main([*command, "--go"]) == 2
-    assert "--go: sbatch is not installed here" in capsys.readouterr().err
+    assert "--go: sbatch is not installed" in capsys.readouterr().err
