@@ -10,6 +10,7 @@ variant keeps the value with the lowest validation loss of seed 0, and seed 0 de
 
 import argparse
 import dataclasses
+import re
 import shlex
 import shutil
 import sys
@@ -43,12 +44,23 @@ def designed(name: str, seeds: int = 0, changes: tuple[str, ...] = ()) -> dict:
     return found
 
 
+def needed(plan: dict, label: str) -> list[str]:
+    """The labels whose run folders a label's keys name, as {label}."""
+    return re.findall(r"\{(.+?)\}", " ".join(plan["variants"][label]["keys"].values()))
+
+
 def train(plan: dict, label: str, seed: int, work: Path, file: Path) -> None:
-    """Trains one run in a folder of its own, which is removed, and records it."""
+    """Trains one run in a folder of its own, and records it; what it needs is trained before."""
     run = results.run_of(plan, work, label, seed)
     shutil.rmtree(run.folder, ignore_errors=True)
     options, began = execute.arguments(plan, run), time.time()
-    launch.main(["train", *options])
+    others = {name: results.run_of(plan, work, name, seed) for name in needed(plan, label)}
+    for name, other in others.items():
+        if other.state() != "finished":
+            train(plan, name, seed, work, other.folder / "record.json")
+    filled = [option.format_map({k: v.folder for k, v in others.items()}) if others else option
+              for option in options]  # fmt: skip
+    launch.main(["train", *filled])
     rows, variant = run.rows(), plan["variants"][label]
     diverged = bool(rows) and rows[-1]["loss"] is None  # not a finite number
     if run.state() != "finished" and not diverged:
@@ -61,7 +73,8 @@ def train(plan: dict, label: str, seed: int, work: Path, file: Path) -> None:
         parameters=variant["parameters"], flops_per_token=variant["flops_per_token"],
         diverged=diverged, seconds=round(time.time() - began, 1), last=last, curve=curve,
     )  # fmt: skip
-    shutil.rmtree(run.folder)
+    if label not in sum((needed(plan, other) for other in plan["variants"]), []):
+        shutil.rmtree(run.folder)
 
 
 def study(name: str, plan: dict, folder: Path = records.RESULTS, work: Path = WORK) -> None:
