@@ -193,7 +193,7 @@ BAD_TRAIN = {
     "long prompt": (["--config.sample.prompts=" + "ab" * 20], "prompt 'abab.*max_length=16"),
     "prompt without a gap": (
         ["--config.sample.prompts=ab", "--config.tokenizer.specials=[MASK]", *MASKED],
-        r"prompt 'ab': put \[MASK\]",
+        r"prompt 'ab': must contain",
     ),
     "prompts to a classifier": (
         ["--config.sample.prompts=ab", "--config.model.head=sequence"],
