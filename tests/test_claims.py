@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,34 @@ def test_the_seed_that_chooses_a_rate_decides_nothing(tmp_path):
             _record(tmp_path, here, label, seed, loss)
     runs = records.chosen(records.load("study", tmp_path))
     assert [records.loss(run) for run in runs["a"]] == [3.0, 4.0]
+
+
+def test_the_documentations_example_is_a_study():
+    text = Path("docs/reproducing.md").read_text()
+    example = text.partition("```python\n")[2].partition("\n```")[0]
+    assert example == Path("experiments/claims/papers/bert.py").read_text().strip()
+
+
+@git
+@pytest.mark.slow
+def test_a_study_is_trained_once_and_read_from_its_records(tmp_path, monkeypatch):
+    from experiments.claims import run
+
+    made = record.commit().removesuffix("+changes")
+    monkeypatch.setattr(record, "commit", lambda: made)
+    (text := tmp_path / "text.txt").write_text("\n".join(map(str, range(3000))))
+    keys = {"data.train": text, "train.steps": 2, "eval.every": 2, "eval.max_batches": 1,
+            "checkpoint.every": 2, "data.batch_size": 8}  # fmt: skip
+    changes = tuple(f"{key}={value}" for key, value in keys.items())
+    for seeds in (1, 2):  # the second adds to the first
+        plan = run.designed("bert", seeds, changes)
+        run.study("bert", plan, tmp_path / "results", tmp_path / "work")
+    monkeypatch.setattr(run, "train", None)
+    run.study("bert", plan, tmp_path / "results", tmp_path / "work")
+    runs = records.chosen(records.load("bert", tmp_path / "results"))
+    assert {name: len(own) for name, own in runs.items()} == dict.fromkeys(plan["variants"], 2)
+    assert all(run["curve"][-1]["eval_loss"] for run in runs["2 layers, 64 wide"])
+    assert not list((tmp_path / "work").rglob("checkpoints"))
 
 
 @pytest.mark.parametrize("name", records.STUDIES)

@@ -159,7 +159,7 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
     predict(run[0], tmp_path / "in.txt", tmp_path / "out")
     before = (tmp_path / "out").read_bytes()
     for options, message in (
-        (("--input", tmp_path / "other.txt", "--output", tmp_path / "out"), "not those of --input"),
+        (("--input", tmp_path / "other.txt", "--output", tmp_path / "out"), "do not match --input"),
         (("--input", tmp_path / "no.txt", "--output", tmp_path / "new"), "no.txt"),
         (("--input", tmp_path / "in.txt", "--output", tmp_path / "no" / "x"), "no folder"),
         (("--input", tmp_path / "in.txt", "--output", tmp_path / "new", "--step=99"), "--step=99"),
@@ -174,7 +174,7 @@ def test_what_cannot_be_predicted_is_refused(run, tmp_path, capsys):
     with (tmp_path / "out").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as of another process
         predict(run[0], tmp_path / "in.txt", tmp_path / "out", code=2)
-    assert "another process is writing it" in capsys.readouterr().err
+    assert "another process is writing to it" in capsys.readouterr().err
 
 
 def test_columns_of_other_names_are_named_and_a_file_without_any_is_refused(run, tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_columns_of_other_names_are_named_and_a_file_without_any_is_refused(run,
     assert [row["review"] for row in rows] == some and all("label" in row for row in rows)
     options = ["--config.data.labels=a,b", *options]
     assert commands.main(["predict", f"--workdir={run[0]}", *options]) == 2
-    assert "data.labels: is the run's own" in capsys.readouterr().err
+    assert "data.labels: cannot be changed" in capsys.readouterr().err
 
 
 def test_answers_go_to_the_standard_output(run, tmp_path, capsys, monkeypatch):
@@ -226,7 +226,7 @@ def test_another_file_is_scored_and_training_s_is_not_read(run, tmp_path, capsys
     assert commands.main(["eval", *asked, *columns]) == 0
     found_again, err = capsys.readouterr()
     assert json.loads(found_again.splitlines()[-1])["accuracy"] == found["accuracy"]
-    assert "no report.md can be written there" in err
+    assert "report.md cannot be written" in err
     (run[0] / "report.md").rmdir()
 
 
@@ -251,7 +251,7 @@ def test_lines_of_text_are_no_table_of_the_columns_of_training(run, tmp_path):
 
 def test_a_classifier_does_not_converse(run, capsys):
     assert commands.main(["chat", f"--workdir={run[0]}"]) == 2
-    assert "objective.name='classification' does not converse; `predict`" in capsys.readouterr().err
+    assert "'classification' does not support chat; use `predict`" in capsys.readouterr().err
 
 
 def test_items_come_in_lists():
@@ -291,5 +291,5 @@ def test_an_ensemble_averages_probabilities(run, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(ensemble, "load_params", other)
-    with pytest.raises(ConfigError, match="its data.labels is not that of"):
+    with pytest.raises(ConfigError, match="its data.labels differs from"):
         ensemble.load([workdir, workdir])

@@ -56,7 +56,7 @@ of the textbook form), and takes {time_ratio:.2f} times as long at {speed:,} tok
 
 ## What the sweep shows
 
-The models have less than a million parameters and were trained on a few million bytes, for
+The models have less than a million parameters and were trained on 614,400 bytes, for
 minutes on a CPU core. The sweep shows that every variant trains, what each costs by sequence
 length, and how they rank in this setup, where tokens are bytes, rows have 256 tokens, and a
 window covers most of the relevant context.

@@ -1,14 +1,16 @@
 """Writes experiments/README.md and experiments/claims/README.md from the records. No JAX."""
 
+import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 from experiments.claims import records
-from experiments.claims.claim import MARKS, Claim, interval, seeds_needed, verdict
-from llm_jax.record import table
+from experiments.claims.claim import MARKS, UNSEEN, Claim, interval, seeds_needed, verdict
+from llm_jax.record import check, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -17,35 +19,43 @@ HERE = Path(__file__).parent
 
 INDEX = """# Experiments
 
-**Claims of papers, run again.** Each line is a sentence of a paper, made small enough for two CPU
-cores: models of 0.05 to 2 million parameters, trained for seconds to minutes, over seeds that share
-their data and its order. The effect is of one seed's runs, so that data and order cancel out; the
-interval is the 95 % interval of its mean by Student's t. ✓ **agrees**: all of the interval lies
-where the paper says; ✗ **disagrees**: none of it does; **?** cannot be seen at this size: the rest.
-What range a claim names ("better": above 0; "equal": within a margin) is in its file, written
-before its runs. Each line stands by itself at 95 %; about one decided line in forty would be wrong
-by chance if there were nothing to see. A ✗ says that the sentence does not hold *here*, for models
-this small and trained this briefly, not that the paper is wrong.
+## Claims of papers
+
+Each row is a statement of a paper, tested with small models on two CPU cores: 0.01 to 2 million
+parameters, trained for 10 to 60 seconds. All variants of a study share seeds, data and data order.
+The effect is computed per seed; *±* is half of the 95 % confidence interval of its mean (Student's
+t). A claim names a range for the effect before the runs: "better" is above 0, "as good as" is
+within a margin.
+
+- ✓ agrees: the whole interval is in the range.
+- ✗ disagrees: the whole interval is outside it. That is a result for models of this size and
+  training length; it does not refute the paper.
+- ? cannot be seen at this size: the interval is partly inside.
+
+The intervals are not corrected for the number of rows: without any effect, one row in forty would
+agree and one in forty disagree by chance.
 
 """
 
 AFTER = """
-[claims/README.md](claims/README.md) has each variant's loss, all seeds, and what carries over;
-[docs/reproducing.md](../docs/reproducing.md) adds a paper; [COST.md](COST.md) is what the papers'
-own sizes take. `python experiments/claims/run.py` makes what is missing and writes these pages;
-with `--seeds=8` it adds seeds. Records of uncommitted code are refused.
+[claims/README.md](claims/README.md) has the variants, all seeds, and the scope of each claim.
+[docs/reproducing.md](../docs/reproducing.md) explains how to add one. [COST.md](COST.md) has the
+cost of the papers' own runs. `python experiments/claims/run.py` trains what is missing and writes
+these pages; `--seeds=8` adds seeds. Records that were made from uncommitted code are refused.
 
-![Effects with their intervals](claims/effects.png)
+![Effects with 95 % intervals](claims/effects.png)
 
-## Other experiments
+## Other studies
+
+Where a row says so, records were made from uncommitted changes, or from commits that are not in
+this history. Their numbers are as measured, but the exact code is not known.
 
 """
 
-DETAILS = """# Claims of papers: the runs
+DETAILS = """# Claims of papers: runs
 
-Written by run.py from results/: how each study was made, its variants over seeds, and its claims.
-*±* is half of a 95 % interval of the mean over seeds; a difference between variants is judged by
-pairs of one seed (below each table), which is sharper than these.
+Written by run.py from results/. *±* is half of a 95 % confidence interval over seeds. Claims
+compare variants in pairs of the same seed, which is more precise than comparing rows of a table.
 
 """
 
@@ -81,7 +91,7 @@ def section(name: str, study: records.Study, runs: dict[str, list[dict]]) -> str
     for variant, own in runs.items():
         losses = [records.loss(run) for run in own]
         mean, half = interval(losses)
-        rate = own[0]["keys"].get("optimizer.learning_rate", "")
+        rate = own[0]["keys"].get("optimizer.learning_rate", "as base")
         each = ", ".join(f"{x:.4f}" for x in losses)
         rows.append([variant, f"{own[0]['parameters']:,}", f"{own[0]['flops_per_token']:.3g}", rate,
                      f"{mean:.4f} ± {half:.4f}", each])  # fmt: skip
@@ -100,18 +110,18 @@ def section(name: str, study: records.Study, runs: dict[str, list[dict]]) -> str
 def sentence(claim: Claim, runs: dict[str, list[dict]]) -> str:
     """A claim with its verdict, in words."""
     effects, said = decided(claim, runs)
-    what = f"{claim.against} minus {claim.variant}" if claim.effect is None else "Effect"
+    what = f"{claim.against} minus {claim.variant}" if claim.effect is None else "effect"
     low, high = claim.within
-    sought = "above 0" if claim.within == (0, np.inf) else f"in {low:g} to {high:g}"
+    sought = f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
     more = seeds_needed(effects, claim.within)
-    power = f" About {more} seeds would decide it." if more and MARKS[said] == "?" else ""
-    return (f"- {MARKS[said]} **{said}**. {claim.says} ({claim.paper}). Published: "
-            f"{claim.published}. {what}, said to be {sought}: {shown(effects, claim.unit)}.{power} "
-            f"{claim.scope} At the paper's size: `{claim.full}`.\n")  # fmt: skip
+    power = f" About {more} seeds would decide it." if more and said == UNSEEN else ""
+    return (f"- {MARKS[said]} **{claim.says}** ({claim.paper}): {said}. Published: "
+            f"{claim.published}. Here, {what}: {shown(effects, claim.unit)}; the claim says "
+            f"{sought}.{power} {claim.scope} At the paper's size: {claim.full}.\n")  # fmt: skip
 
 
 def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
-    """Draws each effect in units of its interval's half width, so that all fit one axis."""
+    """Draws all effects with their intervals."""
     colours = {"✓": "tab:green", "✗": "tab:red", "?": "tab:gray"}
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.27 * len(found)), layout="constrained")
     for y, (_, effects, mark) in enumerate(reversed(found)):
@@ -123,6 +133,20 @@ def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
     axes.set_xlabel("effect with its 95 % interval, linear within ±0.01, logarithmic beyond")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def study_of(folder: Path) -> str:
+    """A line on another experiment's folder: its title, and records that name no commit here."""
+    title = (folder / "README.md").read_text().partition("\n")[0].lstrip("# ")
+    found, sound = [], 0
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        found += [content] if isinstance(content, dict) and "commit" in content else []
+    for content in found:
+        with suppress(ValueError):
+            sound += bool(check(content, folder))
+    lost = f"; {len(found) - sound} of its {len(found)} records name no commit of this history."
+    return f"- [{folder.name}]({folder.name}/README.md): {title}" + lost * (sound < len(found))
 
 
 def write() -> None:
@@ -143,10 +167,7 @@ def write() -> None:
     total = ", ".join(f"{counts[mark]} {mark} {said}" for said, mark in MARKS.items())
     claims = table(["", "paper", "claim", "published", "here"], rows)
     folders = sorted(path.parent for path in HERE.parent.glob("*/README.md") if path.parent != HERE)
-    others = "\n".join(
-        f"- [{folder.name}]({folder.name}/README.md): "
-        + (folder / "README.md").read_text().partition("\n")[0].lstrip("# ") for folder in folders
-    )  # fmt: skip
+    others = "\n".join(map(study_of, folders))
     picture(drawn, HERE / "effects.png")
     (HERE.parent / "README.md").write_text(f"{INDEX}{total}.\n\n{claims}\n{AFTER}{others}\n")
     (HERE / "README.md").write_text(DETAILS + "\n".join(sections))

@@ -10,7 +10,7 @@ variant keeps the value with the lowest validation loss of seed 0, and seed 0 de
 
 import argparse
 import dataclasses
-import os
+import re
 import shlex
 import shutil
 import sys
@@ -21,7 +21,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 WORK = ROOT / "runs" / "claims"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(WORK / "compiled"))
 
 import jax  # noqa: E402
 
@@ -39,16 +38,29 @@ def designed(name: str, seeds: int = 0, changes: tuple[str, ...] = ()) -> dict:
     variants = results.grouped(found)
     for claim in study.claims:
         if unknown := {claim.variant, claim.against} - {""} - variants.keys():
-            raise SystemExit(f"{study.file}: a claim names {unknown.pop()!r}, which is no variant")
+            name = unknown.pop()
+            why = found["impossible"].get(name, "no variant of its sweep")
+            raise SystemExit(f"{study.file}, {name!r}: {why}")
     return found
 
 
+def needed(plan: dict, label: str) -> list[str]:
+    """The labels whose run folders a label's keys name, as {label}."""
+    return re.findall(r"\{(.+?)\}", " ".join(plan["variants"][label]["keys"].values()))
+
+
 def train(plan: dict, label: str, seed: int, work: Path, file: Path) -> None:
-    """Trains one run in a folder of its own, which is removed, and records it."""
+    """Trains one run in a folder of its own, and records it; what it needs is trained before."""
     run = results.run_of(plan, work, label, seed)
     shutil.rmtree(run.folder, ignore_errors=True)
     options, began = execute.arguments(plan, run), time.time()
-    launch.main(["train", *options])
+    others = {name: results.run_of(plan, work, name, seed) for name in needed(plan, label)}
+    for name, other in others.items():
+        if other.state() != "finished":
+            train(plan, name, seed, work, other.folder / "record.json")
+    filled = [option.format_map({k: v.folder for k, v in others.items()}) if others else option
+              for option in options]  # fmt: skip
+    launch.main(["train", *filled])
     rows, variant = run.rows(), plan["variants"][label]
     diverged = bool(rows) and rows[-1]["loss"] is None  # not a finite number
     if run.state() != "finished" and not diverged:
@@ -61,7 +73,8 @@ def train(plan: dict, label: str, seed: int, work: Path, file: Path) -> None:
         parameters=variant["parameters"], flops_per_token=variant["flops_per_token"],
         diverged=diverged, seconds=round(time.time() - began, 1), last=last, curve=curve,
     )  # fmt: skip
-    shutil.rmtree(run.folder)
+    if label not in sum((needed(plan, other) for other in plan["variants"]), []):
+        shutil.rmtree(run.folder)
 
 
 def study(name: str, plan: dict, folder: Path = records.RESULTS, work: Path = WORK) -> None:
@@ -85,6 +98,8 @@ def main() -> None:
     if not options.page:
         if not record.commit() or record.commit().endswith("+changes"):
             raise SystemExit("commit first: a record names the commit that made it")
+        if not jax.config.jax_compilation_cache_dir:  # the runs of a variant share its program
+            jax.config.update("jax_compilation_cache_dir", str(WORK / "compiled"))
         for name in options.studies or records.STUDIES:
             study(name, designed(name, options.seeds))
     page.write()

@@ -1,6 +1,6 @@
-"""The limits of a trained run, measured: `audit(subjects, names)`; one file a limit.
+"""Audits: measure the limits of a trained run; one file per limit.
 
-A limit is a record (`limit.Limit`). Nothing else in the code knows of them.
+Each limit is a `limit.Limit`. No other part of the code depends on them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ LIMITS: dict[str, Limit] = {
 
 
 def chosen(only: str) -> list[str]:
-    """Returns the names in "a,b", or all of "".
+    """Parses the names in "a,b"; "" means all.
 
     Raises:
-      ConfigError: there is no such limit.
+      ConfigError: an unknown limit.
     """
     names = [name.strip() for name in only.split(",")] if only else list(LIMITS)
     for name in names:
@@ -43,13 +43,12 @@ def audit(
 ) -> Path:
     """Measures limits into WORKDIR/audit/NAME.json, then writes report.md and report.html.
 
-    The report has all that is measured there, also by earlier calls; of other runs, `against`, what
-    their own audit has left.
+    The report includes the results of earlier calls, and those of audits of other runs, `against`.
     """
     folder, runs = subject.workdir / "audit", [subject.workdir, *map(Path, against)]
     for run in runs[1:]:
         if not (run / "audit").is_dir():
-            raise ConfigError(f"--against={run}: has not been audited; do that first")
+            raise ConfigError(f"--against={run}: has not been audited; run its audit first")
     folder.mkdir(exist_ok=True)
     for name in names:
         limit = LIMITS[name]
@@ -68,6 +67,6 @@ def audit(
 
 
 def _label(run: Path, runs: list[Path]) -> str:
-    """A run's name, or its path where names are alike."""
+    """Returns the name of a run, or its path if names are not unique."""
     names = [other.resolve().name for other in runs]
     return str(run) if names.count(run.resolve().name) > 1 else run.resolve().name

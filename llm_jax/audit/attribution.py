@@ -1,4 +1,4 @@
-"""Attribution: how much each token of a text speaks for the model's answer, by several methods."""
+"""Attribution methods: the contribution of each input token to the model's answer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from llm_jax import models
 from llm_jax.audit.subject import Subject
 from llm_jax.models.trace import token_vectors, trace
 
-STEPS = 128  # of the path that integrated gradients take
-LONGEST = 32  # tokens of a text that are looked at
+STEPS = 128  # steps of the path of integrated gradients
+LONGEST = 32  # maximum tokens of a text
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text as the model reads it, padded to T tokens.
+    """A text as model input, padded to T tokens.
 
     Attributes:
       batch: tokens, segment_ids [1, T].
-      free: [T], whether a token may be taken away: neither padding nor a special token.
+      free: [T], whether a token may be removed: neither padding nor a special token.
       pieces: the tokens as text.
-      read: the position that the head reads: of an encoder the first, of a decoder the last.
-      target: the class, or the token to come next, that the model thinks likeliest.
+      read: the position that the head reads: the first of an encoder, the last of a decoder.
+      target: the most likely class or next token.
     """
 
     batch: dict[str, np.ndarray]
@@ -37,10 +37,9 @@ class Text:
 
 
 class Reader:
-    """A model's answer to a text of which some tokens are seen, the others zero vectors.
+    """Evaluates a model's answer if some input tokens are replaced by zero vectors.
 
-    The answer is a class, or of a decoder of words the token that comes next. Its score is
-    log p / (1 - p).
+    The answer is a class or, for language models, the next token. Its score is log p / (1 - p).
     """
 
     def __init__(self, subject: Subject):
@@ -49,7 +48,7 @@ class Reader:
         self.length = min(LONGEST, self.model.cfg.max_length)
 
     def texts(self, texts: list[str]) -> list[Text]:
-        """Reads texts, cut to what is looked at; those of less than 4 tokens are left out."""
+        """Tokenises and truncates texts; skips texts of less than 4 tokens."""
         tokenizer, rows = self.lm.tokenizer, []
         before, behind = tokenizer.around(self.model.cfg.kind)
         for text in texts:
@@ -70,7 +69,7 @@ class Reader:
         return rows
 
     def logits(self, text: Text, seen: np.ndarray, params: Any = None) -> np.ndarray:
-        """Logits [N, C] of a text whose tokens are seen [N, T], T at a time."""
+        """Returns logits [N, C] for masks of visible tokens [N, T], T at a time."""
         params, found = self.params if params is None else params, []
         for at in range(0, len(seen), self.length):
             part = np.ones((self.length, self.length), bool)
@@ -79,11 +78,11 @@ class Reader:
         return np.concatenate(found)[: len(seen)]
 
     def probability(self, text: Text, seen: np.ndarray) -> np.ndarray:
-        """[N], of the answer that the whole text has."""
+        """Returns the probability [N] of the full text's answer."""
         return np.exp(np.asarray(jax.nn.log_softmax(self.logits(text, seen))))[:, text.target]
 
     def score(self, text: Text, seen: np.ndarray, params: Any = None) -> np.ndarray:
-        """[N], log p / (1 - p) of the answer that the whole text has."""
+        """Returns log p / (1 - p), [N], of the full text's answer."""
         return np.asarray(log_odds(self.logits(text, seen, params), text.target))
 
     @partial(jax.jit, static_argnums=0)
@@ -93,17 +92,17 @@ class Reader:
 
     @partial(jax.jit, static_argnums=0)
     def gradients(self, params, batch, free, target):
-        """Gradient x input [T], of what is free: at the input, and along the path from 0.
+        """Returns gradient x input and integrated gradients [T], for free tokens.
 
-        x . df/dx (Shrikumar 2016), and integrated gradients (Sundararajan 2017), x . mean of df/dx
-        on the straight way from 0 to x: they sum to the difference of both ends' scores, but for
-        the error of so many steps.
+        x . df/dx (Shrikumar 2016), and x . mean of df/dx on the straight path from 0 to x
+        (Sundararajan 2017), whose sum is the score difference of the ends, up to the
+        discretisation error.
         """
         own = token_vectors(self.model, params, batch["tokens"])
         start = own * ~free[:, None]
         score = lambda v: log_odds(self.answer(params, batch, vectors=v), target)[0]
         slope = lambda share: jax.grad(score)(start + share * (own - start))
-        # The midpoint rule in u, share = u^3: near 0 a norm makes the function steep.
+        # Midpoint rule in u, share = u^3: norms make the function steep near 0.
         u = (jnp.arange(STEPS) + 0.5) / STEPS
         path = jax.lax.map(lambda u: 3 * u**2 * slope(u**3), u).mean(0)
         each = lambda gradient: (gradient * (own - start)).sum(-1)[0]
@@ -114,7 +113,7 @@ class Reader:
         return self.said(trace(self.model, params, batch, **given).outputs, batch)
 
     def said(self, outputs: models.Outputs, batch: dict) -> jax.Array:
-        """Logits [B, C] of the outputs of a model."""
+        """Returns the logits [B, C] of model outputs."""
         if self.classes:
             return outputs.heads["sequence"]
         last = (batch["segment_ids"].sum(1) - 1)[:, None, None]
@@ -138,19 +137,19 @@ def _gradients(reader, text, params):
 
 
 def occlusion(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """How much the score falls without a token (Zeiler and Fergus 2014)."""
+    """Occlusion: the decrease of the score without a token (Zeiler and Fergus 2014)."""
     each = ~np.eye(reader.length, dtype=bool)
     whole = reader.score(text, np.ones((1, reader.length), bool), params)
     return whole - reader.score(text, each, params)
 
 
 def attention(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """Attention of the position that is read, in the last layer, mean over heads."""
+    """Attention weights of the read position in the last layer, mean over heads."""
     return _attention(reader, text, params)[-1][text.read]
 
 
 def rollout(reader: Reader, text: Text, params: Any) -> np.ndarray:
-    """Attention through all layers, (A + I) / 2 multiplied (Abnar and Zuidema 2020)."""
+    """Attention rollout: the product of (A + I) / 2 over layers (Abnar and Zuidema 2020)."""
     flow = np.eye(reader.length)
     for weights in _attention(reader, text, params):
         flow = (weights + np.eye(reader.length)) / 2 @ flow
@@ -158,7 +157,7 @@ def rollout(reader: Reader, text: Text, params: Any) -> np.ndarray:
 
 
 def _attention(reader, text, params):
-    """[layers, T, T], mean over heads."""
+    """Attention weights [layers, T, T], mean over heads."""
     lm = dataclasses.replace(reader.lm, params=params)
     return np.asarray(lm.attention_weights(text.batch))[:, 0].mean(1)
 
@@ -169,7 +168,7 @@ METHODS: dict[str, Callable[[Reader, Text, Any], np.ndarray]] = {
     "occlusion": occlusion,
     "attention": attention,
     "attention rollout": rollout,
-    # What any method should beat.
+    # A baseline that any method should exceed.
     "random": lambda reader, text, _: np.random.default_rng(text.batch["tokens"].sum()).random(
         reader.length
     ),

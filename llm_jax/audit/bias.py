@@ -1,4 +1,4 @@
-"""Bias: swapped words in templates, associations of vectors, errors by group."""
+"""Bias: counterfactual word pairs in templates, WEAT and SEAT, equalised odds by group."""
 
 import math
 import re
@@ -16,13 +16,13 @@ from llm_jax.models.trace import token_vectors
 from llm_jax.sweep.figures import styles
 
 WORDS = Path(__file__).with_name("words.json")
-PERMUTATIONS = 2000  # where there are more
-SHARE = 0.1  # of the letters of the training texts, for a language to be theirs
-LEAST = 10  # documents of a group and label
+PERMUTATIONS = 2000  # maximum number of permutations in a test
+SHARE = 0.1  # minimum fraction of letters for a language to count as used in training
+LEAST = 10  # minimum documents per group and label
 
 
 def measure(subject: Subject) -> dict:
-    """Of each language that training texts are in; groups are found in validation texts."""
+    """Measures each language of the training texts; groups are from validation texts."""
     found, swaps, tests, text = [], {}, [], "".join(subject.texts("train"))
     for language, lists in read_json(WORDS).items():
         if len(re.findall(lists["letters"], text)) < SHARE * len(text):
@@ -48,17 +48,17 @@ def measure(subject: Subject) -> dict:
 
 
 def known(subject: Subject, words: list[str]) -> list[bool]:
-    """Whether each word comes back from its tokens."""
+    """Returns whether each word survives tokenisation and decoding."""
     tokenizer = subject.lm.tokenizer
     whole = [tokenizer.decode(tokenizer.encode(word)).replace(" ", "").lower() for word in words]
     return [a == b.lower() for a, b in zip(whole, words, strict=True)]
 
 
 def counterfactual(subject: Subject, lists: dict) -> dict[str, list[float]]:
-    """Of each pair of words, in each template, the score with the first less that with the second.
+    """Returns the score with the first minus with the second word of each pair, per template.
 
     The score is a classifier's log p / (1 - p) of its last label, or a decoder's log-probability
-    of the text (as CrowS-Pairs; Nangia 2020).
+    of the text (as in CrowS-Pairs; Nangia 2020).
     """
     texts = [template.format(word) for pair, template in product(lists["swaps"], lists["templates"])
              for word in pair]  # fmt: skip
@@ -72,7 +72,7 @@ def counterfactual(subject: Subject, lists: dict) -> dict[str, list[float]]:
 
 
 def word_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarray:
-    """[n, E], the mean token vector of each word (WEAT)."""
+    """Returns the mean token embedding of each word [n, E] (WEAT)."""
     rows = [subject.lm.tokenizer.encode(word) for word in words]
     vectors = token_vectors(subject.lm.model, subject.lm.params, jnp.concatenate(rows)[None])[0]
     parts = np.split(np.asarray(vectors), np.cumsum([len(row) for row in rows[:-1]]))
@@ -80,7 +80,7 @@ def word_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarray:
 
 
 def sentence_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarray:
-    """[n, D], the mean hidden state of a plain sentence with each word (SEAT; May 2019)."""
+    """Returns the mean hidden state of a plain sentence with each word [n, D] (SEAT; May 2019)."""
     batch = subject.lm.batch([plain.format(word) for word in words])
     real = (batch["segment_ids"] > 0)[..., None]
     features = np.asarray(subject.lm.outputs(batch).features, np.float32)
@@ -88,10 +88,10 @@ def sentence_vectors(subject: Subject, words: list[str], plain: str) -> np.ndarr
 
 
 def weat(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Effect size and one-sided p of targets x, y [n, D] and attributes a, b (Caliskan 2017).
+    """WEAT effect size and one-sided p of targets x, y [n, D], attributes a, b (Caliskan 2017).
 
-    Each target's association is its mean cosine with a less that with b. Under the null hypothesis
-    x and y are any halves of their union: all of them, or PERMUTATIONS at random.
+    The association of a target is its mean cosine with a minus that with b. The permutation test
+    uses all equal partitions of the union of x and y, or PERMUTATIONS random ones.
     """
     unit = lambda v: v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
     both = unit(np.concatenate([x, y]))
@@ -104,9 +104,9 @@ def weat(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[fl
 
 
 def by_group(subject: Subject) -> list[dict]:
-    """Equalised odds of texts that name only the first, or only the second, words of the swaps.
+    """Equalised odds difference between texts that name only the first or only the second words.
 
-    The largest difference between groups in a label's recall, over labels (Hardt 2016).
+    The maximum over labels of the difference in recall between the groups (Hardt 2016).
     """
     records, pairs = subject.documents("validation"), []
     for lists in read_json(WORDS).values():
@@ -119,21 +119,21 @@ def by_group(subject: Subject) -> list[dict]:
               for g in (0, 1)]
     if np.min(counts) < LEAST:
         return [figure("equalised odds difference", math.nan, error=(
-            f"too few texts: {np.min(counts)} of a group and label, of {LEAST}"))]
+            f"too few texts: {np.min(counts)} for a group and label, needs {LEAST}"))]
     named = group >= 0
     return [bootstrapped("equalised odds difference", equalised_odds, group[named], gold[named],
                          guess[named])]  # fmt: skip
 
 
 def equalised_odds(group: np.ndarray, gold: np.ndarray, guess: np.ndarray) -> float:
-    """The largest difference of groups in the rate of a label, given the right one."""
+    """Returns the largest difference between groups in the rate of a label, given the true one."""
     rate = lambda g, c, said: (guess[(group == g) & (gold == c)] == said).mean()
     labels = np.unique(gold)
     return max(abs(rate(0, c, said) - rate(1, c, said)) for c in labels for said in labels)
 
 
 def _group(text: str, pairs: list) -> int:
-    """0 or 1: which words of the pairs a text names; -1: none, or both."""
+    """Returns 0 or 1, the side of the pairs that a text names; -1: neither, or both."""
     words = set(re.findall(r"\w+", text.lower()))
     names = lambda word: word.lower() in (words if word.isascii() else text)
     found = [any(names(pair[i]) for pair in pairs) for i in (0, 1)]
@@ -141,7 +141,7 @@ def _group(text: str, pairs: list) -> int:
 
 
 def _named(language: str, i: int, name: str) -> str:
-    """A name for a picture, whose font has no Chinese: its number in the JSON stands for it."""
+    """Returns a name for a figure: non-ASCII names are replaced by their number in the JSON."""
     return f"{language}: {name if name.isascii() else i + 1}"
 
 
@@ -171,8 +171,8 @@ def draw(results, folder):
 
 LIMIT = Limit(
     "bias",
-    "How a score changes when he becomes she (templates, English and Chinese); whose vectors lie "
-    "near which (WEAT, SEAT); whether a classifier errs more often on texts about one of them.",
+    "The change of a score when he becomes she (templates, English and Chinese); associations of "
+    "embeddings (WEAT, SEAT); differences in a classifier's errors between groups.",
     needs("words", "classes"),
     measure,
     draw,

@@ -1,4 +1,4 @@
-"""Long context: loss by position, and whether a sentence is found again in a long text."""
+"""Long context: loss by position, and retrieval of a needle from a long text."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from llm_jax.audit.subject import Subject, needs
 from llm_jax.sweep import context
 from llm_jax.sweep.figures import styles
 
-REACHES = [1, 2]  # times the length that was trained at
-TEXT = 256  # tokens for each of --examples
+REACHES = [1, 2]  # multiples of the training length
+TEXT = 256  # tokens per --examples
 LENGTHS, DEPTHS = (0.25, 0.5, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)
 CHOICES, NEEDLE, QUESTION = 4, "The code is {}. ", "The code is"
 
 
 def measure(subject: Subject) -> dict:
-    """Losses by position (sweep.context), and needles by length and depth."""
+    """Measures losses by position (sweep.context), and needle retrieval by length and depth."""
     size = TEXT * subject.options.examples
     by_position = context.measure(subject.workdir, REACHES, size)
     found = []
@@ -43,12 +43,12 @@ def measure(subject: Subject) -> dict:
 def needle(
     subject: Subject, text: np.ndarray, length: int, depth: float, trials: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether, in each trial, a code in the text makes itself likelier than others do; by how much.
+    """Needle test: returns for each trial whether the code is retrieved, and its gain.
 
-    A sentence with a code of 5 digits stands at a depth (0: the beginning) in `length` tokens of
-    text that end with its first words. One code's log-probability is taken behind each of CHOICES
-    texts, that with itself and those with others, so that no code is favoured for its own sake. The
-    gain is that behind its own text less the mean of the others.
+    A sentence with a 5-digit code is inserted at a depth (0: the start) into a text of `length`
+    tokens that ends with the sentence's first words. The log-probability of the code is compared
+    over CHOICES texts, with itself and with other codes, so that the prior of a code does not
+    matter. The gain is that in its own text minus the mean in the others.
     """
     encode, rng = subject.lm.tokenizer.encode, np.random.default_rng((length, int(100 * depth)))
     rows, starts, asked = [], [], encode(QUESTION)
@@ -77,8 +77,8 @@ def draw(results, folder):
                 axes[0].plot(middle, loss, label=label, **style)
             _heat(ax, run, result["needles"])
         axes[0].set(xlabel="position in the text", ylabel="validation loss (nats per token)")
-    return [Picture("context.png", "Left: loss by position, within the length trained at and "
-                    f"beyond. Right: share of needles found, among {CHOICES} codes (chance "
+    return [Picture("context.png", "Left: loss by position, within the training length and "
+                    f"beyond. Right: fraction of needles found, among {CHOICES} codes (chance "
                     f"{1 / CHOICES:.0%}).")]  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def _heat(ax, run: str, cells: Sequence[dict]) -> None:
 
 LIMIT = Limit(
     "context",
-    "Loss by position, within the length trained at and at twice that; whether a code in a text is "
-    "found again, by length of the text and depth of the code.",
+    "Loss by position, within the training length and at twice that; retrieval of a code, by "
+    "length of the text and depth of the code.",
     needs("words"),
     measure,
     draw,

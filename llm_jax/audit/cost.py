@@ -1,4 +1,4 @@
-"""Cost: parameters, FLOPs, hours and energy of training; bytes and speed of inference."""
+"""Cost: parameters, FLOPs, device-hours and energy of training; memory and speed of inference."""
 
 import time
 
@@ -16,7 +16,7 @@ ROUNDS, LOADS = 5, 3
 
 
 def measure(subject: Subject) -> dict:
-    """Of training from config.json and metrics.jsonl; of inference as timed here."""
+    """Measures training cost from config.json and metrics.jsonl, and inference by timing it."""
     config, lm = subject.config, subject.lm
     found = [figure("parameters", count_params(config.model))]
     found += trained(subject)
@@ -44,20 +44,20 @@ def measure(subject: Subject) -> dict:
     if subject.kind == "words":
         new = min(32, length // 2)
         write = lambda: lm.generate([[lm.tokenizer.bos_id]] * size, max_new_tokens=new)
-        count = sum(len(x["tokens"]) for x in write())  # the same in each round, by its seed
+        count = sum(len(x["tokens"]) for x in write())  # equal in each round, with a fixed seed
         found.append(_rate("writing", count, write))
     return {"figures": found, "batch": f"{size} x {length} tokens"}
 
 
 def trained(subject: Subject) -> list[dict]:
-    """FLOPs, device-hours and, where --watts and --grid say of what, energy and CO2e."""
+    """Returns FLOPs, device-hours and, with --watts and --grid, energy and CO2e."""
     rows = metrics.read(subject.workdir)
     rows = [row for row in rows if "tokens" in row]
     if not rows:
         return []
     steps = np.array([row["step"] for row in rows])
     tokens = float((np.diff(steps, prepend=0) * [row["tokens"] for row in rows]).sum())
-    devices = subject.setup.mesh.size  # the run's mesh, where the devices here allow it
+    devices = subject.setup.mesh.size  # the run's mesh if it fits these devices
     hours = rows[-1].get("step_seconds", 0.0) / 3600 * devices
     found = [
         figure("tokens trained on (logged steps stand for those between)", tokens),
@@ -67,11 +67,11 @@ def trained(subject: Subject) -> list[dict]:
     asked = subject.options
     if asked.watts:
         energy = hours * asked.watts / 1000
-        stated = f"{asked.watts:g} W a device are stated"
+        stated = f"given: {asked.watts:g} W per device"
         found.append(figure("energy", energy, "kWh", error=stated))
         if asked.grid:
             carbon = energy * asked.grid
-            stated = f"{asked.grid:g} kg a kWh are stated"
+            stated = f"given: {asked.grid:g} kg per kWh"
             found.append(figure("emission", carbon, "kg CO2e", error=stated))
     return found
 
@@ -88,8 +88,8 @@ def _seconds(run):
 
 LIMIT = Limit(
     "cost",
-    "Parameters, FLOPs, device-hours and energy of training; memory, load time and tokens a second "
-    "of inference.",
+    "Parameters, FLOPs, device-hours and energy of training; memory, load time and tokens per "
+    "second of inference.",
     lambda subject: "",
     measure,
 )

@@ -15,12 +15,12 @@ from llm_jax.audit.subject import Subject, needs
 from llm_jax.data.examples import Record
 from llm_jax.sweep.figures import styles
 
-BINS = 15  # of confidence (Guo 2017)
-SCORES = 2**24  # logits that are held
+BINS = 15  # confidence bins (Guo 2017)
+SCORES = 2**24  # maximum logits in memory
 
 
 def measure(subject: Subject) -> dict:
-    """Losses by split and file; calibration on the validation set."""
+    """Measures losses by split and file, and calibration on the validation set."""
     unit = "nats a token" if subject.kind == "words" else "nats"
     of = {split: subject.row_losses(subject.documents(split)) for split in ("train", "validation")}
     columns = [np.concatenate(x) for x in zip(*of.values(), strict=True)]
@@ -37,7 +37,7 @@ def measure(subject: Subject) -> dict:
     confidence, correct = confident(logits, label)
     found.append(bootstrapped("accuracy", np.mean, correct, groups=row))
     found.append(bootstrapped("ECE", ece, confidence, correct, groups=row))
-    fit = row % 2 == 0  # the temperature is fitted to one half and tried on the other
+    fit = row % 2 == 0  # the temperature is fitted to one half and tested on the other
     heat = temperature(logits[fit], label[fit])
     after = confident(logits[~fit] / heat, label[~fit])
     before = (x[~fit] for x in (confidence, correct))
@@ -52,7 +52,7 @@ def measure(subject: Subject) -> dict:
 def predictions(
     subject: Subject, documents: Sequence[Record]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits [n, C], the right class [n], and the row [n] of each label, or token, of documents."""
+    """Returns logits [n, C], true classes [n] and rows [n] for each label or token of documents."""
     classes, objective = subject.kind == "classes", subject.objective
 
     @jax.jit
@@ -73,25 +73,25 @@ def predictions(
 
 
 def confident(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of the likeliest class [n], and whether that is the right one."""
+    """Returns the probability of the most likely class [n], and whether it is correct."""
     return np.exp(log_softmax(logits, -1).max(-1)), logits.argmax(-1) == label
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error: |accuracy - confidence| in bins, by their share (Guo 2017)."""
+    """Expected calibration error: weighted mean |accuracy - confidence| of bins (Guo 2017)."""
     excess = np.bincount(_bin(confidence), correct - confidence, BINS)
     return np.abs(excess).sum() / len(confidence)
 
 
 def temperature(logits: np.ndarray, label: np.ndarray) -> float:
-    """T of the least cross-entropy of logits / T (Guo 2017, 4.2)."""
+    """Temperature scaling: T that minimises the cross-entropy of logits / T (Guo 2017, 4.2)."""
     rows = np.arange(len(label))
     loss = lambda t: -log_softmax(logits / np.exp(t), -1)[rows, label].mean()
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict]:
-    """Mean confidence, accuracy and number of each bin that is not empty."""
+    """Returns mean confidence, accuracy and count of each non-empty bin."""
     which = _bin(confidence)
     return [{"confidence": float(confidence[which == i].mean()), "n": int((which == i).sum()),
              "accuracy": float(correct[which == i].mean())}
@@ -121,8 +121,8 @@ def draw(results, folder):
 
 LIMIT = Limit(
     "generalisation",
-    "Loss on training and validation documents and on other files (--data), and whether confidence "
-    "is accuracy: ECE, before and after temperature scaling.",
+    "Loss on training and validation documents and on other files (--data); calibration: ECE, "
+    "before and after temperature scaling.",
     needs("words", "classes"),
     measure,
     draw,

@@ -1,4 +1,4 @@
-"""The record of a limit, and pictures."""
+"""`Limit`, the definition of a measure, and helpers for figures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,20 +14,20 @@ Results = dict[str, dict[str, Any]]  # {run: what `measure` returned}
 
 
 class Picture(NamedTuple):
-    """A picture in audit/, or a page, and what is said below it."""
+    """A figure or page in audit/, with its caption."""
 
     file: str
     caption: str
 
 
 class Limit(NamedTuple):
-    """A limit of language models, measured.
+    """A measure of a limit of language models.
 
     Attributes:
-      about: what is measured, a sentence.
-      lacks: why it cannot be of a run; "" where it can.
-      measure: -> {"figures": [statistics.figure, …], what else `draw` needs}, as JSON.
-      draw: (results by run, the folder) -> its pictures.
+      about: a sentence that describes it.
+      lacks: returns why it does not apply to a run; "" if it does.
+      measure: -> {"figures": [statistics.figure, …], further results for `draw`}, as JSON.
+      draw: (results by run, folder) -> pictures.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Limit(NamedTuple):
 
 @contextmanager
 def panels(folder: Path, name: str, columns: int = 1, width: float = 5.4) -> Iterator[list]:
-    """Yields the axes of NAME.png, which get a legend where lines have labels."""
+    """Yields the axes of NAME.png; adds a legend to axes with labelled lines."""
     with figure(folder / f"{name}.png", width * columns, 4.0, columns) as (_, axes):
         yield axes
         for ax in axes:
@@ -48,7 +48,7 @@ def panels(folder: Path, name: str, columns: int = 1, width: float = 5.4) -> Ite
 
 
 def heat_map(ax, table, rows: list, columns: list, least: float = 0.0) -> None:
-    """Draws a table of numbers from `least` to 1, each written into its cell."""
+    """Draws a heat map of numbers from `least` to 1, with the value in each cell."""
     ax.imshow(table, cmap="cividis", vmin=least, vmax=1, aspect="auto")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)

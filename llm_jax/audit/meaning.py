@@ -1,4 +1,4 @@
-"""Meaning: minimal pairs of a small grammar, and what can be read out of each layer."""
+"""Meaning: minimal pairs of a small grammar, and linear probes of each layer."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ NOUNS = (("dog", "dogs"), ("teacher", "teachers"), ("author", "authors"), ("boy"
 VERBS = (("runs", "run"), ("sleeps", "sleep"), ("works", "work"), ("laughs", "laugh"),
          ("reads", "read"), ("waits", "wait"))
 ADJECTIVES = ("old", "young", "tall", "happy", "quiet", "poor")
-SENTENCES = 400  # that probes are fitted to and tried on, half each
+SENTENCES = 400  # sentences for probes: half for training, half for testing
 
 
 def agreement(rng) -> tuple[str, str]:
@@ -67,12 +67,12 @@ def _draw(rng, choices):
 
 
 def measure(subject: Subject) -> dict:
-    """Minimal pairs of a decoder; probes of each layer of any stack."""
+    """Measures minimal pairs (decoders), and probes of each layer (all models)."""
     found, rng = [], np.random.default_rng(0)
     if subject.kind == "words":
         for name, make in PHENOMENA.items():
             pairs = sorted({make(rng) for _ in range(subject.options.examples)})
-            found.append(share(f"minimal pairs: {name}", prefers(subject, pairs), "the right one"))
+            found.append(share(f"minimal pairs: {name}", prefers(subject, pairs), "correct"))
     layers, hits = probes(subject), []
     for i, layer in enumerate(layers):
         for task, right in layer.items():
@@ -82,18 +82,17 @@ def measure(subject: Subject) -> dict:
 
 
 def prefers(subject: Subject, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Whether the first of each pair is the likelier (BLiMP; Warstadt 2020)."""
+    """Returns whether the first of each pair is more likely (BLiMP; Warstadt 2020)."""
     scores = subject.log_likelihoods([text for pair in pairs for text in pair]).reshape(-1, 2)
     return scores[:, 0] > scores[:, 1]
 
 
 def probes(subject: Subject) -> list[dict[str, np.ndarray]]:
-    """Of each layer (0: the embeddings), whether a linear probe of each test sentence is right.
+    """Returns for each layer (0: embeddings) whether a linear probe is correct on test sentences.
 
-    The probe reads the mean hidden state of sentences "The ADJECTIVE NOUN VERB." It says whether
-    they are plural; of the control task a class that each form of each noun was given at random
-    (Hewitt and Liang 2019). Their difference is the selectivity. Test sentences have other pairs of
-    noun and verb.
+    The probe reads the mean hidden state of sentences "The ADJECTIVE NOUN VERB." and predicts
+    whether they are plural; in the control task, a random class of each noun form (Hewitt and
+    Liang 2019). The difference is the selectivity. Test sentences have other noun-verb pairs.
     """
     rng = np.random.default_rng(0)
     rows = [(i, j, n, _draw(rng, ADJECTIVES)) for i in range(len(NOUNS))
@@ -115,7 +114,7 @@ def probes(subject: Subject) -> list[dict[str, np.ndarray]]:
 
 
 def fitted(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A linear classifier of x [n, D] into 0 and 1: ridge regression of standardised columns."""
+    """Fits a binary linear classifier of x [n, D]: ridge regression on standardised columns."""
     centre, spread = x.mean(0), x.std(0) + 1e-6
     x = (x - centre) / spread
     weights = np.linalg.solve(x.T @ x + len(x) / 10 * np.eye(x.shape[1]), x.T @ (2 * y - 1))
@@ -130,14 +129,14 @@ def draw(results, folder):
                 ax.plot(accuracy, marker=mark, markersize=4, label=f"{run}, {task}", **look)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="layer (0: embeddings)", ylabel="accuracy of a linear probe", ylim=(0, 1.03))
-    return [Picture("probes.png", "Singular or plural, read out of the mean hidden state by a "
-                    "linear probe; the control task's classes were drawn at random.")]  # fmt: skip
+    return [Picture("probes.png", "Singular or plural, predicted from the mean hidden state by a "
+                    "linear probe; the classes of the control task are random.")]  # fmt: skip
 
 
 LIMIT = Limit(
     "meaning",
-    "Minimal pairs of our own grammar: how often the right sentence is the likelier; linear probes "
-    "of each layer, beside a control task.",
+    "Minimal pairs of a small grammar: how often the correct sentence is more likely; linear "
+    "probes of each layer, with a control task.",
     needs("words", "classes", hidden=True),
     measure,
     draw,

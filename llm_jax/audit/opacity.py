@@ -1,4 +1,4 @@
-"""Opacity: attribution and how faithful it is; the answer by layer: lens, parts, patching."""
+"""Opacity: attribution and its faithfulness; logit lens, direct attribution, patching."""
 
 import html
 from functools import partial
@@ -22,13 +22,13 @@ from llm_jax.files import write_text
 from llm_jax.models.trace import token_vectors, trace
 from llm_jax.sweep.figures import styles
 
-TEXTS, SHOWN = 16, 4  # that are measured, and that have a page
-SHARES = np.linspace(0, 1, 11)  # of the tokens, taken away or put in
+TEXTS, SHOWN = 16, 4  # number of texts measured, and of those with a page
+SHARES = np.linspace(0, 1, 11)  # fractions of tokens removed or inserted
 HALF = (SHARES > 0) & (SHARES <= 0.5)
 
 
 def measure(subject: Subject) -> dict:
-    """Of the first tokens of some validation texts."""
+    """Measures the first tokens of some validation texts."""
     reader = Reader(subject)
     texts = reader.texts(subject.texts())[:TEXTS]
     if not texts:
@@ -38,7 +38,7 @@ def measure(subject: Subject) -> dict:
     for name, method in METHODS.items():
         try:
             scores[name] = [method(reader, text, reader.params) for text in texts]
-        except ConfigError:  # attention that is no weighted sum
+        except ConfigError:  # attention without weights
             continue
         found = [faithfulness(reader, text, s) for text, s in zip(texts, scores[name], strict=True)]
         deleted, inserted = (np.array(x) for x in zip(*found, strict=True))
@@ -69,10 +69,10 @@ def measure(subject: Subject) -> dict:
 
 
 def faithfulness(reader: Reader, text: Text, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The answer's probability as the tokens with the highest scores go (deletion) or come.
+    """Deletion and insertion curves: the answer's probability as the top tokens are removed, added.
 
-    At each of SHARES of the tokens (Petsiuk 2018). Comprehensiveness and sufficiency are what is
-    lost at up to half of them, on average (DeYoung 2020, 4.2).
+    At each of SHARES of the tokens (Petsiuk 2018). Comprehensiveness and sufficiency are the mean
+    decreases for up to half of the tokens (DeYoung 2020, 4.2).
     """
     places = np.flatnonzero(text.free)
     places = places[np.argsort(-scores[places], kind="stable")]
@@ -85,7 +85,7 @@ def faithfulness(reader: Reader, text: Text, scores: np.ndarray) -> tuple[np.nda
 
 
 def agreement(texts: list[Text], scores: dict[str, list]) -> dict[str, dict[str, float]]:
-    """Mean rank correlation (Spearman) of each two methods over texts."""
+    """Returns the mean Spearman rank correlation between methods over texts."""
     both = lambda a, b: [_alike(*x) for x in zip(texts, scores[a], scores[b], strict=True)]
     return {a: {b: float(np.mean(both(a, b))) for b in scores} for a in scores}
 
@@ -101,14 +101,14 @@ def _named(subject: Subject, target: int) -> str:
 
 
 def _by_layer(reader: Reader, texts: list[Text]) -> tuple[list[dict], dict]:
-    """Figures and curves of the logit lens, direct logit attribution and activation patching."""
+    """Returns figures and curves of the logit lens, direct logit attribution and patching."""
     lens, patched, effect, parts, names = [], [], [], [], components(reader)
     for text in texts:
         found = np.asarray(logit_lens(reader, reader.params, text.batch))[:, 0]
         lens.append(found.argmax(-1) == text.target)
         whole = np.ones((1, reader.length), bool)
         left = reader.score(text, ~np.eye(reader.length, dtype=bool))
-        left = np.where(text.free, left, np.inf)  # without the token that matters most
+        left = np.where(text.free, left, np.inf)  # without the most important token
         gone = int(left.argmin())
         odds = patch(reader, reader.params, text.batch, gone, text.read, text.target)
         patched.append(np.asarray(odds) - left[gone])
@@ -130,7 +130,7 @@ def _by_layer(reader: Reader, texts: list[Text]) -> tuple[list[dict], dict]:
 
 @partial(jax.jit, static_argnums=0)
 def logit_lens(reader: Reader, params: Any, batch: dict) -> jax.Array:
-    """[L + 1, B, C], the logits that the head reads in each layer's input (nostalgebraist 2020)."""
+    """Logit lens: logits [L + 1, B, C] of each layer's input (nostalgebraist 2020)."""
     hidden = trace(reader.model, params, batch).hidden
     return jax.lax.map(lambda x: reader.answer(params, batch, output=x), hidden)
 
@@ -141,7 +141,7 @@ def patch(
 ) -> jax.Array:
     """Activation patching (Meng 2022): scores [L, 2] of a text without the token at `gone`.
 
-    In each, one layer's input at one position, `gone` or `read`, is that of the whole text.
+    Each restores a layer's input at one position, `gone` or `read`, from the full text.
     """
     own = token_vectors(reader.model, params, batch["tokens"])
     without = own * (jnp.arange(reader.length) != gone)[:, None]
@@ -158,7 +158,7 @@ def patch(
 
 
 def components(reader: Reader) -> list[str]:
-    """Names of what adds up to the last hidden state; none where norms come after the sums."""
+    """Returns the names of the components of the last hidden state; none for post-norm models."""
     cfg = reader.model.cfg
     if reader.classes or cfg.norm_place == "post":
         return []
@@ -171,10 +171,10 @@ def components(reader: Reader) -> list[str]:
 
 @partial(jax.jit, static_argnums=0)
 def direct(reader: Reader, params: Any, batch: dict, target: int) -> jax.Array:
-    """Direct logit attribution: what each component adds to the target's logit (Elhage 2021).
+    """Direct logit attribution: each component's contribution to the target logit (Elhage 2021).
 
-    The final norm is linear but for its divisor s, which is that of the sum: N(c) s(c) / s(sum).
-    They sum to the logit less that of a zero vector.
+    The final norm is linear for a fixed divisor s, that of the sum: N(c) s(c) / s(sum). The
+    contributions sum to the logit minus that of a zero vector.
     """
     cfg, kept = reader.model.cfg, trace(reader.model, params, batch)
     parts = jnp.stack([kept.hidden[0], *(x for layer in kept.branches for x in layer)])
@@ -190,7 +190,7 @@ def direct(reader: Reader, params: Any, batch: dict, target: int) -> jax.Array:
 
 
 def draw(results: Results, folder: Path) -> list[Picture]:
-    """Faithfulness, agreement, the answer by layer, and a page for each of some texts."""
+    """Draws faithfulness, agreement, the answer by layer, and pages of some texts."""
     pictures = []
     for number, (run, result) in enumerate(results.items()):
         of = f" of {run}" * (len(results) > 1)
@@ -212,8 +212,8 @@ def draw(results: Results, folder: Path) -> list[Picture]:
             ax.xaxis.get_major_locator().set_params(integer=True)
         axes[1].set(xlabel="patched before layer", ylabel="share of the effect restored")
         axes[1].set_ylim(bottom=min(axes[1].get_ylim()[0], -0.03))  # small differences look small
-    caption = ("Left: the logit lens. Right: the token that matters most is taken away, and one "
-               "layer's input is put back, at that token or where the answer is read.")
+    caption = ("Left: the logit lens. Right: the most important token is removed, and one layer's "
+               "input is restored, at that token or at the read position.")
     return [*pictures, Picture("layers.png", caption)]
 
 
@@ -228,15 +228,15 @@ def _faithfulness(name: str, of: str, result: dict, folder: Path) -> Picture:
         table = [[row[x] for x in names] for row in result["agreement"].values()]
         heat_map(axes[2], table, names, names, least=-1)
         axes[2].tick_params("x", rotation=90)
-    return Picture(f"{name}.png", f"Faithfulness{of}: the most important tokens go (left: lower is "
-                   "better) or come (middle: higher is better). Right: rank correlation between "
+    return Picture(f"{name}.png", f"Faithfulness{of}: top tokens removed (left: lower is "
+                   "better) or added (middle: higher is better). Right: rank correlation between "
                    "methods.")  # fmt: skip
 
 
 def _coloured(text: dict) -> str:
-    """Tokens on blue, which speak for the answer, or vermilion, against it, of each method."""
-    rows = [f"<h1>Answer: {html.escape(text['answer'])}</h1><p>Blue speaks for it, vermilion "
-            "against it, by share of the strongest token; a pointer shows the number.</p>"]
+    """Renders the tokens of each method, on blue if they support the answer, else on vermilion."""
+    rows = [f"<h1>Answer: {html.escape(text['answer'])}</h1><p>Blue supports it, vermilion "
+            "opposes it, relative to the strongest token; hover to see the number.</p>"]
     for method, scores in text["scores"].items():
         most = max(map(abs, scores)) or 1.0
         cells = []
@@ -251,8 +251,8 @@ def _coloured(text: dict) -> str:
 
 LIMIT = Limit(
     "opacity",
-    "Which tokens the answer rests on, by five methods (and random numbers beside them), and how "
-    "faithful each is; which layer decides: logit lens, direct logit attribution, patching.",
+    "The tokens that determine the answer, by five methods (and a random baseline), and their "
+    "faithfulness; the layers that decide: logit lens, direct logit attribution, patching.",
     needs("words", "classes", hidden=True),
     measure,
     draw,

@@ -1,4 +1,4 @@
-"""Privacy: whether training documents can be told, continued, or a planted secret read off."""
+"""Privacy: membership inference, extraction of training texts, exposure of planted canaries."""
 
 import math
 import re
@@ -14,13 +14,13 @@ from llm_jax.config import ConfigError
 from llm_jax.data import fields
 from llm_jax.sweep.figures import styles
 
-PREFIXES, SUFFIX = (4, 16, 32), 8  # tokens that are given, and that must follow
-SECRETS = 1000  # drawn at random, among which a canary's is ranked
-FALSE = 0.05  # the low rate of false positives
+PREFIXES, SUFFIX = (4, 16, 32), 8  # tokens given, tokens to be reproduced
+SECRETS = 1000  # number of random secrets that a canary is ranked against
+FALSE = 0.05  # the low false positive rate
 
 
 def measure(subject: Subject) -> dict:
-    """Membership of documents in training; extraction and exposure of a decoder of words."""
+    """Measures membership inference and, for language models, extraction and exposure."""
     found, (fpr, tpr) = membership(subject)
     if subject.kind == "words":
         for split in ("train", "validation"):
@@ -28,7 +28,7 @@ def measure(subject: Subject) -> dict:
             for length in PREFIXES:
                 if (hits := extracted(subject, texts, length)) is not None:
                     name = f"extraction, {split}, {length} tokens given"
-                    found.append(share(name, hits, f"whose next {SUFFIX} are written"))
+                    found.append(share(name, hits, f"with the next {SUFFIX} reproduced"))
         for canary in subject.options.canaries:
             bits = exposure(subject, canary)
             found.append(figure(f"exposure of {canary!r}", bits, "bits", error=(
@@ -38,7 +38,7 @@ def measure(subject: Subject) -> dict:
 
 
 def membership(subject: Subject) -> tuple[list[dict], tuple[np.ndarray, np.ndarray]]:
-    """Membership inference by loss (Yeom 2018): AUC and what is told at a low rate; the ROC."""
+    """Membership inference by loss (Yeom 2018): AUC, true positives at a low rate, ROC."""
     members, others = (subject.documents(split) for split in ("train", "validation"))
     scores = np.concatenate([-document_losses(subject, x) for x in (members, others)])
     member = np.arange(len(scores)) < len(members)
@@ -50,7 +50,7 @@ def membership(subject: Subject) -> tuple[list[dict], tuple[np.ndarray, np.ndarr
 
 
 def document_losses(subject: Subject, documents: Sequence) -> np.ndarray:
-    """The mean loss of each document, of a decoder over its first model.max_length tokens."""
+    """Returns the mean loss of each document (decoders: of its first model.max_length tokens)."""
     if subject.kind == "classes":
         p = subject.probabilities([record["text"] for record in documents])
         return -np.log(np.maximum(p[np.arange(len(p)), subject.gold(documents)], 1e-12))
@@ -60,34 +60,34 @@ def document_losses(subject: Subject, documents: Sequence) -> np.ndarray:
 
 
 def auc(scores: np.ndarray, member: np.ndarray) -> float:
-    """Area under the ROC curve: how often a member scores higher than another (Mann-Whitney)."""
+    """Area under the ROC curve: the probability that a member scores higher (Mann-Whitney)."""
     n, m = member.sum(), (~member).sum()
     return (rankdata(scores)[member].sum() - n * (n + 1) / 2) / (n * m)
 
 
 def roc(scores: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates at each threshold, from (0, 0) to (1, 1)."""
+    """ROC curve: false and true positive rates at each threshold, from (0, 0) to (1, 1)."""
     order = np.argsort(-scores, kind="stable")
-    last = np.r_[np.diff(scores[order]) != 0, True]  # equal scores pass together
+    last = np.r_[np.diff(scores[order]) != 0, True]  # ties share a threshold
     rate = lambda x: np.r_[0, np.cumsum(x[order])[last] / x.sum()]
     return rate(~member), rate(member)
 
 
 def at_low(scores: np.ndarray, member: np.ndarray, rate: float = FALSE) -> float:
-    """The true positive rate at a false positive rate of at most `rate` (Carlini 2022)."""
+    """Returns the true positive rate at a false positive rate of at most `rate` (Carlini 2022)."""
     fpr, tpr = roc(scores, member)
     return tpr[fpr <= rate].max()
 
 
 def extracted(subject: Subject, texts: Sequence[np.ndarray], length: int) -> np.ndarray | None:
-    """Whether greedy search continues each text's first tokens as the text does (Carlini 2023)."""
+    """Returns whether greedy decoding of each text's prefix reproduces the text (Carlini 2023)."""
     if length + SUFFIX >= subject.config.model.max_length:
         return None
     texts = [text[: length + SUFFIX] for text in texts if len(text) >= length + SUFFIX]
     if not texts:
         return None
     prompts = [[subject.lm.tokenizer.bos_id, *map(int, text[:length])] for text in texts]
-    prompts += prompts[-1:] * (subject.options.examples - len(prompts))  # batches of one size
+    prompts += prompts[-1:] * (subject.options.examples - len(prompts))  # equal batch sizes
     settings = {"max_new_tokens": SUFFIX, "temperature": 0.0}
     written = subject.lm.generate(prompts, imported=False, **settings)
     pairs = zip(written, texts, strict=False)
@@ -95,12 +95,12 @@ def extracted(subject: Subject, texts: Sequence[np.ndarray], length: int) -> np.
 
 
 def exposure(subject: Subject, canary: str) -> float:
-    """log2(N + 1) - log2(rank) of a canary's digits among N others drawn at random (Carlini 2019).
+    """Exposure of a canary: log2(N + 1) - log2(rank) among N random secrets (Carlini 2019).
 
-    The rank is that of the text's log-probability; 1 is the likeliest.
+    The rank is by log-probability; 1 is the most likely.
     """
     if not (digits := re.findall(r"\d", canary)):
-        raise ConfigError(f"--canary={canary!r}: has no digits, which are the secret")
+        raise ConfigError(f"--canary={canary!r}: has no digits, which form the secret")
     rng = np.random.default_rng(0)
     texts = [canary]
     for drawn in rng.integers(0, 10, (SECRETS, len(digits))):
@@ -128,8 +128,8 @@ def draw(results, folder):
 
 LIMIT = Limit(
     "privacy",
-    "Membership inference by loss; training texts that come out when their beginning is given "
-    "(validation texts beside them); exposure of planted canaries (--canary).",
+    "Membership inference by loss; training texts reproduced from their prefix (compared with "
+    "validation texts); exposure of planted canaries (--canary).",
     needs("words", "classes"),
     measure,
     draw,

@@ -1,4 +1,4 @@
-"""report.md, and report.html with its pictures inside: every figure, its error, its command."""
+"""Audit reports: report.md, and report.html with embedded figures."""
 
 import base64
 import html
@@ -19,11 +19,11 @@ overflow-x:auto}img{max-width:100%}iframe{width:100%;height:30em;border:0}"""
 
 
 def write(folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]]) -> Path:
-    """Writes both reports and draws the pictures; returns the path of report.md."""
+    """Writes both reports and draws the figures; returns the path of report.md."""
     parts = [f"# Audit: {' against '.join(labels)}", (
-        "A figure is followed by its 95 % interval: of resampled rows (bootstrap), or of a share "
-        "of so many trials (binomial, Wilson's). One without was counted (exact), or its last "
-        "column says what it is over.")]  # fmt: skip
+        "Each value is followed by its 95 % interval: bootstrap over rows, or binomial (Wilson) "
+        "for fractions of trials. Values without an interval are exact, or explained in the last "
+        "column.")]  # fmt: skip
     for limit, by_run in results.items():
         parts += [f"## {limit.name.capitalize()}", limit.about, _figures(by_run)]
         for file, caption in limit.draw(by_run, folder):
@@ -51,7 +51,7 @@ def _inside(file: Path, caption: str) -> str:
 
 
 def _figures(by_run: dict[str, dict]) -> str:
-    """A figure a row, a run a column; all runs' figures, in order."""
+    """Returns a table with a row per figure and a column per run."""
     tables = {run: {f["name"]: f for f in result["figures"]} for run, result in by_run.items()}
     firsts = {name: f for found in reversed(tables.values()) for name, f in found.items()}
     order = dict.fromkeys(name for found in tables.values() for name in found)
@@ -65,7 +65,7 @@ def _figures(by_run: dict[str, dict]) -> str:
 
 
 def shown(figure: dict[str, Any] | None) -> str:
-    """A figure with its interval: 0.83 [0.79, 0.86]."""
+    """Formats a figure with its interval: 0.83 [0.79, 0.86]."""
     if figure is None or figure["value"] is None:
         return "–"
     number = lambda x: f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
@@ -77,7 +77,7 @@ def shown(figure: dict[str, Any] | None) -> str:
 
 
 def page_of(title: str, body: str) -> str:
-    """Returns a page of HTML that needs nothing else."""
+    """Returns a self-contained HTML page."""
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>'
             f"{html.escape(title)}</title><style>{STYLE}</style></head><body>\n{body}\n"
             "</body></html>\n")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Robustness: a classifier's accuracy on texts with typing errors, other case, other words."""
+"""Robustness: a classifier's accuracy on texts with typos, case changes, deletions and swaps."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from llm_jax.audit.subject import Subject, needs
 from llm_jax.data.augment import augmented
 from llm_jax.sweep.figures import styles
 
-STRENGTHS = (0.0, 0.1, 0.25, 0.5)  # the share of words that are changed
+STRENGTHS = (0.0, 0.1, 0.25, 0.5)  # fraction of words changed
 
 
 def typo(word: str, rng: np.random.Generator) -> str:
-    """Two letters change places, one is left out or doubled, or another comes in its stead."""
+    """Swaps two letters, or deletes, doubles or replaces one."""
     if len(word) < 2:
         return word
     i, other = rng.integers(len(word) - 1), chr(rng.integers(97, 123))
@@ -23,7 +23,7 @@ def typo(word: str, rng: np.random.Generator) -> str:
 
 
 def _each(change: Callable) -> Callable:
-    """Changes each word of a text with some probability."""
+    """Applies a change to each word of a text with probability `strength`."""
     def changed(text, strength, rng):
         words = text.split()
         drawn = rng.random(len(words)) < strength
@@ -46,7 +46,7 @@ CHANGES: dict[str, Callable[[str, float, np.random.Generator], str]] = {
 
 
 def measure(subject: Subject) -> dict:
-    """Accuracy on validation texts by kind and strength of the change."""
+    """Measures accuracy on validation texts by kind and strength of the change."""
     records = subject.documents("validation")
     gold = subject.gold(records)
     found, curves = [], {}
@@ -57,7 +57,7 @@ def measure(subject: Subject) -> dict:
             right = subject.probabilities(texts).argmax(1) == gold
             curves.setdefault(name, []).append(float(right.mean()))
             if strength or name == next(iter(CHANGES)):
-                what = f"{name}, {strength:.0%} of words" if strength else "texts as they are"
+                what = f"{name}, {strength:.0%} of words" if strength else "original texts"
                 found.append(share(f"accuracy, {what}", right))
     return {"figures": found, "curves": curves}
 

@@ -1,4 +1,4 @@
-"""Figures with their errors: bootstrap and binomial intervals of 95 %."""
+"""Figures with 95 % bootstrap and binomial confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-ROUNDS = 300  # of the bootstrap
+ROUNDS = 300  # bootstrap samples
 EXACT = "exact"
 
 
@@ -14,7 +14,7 @@ def figure(
     name: str, value: float, unit: str = "", low: float | None = None, high: float | None = None,
     n: int = 1, error: str = EXACT,
 ) -> dict[str, Any]:
-    """Returns a figure as JSON: its 95 % interval and what that is over; none of a count."""
+    """Returns a figure as JSON, with its 95 % interval and the basis of it, if any."""
     number = lambda x: None if x is None or not np.isfinite(x) else float(x)
     return {"name": name, "value": number(value), "unit": unit, "low": number(low),
             "high": number(high), "n": int(n), "error": error}  # fmt: skip
@@ -24,9 +24,9 @@ def bootstrapped(
     name: str, statistic: Callable[..., float], *columns: Sequence, unit: str = "",
     groups: Sequence | None = None,
 ) -> dict[str, Any]:
-    """A statistic of columns of equal length, with its percentile bootstrap interval.
+    """Returns a statistic of equally long columns with its percentile bootstrap interval.
 
-    groups: numbers of what is drawn together (tokens of a row); None: each row by itself.
+    groups: ids of units that are resampled together (tokens of a row); None: single rows.
     """
     columns, rng = [np.asarray(x) for x in columns], np.random.default_rng(0)
     groups = np.arange(len(columns[0])) if groups is None else np.asarray(groups)
@@ -42,17 +42,17 @@ def bootstrapped(
 
 
 def mean(name: str, values: Sequence[float], unit: str = "") -> dict[str, Any]:
-    """The mean of values, with its bootstrap interval."""
+    """Returns the mean of values, with its bootstrap interval."""
     return bootstrapped(name, np.mean, np.asarray(values, float), unit=unit)
 
 
 def ratio(sums: np.ndarray, weights: np.ndarray) -> float:
-    """The mean of rows that weigh differently: a loss a token."""
+    """Returns the weighted mean of rows, such as a loss per token."""
     return sums.sum() / weights.sum()
 
 
 def share(name: str, hits: Sequence[bool], unit: str = "") -> dict[str, Any]:
-    """The share of trials that are hits, with Wilson's interval (1927)."""
+    """Returns the fraction of trials that are hits, with Wilson's interval (1927)."""
     hits = np.asarray(hits, bool)
     found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return figure(name, hits.mean(), unit, found.low, found.high, len(hits), "binomial")

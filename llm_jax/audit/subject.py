@@ -1,4 +1,4 @@
-"""What is audited: a run's model, its data, and what was asked for."""
+"""The subject of an audit: a run's model, its data and the options."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ from llm_jax.train.run import load_params
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
+    """Options of the command line.
 
     Attributes:
-      examples: at most so many documents, texts or trials of a measure.
-      data: further files, whose loss is measured.
-      canaries: texts that may have been trained on; their digits are the secret.
-      watts: of a device; 0: not known, and no energy is given.
-      grid: kg of CO2e a kWh; 0: not known.
+      examples: maximum documents, texts or trials per measure.
+      data: further files to measure the loss on.
+      canaries: texts planted in the training data; their digits are the secret.
+      watts: power per device; 0: unknown, no energy is reported.
+      grid: kg of CO2e per kWh; 0: unknown.
     """
 
     examples: int = 128
@@ -40,7 +40,7 @@ class Options:
 
 
 class Subject:
-    """A run as the measures see it: `lm` (model, params, tokenizer, config) and its documents."""
+    """A run under audit: `lm` (model, params, tokenizer, config) and its documents."""
 
     def __init__(self, workdir: str | Path, step: int | str | None = None,
                  options: Options = Options()):  # noqa: B008
@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """What is asked of the model: "words" of a decoder, "classes" of a classifier, or ""."""
+        """Kind of subject: "words" for a decoder LM, "classes" for a classifier, or ""."""
         if self.objective.classes:
             columns = self.objective.examples.columns(self.config)
             return "classes" if {*columns} == {"text", "label"} else ""
@@ -59,7 +59,7 @@ class Subject:
         return "words" if decoder and models.heads.speaks(self.config.model) else ""
 
     def documents(self, split: str, config: ConfigDict | None = None) -> list[Record]:
-        """Returns a fixed random sample of a split, in its order."""
+        """Returns a fixed random sample of a split, in order."""
         found = self.objective.split(config or self.config, split)
         if not len(found):
             raise ConfigError(f"audit: the run has no {split} documents")
@@ -68,15 +68,15 @@ class Subject:
         return [found[int(i)] for i in np.sort(places)]
 
     def texts(self, split: str = "validation") -> list[str]:
-        """Returns the texts of `documents`, one a document."""
+        """Returns the text of each of `documents`."""
         return ["\n".join(fields.texts(record)) for record in self.documents(split)]
 
     def batches(self, documents: Sequence[Record]) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the documents as evaluation has them."""
+        """Yields evaluation batches of the documents."""
         yield from pipeline.eval_batches(self._examples, documents)
 
     def row_losses(self, documents: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of the loss and its weight (tokens, or 1 of a classifier), of each row [n]."""
+        """Returns the loss sum and weight (tokens, or 1 for a classifier) of each row [n]."""
         parts = [self._row_losses(self.lm.params, batch) for batch in self.batches(documents)]
         sums, weights = (np.concatenate(x).astype(np.float64) for x in zip(*parts, strict=True))
         return sums[weights > 0], weights[weights > 0]
@@ -96,7 +96,7 @@ class Subject:
     def log_likelihoods(
         self, texts: Sequence[str | Sequence[int]], starts: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Log-probability of each text, or row of ids, from the token `starts` on (a decoder's)."""
+        """Returns the log-probability of each text, or row of ids, from token `starts` on."""
         read = lambda x: self.lm.tokenizer.encode(x) if isinstance(x, str) else x
         rows = [[self.lm.tokenizer.bos_id, *map(int, read(text))] for text in texts]
         starts = [1] * len(rows) if starts is None else [start + 1 for start in starts]
@@ -106,12 +106,12 @@ class Subject:
         return np.array([total for total, _ in found[: len(texts)]])
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """A classifier's probabilities [n, labels] of texts, which lose what is too long."""
+        """Returns a classifier's probabilities [n, labels] for texts, truncated if too long."""
         answers = self._answer(self.lm.params, [{"text": text} for text in texts])
         return np.array([list(answer["probabilities"].values()) for answer in answers])
 
     def gold(self, records: Sequence[Record]) -> np.ndarray:
-        """The place of each record's label among a classifier's."""
+        """Returns the label index of each record."""
         return np.array([self._examples.target(record) for record in records])
 
     @functools.cached_property
@@ -124,14 +124,14 @@ class Subject:
 
 
 def needs(*kinds: str, hidden: bool = False):
-    """Returns `Limit.lacks` of a measure of these kinds of subject; hidden: and of its layers."""
-    what = {"words": "a decoder of words", "classes": "a classifier of single texts"}
+    """Returns `Limit.lacks` for measures of these kinds; hidden: they need hidden states."""
+    what = {"words": "a decoder language model", "classes": "a classifier of single texts"}
 
     def lacks(subject: Subject) -> str:
         wanted = " or ".join(what[kind] for kind in kinds)
         name = subject.objective.name
         if subject.kind not in kinds:
-            return f"needs {wanted}; objective.name={name!r} is none"
+            return f"needs {wanted}, not objective.name={name!r}"
         reversible = hidden and subject.config.model.reversible
         return "model.reversible=True keeps no hidden states" if reversible else ""
 

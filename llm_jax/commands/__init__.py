@@ -1,4 +1,4 @@
-"""The command `llm-jax`, or `python launch.py`: one module a verb, one exit for all errors."""
+"""The command `llm-jax`, or `python launch.py`: one module per subcommand, one error handler."""
 
 import argparse
 import json
@@ -39,8 +39,8 @@ EXAMPLES = """examples:
   {program} compress --workdir=runs/quickstart --to=runs/int8 --method=int8
   {program} plan --config=configs/llama.py:8b --topology=v5p:4x4x4   # no TPU needed
 
-Any key of a config may follow as --config.KEY=VALUE; llm_jax/config.py lists them all.
-Run the same train command again to resume. Add --json for one JSON object on stdout.
+Set any config key by --config.KEY=VALUE; llm_jax/config.py lists all keys.
+Run the same train command again to resume. --json prints one JSON object on stdout.
 """
 
 
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of all verbs; wrong usage is a ConfigError."""
+    """Returns the parser of all subcommands; usage errors raise ConfigError."""
     plain = argparse.RawDescriptionHelpFormatter
     top = _Parser(
         prog=program().removeprefix("python "),
@@ -68,15 +68,15 @@ def parser() -> argparse.ArgumentParser:
         )
         if verb.workdir:
             sub.add_argument("--workdir", required=True, help="the run folder")
-        sub.add_argument("--json", action="store_true", help="one JSON object as the last line")
+        sub.add_argument("--json", action="store_true", help="print a JSON object as the last line")
         verb.add(sub)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit code, 0 only for success.
+    """Runs a subcommand; returns the exit code, 0 only for success.
 
-    With --json the last line of stdout is one JSON object, after an error {"error": …}.
+    With --json, the last line of stdout is one JSON object; for errors it is {"error": …}.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("--") and argv[0] != "--help"):
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _outcome(argv: list[str]) -> tuple[int, dict]:
-    """The exit code and what --json prints; of an error, one line on stderr says what it is."""
+    """Returns the exit code and the JSON result; prints errors as one line on stderr."""
     try:
         args, overrides = _read(argv)
         result = VERBS[args.command].run(args, overrides)
@@ -104,22 +104,22 @@ def _outcome(argv: list[str]) -> tuple[int, dict]:
         if known:
             print(f"{kind}: {hosts.named()}{text}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1, {"error": text}
-    if result.get("finished") is False:  # a sweep's is a count
+    if result.get("finished") is False:  # in a sweep it is a count
         return args.stopped_code, result
     return int(bool(result.get("failed"))), result
 
 
 def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of a verb, and the KEY=VALUE of its --config.KEY=VALUE."""
+    """Parses the arguments of a subcommand and its --config.KEY=VALUE overrides."""
     for text in argv:
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # bytes that are no UTF-8
-            raise ConfigError(f"{text!r}: is not UTF-8 text")
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # invalid UTF-8
+            raise ConfigError(f"{text!r}: is not valid UTF-8")
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     options = [a for a in argv if not a.startswith("--config.")]
     for key, value in zip(argv, [*argv[1:], ""], strict=True):
         if key.startswith("--config.") and "=" not in key:
             value = "VALUE" if value.startswith("--") else value
-            raise ConfigError(f"{key}: write {key}={shlex.quote(value or 'VALUE')}, in one word")
+            raise ConfigError(f"{key}: write {key}={shlex.quote(value or 'VALUE')}, one argument")
     for option in (a.split("=")[0] for a in options if a.startswith("--")):
         if "." in option:
             raise ConfigError(f"{option}: write --config.{option[2:]}")
@@ -132,10 +132,10 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run() -> None:
-    """Runs the command line and ends the process with its exit code."""
+    """Runs the command line and exits with its exit code."""
     code = main()
     if code == INTERRUPTED or (code in (1, 2) and hosts.joined()):
-        # Threads may be inside C++ code; a run that was interrupted here has nothing to save, and
-        # one that failed must not wait for the others at JAX's shutdown barrier.
+        # Threads may be inside C++ code; an interrupted run has nothing to save here, and a failed
+        # one must not wait for the others at JAX's shutdown barrier.
         hosts.end(code)
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""`audit`: the limits of a trained run, measured."""
+"""`audit`: measures the limits of a trained run."""
 
 import argparse
 
@@ -8,17 +8,17 @@ from llm_jax.config import ConfigError
 
 def add(sub: argparse.ArgumentParser) -> None:
     add_step(sub)
-    sub.add_argument("--only", default="", metavar="LIMIT,…", help="these limits alone")
+    sub.add_argument("--only", default="", metavar="LIMIT,…", help="measure only these limits")
     sub.add_argument("--against", action="append", default=[], metavar="WORKDIR",
-                     help="another run that has been audited, to stand beside this one")
+                     help="another audited run to compare with")
     sub.add_argument("--examples", type=int, default=128,
-                     help="at most so many documents or trials of a measure; 128 if not given")
+                     help="maximum documents or trials per measure; default 128")
     sub.add_argument("--data", action="append", default=[], metavar="FILE",
-                     help="a further file whose loss is measured")
+                     help="a further file to measure the loss on")
     sub.add_argument("--canary", action="append", default=[], metavar="TEXT",
-                     help="a text planted in the training data; its digits are the secret")
+                     help="a text planted in the training data, with a secret number")
     sub.add_argument("--watts", type=float, default=0.0, help="power of a device, for energy")
-    sub.add_argument("--grid", type=float, default=0.0, help="kg of CO2e a kWh")
+    sub.add_argument("--grid", type=float, default=0.0, help="kg of CO2e per kWh")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -41,5 +41,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 VERB = Verb(run, add, "the limits of a run: cost, generalisation, opacity, privacy, bias …",
             keys=True, about="""\
-Measures the limits of a trained run, as docs/audit.md has them, into WORKDIR/audit/: a JSON file a
-limit, report.md and report.html, every figure with its error and the command that makes it.""")
+Measures the limits of a trained run (docs/audit.md) and writes WORKDIR/audit/: a JSON file per
+limit, report.md and report.html, with the error and the command of every figure.""")

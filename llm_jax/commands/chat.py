@@ -1,4 +1,4 @@
-"""`chat`: a conversation with a run's model, turn by turn."""
+"""`chat`: an interactive conversation with a run's model."""
 
 import argparse
 import contextlib
@@ -8,12 +8,12 @@ import sys
 from llm_jax.commands.verb import Verb, add_sampling, add_step, requested, tell
 from llm_jax.config import ConfigError
 
-HELP = "/reset begins anew, /exit (or Ctrl-D) ends; Ctrl-C ends a reply"
+HELP = "/reset starts a new conversation, /exit (or Ctrl-D) ends; Ctrl-C stops a reply"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     add_step(sub)
-    sub.add_argument("--system", help="a system message, which comes first")
+    sub.add_argument("--system", help="a system message at the start")
     add_sampling(sub)
 
 
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if not heads.speaks(setup.config.model) or setup.config.model.kind == "encoder":
         verb = "predict" if setup.objective.predict else "generate"
         raise ConfigError(f"--workdir={args.workdir}: objective.name={setup.objective.name!r} does "
-                          f"not converse; `{verb}` has its answers")
+                          f"not support chat; use `{verb}`")
     options = requested(args) | {"memory": Memory()}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `commands.run` had it end all
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not that of `commands.run`
     begin = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(begin)
     if sys.stdin.isatty():
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 
 def _line() -> str | None:
-    """A line of stdin; None at its end."""
+    """Reads a line of stdin; None at its end."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "").strip()
@@ -62,5 +62,5 @@ def _line() -> str | None:
             print()
 
 
-VERB = Verb(run, add, "a conversation: each line of stdin is answered", about=f"""\
-Answers each line of stdin, as the tokenizer's chat template lays a conversation out. {HELP}.""")
+VERB = Verb(run, add, "a conversation: replies to each line of stdin", about=f"""\
+Replies to each line of stdin, with the tokenizer's chat template. {HELP}.""")

@@ -1,4 +1,4 @@
-"""`compress`: a smaller run of a trained one, and a table of all that were made of it."""
+"""`compress`: creates a smaller run from a trained one, and a table of all compressed runs."""
 
 import argparse
 
@@ -7,11 +7,11 @@ from llm_jax.config import ConfigError
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    """Adds the command's own options to its parser."""
+    """Adds the options of the command to its parser."""
     add_step(sub)
-    sub.add_argument("--to", dest="target", help="the run folder to be made, or to be measured")
+    sub.add_argument("--to", dest="target", help="run folder to create, or to measure")
     sub.add_argument("--method", default="", help="int8, int4, nf4, prune:0.5, prune:2:4, "
-                     "heads:0.5 or layers:2; measures --to as it is if not given")
+                     "heads:0.5 or layers:2; default: only measure --to")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax import compress
 
     if args.method and not args.target:
-        raise ConfigError(f"--method={args.method}: needs --to=FOLDER, the run to be made")
+        raise ConfigError(f"--method={args.method}: needs --to=FOLDER, the run to create")
     if args.method:
         compress.compress(args.workdir, args.target, args.method, args.step)
     if args.method or not args.target:  # once more also of the run itself
@@ -29,11 +29,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if found:
         print(f"{args.target}: {found['bytes'] / 2**20:.2f} MiB, {found['score']} "
               f"{found['values'][found['score']]:.4g}, {found['tokens_per_second']:,.0f} tokens/s")
-    print(f"all that were made of {args.workdir}: {path}")
+    print(f"all compressed runs of {args.workdir}: {path}")
     return found | {"report": str(path)}
 
 
-VERB = Verb(run, add, "a smaller run of a trained one: int8, int4, pruned, fewer layers", about="""\
-Makes a run of a run's checkpoint with smaller parameters, at step 0, to be used or trained on, and
-measures both; without --method it measures --to. docs/compress.md has the methods, and how a
-student is distilled.""")
+VERB = Verb(run, add, "compress a run: int8, int4, pruned, fewer layers", about="""\
+Creates a run at step 0 with compressed parameters of a checkpoint, to be used or trained further,
+and measures both; without --method it only measures --to. docs/compress.md describes the methods
+and distillation.""")

@@ -1,4 +1,4 @@
-"""`eval`: the loss of a checkpoint."""
+"""`eval`: evaluates a checkpoint."""
 
 import argparse
 import math
@@ -9,9 +9,9 @@ from llm_jax.config import ConfigError
 
 def add(sub: argparse.ArgumentParser) -> None:
     add_ensemble(sub)
-    sub.add_argument("--max_batches", type=int, help="0: all; eval.max_batches if not given")
+    sub.add_argument("--max_batches", type=int, help="0: all; default eval.max_batches")
     sub.add_argument("--split", choices=("train", "validation", "test"), help=(
-        "validation, or test where --config.data.test names a file, if not given"))
+        "default validation, or test if --config.data.test is given"))
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -28,14 +28,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     args.split = args.split or ("test" if named else "validation")
     documents = setup.objective.split(setup.config, args.split)
     if not len(documents):
-        raise ConfigError(f"--split={args.split}: the run has none; --config.data.{args.split}="
-                          "FILE names one")
+        raise ConfigError(f"--split={args.split}: the run has no such split; set --config.data."
+                          f"{args.split}=FILE")
     reference.attach(setup, tokenizer, {args.split: documents}, args.workdir)
     examples = setup.objective.examples(tokenizer, setup.config)
-    # As many as in training, so that eval_loss there and loss here are the same number.
+    # As many batches as in training, so that the loss equals eval_loss there.
     limit = setup.config.eval.max_batches if args.max_batches is None else args.max_batches
     if limit < 0:
-        raise ConfigError(f"--max_batches={limit}: must be at least 0, which is all")
+        raise ConfigError(f"--max_batches={limit}: must be at least 0 (0: all)")
     batches = pipeline.eval_batches(examples, documents)
     eval_step = setup.eval_step(tokenizer)
     write = setup.writer(tokenizer) if setup.config.eval.scores else None
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if heads.speaks(setup.config.model) and not setup.objective.reference:
         result |= {"perplexity": math.exp(min(result["loss"], 700))}
     counts = {name: result[name] for name in ("examples", "tokens") if name in result}
-    shown = [f"loss {result['loss']:.3f}"]  # as training says it
+    shown = [f"loss {result['loss']:.3f}"]  # the format of training
     others = {name: x for name, x in result.items() if name not in ("loss", *counts)}
     shown += [f"{name} {value:.4g}" for name, value in others.items()]
     shown += [f"{value:,} {name}" for name, value in counts.items()]
@@ -54,20 +54,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     print(f"step {step}{also}: {args.split} {', '.join(shown)}{part}")
     if "bleu" in result:
         measure = scores.bleu([record.get("target", "") for record in evaluation.records])
-        measure.corpus_score(["a"], [["a"]])  # a signature is of what has been measured
+        measure.corpus_score(["a"], [["a"]])  # the signature requires a computed score
         result["bleu_signature"] = str(measure.get_signature())
         print(f"bleu {result['bleu_signature']}")
     if evaluation.answers:
         try:
             title = f"{args.split}, step {step}{also}"
             about = report.write(args.workdir, evaluation, examples, title)
-            print(f"errors and more scores are in {about}")
+            print(f"errors and more scores: {about}")
         except OSError as error:
-            tell(f"--workdir={args.workdir}: no report.md can be written there ({error})")
+            tell(f"--workdir={args.workdir}: report.md cannot be written ({error})")
     return {"step": step, "split": args.split} | result
 
 
-VERB = Verb(run, add, "loss and scores of a run's checkpoint, on held-out data or another file",
+VERB = Verb(run, add, "evaluate a run's checkpoint on held-out data or another file",
             keys=True, about="""\
-Loss and scores of a checkpoint on the run's validation set, or another split. Of another file:
---config.data.test=FILE, with --config.data.text_column=NAME … where its columns differ.""")
+Computes loss and scores of a checkpoint on the run's validation set, or another split. For another
+file use --config.data.test=FILE, and --config.data.text_column=NAME … if its columns differ.""")

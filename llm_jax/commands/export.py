@@ -1,4 +1,4 @@
-"""`export`: a checkpoint as a Hugging Face folder."""
+"""`export`: writes a checkpoint as a Hugging Face folder."""
 
 import argparse
 
@@ -6,10 +6,10 @@ from llm_jax.commands.verb import Verb, add_step
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--to", dest="target", required=True, help="the folder to be made")
+    sub.add_argument("--to", dest="target", required=True, help="folder to create")
     add_step(sub)
-    sub.add_argument("--family", help="of those that can express the model; found if not given")
-    sub.add_argument("--adapter", action="store_true", help="LoRA's arrays alone, for PEFT")
+    sub.add_argument("--family", help="model family; default: the first that can express the model")
+    sub.add_argument("--adapter", action="store_true", help="write only the LoRA adapter, for PEFT")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 
 

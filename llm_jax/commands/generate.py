@@ -1,4 +1,4 @@
-"""`generate`: completions of prompts."""
+"""`generate`: completes prompts."""
 
 import argparse
 from pathlib import Path
@@ -11,14 +11,14 @@ from llm_jax.files import parse_json, read_text
 
 def add(sub: argparse.ArgumentParser) -> None:
     add_step(sub)
-    sub.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    sub.add_argument("--prompt", action="append", default=[], help="repeatable")
     sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
-    sub.add_argument("--samples", type=int, help="of each prompt; with --beams, the best")
+    sub.add_argument("--samples", type=int, help="per prompt; with --beams, the best ones")
     add_sampling(sub)
     sub.add_argument("--min_new_tokens", type=int)
     sub.add_argument("--beams", type=int, help="more than 1: beam search")
     sub.add_argument("--length_penalty", type=float, help="of beam search, default 0.6")
-    sub.add_argument("--batch_size", type=int, default=64, help="prompts at a time")
+    sub.add_argument("--batch_size", type=int, default=64, help="prompts per batch")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 
 def _prompts(file: Path) -> list:
-    """Prompts of a file: its lines, or "prompt" or "messages" of each row of a .jsonl file."""
+    """Reads prompts: lines of a file, or "prompt" or "messages" of each row of a .jsonl file."""
     lines = read_text(file).splitlines()
     if file.suffix != ".jsonl":
         return lines

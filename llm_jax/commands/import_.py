@@ -1,4 +1,4 @@
-"""`import`: a run folder at step 0 of a Hugging Face folder."""
+"""`import`: creates a run folder at step 0 from a Hugging Face folder."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from llm_jax.commands.verb import Verb, shown
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--from", dest="source", required=True, help="Hugging Face folder, or a run's")
+    sub.add_argument("--from", dest="source", required=True, help="Hugging Face or run folder")
     sub.add_argument("--config", default="", help="FILE.py[:variant] for all but the model")
 
 
@@ -21,13 +21,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     imported_as = f"{imported['family']}, {imported['parameters']:,} parameters"
     print(f"imported {imported_as}, into {args.workdir}")
     if imported["new"]:
-        print(f"new, to be trained first: {', '.join(imported['new'])}")
+        print(f"new parameters, which need training: {', '.join(imported['new'])}")
     if imported["unused"]:
-        print(f"left out: {', '.join(imported['unused'])}")
+        print(f"unused tensors: {', '.join(imported['unused'])}")
     print("\nnext:")
     workdir = f"--workdir={args.workdir}"
     if imported["head"] in ("none", "detection"):
-        print("  it says no words; it gives vectors (llm_jax.load in Python), and can be exported:")
+        print("  it has no language modelling head; use llm_jax.load in Python, or export it:")
         if imported["objective"] == "contrastive":
             print(shown("predict", workdir, "--input=FILE", "--output=vectors.jsonl"))
         task = "--config=configs/finetune/classify.py", f"--config.init_from={args.workdir}"
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     data = "SOURCES.txt,TARGETS.txt" if imported["objective"] == "seq2seq" else "FILE"
     print(shown("train", workdir, f"--config.data.train={data}"))
     rate = imported["learning_rate"]
-    print(f"  at learning rate {rate:g}, unless told another: --config.optimizer.learning_rate")
+    print(f"  with learning rate {rate:g}; change it by --config.optimizer.learning_rate")
     return imported
 
 
-VERB = Verb(run, add, "make a run of a Hugging Face folder (safetensors)", keys=True)
+VERB = Verb(run, add, "create a run from a Hugging Face folder (safetensors)", keys=True)

@@ -1,4 +1,4 @@
-"""`predict`: a model's answer to each row of a file, as JSONL."""
+"""`predict`: batch inference on the rows of a file, as JSONL."""
 
 import argparse
 import fcntl
@@ -16,22 +16,22 @@ from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import is_full, parse_json
 
-ABOUT = """Predicts each row of a file: labels, entities, answers, …
+ABOUT = """Predicts labels, entities, answers, … for each row of a file.
 
-The input is read as training data is: .jsonl, .tsv, .csv, .conll …, by the columns that training
-named or by the names of the fields (text …); --config.data.text_column=NAME and its like name
-others. Of other files, and of "-", the standard input, each line is a text, or a JSON object. Rows
-of the output have what was read and what is predicted, in the order of the input; a row that cannot
-be read has an "error". An output that is there is continued behind its last whole line."""
+The input is read like training data (.jsonl, .tsv, .csv, .conll …), with the training set's columns
+or the field names (text …); --config.data.text_column=NAME … set others. In other files, and in
+standard input ("-"), each line is a text or a JSON object. Output rows hold the input and the
+prediction, in input order; an invalid row has an "error". An existing output is continued after its
+last complete line."""
 
-EVERY = 5.0  # seconds between two lines of progress
+EVERY = 5.0  # seconds between progress messages
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--input", required=True, help="a file, or - for the standard input")
+    sub.add_argument("--input", required=True, help="a file, or - for standard input")
     sub.add_argument("--output", required=True, help=(
-        "the JSONL file to write, or to continue; - for the standard output"))
-    sub.add_argument("--batch_size", type=int, help="rows at a time; data.batch_size if not given")
+        "the JSONL file to write or continue; - for standard output"))
+    sub.add_argument("--batch_size", type=int, help="rows per batch; default data.batch_size")
     add_ensemble(sub)
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     output = None if args.output == "-" else Path(args.output)
     file = nullcontext(sys.stdout) if output is None else _opened(output)
     done = 0 if output is None else _continued(output, rows)
-    read = []  # rows whose answers are yet to come
+    read = []  # rows without a prediction yet
 
     def documents() -> Iterator[Any]:
         for record, document in rows:
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
             count = _write(lines, answers, read, refused, done)
     except OSError as error:
         if is_full(error):
-            raise Restart(f"--output={output}: the disk is full; free some space, and the same "
-                          "command goes on") from error
+            raise Restart(f"--output={output}: the disk is full; free some space, then the same "
+                          "command continues") from error
         raise
     for row, n in refused.values():
         if n > 1:
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if 0 < count == errors and not done:
         if output:
             output.unlink()
-        raise ConfigError(f"--input={args.input}: no row of it can be read")
-    progress = f"{done + count:,} rows" + f", {done:,} of them were there" * bool(done)
+        raise ConfigError(f"--input={args.input}: no row can be read")
+    progress = f"{done + count:,} rows" + f", {done:,} of them from before" * bool(done)
     where = f"; they are in {output}" * bool(output)
     tell(f"step {step}: {progress}, {errors:,} of them could not be read{where}")
     return {"step": step, "rows": done + count, "errors": errors, "output": args.output}
@@ -87,10 +87,10 @@ def _write(
     lines: TextIO, answers: Iterator[dict], read: list[dict], refused: dict[str, list[int]],
     done: int,
 ) -> int:  # fmt: skip
-    """Writes each row that was read with its answer, and tells how far it is; returns how many.
+    """Writes each row with its prediction, and reports progress; returns the number of rows.
 
-    refused: gets {kind of error: [its first row, how many rows]}; the first of a kind is told.
-      Kinds differ in more than numbers.
+    refused: collects {kind of error: [first row, number of rows]}; the first of a kind is printed.
+      Messages that differ only in numbers are of the same kind.
     """
     count, told = 0, time.time()
     for count, found in enumerate(answers, start=1):
@@ -108,46 +108,46 @@ def _write(
 
 
 def _rows(path: str, examples: Any, writes: bool = False) -> Iterator[tuple[dict, Any]]:
-    """Each row as it is read, and its document, or the ConfigError that refuses it.
+    """Yields each row and its document, or the ConfigError for an invalid row.
 
-    writes: the answer is a `text`; one that is read goes by the name of the field that it is for.
+    writes: predictions have a `text`; an input `text` is then renamed to its field.
     """
     from llm_jax.data import files
     from llm_jax.train.predict import document
 
     data, file = examples.config.data, "/dev/stdin" if path == "-" else path
-    # All that training reads: by them it is told whether a table has a header.
+    # All columns of training: they determine whether a table has a header.
     wanted = examples.columns(examples.config)
     columns = {data[f"{name}_column"]: name for name in wanted}
     fields = {column: name for column, name in columns.items() if column.isdecimal()}
     for where, record in files.rows(file, columns, "tokens" in wanted, lines=True):
         if isinstance(record, ConfigError):
             yield {}, record
-        else:  # in the output, a column without a name has that of its field
+        else:  # numbered columns get the name of their field in the output
             own = {"text": wanted[0]} if writes and wanted[0] not in record else {}
             shown = {(fields | own).get(name, name): value for name, value in record.items()}
             yield shown, document(examples, record, where)
 
 
 def _opened(output: Path) -> TextIO:
-    """The output, to be written behind what there is, by one process at a time."""
+    """Opens the output for appending, locked against other processes."""
     try:
         file = output.open("a", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        raise ConfigError(f"--output={output}: there is no folder {output.parent}") from None
+        raise ConfigError(f"--output={output}: no folder {output.parent}") from None
     except BlockingIOError:
-        raise ConfigError(f"--output={output}: another process is writing it") from None
+        raise ConfigError(f"--output={output}: another process is writing to it") from None
     return file
 
 
 def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
-    """The number of rows that the output has already; as many of the input are skipped.
+    """Returns the number of rows in the output; skips as many in the input.
 
-    Cuts off a last line that was not finished.
+    Removes an incomplete last line.
 
     Raises:
-      ConfigError: it is of another input.
+      ConfigError: the output belongs to another input.
     """
     done, end, last = 0, 0, b"{}"
     with output.open("rb+") as file:
@@ -159,9 +159,9 @@ def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
     written = parse_json(last.decode("utf-8", "replace"), f"--output={output}, line {done}")
     here = {name for name, value in (before or [{}])[-1].items() if written.get(name) == value}
     if len(before) < done or (done and before[-1] and not here):
-        raise ConfigError(f"--output={output}: its {done} rows are not those of --input; name "
-                          "another file")
+        raise ConfigError(f"--output={output}: its {done} rows do not match --input; name another "
+                          "file")
     return done
 
 
-VERB = Verb(run, add, "labels, entities, answers … for each row of a file", keys=True, about=ABOUT)
+VERB = Verb(run, add, "predict labels, entities, answers … for each row", keys=True, about=ABOUT)

@@ -1,16 +1,16 @@
-"""`prepare`: documents, cleaned if asked, as a set of ArrayRecords for TFDS, with a data card."""
+"""`prepare`: writes cleaned documents as a TFDS dataset of ArrayRecords, with a data card."""
 
 import argparse
 
 from llm_jax import config as configs
 from llm_jax.commands.verb import Verb
 
-ABOUT = """Writes data.train, data.validation and data.test as a TFDS set, and a data card.
+ABOUT = """Writes data.train, data.validation and data.test as a TFDS dataset, with a data card.
 
-Sets larger than memory are then read as they are needed. The records have what the config's
-objective reads: text, if no --config says otherwise. --clean names steps, in order, of ftfy,
-length:LEAST:MOST, repetition, quality, language:en, exact, near, stop_words:FILE (docs/data.md).
-Only train is cleaned; of the others it is counted what would be."""
+Datasets larger than memory are then read on demand. Records have the fields of the config's
+objective, by default text. --clean lists steps, in order: ftfy, length:LEAST:MOST, repetition,
+quality, language:en, exact, near, stop_words:FILE (docs/data.md). Only train is cleaned; in other
+splits the effect is only counted."""
 EXAMPLES = """examples:
   {program} prepare --name=mine --config.data.train='corpus/*.txt' --clean=ftfy,repetition,near
   {program} prepare --name=reviews --config=configs/finetune/classify.py \\
@@ -21,11 +21,11 @@ EXAMPLES = """examples:
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--name", required=True, help="of the set, as in tfds:NAME")
-    sub.add_argument("--config", default="", help="FILE.py[:variant], whose objective's it is")
+    sub.add_argument("--name", required=True, help="name of the dataset, as in tfds:NAME")
+    sub.add_argument("--config", default="", help="FILE.py[:variant] with the objective")
     sub.add_argument("--clean", default="", help="STEP,STEP,…")
     sub.add_argument("--tokens", action="store_true", help="write tokens of the config's tokenizer")
-    sub.add_argument("--tfds_dir", default="", help="where to; TFDS's own folder if not given")
+    sub.add_argument("--tfds_dir", default="", help="output folder; default: that of TFDS")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -40,11 +40,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     for split, (read, stored) in sizes.items():
         print(f"{split}: {stored.documents:,} of {read.documents:,} documents")
     where = f" --config.data.tfds_dir={args.tfds_dir}" if args.tfds_dir else ""
-    print(f"prepared {folder}, with its data card README.md\n"
+    print(f"prepared {folder}, with the data card README.md\n"
           f"train on it: --config.data.train=tfds:{args.name}{where}")  # fmt: skip
     documents = {split: stored.documents for split, (_, stored) in sizes.items()}
     return {"folder": str(folder), "documents": documents}
 
 
-VERB = Verb(run, add, "write documents as a set for TFDS, cleaned, with a data card",
+VERB = Verb(run, add, "write documents as a cleaned TFDS dataset, with a data card",
             about=ABOUT, examples=EXAMPLES, keys=True, workdir=False)  # fmt: skip

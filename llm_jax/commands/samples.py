@@ -1,4 +1,4 @@
-"""Samples: prompts with completions, as train and generate show them."""
+"""Formats samples, prompts with completions, for train and generate."""
 
 import sys
 from pathlib import Path
@@ -13,15 +13,15 @@ def write(workdir: str | Path, texts: list[dict], kind: str) -> None:
 
 
 def show(texts: list[dict], kind: str) -> None:
-    """Prints samples as samples.txt has them, prompts in bold where stdout is a terminal."""
+    """Prints samples in the format of samples.txt, with bold prompts on a terminal."""
     for text in texts:
         print(_laid_out(text, kind, "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}") + "\n")
 
 
 def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
-    """>>> and the prompt; below it the whole text of a continuation, an answer, or candidates.
+    """Returns >>> and the prompt, then the continued text, the answer, or candidates.
 
-    The mark tells samples apart: a text may have empty lines of its own.
+    The mark separates samples, since texts may have empty lines.
     """
     asked, continued = text["prompt"], kind == "decoder"
     if not isinstance(asked, str):  # messages
@@ -34,5 +34,5 @@ def _laid_out(text: dict, kind: str, prompt: str = "{}") -> str:
 
 
 def usual_prompt(kind: str) -> str:
-    """Returns a prompt to try, of a masked model or any other."""
+    """Returns an example prompt for a masked model or any other."""
     return "The [MASK] is" if kind == "encoder" else "The "

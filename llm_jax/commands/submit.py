@@ -1,4 +1,4 @@
-"""`submit`: writes the file of a job that trains and, asked to, hands it in."""
+"""`submit`: writes the file of a training job and, with --go, submits it."""
 
 import argparse
 import shlex
@@ -10,9 +10,9 @@ from llm_jax.commands.verb import ROOT, Verb, config_of
 from llm_jax.config import ConfigError
 from llm_jax.pod import submit as jobs
 
-ABOUT = """Writes the job's file into the current folder and prints it with the command that
-hands it in; --go runs that command. The job runs `launch.py train` with what is given here, and
-starts again where it stopped: docs/pod.md."""
+ABOUT = """Writes the job file to the current folder and prints it with the command that submits
+it; --go runs that command. The job runs `launch.py train` with the given arguments, and resumes
+after interruptions (docs/pod.md)."""
 
 EXAMPLES = """examples:
   {program} submit --on=slurm --nodes=4 --gpus=8 --config=configs/gpt2.py:124m \\
@@ -26,9 +26,9 @@ EXAMPLES = """examples:
 
 def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--on", choices=tuple(jobs.FILES), required=True)
-    sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
-    sub.add_argument("--name", default="llm-jax", help="of the job; default llm-jax")
-    sub.add_argument("--go", action="store_true", help="hand the job in; else only write its file")
+    sub.add_argument("--config", default="", help="FILE.py[:variant]; default: that of the run")
+    sub.add_argument("--name", default="llm-jax", help="name of the job; default llm-jax")
+    sub.add_argument("--go", action="store_true", help="submit the job; default: write its file")
     for name, option in jobs.OPTIONS.items():
         kwargs = {"type": int} if type(option.default) is int else {}
         kwargs = {"action": "store_true", "default": None} if option.default is False else kwargs
@@ -39,7 +39,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    config = config_of(args, overrides)  # refused here rather than by each of many machines
+    config = config_of(args, overrides)  # checked here instead of on each machine
     train = [f"--config={args.config}"] * bool(args.config)
     train += [f"--config.{override}" for override in overrides]
     given = {name: getattr(args, name) for name in jobs.OPTIONS}
@@ -49,14 +49,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     if job.devices:
         configs.mesh_sizes(config.mesh, job.devices)
     Path(job.file).write_text(job.text)
-    print(f"{job.text}\n{job.file} is the above; {'running' if args.go else 'to hand it in'}:")
+    print(f"{job.text}\n{job.file} holds the above; {'running' if args.go else 'to submit it'}:")
     print(f"  {shlex.join(job.command)}")
     code = None
     if args.go:
         try:
             code = subprocess.run(job.command, check=False).returncode
         except FileNotFoundError as error:
-            raise ConfigError(f"--go: {job.command[0]} is not installed here") from error
+            raise ConfigError(f"--go: {job.command[0]} is not installed") from error
     return {"file": job.file, "command": job.command, "code": code, "failed": bool(code)}
 
 

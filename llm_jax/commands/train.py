@@ -1,4 +1,4 @@
-"""`train`: trains to the end of config.train.steps and samples; the quickstart too."""
+"""`train`: trains to config.train.steps and samples; also the quickstart."""
 
 import argparse
 import shlex
@@ -15,19 +15,19 @@ from llm_jax.pod.watchdog import watchdog
 
 
 def add(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--config", default="", help="FILE.py[:variant]; the run's own if not given")
-    sub.add_argument("--stopped_code", type=int, default=0, help="exit code after SIGTERM's save")
-    text = "without a step for so long, show all stacks and end with code 1; default 0: never"
+    sub.add_argument("--config", default="", help="FILE.py[:variant]; default: that of the run")
+    sub.add_argument("--stopped_code", type=int, default=0, help="exit code if SIGTERM stops it")
+    text = "after so long without a step, print all stacks and exit with 1; default 0: never"
     sub.add_argument("--stall_seconds", type=int, default=0, help=text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
-    # With init_from the other overrides are applied after the source has filled in the config.
+    # With init_from, overrides are applied after the source has completed the config.
     begins = [text for text in overrides if text.startswith("init_from=")]
     config = config_of(args, begins or overrides)
     if args.stall_seconds < 0:
         raise ConfigError(f"--stall_seconds={args.stall_seconds}: must be at least 0")
-    # Only now: a wrong config is refused in the time that Python needs to start.
+    # Imported only now, so that config errors appear quickly.
     job = hosts.start()
     from llm_jax import console, decode
     from llm_jax.models import heads
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     first = job is None or job.index == 0
     prompts = config.sample.prompts
 
-    def accept(setup, tokenizer):  # what would else be refused at the end of the run
+    def accept(setup, tokenizer):  # checks that would otherwise fail at the end of the run
         if prompts and heads.speaks(config.model):
             decode.read(setup.model.cfg, tokenizer, prompts, config.objective)
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 
 def _otherwise(config: ConfigDict) -> dict[str, Any]:
-    """How a Trainer is to learn otherwise: privately, or from a teacher."""
+    """Returns further arguments of Trainer for differential privacy or distillation."""
     if config.privacy.clip:
         from llm_jax import privacy
 
@@ -80,7 +80,7 @@ def _otherwise(config: ConfigDict) -> dict[str, Any]:
 
 
 def _sample(trainer: Any, params: Any) -> list[dict]:
-    """Completes config.sample.prompts; writes them into samples.txt and shows them."""
+    """Completes config.sample.prompts; writes samples.txt and prints the samples."""
     from llm_jax import decode, sharding
 
     config, model, tokenizer = trainer.config, trainer.setup.model, trainer.tokenizer
@@ -103,7 +103,7 @@ def _tell_end(summary: dict, workdir: str) -> None:
     reached = f", {which} loss {loss:.3f}" if loss else ""
     found = {name: summary[f"eval_{name}"] for name in SCORES if f"eval_{name}" in summary}
     reached += "".join(f", {name} {score:.4g}" for name, score in found.items())
-    print(f"{outcome} at step {summary['step']}{reached}; everything is in {workdir}")
+    print(f"{outcome} at step {summary['step']}{reached}; results are in {workdir}")
 
 
 def _tell_next(config: ConfigDict, workdir: str) -> None:
@@ -125,4 +125,4 @@ def _tell_next(config: ConfigDict, workdir: str) -> None:
     print(f"  tensorboard --logdir={shlex.quote(f'{workdir}/tensorboard')}")
 
 
-VERB = Verb(run, add, "train, or resume, the run of a config", keys=True)
+VERB = Verb(run, add, "train or resume a run", keys=True)

@@ -186,7 +186,7 @@ MARKS = {"mlm": "transform/dense", "detection": "detection/score", "sequence": "
 
 def _set_heads(model: ConfigDict, family: Family, hf: dict, names: Collection[str]) -> None:
     """Infers heads, pooler and output bias from the tensor names."""
-    marks = {head: head for head in family.by_head if head in HEADS} | MARKS
+    marks = MARKS | {head: head for head in family.by_head if head in HEADS.keys() - MARKS.keys()}
     tables = {head: (family.modules, family.by_head.get(head, {})) for head in marks}
     there = lambda table, ours: f"{table.get(ours)}.weight" in names
     heads = [head for head, ours in marks.items() if any(there(x, ours) for x in tables[head])]

@@ -1,1 +1,1 @@
-"""Many machines: planning a run, joining its processes, submitting it as a job."""
+"""Multi-host training: planning a run, joining its processes, submitting it as a job."""

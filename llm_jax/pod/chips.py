@@ -1,4 +1,4 @@
-"""Devices to compile for without having them."""
+"""Device descriptions for ahead-of-time compilation without the devices."""
 
 import contextlib
 import importlib.util
@@ -12,20 +12,20 @@ from jax.experimental import topologies
 from llm_jax.config import ConfigError
 from llm_jax.sharding import hardware
 
-# Name of a topology's kind: a shape that has all axes and an accelerator type for libtpu.
+# Kind of topology: a shape with all axes, and libtpu's accelerator type.
 TPUS = {"v4": "2x2x4", "v5e": "4x4", "v5p": "4x4x4", "v6e": "4x4", "tpu7x": "2x2x2"}
 
 
 class Gpu(NamedTuple):
-    """What XLA asks of a GPU, its memory and rate apart.
+    """XLA's description of a GPU, except for its memory and rate.
 
     Attributes:
-      name: as its driver gives it.
-      capability: CUDA compute capability's first number.
-      cores: multiprocessors.
+      name: as reported by the driver.
+      capability: major version of the CUDA compute capability.
+      cores: number of multiprocessors.
       clock: GHz.
-      cache: MiB of L2.
-      shared: KiB of shared memory of a multiprocessor, of which a block may have all but one.
+      cache: L2 cache in MiB.
+      shared: shared memory per multiprocessor in KiB; a block may use all but 1 KiB.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Gpu(NamedTuple):
     shared: int
 
 
-# NVIDIA's white papers of each architecture; shared memory: CUDA C++ Programming Guide, "Technical
-# Specifications per Compute Capability"; GB200, and clocks: XLA's backends/gpu/target_config.
+# Sources: NVIDIA's architecture white papers; shared memory: CUDA C++ Programming Guide, "Technical
+# Specifications per Compute Capability"; GB200 and clocks: XLA's backends/gpu/target_config.
 GPUS = {
     "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 1.41, 40, 164),
     "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 1.98, 50, 228),
@@ -56,31 +56,30 @@ KNOWN += ", " + ", ".join(f"{kind}:8x8" for kind in GPUS)
 
 
 def devices(topology: str, slices: int = 1) -> list:
-    """Devices to compile for: `v5p:4x4x4`, `h100:8x8` (nodes x GPUs), or this machine's `cpu:8`.
+    """Returns devices to compile for: `v5p:4x4x4`, `h100:8x8` (nodes x GPUs), or local `cpu:8`.
 
-    The first two are descriptions, for libtpu and for JAX's plugin of CUDA.
+    The first two are only described, to libtpu and to JAX's CUDA plugin.
 
     Raises:
-      ConfigError: no such topology, no compiler of it, or fewer devices here than asked for.
+      ConfigError: an unknown topology, a missing compiler, or too few local devices.
     """
     name, _, shape = topology.partition(":")
     if slices < 1 or slices > 1 and name in GPUS:
-        raise ConfigError(f"--slices={slices}: must be at least 1, and of GPUs, whose nodes "
-                          "--topology has, 1")
+        raise ConfigError(f"--slices={slices}: must be at least 1, and 1 for GPUs, whose nodes are "
+                          "in --topology")
     if name in ("cpu", "gpu") and shape.isdigit() and int(shape):
         return _here(topology, name, int(shape) * slices)
     sizes = shape.split("x")
     if name not in TPUS | GPUS or not all(s.isdigit() and int(s) for s in sizes):
-        raise ConfigError(f"--topology={topology}: there are {KNOWN} and other shapes of these; "
-                          "of what is here cpu:8, or another number of simulated devices, and "
-                          "gpu:8")
+        raise ConfigError(f"--topology={topology}: must be like {KNOWN}, in these or other shapes, "
+                          "or local: cpu:8, with any number of simulated devices, or gpu:8")
     return _gpus(topology, name, sizes) if name in GPUS else _described(topology, slices)
 
 
 def _needs(topology: str, module: str, requirements: str) -> None:
     try:
         found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # not even the package that it is part of
+    except ModuleNotFoundError:  # the parent package is missing too
         found = None
     if found is None:
         raise ConfigError(f"--topology={topology}: its compiler is not installed: pip install "
@@ -89,7 +88,7 @@ def _needs(topology: str, module: str, requirements: str) -> None:
 
 def _gpus(topology: str, name: str, sizes: list[str]) -> list:
     if len(sizes) != 2:
-        raise ConfigError(f"--topology={topology}: of GPUs it is nodes x GPUs a node: {name}:8x8")
+        raise ConfigError(f"--topology={topology}: must be nodes x GPUs per node: {name}:8x8")
     _needs(topology, "jax_plugins.xla_cuda12", "requirements-plan-gpu.txt")
     shape, target = "1x" + "x".join(sizes), _target(GPUS[name])
     with quiet():
@@ -99,7 +98,7 @@ def _gpus(topology: str, name: str, sizes: list[str]) -> list:
 
 
 def _target(gpu: Gpu) -> str:
-    """XLA's GpuTargetConfigProto, as text."""
+    """Returns XLA's GpuTargetConfigProto in text format."""
     chip = next(chip for name, chip in hardware.CHIPS.items() if name in gpu.name.lower())
     info = {
         "core_count": gpu.cores, "clock_rate_ghz": gpu.clock, "l2_cache_size": gpu.cache << 20,
@@ -118,11 +117,11 @@ def _target(gpu: Gpu) -> str:
 
 def _described(topology: str, slices: int) -> list:
     _needs(topology, "libtpu", "requirements-plan.txt")
-    # Else libtpu asks a cloud's metadata server what it runs on.
+    # Otherwise libtpu queries the metadata server of a cloud.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
-    # Two plans may be made at a time: neither has a TPU to itself.
+    # Allow several plans at a time: none of them holds a TPU.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options = {"wrap": wraps(topology)}
     options |= {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
@@ -133,22 +132,22 @@ def _described(topology: str, slices: int) -> list:
             ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--topology={topology}: libtpu knows no such shape ({reason}); one that "
-                          f"it does is {TPUS[topology.partition(':')[0]]}") from error
+        raise ConfigError(f"--topology={topology}: libtpu does not support this shape ({reason}); "
+                          f"a supported one is {TPUS[topology.partition(':')[0]]}") from error
 
 
 def slice_of(device: jax.Device) -> int:
-    """Number of the slice of TPUs, or node of GPUs, inside which devices have their fast links."""
+    """Returns the index of the TPU slice, or GPU node, within which devices have fast links."""
     gpu = device.platform == "gpu"
     return device.process_index if gpu else getattr(device, "slice_index", 0) or 0
 
 
 def wraps(topology: str) -> tuple[bool, bool, bool]:
-    """Sides of a slice of TPUs that are rings: libtpu takes them for open where it is not told.
+    """Returns which sides of a TPU slice have wraparound links; libtpu's default is none.
 
-    Cubes of 4x4x4 are joined by optical switches, which close all sides of a slice of whole cubes;
-    v5e's and v6e's sides are closed where they are a pod's, 16 long. Jouppi et al. 2023,
-    https://arxiv.org/abs/2304.01433, section 2; slice by slice in Google's MaxText,
+    Optical switches join 4x4x4 cubes, and close all sides of a slice of whole cubes; sides of v5e
+    and v6e are closed if they span a pod, 16 chips. Jouppi et al. 2023,
+    https://arxiv.org/abs/2304.01433, section 2; per slice in Google's MaxText,
     accelerator_to_spec_map.py.
     """
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
@@ -158,7 +157,7 @@ def wraps(topology: str) -> tuple[bool, bool, bool]:
 
 
 def _here(topology: str, kind: str, count: int) -> list:
-    with contextlib.suppress(RuntimeError):  # JAX has started: what it has must do
+    with contextlib.suppress(RuntimeError):  # JAX has started: use its devices
         if kind == "cpu":
             jax.config.update("jax_num_cpu_devices", count)
     try:
@@ -172,7 +171,7 @@ def _here(topology: str, kind: str, count: int) -> list:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Sends file descriptor 2 to /dev/null: libtpu warns there of TPUs that are not there."""
+    """Redirects file descriptor 2 to /dev/null: libtpu prints warnings about missing TPUs."""
     with open(os.devnull, "w") as nothing:
         kept = os.dup(2)
         os.dup2(nothing.fileno(), 2)

@@ -1,4 +1,4 @@
-"""FLOPs of a compiled program: of matrix products and attention kernels, as its text has them."""
+"""FLOPs of a compiled program: matrix products and attention kernels, from its HLO text."""
 
 import math
 import re
@@ -7,8 +7,8 @@ import numpy as np
 
 from llm_jax.pod.hlo import Program, dimensions, shape_of
 
-# Products of an attention kernel over the width of (a key, a value): scores, which each pass of a
-# backward computes anew, output, and gradients: of weights, values, queries and keys.
+# Products of an attention kernel over the (key, value) dimension: scores, which each backward pass
+# recomputes, output, and the gradients of weights, values, queries and keys.
 KERNELS = {
     r"splash_m[hq]a_fwd": (1, 1),
     r"splash_m[hq]a_dq": (2, 1),
@@ -19,9 +19,9 @@ KERNELS = {
 
 
 def computed(program: Program) -> float:
-    """FLOPs that a device computes in a step; a product of 8-bit numbers, at twice the rate, half.
+    """Returns the FLOPs per device and step; 8-bit products count half, as they run twice as fast.
 
-    Elementwise work is left out, and loops of unknown trip count run once: a lower bound.
+    A lower bound: excludes elementwise operations, and counts loops of unknown trip count once.
     """
     return sum(times * _flops(inside, line) for inside, line, times, _ in program.walk())
 
@@ -43,7 +43,7 @@ def _flops(inside, line) -> float:
 
 
 def _convolution(left, right, out, attributes) -> float:
-    """Multiplications of a convolution, by which XLA also writes products; padding has none."""
+    """Multiplications of a convolution, which also represents products in XLA, without padding."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
     at = [dict(zip(label, sizes, strict=True)) for label, sizes in
           zip(labels, (left, right, out), strict=True)]  # fmt: skip
@@ -56,7 +56,7 @@ def _convolution(left, right, out, attributes) -> float:
 
 
 def _taps(window: dict[str, str], size: int, taps: int, places: int) -> int:
-    """Products along an axis of a convolution: of all places with all taps, those inside."""
+    """Number of (position, tap) pairs inside the input along an axis of a convolution."""
     stride, spread, holes = (
         int(window.get(key, 1)) for key in ("stride", "rhs_dilate", "lhs_dilate")
     )
@@ -66,28 +66,28 @@ def _taps(window: dict[str, str], size: int, taps: int, places: int) -> int:
 
 
 def _ragged(inside, line) -> float:
-    """FLOPs of a product of groups of rows with a matrix each, on average over devices."""
+    """FLOPs of a grouped matrix product (ragged_dot), on average over devices."""
     left, out = dimensions(shape_of(inside, line.operands[-2])), dimensions(line.shape)
-    # [rows, in] with [groups, in, out], or with [rows, out] for the gradient of these.
+    # [rows, in] times [groups, in, out]; in the gradient, times [rows, out].
     count = left[0] * (left[1] * out[1] if len(out) == 2 else out[1] * out[2])
     return 2.0 * count * (_share(line.attributes) or 0)
 
 
 def _share(attributes: str) -> float | None:
-    """Share of a kernel's rows or blocks that count, which our code names its scope by."""
+    """Returns the effective fraction of a kernel's rows or blocks, encoded in its scope name."""
     share = re.search(r"share_(\d+)_of_(\d+)", attributes)
     return share and int(share.group(1)) / int(share.group(2))
 
 
 def _attention(inside, line) -> float:
-    """FLOPs of an attention kernel, over the pairs or blocks that its mask leaves."""
+    """FLOPs of an attention kernel, for the pairs or blocks that its mask does not skip."""
     about = f"{line.name} {line.attributes}"
     products = next((n for kernel, n in KERNELS.items() if re.search(kernel, about)), None)
     if products is None:
         return 0.0
     shapes = [shape_of(inside, name) for name in line.operands]
     query, key, value = [dimensions(s) for s in shapes if re.match(r"bf16|f32|f16", s)][:3]
-    axis = 1 if "cudnn" in about else -2  # of positions: heads come behind or before them
+    axis = 1 if "cudnn" in about else -2  # positions: heads come after or before them
     T, S = query[axis], key[axis]
     window = int(_group(r'sliding_window_length": (\d+)', about) or 0) or S
     seen = _share(about) or float("NO_MASK" in about)

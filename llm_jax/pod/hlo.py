@@ -1,4 +1,4 @@
-"""Memory and network traffic of a compiled program, from its HLO text and loops' trip counts."""
+"""Memory and network traffic of a compiled program, from its HLO text and loop trip counts."""
 
 import math
 import re
@@ -12,7 +12,7 @@ COLLECTIVES = (
     "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute",
 )  # fmt: skip
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
-# Opcodes that move no bytes by themselves.
+# Opcodes that do not move bytes.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "iota", "broadcast",
@@ -24,9 +24,9 @@ _NAME = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 
 
 class Instruction(NamedTuple):
-    """One line: name, shape as text, opcode, names of operands, attributes as text.
+    """An HLO instruction: name, shape as text, opcode, names of operands, attributes as text.
 
-    An operand `fusion.1#2` is element 2 of the tuple `fusion.1`.
+    The operand `fusion.1#2` is element 2 of the tuple `fusion.1`.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Instruction(NamedTuple):
     root: bool
 
     def called(self, key: str) -> str | None:
-        """The computation named by `calls=`, `body=`, …."""
+        """Returns the computation named by `calls=`, `body=`, …."""
         match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
         return match and match.group(1)
 
 
 def size(shape: str, hbm_only: bool = False) -> int:
-    """Bytes of a shape as XLA writes it, a tuple's altogether; padding is not counted."""
+    """Returns the bytes of an HLO shape, the total for tuples, without padding."""
     total = 0
     for kind, dims, layout in _SHAPE.findall(shape):
         if kind == "token" or (hbm_only and "S(" in layout and "S(0)" not in layout):
@@ -55,19 +55,19 @@ def size(shape: str, hbm_only: bool = False) -> int:
 
 
 def dimensions(shape: str) -> list[int]:
-    """Sizes of an array's dimensions, of a tuple's first array."""
+    """Returns the dimensions of an array, or of the first array of a tuple."""
     return [int(d) for d in _SHAPE.search(shape).group(2).split(",") if d]
 
 
 def shape_of(inside: dict[str, Instruction], operand: str) -> str:
-    """Shape of an operand as text; "" where it is not of this computation."""
+    """Returns the shape of an operand as text; "" if it is not in this computation."""
     name, _, index = operand.partition("#")
     shape = inside[name].shape if name in inside else ""
     return _elements(shape)[int(index)] if index and shape else shape
 
 
 class Program:
-    """A compiled module's computations, by name."""
+    """The computations of a compiled module, by name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -80,12 +80,12 @@ class Program:
             elif current is not None and " = " in line:
                 instruction = _instruction(line)
                 current[instruction.name] = instruction
-            elif current and line.startswith("}}"):  # the rest of one that had line breaks
+            elif current and line.startswith("}}"):  # continues an instruction with line breaks
                 last = current.popitem()[1]
                 current[last.name] = last._replace(attributes=last.attributes + line)
 
     def walk(self) -> Iterator[tuple[dict[str, Instruction], Instruction, float, bool]]:
-        """Yields (computation, instruction, times it runs, whether inside a fusion)."""
+        """Yields (computation, instruction, number of executions, whether inside a fusion)."""
         yield from self._walk(self.entry, 1.0, False)
 
     def _walk(self, name, times, fused):
@@ -103,7 +103,7 @@ class Program:
                 yield from self._walk(callee, times, fused or line.op == "fusion")
 
     def turns(self, loop: Instruction) -> int | None:
-        """Trip count of a loop that counts from 0, as JAX's do; None where data decide."""
+        """Returns the trip count of a loop that counts from 0; None if it depends on data."""
         known = re.search(r'known_trip_count[^\d]*(\d+)', loop.attributes)
         if known:
             return int(known.group(1))
@@ -113,13 +113,13 @@ class Program:
         return int(limit.group()) if limit else None
 
     def moved(self, slice_of: Sequence[int]) -> dict[str, Any]:
-        """Bytes that a device moves in one step; loops of unknown trip count count once.
+        """Returns the bytes that a device moves per step; unknown trip counts count as one.
 
         Returns ici_bytes and dcn_bytes by kind of collective, hbm_traffic_bytes and the number of
         unknown_loops.
 
         Args:
-          slice_of: the slice of each partition.
+          slice_of: the slice index of each partition.
         """
         ici, dcn, hbm, unknown = Counter(), Counter(), 0.0, 0
         for inside, line, times, fused in self.walk():
@@ -131,7 +131,7 @@ class Program:
                 ici[kind] += times * near
                 dcn[kind] += times * far
             between = re.search(r'megascale_transfer_type="(\w+)"', line.attributes)
-            if line.op == "send" and between:  # how XLA writes a collective between slices
+            if line.op == "send" and between:  # XLA's form of a collective between slices
                 kind = between.group(1).lower().replace("_", "-")
                 given = size(shape_of(inside, line.operands[0]))
                 dcn[kind] += times * _ring(kind, given, len(set(slice_of)))
@@ -142,7 +142,7 @@ class Program:
                 "unknown_loops": unknown}  # fmt: skip
 
     def largest(self, count: int) -> list[dict[str, Any]]:
-        """The largest results in HBM, one of each shape: {bytes, shape, made_by}."""
+        """Returns the largest results in HBM, one per shape: {bytes, shape, made_by}."""
         by_shape = {}
         for _, line, _, fused in self.walk():
             if fused or line.op in FREE or line.shape.startswith("("):
@@ -155,7 +155,7 @@ class Program:
         return sorted(by_shape.values(), key=lambda b: b["bytes"], reverse=True)[:count]
 
     def _traffic(self, inside, line) -> float:
-        """Bytes read and written in HBM by an instruction that is not inside a fusion."""
+        """Returns the HBM bytes read and written by an instruction outside of fusions."""
         op = line.op
         if op in FREE or op.endswith(("-done", "-update")):
             return 0
@@ -165,7 +165,7 @@ class Program:
         if op in SLICES:
             return 2 * size(line.shape, hbm_only=True)
         written = size(line.shape, hbm_only=True)
-        if op.endswith("-start") and line.shape.startswith("("):  # (given, results, …)
+        if op.endswith("-start") and line.shape.startswith("("):  # (operands, results, …)
             return written
         taken = [min(shape(x), self._read(line, i)) for i, x in enumerate(line.operands)]
         if op == "fusion":
@@ -173,7 +173,7 @@ class Program:
         return sum(taken) + written
 
     def _read(self, user, place: int) -> float:
-        """Bytes that an instruction reads of an operand: of what it only slices, the slices."""
+        """Returns the bytes read from an operand: only the slices if it is only sliced."""
         if user.op in SLICES and place == 0:
             return size(user.shape)
         if user.op == UPDATE and place == 0:
@@ -194,7 +194,7 @@ class Program:
         )
 
     def _written(self, fusion) -> float:
-        """Bytes that a fusion writes: of updates in place, the updates."""
+        """Returns the bytes written by a fusion: only the updates if it updates in place."""
         body = self.computations.get(fusion.called("calls"), {})
         root = next((x for x in body.values() if x.root), None)
         if root is None:
@@ -219,7 +219,7 @@ def _instruction(line: str) -> Instruction:
     op, _, right = right.partition("(")
     end = _closing("(" + right, 0) - 1
     inside, attributes = right[: end - 1], right[end:]
-    # A constant's value is all that its parentheses hold.
+    # The parentheses of a constant hold its value.
     attributes = inside if op in ("constant", "parameter") else attributes
     operands = tuple(_NAME.findall(inside))
     root, name = name.startswith("ROOT "), name.removeprefix("ROOT ").lstrip("%")
@@ -236,7 +236,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _elements(tuple_shape: str) -> list[str]:
-    """Shapes of a tuple's elements."""
+    """Returns the shapes of a tuple's elements."""
     parts, depth = [""], 0
     for letter in tuple_shape[1:-1]:
         depth += (letter in "([{") - (letter in ")]}")
@@ -255,9 +255,9 @@ def _branches(line: Instruction) -> list[str]:
 
 
 def _sent(kind: str, given: int, attributes: str, slice_of: Sequence[int]) -> tuple[float, float]:
-    """Bytes (over ICI, over DCN) that a device sends, of `given` bytes that it puts in.
+    """Returns the bytes (over ICI, over DCN) that a device sends for an operand of `given` bytes.
 
-    Between slices only what is left to exchange after each slice has done its own share.
+    Over DCN, only the data that remain after the collective within each slice.
     """
     if kind == "collective-permute":
         pairs = re.findall(r"\{(\d+),(\d+)\}", attributes)
@@ -265,7 +265,7 @@ def _sent(kind: str, given: int, attributes: str, slice_of: Sequence[int]) -> tu
         return (0.0, given) if far else (given, 0.0)
     group = groups(attributes, len(slice_of))[0]
     n, s = len(group), len({slice_of[i] for i in group})
-    k = n // s  # in the same slice
+    k = n // s  # devices in the same slice
     if kind == "all-gather":
         return s * _ring(kind, given, k), _ring(kind, given, s)
     if kind == "all-to-all":
@@ -274,10 +274,10 @@ def _sent(kind: str, given: int, attributes: str, slice_of: Sequence[int]) -> tu
 
 
 def _ring(kind: str, given: float, n: int) -> float:
-    """Bytes that each of n in a ring sends.
+    """Returns the bytes sent by each of n devices in a ring.
 
-    An all-gather sends on n - 1 times what it is given, a reduce-scatter and an all-to-all
-    (n - 1) / n of it, an all-reduce twice that; what is sent to one other goes once.
+    An all-gather sends its operand n - 1 times, a reduce-scatter or all-to-all (n - 1) / n of it,
+    an all-reduce twice that, a collective-permute once.
     """
     part = (n - 1) / n
     parts = {"all-gather": n - 1, "all-reduce": 2 * part}
@@ -286,11 +286,11 @@ def _ring(kind: str, given: float, n: int) -> float:
 
 
 def groups(attributes: str, count: int) -> np.ndarray:
-    """[groups, devices of a group], from any of the ways in which XLA writes replica_groups."""
+    """Returns [groups, devices per group] from any of XLA's formats of replica_groups."""
     order = r"(?:, device_ids=\(([^{]*)\))?"
     mesh = re.search(rf"replica_groups=\[?mesh\[([^\]]*)\]{order}[^{{]*\{{([^}}]*)\}}", attributes)
     if mesh:
-        # Of an axis 'b' of 8 the part 'b':(2)2 is the middle of 2 x 2 x 2.
+        # For an axis 'b' of size 8, 'b':(2)2 is the middle factor of 2 x 2 x 2.
         parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh.group(3))
         over, sizes, places = {part[0]: part for part in parts}, [], []
         for name, n in re.findall(r"'?(\w+)'?=(\d+)", mesh.group(1)):
@@ -313,7 +313,7 @@ def groups(attributes: str, count: int) -> np.ndarray:
 
 
 def _numbered(text: str) -> np.ndarray:
-    """Devices in the order of `[2,4]T(1,0)`, numbers of that shape transposed, or of `0,2,1,3`."""
+    """Returns the device order of `[2,4]T(1,0)`, a transposed iota of that shape, or `0,2,1,3`."""
     sizes, order = re.fullmatch(r"(?:\[([\d,]+)\])?(?:T?\(?([\d,]+)\)?)?", text).groups()
     numbers = lambda text: [int(x) for x in text.split(",")]
     if sizes is None:

@@ -1,13 +1,13 @@
-"""Several processes as one job: found from the environment, joined before JAX has a backend.
+"""Multi-process jobs: detected from the environment, and joined before JAX has a backend.
 
-Looked for in this order; one process, or none of these, is a run like any other:
+Checked in this order; with none of these, or a single process, it is an ordinary run:
 
   JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES, JAX_PROCESS_ID
-  Slurm: what `srun` starts, as JAX finds it, but with all GPUs of a node for each process
-  TPU: what JAX finds of a pod or several slices, on GKE or TPU VMs
+  Slurm: processes started by `srun`, as detected by JAX, but each with all GPUs of its node
+  TPU: a pod or several slices, on GKE or TPU VMs, as detected by JAX
 
-A process that dies is missed after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too, each
-with a line that names it.
+A dead process is detected after LLM_JAX_HEARTBEAT_SECONDS (60); then all others end too, with a
+message that names it.
 """
 
 import ctypes
@@ -33,15 +33,15 @@ from llm_jax.train import Diverged, Restart
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = "LLM_JAX_HEARTBEAT_SECONDS", 60
-LOST = 1  # exit code where another process was lost
-ENDED = "llm_jax/ended"  # the first process that ended by an error of its own: [exit code, line]
+LOST = 1  # exit code if another process was lost
+ENDED = "llm_jax/ended"  # the first process that ended by its own error: [exit code, message]
 
 
-TIES: list[socket.socket] = []  # of process 0, open as long as it lives
+TIES: list[socket.socket] = []  # sockets of process 0, open during its lifetime
 
 
 class Hosts(NamedTuple):
-    """How many processes there are, which one this is, and JAX's client of their store."""
+    """Number of processes, index of this one, and JAX's client of their key-value store."""
 
     count: int
     index: int
@@ -52,14 +52,14 @@ class Hosts(NamedTuple):
 
 
 def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Returns arguments of jax.distributed.initialize; None where this process is all of a job."""
+    """Returns arguments of jax.distributed.initialize; None if this is the only process."""
     if any(name in environ for name in EXPLICIT):
         address, count, index = (environ.get(name, "") for name in EXPLICIT)
         whole = count.isdecimal() and index.isdecimal() and int(index) < int(count)
         if not whole or not re.fullmatch(r".+:\d+", address):
             given = ", ".join(f"{name}={environ.get(name)}" for name in EXPLICIT)
             raise ConfigError(f"{given}: must be host:port of process 0, the number of processes, "
-                              "and which of them this is, from 0")
+                              "and the index of this one, from 0")
         if int(count) == 1:
             return None
         return {"coordinator_address": address, "num_processes": int(count),
@@ -74,7 +74,7 @@ def find(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _tpu(environ: Mapping[str, str]) -> str | None:
-    """JAX's name for how the processes on a TPU find each other; None: no TPU, or one process."""
+    """Returns JAX's cluster detection method for TPUs; None: no TPU, or a single process."""
     chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu")
     if not chips or not wanted or importlib.util.find_spec("libtpu") is None:
@@ -86,12 +86,12 @@ def _tpu(environ: Mapping[str, str]) -> str | None:
 
 
 def start() -> Hosts | None:
-    """Joins the job that the environment describes; to be called before JAX has a backend."""
+    """Joins the job of the environment; must be called before JAX has a backend."""
     job = find(os.environ)
     if job is None:
         return None
     import jax
-    from jax._src.distributed import global_state  # the client is in no public module
+    from jax._src.distributed import global_state  # the client is not public
 
     patience = _seconds("LLM_JAX_START_SECONDS", 300)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -102,7 +102,7 @@ def start() -> Hosts | None:
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(  # past its own patience it aborts this process
+        jax.distributed.initialize(  # aborts this process after its own timeout
             **job, initialization_timeout=patience + 60,
             heartbeat_timeout_seconds=_seconds(*HEARTBEAT),
         )  # fmt: skip
@@ -113,10 +113,10 @@ def start() -> Hosts | None:
     finally:
         late.cancel()
     slurm = job["cluster_detection_method"] == "slurm"
-    if slurm and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # there JAX takes one GPU a process
+    if slurm and "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX's default is one GPU per process
         jax.config.update("jax_cuda_visible_devices", "all")
         jax.config.update("jax_rocm_visible_devices", "all")
-    # Without asking JAX how many there are, which would have it make a backend.
+    # Not jax.process_count(), which would create a backend.
     hosts = Hosts(global_state.num_processes, global_state.process_id, global_state.client)
     log, handler = logging.getLogger("llm_jax"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{hosts}: %(message)s"))
@@ -125,7 +125,7 @@ def start() -> Hosts | None:
 
 
 def _missing(state: Any, patience: int) -> None:
-    """Ends this process, which has waited for the others for too long."""
+    """Ends this process after the timeout for the start of the others."""
     address = state.coordinator_address or "unknown"
     missing = "another has not started"
     if state.process_id:
@@ -139,10 +139,10 @@ def _missing(state: Any, patience: int) -> None:
 
 
 def _slow_abort() -> None:
-    """Has abort() wait some seconds first.
+    """Delays abort() by a few seconds.
 
-    JAX ends a process by it as soon as another is lost; in this time `_watch` says which, and ends
-    this process with LOST. A signal's handler is called with its number: sleep(6).
+    JAX aborts a process as soon as another is lost; during the delay, `_watch` reports which one,
+    and ends this process with LOST. The signal handler is called with its number: sleep(6).
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -162,7 +162,7 @@ def joined() -> bool:
 
 
 def named() -> str:
-    """Which process this is and where, to begin a line with; nothing where it is alone."""
+    """Returns a message prefix that names process and host; "" for a single process."""
     if not joined():
         return ""
     from jax._src.distributed import global_state as state
@@ -171,9 +171,9 @@ def named() -> str:
 
 
 def slowest_input(hosts: Hosts) -> Callable[[Any], None]:
-    """A hook before the log: which process has waited longest for batches, and how long.
+    """Returns a hook that logs the process that waited longest for batches, and its wait.
 
-    Steps take all processes alike, as each waits for the others; this is what tells them apart.
+    Step times are equal on all processes, since each waits for the others; input waits are not.
     """
 
     def hook(info):
@@ -181,7 +181,7 @@ def slowest_input(hosts: Hosts) -> Callable[[Any], None]:
             return
         key, own = "llm_jax/input/", info.values["input_seconds"]
         hosts.client.key_value_set(f"{key}{hosts.index}", repr(own), allow_overwrite=True)
-        if hosts.index == 0:  # of the others perhaps what they had at the log before
+        if hosts.index == 0:  # others may still have the previous value
             rows = hosts.client.key_value_dir_get(key)
             seconds, name = max((float(value), name) for name, value in rows)
             process = float(name.rpartition("/")[2])
@@ -192,10 +192,11 @@ def slowest_input(hosts: Hosts) -> Callable[[Any], None]:
 
 @contextmanager
 def together(hosts: Hosts | None, workdir: str | Path) -> Iterator[None]:
-    """Runs a block as one of several processes, which end together when one of them fails.
+    """Runs a block in one of several processes, which end together if one of them fails.
 
-    Before it they agree on code, versions and folder. One that fails tells the others how, without
-    JAX's shutdown barrier; one that the others have left waits until it is known which has died.
+    First checks that code, versions and folder agree. A failing process reports its error to the
+    others, without JAX's shutdown barrier; if a collective fails, waits until the dead process is
+    identified.
     """
     if hosts is None:
         yield
@@ -210,21 +211,21 @@ def together(hosts: Hosts | None, workdir: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         own = isinstance(error, (ConfigError, Diverged, Restart, OSError, MemoryError))
-        if not own and "RESOURCE_EXHAUSTED" not in str(error):  # as of a collective
+        if not own and "RESOURCE_EXHAUSTED" not in str(error):  # probably a failed collective
             time.sleep(_seconds(*HEARTBEAT) + 5)  # _watch ends this process, if another has died
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:500]
         code_ = 2 if isinstance(error, ConfigError) else LOST
         done.set()
         with suppress(Exception):
             hosts.client.key_value_set(ENDED, json.dumps([code_, f"{hosts} has ended: {reason}"]))
-            time.sleep(2)  # process 0 takes the store with it
+            time.sleep(2)  # the store ends with process 0
         raise
     finally:
         done.set()
 
 
 def _watch(hosts: Hosts, done: threading.Event) -> None:
-    """Ends this process when another has died, or has failed and told so; in two threads."""
+    """Starts threads that end this process when another has died or reported a failure."""
     client, everyone = hosts.client, range(hosts.count)
     client.key_value_set(f"llm_jax/host/{hosts.index:06}", socket.gethostname())
     client.wait_at_barrier("llm_jax/hosts", 10**6)
@@ -233,13 +234,13 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
     def lost(dead):
         if not done.is_set():
             named = ", ".join(f"process {i} of {hosts.count} on {names[i]}" for i in dead)
-            _tell_end(f"{named} is lost: it has died, or its network has. Its own log, and the "
-                      "scheduler's, may say why", hosts)  # fmt: skip
+            _tell_end(f"{named} is lost: it died, or its network failed. See its log and the "
+                      "scheduler's", hosts)  # fmt: skip
 
     def living():
         with suppress(Exception):
-            while True:  # waits for all who live to call it, so that it is under way when JAX
-                #          counts one as dead and lets no other call begin
+            while True:  # the call is in progress when JAX declares a process dead, after which
+                #          no new call can start
                 if dead := [*{*everyone} - client.get_live_nodes([*everyone]).keys()]:
                     return lost(dead)
                 time.sleep(1)
@@ -251,9 +252,9 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
                 _tell_end(text, hosts, code_)
 
     def tied():
-        with suppress(OSError):  # reset, as nobody has accepted it
+        with suppress(OSError):  # reset, as it was never accepted
             tie.recv(1)
-        time.sleep(1)  # in which the reason is told, if process 0 had one
+        time.sleep(1)  # time for process 0 to report an error
         lost([0])
 
     tie = _tie(hosts)
@@ -262,13 +263,13 @@ def _watch(hosts: Hosts, done: threading.Event) -> None:
 
 
 def _tie(hosts: Hosts) -> socket.socket | None:
-    """A connection to process 0 that ends with it; None where a firewall is between.
+    """Opens a connection to process 0, which ends with it; None behind a firewall.
 
-    JAX's own ends at the same moment, in a thread that then aborts this process.
+    JAX's own connection ends at the same time, in a thread that then aborts this process.
     """
     from jax._src.distributed import global_state
 
-    if hosts.index == 0:  # connections need no accept(): the system holds them
+    if hosts.index == 0:  # connections need no accept(): the system queues them
         TIES.append(socket.create_server(("", 0), backlog=4096))
         hosts.client.key_value_set("llm_jax/port", str(TIES[0].getsockname()[1]))
         return None
@@ -283,15 +284,15 @@ def _tie(hosts: Hosts) -> socket.socket | None:
 
 
 def _tell_end(text: str, hosts: Hosts, code_: int = LOST) -> None:
-    again = "The same command resumes" if code_ == LOST else "No restart will mend it"
+    again = "The same command resumes" if code_ == LOST else "A restart would fail again"
     print(f"error: {text}. {hosts} ends too. {again}.", file=sys.stderr, flush=True)
     if hosts.index == 0:
-        time.sleep(2)  # else others would take it for the one that was lost
+        time.sleep(2)  # otherwise others would report it as the lost one
     end(code_)
 
 
 def code() -> dict[str, str]:
-    """What decides what is computed, and has to be the same on all hosts: sources, versions."""
+    """Returns digests of sources and versions, which must be the same on all hosts."""
     root = Path(__file__).parents[1]
     digest = lambda file: hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
     facts = {f"code of {file.relative_to(root)}": digest(file) for file in root.rglob("*.py")}
@@ -305,7 +306,7 @@ def _end_at(*error) -> None:
 
 
 def end(code: int) -> None:
-    """Ends this process at once, without JAX's shutdown barrier over all processes."""
+    """Ends this process immediately, without JAX's shutdown barrier."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

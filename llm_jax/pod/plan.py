@@ -1,4 +1,4 @@
-"""Memory, FLOPs and traffic of a train step on other devices: compiled for them, never run."""
+"""Plans: memory, FLOPs and traffic of a train step compiled for other devices, without running."""
 
 import math
 import re
@@ -20,35 +20,35 @@ from llm_jax.sharding import hardware
 from llm_jax.sharding.hardware import Chip
 from llm_jax.train.run import Setup, flops_per_token
 
-LARGEST = 6  # buffers named
+LARGEST = 6  # number of buffers listed
 
 
 def make(
     config: ConfigDict, topology: str, slices: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Compiles the train step of a config for a topology; returns what it takes, see `figures`.
+    """Compiles the train step of a config for a topology; returns its `figures`.
 
-    tell: takes a line of progress.
+    tell: receives lines of progress.
 
     Raises:
-      ConfigError: an unknown topology, or a mesh, batch or model that cannot be split over it.
+      ConfigError: an unknown topology, or a mesh, batch or model that does not divide over it.
     """
     prepared = prepare(config, chips.devices(topology, slices))
-    tell("compiling, which may take minutes …")
+    tell("compiling; this may take minutes …")
     return {"topology": topology, "slices": slices} | figures(prepared)
 
 
 def prepare(config: ConfigDict, devices: list) -> Setup:
-    """Checks a config for these devices and returns its Setup; nothing is compiled."""
+    """Validates a config for these devices and returns its Setup, without compiling."""
     config = ConfigDict(config.to_dict())
     objective = objectives.get(config.objective.name)
     objective.check(config)
     if not config.model.vocab_size and config.tokenizer.name == "bytes":
         config.model.vocab_size = objective.build_tokenizer(config, []).vocab_size
     if not config.model.vocab_size:
-        raise ConfigError("model.vocab_size=0: the tokenizer's, which a plan does not train; set "
-                          "the size that it will have, such as --config.model.vocab_size=32000")
+        raise ConfigError("model.vocab_size=0: a plan does not train the tokenizer; set its size, "
+                          "such as --config.model.vocab_size=32000")
     config.model = configs.resolve(config.model, 0)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check(config, mesh)
@@ -56,7 +56,7 @@ def prepare(config: ConfigDict, devices: list) -> Setup:
 
 
 def figures(setup: Setup) -> dict[str, Any]:
-    """Bytes, FLOPs and seconds of a step; those of memory and traffic are of one device."""
+    """Returns bytes, FLOPs and seconds of a step; memory and traffic are per device."""
     mesh, config = setup.mesh, setup.config
     device = mesh.devices.flat[0]
     chip = hardware.chip(device)
@@ -90,7 +90,7 @@ def figures(setup: Setup) -> dict[str, Any]:
     result |= {
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
-        # Donated buffers count once.
+        # Count donated buffers once.
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "host_bytes": memory.host_temp_size_in_bytes,
@@ -107,15 +107,15 @@ def figures(setup: Setup) -> dict[str, Any]:
 
 
 def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
-    """Returns (compiled step, its HLO, ""), or (None, HLO, XLA's message) where memory is short."""
+    """Returns (compiled step, its HLO, ""), or (None, HLO, XLA's message) if memory is exceeded."""
     place = jax.tree.map(lambda x: x.sharding, state)
     numbers = (jax.ShapeDtypeStruct((), dtype) for dtype in ("uint32", "float32"))
     with tempfile.TemporaryDirectory() as folder, sharding.activate(setup.mesh):
         lowered = setup.train_step(place).lower(state, batch, *numbers)
-        # The text is taken from a dump: jaxlib cannot parse all that a newer libtpu writes.
+        # Read the text from a dump: jaxlib cannot parse all output of a newer libtpu.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        if setup.mesh.devices.flat[0].platform == "gpu":  # its dump has all kernels' code too
-            # What is not there cannot time kernels to choose among them.
+        if setup.mesh.devices.flat[0].platform == "gpu":  # its dump has the code of all kernels
+            # No autotuning: it would time kernels on the missing device.
             options = {} if jax.default_backend() == "gpu" else {"xla_gpu_autotune_level": 0}
         compiled, refusal = None, ""
         try:
@@ -131,13 +131,13 @@ def compile_step(setup: Setup, state: Any, batch: Any) -> tuple[Any, str, str]:
 
 
 def _last(path: Path) -> tuple[bool, bool]:
-    """Sorts dumps of the program itself, the final one last."""
+    """Sort key that puts the final dump of the main program last."""
     name = path.name.removesuffix(".txt")
     return name.endswith(("optimizations", "assignment")), name.endswith("after_optimizations")
 
 
 def batch_like(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the batches that the data pipeline would make."""
+    """Returns shapes, dtypes and shardings of the batches of the data pipeline."""
     where = sharding.batch_sharding(setup.mesh)
     rows = pipeline.row_shapes(setup.objective.examples, setup.config)
     return {
@@ -147,7 +147,7 @@ def batch_like(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def work(config: ConfigDict) -> dict[str, float]:
-    """Tokens of a step and the FLOPs that the model needs for them, as MFU counts them."""
+    """Returns the tokens of a step and the model FLOPs, as counted by MFU."""
     lengths = objectives.get(config.objective.name).examples.lengths(config)
     sides = (lengths.get(side, 0) for side in ("tokens", "encoder_tokens"))
     tokens = config.data.batch_size * sum(sides)
@@ -157,11 +157,11 @@ def work(config: ConfigDict) -> dict[str, float]:
 def roofline(
     todo: dict[str, float], moved: dict[str, Any], count: int, chip: Chip | None
 ) -> dict[str, Any]:
-    """Roofline: a step's lower bounds in seconds by compute, HBM and network, and the rates there.
+    """Roofline model: lower bounds of a step in seconds by compute, HBM and network.
 
-    Each is what the compiled program does over the data sheet's rate; the step takes at least the
-    longest. MFU is of `train_flops`, by convention with attention counted whole: kernels that skip
-    what a causal mask hides may have it above 1.
+    Each is the work of the compiled program divided by the data sheet's rate; the step takes at
+    least the maximum. MFU uses `train_flops`, without the causal discount of attention, so that
+    kernels that skip masked blocks may exceed 1.
     """
     result = todo | moved
     if chip is None:
@@ -169,7 +169,7 @@ def roofline(
     seconds = {
         "compute": moved["computed_flops"] / chip.flops,
         "HBM": moved["hbm_traffic_bytes"] / chip.hbm_rate,
-        "network": max(  # of two that work at once
+        "network": max(  # the two networks work concurrently
             sum(moved["ici_bytes"].values()) / chip.ici_rate,
             sum(moved["dcn_bytes"].values()) / chip.dcn_rate,
         ),
@@ -185,13 +185,13 @@ def roofline(
 
 
 def _bytes(tree: Any) -> int:
-    """Bytes of abstract arrays on one device."""
+    """Returns the bytes of abstract arrays per device."""
     on_one = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(on_one(x) for x in jax.tree.leaves(tree))
 
 
 def _needed(refusal: str, held: dict[str, int]) -> int | None:
-    """Bytes of temporaries, from XLA's message that a program does not fit; None: it names none."""
+    """Parses the bytes of temporaries from XLA's out-of-memory message; None if there are none."""
     temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceed", refusal)
     total = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", refusal)
     size = lambda match: int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
@@ -199,14 +199,14 @@ def _needed(refusal: str, held: dict[str, int]) -> int | None:
 
 
 def _does_not_fit(config: ConfigDict, figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures of a step that does not fit: changes that would help, the likeliest first."""
+    """Returns suggestions for a step that does not fit, the most promising first."""
     m, mesh, advice = config.model, figures["mesh"], []
     held = figures["parameter_bytes"] + figures["optimizer_bytes"]
     if held > figures["hbm_bytes"] / 3 and mesh.get("fsdp", 1) < figures["devices"]:
         advice.append(f"mesh.data=1 and mesh.fsdp={figures['devices'] // mesh.get('tensor', 1)}: "
                       "splits parameters and optimizer state")
     if m.remat != "full" and not m.reversible:
-        advice.append("model.remat=full: keeps one vector a token and layer")
+        advice.append("model.remat=full: saves one vector per token and layer")
     if m.attention == "dense" and m.max_length > 1024:
         advice.append("model.attention=flash: no [length, length] scores")
     if m.dtype == "float32":
@@ -214,10 +214,10 @@ def _does_not_fit(config: ConfigDict, figures: dict[str, Any]) -> dict[str, Any]
     parts = config.data.batch_size // mesh.get("data", 1) // mesh.get("fsdp", 1)
     if parts > config.train.microbatches:
         advice.append("train.microbatches=" + str(2 * config.train.microbatches)
-                      + ", or a smaller data.batch_size: fewer activations at a time")
+                      + ", or a smaller data.batch_size: reduces activations")
     if not (m.mlp_chunk or m.num_experts):
-        advice.append(f"model.mlp_chunk={m.max_length // 4}: fewer of the feed-forward layers' "
-                      "activations at a time, which with remat=full costs no FLOPs")
+        advice.append(f"model.mlp_chunk={m.max_length // 4}: reduces the activations of the "
+                      "feed-forward network, without extra FLOPs if remat=full")
     if mesh.get("tensor", 1) == 1:
-        advice.append("mesh.tensor: splits heads and feed-forward, activations too")
+        advice.append("mesh.tensor: splits heads and feed-forward dimensions, also in activations")
     return {"fits": False, "advice": advice + ["more chips"], "failed": True}

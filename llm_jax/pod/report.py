@@ -1,10 +1,10 @@
-"""A plan as a user reads it."""
+"""Formats a plan for display."""
 
 from typing import Any
 
 
 def lines(plan: dict[str, Any]) -> list[str]:
-    """A plan's figures as lines of text; predictions are marked as such."""
+    """Returns the figures of a plan as lines of text; predictions are marked."""
     mesh = ", ".join(f"{axis} {n}" for axis, n in plan["mesh"].items()) or "one device"
     head = f"{plan['topology']}: {plan['devices']} x {plan['chip']} ({mesh})"
     if plan["slices"] > 1:
@@ -35,11 +35,11 @@ def _memory(plan):
 
 
 def _work(plan):
-    out = [f"FLOPs a chip and step: {plan['flops'] / plan['devices']:.4g} of the model, "
+    out = [f"FLOPs per chip and step: {plan['flops'] / plan['devices']:.4g} of the model, "
            f"{plan['computed_flops']:.4g} in the program's matrix products",
-           f"bytes a chip and step: {gigabytes(plan['hbm_traffic_bytes'])} in HBM"]  # fmt: skip
+           f"bytes per chip and step: {gigabytes(plan['hbm_traffic_bytes'])} in HBM"]  # fmt: skip
     if plan["unknown_loops"]:
-        out[-1] += f" (at least: {plan['unknown_loops']} loops of unknown length counted once)"
+        out[-1] += f" (lower bound: {plan['unknown_loops']} loops of unknown length counted once)"
     near, far = ("NVLink", "network") if "NVIDIA" in plan["chip"] else ("ICI", "DCN")
     for net, sent in ((near, plan["ici_bytes"]), (far, plan["dcn_bytes"])):
         out += [f"  {net} {kind:<20} {gigabytes(n):>12}" for kind, n in sent.items() if n]
@@ -48,7 +48,7 @@ def _work(plan):
 
 def _prediction(plan):
     if "roofline_seconds" not in plan:
-        return ["no prediction: the rates of this device are not known"]
+        return ["no prediction: the rates of this device are unknown"]
     each = ", ".join(f"{name} {1000 * s:,.1f} ms" for name, s in plan["roofline_seconds"].items())
     return [
         f"predicted, at data-sheet rates: {each}; bound by {plan['bound_by']}",
@@ -58,5 +58,5 @@ def _prediction(plan):
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in GB (10^9), MB below a tenth of one."""
+    """Formats bytes in GB (10^9), or in MB below 0.1 GB."""
     return f"{count / 1e9:,.2f} GB" if abs(count) >= 1e8 else f"{count / 1e6:,.2f} MB"

@@ -1,4 +1,4 @@
-"""Meshes, microbatches and remat policies, pruned by arithmetic, then compiled and ranked."""
+"""Search over meshes, microbatches and remat policies: pruned by estimates, compiled, ranked."""
 
 import itertools
 import math
@@ -23,28 +23,28 @@ TENSOR, MICROBATCHES, REMAT = (1, 2, 4, 8), (1, 2, 4, 8), ("none", "dots", "full
 def search(
     config: ConfigDict, topology: str, slices: int, compiles: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compiles the `compiles` likeliest settings; returns plans that fit, the fastest first."""
+    """Compiles the `compiles` most promising settings; returns plans that fit, fastest first."""
     devices = chips.devices(topology, slices)
     chip = hardware.chip(devices[0])
     if chip is None or not chip.hbm:
-        raise ConfigError(f"--search: the rates of {topology} are not known; name a TPU or GPU")
+        raise ConfigError(f"--search: the rates of {topology} are unknown; name a TPU or GPU")
     if compiles < 1:
         raise ConfigError(f"--compiles={compiles}: must be at least 1")
     settings = list(candidates(config, len(devices)))
     if not settings:
         raise ConfigError(f"--search: data.batch_size={config.data.batch_size} and model.num_heads="
-                          f"{config.model.num_heads} divide over no mesh of {len(devices)} devices")
+                          f"{config.model.num_heads} do not divide over {len(devices)} devices")
     weights = count_params(plan.prepare(_changed(config, settings[0]), devices).config.model)
     estimates = [estimate(config, setting, weights, chip) for setting in settings]
     likely = sorted((e for e in estimates if e["bytes"] <= chip.hbm), key=lambda e: e["seconds"])
     if not likely:
         least = min(estimates, key=lambda e: e["bytes"])
         keys = " ".join(f"{key}={value}" for key, value in least["setting"].items())
-        tell(f"{len(settings)} settings, of which none fits: {keys} takes at least "
+        tell(f"{len(settings)} settings, none of which fits: {keys} needs at least "
              f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or "
              "a smaller batch")
         return {"settings": len(settings), "ranked": [], "compiled": 0, "failed": True}
-    tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling {compiles} at most")
+    tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling up to {compiles}")
     plans = []
     for i, setting in enumerate(e["setting"] for e in likely[:compiles]):
         result = {"topology": topology, "slices": slices, "setting": setting}
@@ -64,7 +64,7 @@ def _changed(config: ConfigDict, setting: dict[str, Any]) -> ConfigDict:
 
 
 def line(result: dict[str, Any]) -> str:
-    """A compiled setting's figures as one line of text."""
+    """Formats the figures of a compiled setting as a line."""
     keys = " ".join(f"{key}={value}" for key, value in result["setting"].items())
     if not result["fits"]:
         return f"{keys}: does not fit"
@@ -74,7 +74,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
-    """Settings of KEYS that divide devices, heads and batch."""
+    """Yields settings of KEYS that divide devices, heads and batch."""
     m, batch = config.model, config.data.batch_size
     count //= config.mesh.pipeline * config.mesh.context * config.mesh.expert
     for tensor, parts, remat in itertools.product(TENSOR, MICROBATCHES, REMAT):
@@ -88,18 +88,18 @@ def candidates(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
 
 
 def estimate(config: ConfigDict, setting: dict, weights: int, chip: Chip) -> dict[str, Any]:
-    """Lower bounds of a setting's bytes and seconds by arithmetic, to choose what to compile.
+    """Estimates lower bounds of bytes and seconds of a setting, to choose what to compile.
 
-    Bytes: parameters, two moments and a gradient in float32, and what remat keeps. Seconds: the
-    larger of compute and of network, which gathers weights twice and sums gradients once a
-    microbatch over fsdp, and sums activations four times a layer over tensor.
+    Bytes: parameters, two moments and a gradient in float32, and activations saved under remat.
+    Seconds: the maximum of compute and network; fsdp gathers weights twice and reduces gradients
+    once per microbatch, tensor reduces activations four times per layer.
     """
     data, fsdp, tensor, parts, remat = setting.values()
     changed = ConfigDict(config.to_dict())
     changed.model = m = configs.resolve(config.model, 0)
     m.remat = remat
     todo = plan.work(changed)
-    # Tokens times layers of a device's share; where there is one side, both depths are the same.
+    # Tokens times layers per device; models with a single stack have equal depths here.
     lengths = objectives.get(config.objective.name).examples.lengths(changed)
     passes = m.num_layers * lengths.get("encoder_tokens", 0)
     passes += m.num_decoder_layers * lengths["tokens"]
@@ -117,7 +117,7 @@ def estimate(config: ConfigDict, setting: dict, weights: int, chip: Chip) -> dic
     return {
         "setting": setting,
         "bytes": state + passes / parts * kept * width,
-        # The sum decides between settings that are bound by the same.
+        # The sum breaks ties between settings with the same bound.
         "seconds": max(compute, (gathered + summed) / chip.ici_rate)
         + 1e-3 * math.log(1 + gathered + summed),
     }

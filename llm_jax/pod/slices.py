@@ -1,6 +1,6 @@
-"""Slices of TPUs as Google has them: shapes that exist, hosts, and the names that go with them.
+"""Google Cloud's TPU slices: available shapes, hosts and names.
 
-Without JAX, which is not needed to write a job's file.
+Does not import JAX, which is not needed to write a job file.
 """
 
 import math
@@ -10,11 +10,11 @@ from llm_jax.config import ConfigError
 
 
 class Tpu(NamedTuple):
-    """A generation: GKE's label, a TPU VM's type and runtime (none: has no TPU VMs), its size.
+    """A TPU generation: GKE's label, type and runtime of TPU VMs (empty: none), sizes.
 
     Attributes:
-      cubes: of 4x4x4 chips in the largest slice; 0: slices are flat.
-      alone: whether a host may have a single chip, where slices are not flat.
+      cubes: number of 4x4x4 cubes in the largest slice; 0: slices are two-dimensional.
+      alone: whether a host may have a single chip, in three-dimensional slices.
     """
 
     label: str
@@ -24,8 +24,8 @@ class Tpu(NamedTuple):
     alone: bool = False
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; hosts as in Google's xpk 1.16.0. Shapes of v4
-# and v5p that xpk lists beside those (unsorted, or larger than what can be scheduled) are left out.
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}; hosts as in Google's xpk 1.16.0, without its
+# further shapes of v4 and v5p (unsorted, or larger than can be scheduled).
 TPUS = {
     "v4": Tpu("tpu-v4-podslice", "v4", "tpu-ubuntu2204-base", 64),
     "v5p": Tpu("tpu-v5p-slice", "v5p", "v2-alpha-tpuv5", 96),
@@ -38,7 +38,7 @@ SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # parts of a cube
 
 
 class Slice(NamedTuple):
-    """A slice: its generation, shape as 4x4x4, hosts, and chips of each host."""
+    """A slice: its generation, shape as 4x4x4, hosts, and chips per host."""
 
     tpu: Tpu
     shape: str
@@ -47,10 +47,10 @@ class Slice(NamedTuple):
 
 
 def find(topology: str) -> Slice:
-    """Returns the slice that a topology such as v5p:4x4x4 names.
+    """Returns the slice of a topology such as v5p:4x4x4.
 
     Raises:
-      ConfigError: there is none of that generation or shape; names those that there are.
+      ConfigError: an unknown generation or shape; lists the known ones.
     """
     kind, _, shape = topology.partition(":")
     if kind not in TPUS:
@@ -61,7 +61,7 @@ def find(topology: str) -> Slice:
         shapes = [(1, 1, 1)] * tpu.alone + [*(SMALL if tpu.cubes else FLAT)]
         known = ", ".join("x".join(map(str, sides)) for sides in shapes)
         if tpu.cubes:
-            known += (", and AxBxC of A <= B <= C, all multiples of 4, with at most "
+            known += (", and AxBxC with A <= B <= C, multiples of 4, with at most "
                       f"{64 * tpu.cubes:,} chips")  # fmt: skip
         raise ConfigError(f"--topology={topology}: {kind} has slices of {known}")
     count = math.prod(sides)

@@ -1,9 +1,9 @@
-"""A training run as an ordinary job of Slurm, GKE or TPU VMs: its file, and the command for it.
+"""Job files for training on Slurm, GKE or TPU VMs, and the commands that submit them.
 
-Nothing here schedules anything: jobs/ holds what its author would have written by hand, with
-{{gaps}}, and the job starts again as these systems do. What a job knows of `launch.py train` are
-its exit codes: 0 finished, STOPPED saved when it was told to stop, 2 a config that no restart will
-mend; all else is a crash, after which the same command resumes.
+Scheduling and restarts are left to these systems: jobs/ holds templates of ordinary job files with
+{{gaps}}. A job depends only on the exit codes of `launch.py train`: 0 finished, STOPPED saved after
+a stop signal, 2 a config error, for which a restart is useless; others are crashes, after which the
+same command resumes.
 """
 
 import json
@@ -17,12 +17,12 @@ from llm_jax.config import ConfigError
 from llm_jax.pod import slices
 
 STOPPED = 75  # EX_TEMPFAIL
-GRACE = 300  # seconds from the signal to the end, in which a checkpoint is written
+GRACE = 300  # seconds between the signal and the end of the job, to write a checkpoint
 FILES = {"slurm": "slurm.sbatch", "gke": "gke.yaml", "tpu-vm": "tpu-vm.sh"}
 
 
 class Option(NamedTuple):
-    """An option of a job; default None: it is required."""
+    """A job option; default None: required."""
 
     systems: tuple[str, ...]
     default: Any
@@ -31,35 +31,35 @@ class Option(NamedTuple):
 
 TPU = ("gke", "tpu-vm")
 OPTIONS = {
-    "nodes": Option(("slurm",), 1, "machines, one process each"),
-    "gpus": Option(("slurm",), 0, "GPUs of a machine"),
-    "cpus": Option(("slurm",), 0, "CPUs of a machine; 0: all, and the machine for the job alone"),
-    "memory": Option(("slurm",), "", "of a machine, as 64G; with all of its CPUs all of it"),
-    "time": Option(("slurm",), "24:00:00", "limit of one job, after which it is queued again"),
+    "nodes": Option(("slurm",), 1, "number of machines, with one process each"),
+    "gpus": Option(("slurm",), 0, "GPUs per machine"),
+    "cpus": Option(("slurm",), 0, "CPUs per machine; 0: all, with exclusive use"),
+    "memory": Option(("slurm",), "", "memory per machine, as 64G; all if it uses all CPUs"),
+    "time": Option(("slurm",), "24:00:00", "time limit of a job, after which it is queued again"),
     "partition": Option(("slurm",), "", ""),
     "account": Option(("slurm",), "", ""),
-    "sbatch": Option(("slurm",), (), "a further option of sbatch, as --sbatch=--qos=high; repeat"),
+    "sbatch": Option(("slurm",), (), "a further sbatch option, as --sbatch=--qos=high; repeatable"),
     "topology": Option(TPU, None, "v5p:4x4x4"),
-    "slices": Option(TPU, 1, "so many of it, joined by DCN"),
-    "image": Option(("gke",), None, "a container image with this repository as its folder"),
-    "claim": Option(("gke",), "", "a PersistentVolumeClaim that pods can write, at /runs"),
-    "service_account": Option(("gke",), "", "Kubernetes' own, that may use the bucket"),
-    "queue": Option(("gke",), "", "a LocalQueue of Kueue"),
+    "slices": Option(TPU, 1, "number of slices, connected by DCN"),
+    "image": Option(("gke",), None, "a container image with this repository as working directory"),
+    "claim": Option(("gke",), "", "a PersistentVolumeClaim, writable by pods, mounted at /runs"),
+    "service_account": Option(("gke",), "", "a Kubernetes account with access to the bucket"),
+    "queue": Option(("gke",), "", "a Kueue LocalQueue"),
     "zone": Option(("tpu-vm",), None, ""),
-    "project": Option(("tpu-vm",), "", "gcloud's own if not given"),
-    "repository": Option(("tpu-vm",), None, "a git address of this repository"),
-    "commit": Option(("tpu-vm",), "", "of it; that of this checkout if not given"),
+    "project": Option(("tpu-vm",), "", "default: that of gcloud"),
+    "repository": Option(("tpu-vm",), None, "git URL of this repository"),
+    "commit": Option(("tpu-vm",), "", "its commit; default: that of this checkout"),
     "bucket": Option(TPU, "", "a Cloud Storage bucket, mounted by gcsfuse at /runs"),
-    "spot": Option(TPU, False, "chips that may be taken away"),
-    "setup": Option(("slurm", "tpu-vm"), "", "a shell line run first, to activate Python, say"),
-    "retries": Option(tuple(FILES), 10, "restarts after crashes; of slurm and tpu-vm, since the "
+    "spot": Option(TPU, False, "use preemptible chips"),
+    "setup": Option(("slurm", "tpu-vm"), "", "a shell command run first, to activate Python, say"),
+    "retries": Option(tuple(FILES), 10, "restarts after crashes; slurm, tpu-vm: since the "
                       "last checkpoint"),
-    "stall": Option(tuple(FILES), 3600, "seconds without a step that count as a crash; 0: none do"),
+    "stall": Option(tuple(FILES), 3600, "seconds without a step that count as a crash; 0: off"),
 }  # fmt: skip
 
 
 class Job(NamedTuple):
-    """A job: its file's name and text, the command that hands it in, and its devices if known."""
+    """A job: name and text of its file, the command that submits it, its devices if known."""
 
     file: str
     text: str
@@ -74,9 +74,9 @@ def make(
 
     Args:
       on: slurm, gke or tpu-vm.
-      train: the other arguments of `train`.
-      options: those of OPTIONS that were given.
-      here: the folder of launch.py, which Slurm's machines share; None: llm-jax is installed.
+      train: further arguments of `train`.
+      options: values of OPTIONS.
+      here: folder of launch.py, shared by Slurm's machines; None: llm-jax is installed.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise ConfigError(f"--name={name}: must be lower-case letters, digits and dashes")
@@ -95,24 +95,24 @@ def make(
         gaps["sbatch"] = "\n#SBATCH ".join(o["sbatch"])
         return Job(file, _filled(on, gaps), ["sbatch", file], o["nodes"] * o["gpus"] or None)
     if (on == "gke" or o["bucket"]) and not workdir.startswith("/runs/"):
-        raise ConfigError(f"--workdir={workdir}: must be below /runs, where the storage is mounted "
-                          "that all hosts share")
+        raise ConfigError(f"--workdir={workdir}: must be below /runs, the mount point of the "
+                          "shared storage")
     tpu, shape, hosts, chips = slices.find(o["topology"])
     gaps |= {"hosts": hosts, "label": tpu.label, "shape": shape, "chips": chips}
     gaps["spot"] = "true" if o["spot"] else ""
     if on == "gke":
         if bool(o["claim"]) == bool(o["bucket"]):
-            raise ConfigError("--claim, --bucket: --on=gke needs one of them, to be /runs")
+            raise ConfigError("--claim, --bucket: --on=gke needs one of them, to mount at /runs")
         return Job(file, _filled(on, gaps), ["kubectl", "apply", "-f", file],
                    o["slices"] * hosts * chips)  # fmt: skip
     if not tpu.runtime:
-        raise ConfigError(f"--topology={o['topology']}: has no TPU VMs; --on=gke has it")
+        raise ConfigError(f"--topology={o['topology']}: has no TPU VMs; use --on=gke")
     gaps["commit"] = o["commit"] or _commit()
     several = [f"--node-prefix={name}", f"--node-count={o['slices']}"]
     hand_in = ["gcloud", "compute", "tpus", "queued-resources", "create", name]
     hand_in += several if o["slices"] > 1 else [f"--node-id={name}"]
     hand_in += [f"--zone={o['zone']}", *[f"--project={o['project']}"] * bool(o["project"])]
-    # A number of cores means but one of the shapes that have as many, where there are three axes.
+    # With three axes, several shapes have the same number of cores; the type names only one.
     flat = f"--accelerator-type={tpu.prefix}-{hosts * chips}"
     hand_in += [f"--type={tpu.prefix}", f"--topology={shape}"] if tpu.cubes else [flat]
     hand_in += [f"--runtime-version={tpu.runtime}", *["--spot"] * o["spot"]]
@@ -123,27 +123,27 @@ def make(
 def _commit() -> str:
     commit = record.commit()
     if not commit or "+" in commit:
-        raise ConfigError("--commit: this checkout has changes that are in no commit, which hosts "
-                          "could not clone; commit and push them, or name one that is pushed"
-                          if commit else "--commit: --on=tpu-vm needs one; this is no checkout")
+        raise ConfigError("--commit: this checkout has uncommitted changes, which hosts cannot "
+                          "clone; commit and push them, or name a pushed commit"
+                          if commit else "--commit: required by --on=tpu-vm outside a checkout")
     return commit
 
 
 def _checked(on: str, given: dict) -> dict[str, Any]:
-    """The options of this system: the given values over the defaults."""
+    """Returns the options of this system: the defaults, updated with the given values."""
     known = {name: option.default for name, option in OPTIONS.items() if on in option.systems}
     for name, value in given.items():
         if name not in known:
             takes = ", ".join(f"--{key}" for key in known)
-            raise ConfigError(f"--{name}: is not for --on={on}, which takes {takes}")
+            raise ConfigError(f"--{name}: not an option of --on={on}, which takes {takes}")
         lines = value if isinstance(value, (list, tuple)) else [value]
         if any("\n" in str(x) for x in lines) or (isinstance(value, int) and value < 0):
-            raise ConfigError(f"--{name}={value!r}: cannot be")
+            raise ConfigError(f"--{name}={value!r}: invalid value")
         if name == "sbatch" and not all(x.startswith("-") for x in lines):
             raise ConfigError(f"--sbatch={' '.join(lines)}: must be options, as --qos=high")
         if name == "time" and _slurm_seconds(value) <= GRACE + 60:
-            raise ConfigError(f"--time={value}: must be more than the {GRACE + 60} s that saving "
-                              "is given at its end")
+            raise ConfigError(f"--time={value}: must be more than the {GRACE + 60} s reserved for "
+                              "saving at its end")
         if name in ("nodes", "slices") and value < 1:
             raise ConfigError(f"--{name}={value}: must be at least 1")
     if missing := [n for n, default in known.items() if default is None and not given.get(n)]:
@@ -152,7 +152,7 @@ def _checked(on: str, given: dict) -> dict[str, Any]:
 
 
 def _slurm_seconds(text: str) -> float:
-    """Seconds of a time limit as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Parses a Slurm time limit to seconds: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return float("inf")
     if not re.fullmatch(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}", text):
@@ -160,16 +160,16 @@ def _slurm_seconds(text: str) -> float:
                           "days-hours:minutes:seconds")
     days, dash, rest = text.rpartition("-")
     parts = [int(n) for n in rest.split(":")]
-    parts = [0] * (len(parts) < 3 and not dash) + parts  # without days the first are minutes
+    parts = [0] * (len(parts) < 3 and not dash) + parts  # without days the first part is minutes
     hours, minutes, seconds = (parts + [0, 0])[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _filled(on: str, gaps: dict[str, Any]) -> str:
-    """The file of jobs/ with its gaps filled.
+    """Fills in a template of jobs/.
 
-    A gap is {{name}}, {{name|sh}} (quoted for a shell) or {{name|json}}; a line with a {{?name}} is
-    left out where that is empty.
+    Gaps are {{name}}, {{name|sh}} (shell-quoted) or {{name|json}}; a line with {{?name}} is dropped
+    if that is empty.
     """
     shell = lambda x: shlex.quote(x) if isinstance(x, str) else shlex.join(x)
     forms = {None: str, "sh": shell, "json": json.dumps}

@@ -1,4 +1,4 @@
-"""A watchdog on progress: a run that takes no step for too long says where it stands, and ends."""
+"""Watchdog: a run that stalls prints its stacks and ends."""
 
 import faulthandler
 import sys
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TOLD = 300  # seconds without a step, twice that, four times …, at which a line is written
+TOLD = 300  # seconds without a step before the first message; doubles each time
 ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
 def watchdog(seconds: int, who: str) -> Iterator[list[Callable[[Any], None]]]:
-    """Yields hooks of a Trainer; when they are not called for so many seconds, the process ends.
+    """Yields Trainer hooks; if they are not called for `seconds`, the process ends.
 
-    All threads' stacks are then on stderr, and the exit code is 1. It is a thread in C that does
-    so, whoever holds Python's lock. 0 seconds: no hooks, and nothing ends.
+    It prints the stacks of all threads to stderr and exits with code 1, from a C thread, which does
+    not need Python's GIL. 0 seconds: no hooks and no watchdog.
     """
     if not seconds:
         yield []
         return
-    steps, over = [(time.monotonic(), "")], threading.Event()  # of the last: when, and which
+    steps, over = [(time.monotonic(), "")], threading.Event()  # time and name of the last step
 
     def step(info):
         steps[0] = time.monotonic(), f" after step {info.step}"
@@ -49,7 +49,7 @@ def watchdog(seconds: int, who: str) -> Iterator[list[Callable[[Any], None]]]:
 
 
 def where() -> str:
-    """The line of this package that the main thread is in."""
+    """Returns the line of this package that the main thread executes."""
     frame = sys._current_frames()[threading.main_thread().ident]
     while frame and not frame.f_code.co_filename.startswith(str(ROOT)):
         frame = frame.f_back

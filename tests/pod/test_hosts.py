@@ -353,7 +353,7 @@ def test_the_others_are_told_who_was_lost(how, victim, tmp_path):
     if how == "over":
         assert codes == [0, 0, 0] and not any("error: " in text for text in errors)
         return
-    why = "is lost: it has died" if how == "killed" else "has ended: no room"
+    why = "is lost: it died" if how == "killed" else "has ended: no room"
     for i in {0, 1, 2} - {victim}:
         line = f"error: process {victim} of 3 on {HERE} {why}"
         found = [x for x in errors[i].splitlines() if x.startswith(line)]

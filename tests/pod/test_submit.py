@@ -139,7 +139,7 @@ def test_a_queued_resource(topology, names):
 
 
 def test_hosts_clone_the_commit_in_hand(monkeypatch):
-    said = {"1234567": "", "": "no checkout", "1234567+changes": "in no commit"}
+    said = {"1234567": "", "": "outside a checkout", "1234567+changes": "uncommitted"}
     for commit, shown in said.items():
         monkeypatch.setattr(submit.record, "commit", lambda commit=commit: commit)
         if shown:
@@ -203,7 +203,7 @@ def test_slices_that_do_not_exist(topology):
 @pytest.mark.parametrize(
     ("on", "changes", "message"),
     [
-        ("slurm", {"zone": "a"}, "--zone: is not for --on=slurm, which takes --nodes"),
+        ("slurm", {"zone": "a"}, "--zone: not an option of --on=slurm, which takes --nodes"),
         ("slurm", {"nodes": 0}, "--nodes=0: must be at least 1"),
         ("slurm", {"setup": "a\nb"}, "--setup="),
         ("gke", {"image": ""}, "--image: --on=gke needs it"),
@@ -333,7 +333,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "--config.train.steps=7 --stopped_code=75 --stall" in text and text in out
     assert launch.main([*command, "--config.train.steps=none"]) == 2
     assert launch.main([*command, "--zone=here"]) == 2
-    assert "--zone: is not for --on=slurm" in capsys.readouterr().err
+    assert "--zone: not an option of --on=slurm" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     assert launch.main([*command, "--go"]) == 2
-    assert "--go: sbatch is not installed here" in capsys.readouterr().err
+    assert "--go: sbatch is not installed" in capsys.readouterr().err

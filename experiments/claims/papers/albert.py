@@ -18,7 +18,6 @@ VARIANTS_OF = {
 def get_config():
     c = encoder()
     c.model.num_layers = 4
-    c.optimizer.learning_rate = 2e-3
     return c
 
 
