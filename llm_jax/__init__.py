@@ -4,11 +4,11 @@ import time
 
 __version__ = "0.2.0"
 
-BEGAN = time.perf_counter()  # about when this process did
+BEGAN = time.perf_counter()  # approximate start time of the process
 
 
 def __getattr__(name: str):
-    # `llm_jax.load` without the seconds that importing JAX takes for those who need only a config.
+    # Lazy, so that users who need only a config do not import JAX, which takes seconds.
     if name in ("load", "Pretrained"):
         from llm_jax import library
 

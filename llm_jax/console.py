@@ -1,4 +1,4 @@
-"""What a user sees on stderr while a run goes on."""
+"""Console output of a run, on stderr."""
 
 import datetime
 import logging
@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-# Scores of an evaluation; of a task those that it has.
+# Evaluation scores shown, if available.
 SCORES = ("accuracy", "f1", "exact_match", "bleu", "rougeL", "spearman", "recall_at_1", "margin")
 SHOWN = {
     "loss": "loss {:.3f}",
@@ -19,18 +19,18 @@ SHOWN = {
 
 
 class Reporter:
-    """Facts, notes and the numbers of each logged step, a line each."""
+    """Prints facts, notes and the values of each logged step, one line each."""
 
     def __init__(self):
         log = logging.getLogger("llm_jax")
-        # Libraries give the root handlers too.
+        # Libraries also add handlers to the root logger.
         log.handlers, log.propagate = [logging.StreamHandler()], False
         log.setLevel(logging.INFO)
         self.seen: dict[str, str] = {}
-        self.first: tuple[int, float] | None = None  # step and time that were shown first
+        self.first: tuple[int, float] | None = None  # step and time of the first progress message
 
     def start(self, facts: dict[str, Any], step: int, steps: int) -> None:
-        """Shows the facts of a run that goes on from `step` to `steps`."""
+        """Prints the facts of a run that continues from `step` to `steps`."""
         self.steps = steps
         for name, value in facts.items():
             self.note(f"{name}: {value}")
@@ -38,12 +38,12 @@ class Reporter:
             self.note("compiling …")
 
     def note(self, text: str) -> None:
-        """Shows a line."""
+        """Prints a line."""
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, step: int, values: dict[str, float]) -> None:
-        """Shows the newest numbers, and the time left at the pace since the first shown."""
-        # Those of an evaluation are shown only with the step that it belongs to.
+        """Prints the newest values, and the remaining time estimated from the pace so far."""
+        # Evaluation scores are shown only at their own step.
         self.seen = {key: text for key, text in self.seen.items() if not key.startswith("eval_")}
         known = {key: form for key, form in SHOWN.items() if values.get(key)}
         self.seen |= {key: form.format(values[key]) for key, form in known.items()}

@@ -1,9 +1,9 @@
-"""A model class for lm-evaluation-harness: `python -m llm_jax.harness --model llm_jax …`.
+"""Model class for lm-evaluation-harness: `python -m llm_jax.harness --model llm_jax …`.
 
     python -m llm_jax.harness --model llm_jax --model_args folder=runs/gpt --tasks lambada_openai
 
-runs its command line with `llm_jax` among its models; in Python,
-`lm_eval.simple_evaluate(model=Harness("runs/gpt"), tasks=[…])`. Needs `pip install lm-eval`.
+runs its command line with the additional model `llm_jax`. In Python:
+`lm_eval.simple_evaluate(model=Harness("runs/gpt"), tasks=[…])`. Requires `pip install lm-eval`.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ from llm_jax import library
 from llm_jax.data import chat
 from llm_jax.decode import log_likelihoods
 
-NEW_TOKENS = 256  # where a task does not say
+NEW_TOKENS = 256  # default of tasks without a limit
 
 
 @register_model("llm_jax")
 class Harness(TemplateLM):
-    """A decoder, as the harness's `hf` model reads the same Hugging Face folder.
+    """A decoder for the harness, equivalent to its `hf` model of the same Hugging Face folder.
 
     Args:
       folder: a run folder or Hugging Face folder.
-      batch_size: rows at a time.
+      batch_size: rows per batch.
     """
 
     def __init__(self, folder: str | Path, batch_size: int | str = 8, **unused: Any):

@@ -1,4 +1,4 @@
-"""Models in Python: `llm_jax.load(folder)` to logits, hidden states, attention weights and text."""
+"""Python API: `llm_jax.load(folder)` for logits, hidden states, attention weights and text."""
 
 import dataclasses
 import re
@@ -26,19 +26,19 @@ from llm_jax.train.predict import answerer, document, predict
 def load(
     folder: str | Path | Sequence[str | Path], step: int | str | None = None
 ) -> "Pretrained":
-    """Loads a model of a run folder (its averaged parameters where kept) or Hugging Face folder.
+    """Loads the model of a run folder (the EMA of its parameters, if any) or Hugging Face folder.
 
     Args:
-      folder: several run folders are an ensemble: `predict` averages their probabilities.
-      step: of a run folder, which checkpoint; None: the newest.
+      folder: several run folders form an ensemble: `predict` averages their probabilities.
+      step: checkpoint of a run folder; None: the newest.
 
     Raises:
-      ConfigError: no such folder, neither of the two, no such step, or weights that are damaged.
+      ConfigError: no such folder or step, an unknown kind of folder, or damaged weights.
     """
     several = isinstance(folder, Sequence) and not isinstance(folder, str)
     if not several and not (Path(folder) / "checkpoints").is_dir():
         if step is not None:
-            raise ConfigError(f"step={step}: {folder} is no run folder and has no steps")
+            raise ConfigError(f"step={step}: {folder} is not a run folder and has no steps")
         cfg, params, tokenizer = hub.load(folder)
         config = configs.base()
         config.model, config.objective.name = cfg, objectives.suited(cfg).name
@@ -56,10 +56,10 @@ class Pretrained:
     """A model with its parameters and tokenizer.
 
     Attributes:
-      config: all of a run's; of a Hugging Face folder, config.model and defaults.
-      model: the Linen module, (batch) -> Outputs.
-      params: its parameters, a plain tree of float32 arrays.
-      tokenizer: None where a Hugging Face folder has none.
+      config: the config of the run; for a Hugging Face folder, config.model and defaults.
+      model: the Linen module, batch -> Outputs.
+      params: its parameters, a tree of float32 arrays.
+      tokenizer: None if a Hugging Face folder has none.
     """
 
     config: ConfigDict
@@ -69,19 +69,19 @@ class Pretrained:
     _memory: decode.Memory = dataclasses.field(default_factory=decode.Memory)
 
     def batch(self, texts: Sequence[str], targets: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Tokenises texts with the special tokens that the model expects, padded on the right.
+        """Tokenises texts with the special tokens of the model, padded on the right.
 
-        Returns tokens and segment_ids (1: real, 0: padding) [B, T]; of an encoder-decoder,
-        encoder_tokens and encoder_segment_ids of the texts, tokens and segment_ids of `targets`
-        behind the start token (its decoder's input).
+        Returns tokens and segment_ids (1: real, 0: padding) [B, T]; for an encoder-decoder,
+        encoder_tokens and encoder_segment_ids of the texts, and tokens and segment_ids of the
+        decoder input: the start token and `targets`.
 
         Raises:
-          ConfigError: no tokenizer, or a text that is longer than model.max_length tokens.
+          ConfigError: no tokenizer, or a text of more than model.max_length tokens.
         """
         if isinstance(texts, str) or not len(texts):
             raise ConfigError(f"batch({texts!r}): takes a list of at least one text")
         if self.tokenizer is None:
-            raise ConfigError("the folder has no tokenizer; make a batch of ids: {'tokens': ids}")
+            raise ConfigError("the folder has no tokenizer; pass a batch of ids: {'tokens': ids}")
         before, behind = self.tokenizer.around(self.model.cfg.kind)
         rows = [[*before, *self.tokenizer.encode(text), *behind] for text in texts]
         if self.model.cfg.kind != "encoder_decoder":
@@ -91,42 +91,41 @@ class Pretrained:
         return self._padded(rows, "encoder_") | self._padded(decoder, "")
 
     def outputs(self, batch: dict[str, Any]) -> Outputs:
-        """Runs the model on a batch: hidden vectors, features [B, T, D], outputs of the heads."""
+        """Runs the model on a batch: returns hidden vectors, features and outputs of the heads."""
         return _apply(self.model, (), self.params, batch)[0]
 
     def logits(self, batch: dict[str, Any]) -> jax.Array:
-        """Scores [B, T, V], float32, of each token to come next (or, masked, to stand there).
+        """Returns logits [B, T, V], float32, of the next token (masked models: of this position).
 
         Raises:
-          ConfigError: a model that says no words; `outputs(batch).heads` has a classifier's scores.
+          ConfigError: a model without a language modelling head; see `outputs(batch).heads`.
         """
         outputs = self.outputs(batch)
         if outputs.matrix is None:
-            raise ConfigError(f"model.head={self.model.cfg.head!r} has no scores of words; "
+            raise ConfigError(f"model.head={self.model.cfg.head!r} has no vocabulary logits; "
                               f"outputs(batch).heads has {', '.join(outputs.heads) or 'none'}")
         return models.logits(outputs)
 
     def hidden_states(self, batch: dict[str, Any], side: str = "") -> jax.Array:
-        """Hidden states [layers + 1, B, T, D]: each layer's input, and last the stack's output.
+        """Returns hidden states [layers + 1, B, T, D]: the input of each layer, then the output.
 
-        The last has gone through the final norm where the model has one, as in transformers'
-        `output_hidden_states`.
+        The output includes the final norm, if any, as in transformers' `output_hidden_states`.
 
         Args:
-          side: "encoder" or "decoder" of an encoder-decoder; the decoder if not said.
+          side: "encoder" or "decoder" of an encoder-decoder; default: the decoder.
         """
         side = self._side(side)
         if self.model.cfg.reversible:
-            raise ConfigError("model.reversible=True: has two streams and keeps neither")
+            raise ConfigError("model.reversible=True: does not store hidden states")
         outputs, kept = _apply(self.model, ("hidden",), self.params, batch)
         last = outputs.encoded if side != self._side("") else outputs.features
         return jnp.concatenate([_by_layer(kept["hidden"][side], "input"), last[None]])
 
     def attention_weights(self, batch: dict[str, Any], side: str = "") -> jax.Array:
-        """Attention weights [layers, B, N, T, T] of the self-attention layers, queries first.
+        """Returns attention weights [layers, B, N, T, T] of the self-attention layers.
 
         Raises:
-          ConfigError: a kind of attention whose output is no weighted sum of values.
+          ConfigError: a kind of attention whose output is not a weighted sum of values.
         """
         cfg = ConfigDict(self.model.cfg.to_dict())
         stack = self._side(side)
@@ -134,7 +133,7 @@ class Pretrained:
             if "weights" not in attention.get(kind).supports or cfg.reversible:
                 raise ConfigError(f"model.attention={kind!r}, model.reversible={cfg.reversible}: "
                                   f"weights need {attention.ABILITIES['weights']}")
-        # Kernels that never hold the weights: dense attention is the same function.
+        # Kernels do not materialise the weights; dense attention is the same function.
         for key in ("attention", "layers"):
             cfg[key] = re.sub(r"\b(flash|blockwise)\b", "dense", cfg[key])
         model = models.build(cfg)
@@ -142,25 +141,25 @@ class Pretrained:
         return _by_layer(kept["weights"][stack], "self")
 
     def predict(self, records: Sequence[str | Record]) -> list[Record]:
-        """Returns the answer to each text or record: its label, entities, answer …
+        """Returns the prediction for each text or record: its label, entities, answer …
 
-        A record has the fields that the objective reads, but for those to be predicted:
-        {"text": …}, {"tokens": […]}, {"context": …, "question": …}. One that cannot be read has an
-        {"error": …} for its answer. docs/tasks.md shows each.
+        A record has the input fields of the objective: {"text": …}, {"tokens": […]},
+        {"context": …, "question": …}. The prediction for an invalid one is {"error": …}.
+        docs/tasks.md shows each.
 
         Raises:
-          ConfigError: an objective that has no answers.
+          ConfigError: an objective without predictions.
         """
         return self._answers(self.config.objective.name, records)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns the texts' vectors [N, D] float32, of length 1; what is too long loses its end.
+        """Returns unit-length embeddings of texts [N, D] float32; truncates long texts.
 
-        Of an encoder, by objective.pooling: that of the run, or of a sentence-transformers folder.
+        For encoders, with the objective.pooling of the run or sentence-transformers folder.
         """
         if isinstance(texts, str) or self.model.cfg.kind != "encoder":
-            raise ConfigError(f"embed({texts!r}), model.kind={self.model.cfg.kind!r}: takes a list "
-                              "of texts, of an encoder")
+            raise ConfigError(f"embed({texts!r}), model.kind={self.model.cfg.kind!r}: needs a list "
+                              "of texts and an encoder")
         return np.array([x["vector"] for x in self._answers("contrastive", texts)], np.float32)
 
     def _answers(self, name: str, records: Sequence[str | Record]) -> list[Record]:
@@ -172,7 +171,7 @@ class Pretrained:
         return list(predict(answer, self.params, documents, self.config.data.batch_size))
 
     def generate(self, prompts: Sequence[decode.Prompt], **options: Any) -> list[dict]:
-        """Continues, answers or fills in prompts: see llm_jax.decode.complete for the options."""
+        """Completes prompts or fills in masks; see llm_jax.decode.complete for the options."""
         if isinstance(prompts, str):
             raise ConfigError(f"generate({prompts!r}): takes a list of prompts")
         options = {"objective": self.config.objective} | options
@@ -181,7 +180,7 @@ class Pretrained:
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
         """Returns the assistant's reply to messages, [{"role": "user", "content": …}, …].
 
-        The KV cache is kept: what messages share with those of the last call is not computed again.
+        Reuses the KV cache for messages shared with the last call.
         """
         return self.generate([messages], **{"memory": self._memory} | options)[0]["completion"]
 
@@ -209,7 +208,7 @@ def _apply(model: Model, collections: tuple[str, ...], params: Any, batch: dict)
 
 
 def _by_layer(kept: dict, name: str) -> jax.Array:
-    """[layers, …] of what each layer of a stack has kept; blocks of a pattern take turns."""
+    """Stacks values stored by the layers of a stack to [layers, …], in layer order."""
     number = lambda key: int(key.partition("_")[2] or 0)  # block, or block_0, block_1, …
     in_order = lambda tree: [tree[key] for key in sorted(tree, key=number)]
     parts = []

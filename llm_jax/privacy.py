@@ -1,7 +1,7 @@
-"""Differential privacy: DP-SGD for any objective, and what it has spent (docs/privacy.md).
+"""Differential privacy: DP-SGD for any objective, and privacy accounting (docs/privacy.md).
 
-Abadi 2016, https://arxiv.org/abs/1607.00133: each document's gradient is clipped by itself, and
-noise added to their sum. Documents are drawn by Poisson sampling (data/sampled.py).
+Abadi 2016, https://arxiv.org/abs/1607.00133: clips the gradient of each document and adds noise to
+their sum. Documents are drawn by Poisson sampling (data/sampled.py).
 """
 
 import functools
@@ -21,16 +21,16 @@ from llm_jax import models
 from llm_jax.config import ConfigError, flatten
 from llm_jax.data.sampled import OVERFLOW, rate
 
-NOISE = np.uint32(2**32 - 1)  # of a step's key: apart from those of its rows
+NOISE = np.uint32(2**32 - 1)  # folded into the step's key; differs from row numbers
 # dp-accounting warns of each Rényi order that it leaves out; the bound holds without them.
 logging.getLogger("absl").addFilter(lambda record: "dp_accounting" not in record.pathname)
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what would let one document reach the gradient of another, or be counted wrongly.
+    """Checks that gradients are per document and that accounting is valid.
 
     Raises:
-      ConfigError: naming the key, its value and the fix.
+      ConfigError: names the key, its value and the fix.
     """
     m, name = config.model, config.objective.name
     wanted = {"data.packing": "none", "data.ramp_steps": 0, "data.shards": 1, "objective.mixup": 0}
@@ -60,11 +60,11 @@ def check(config: ConfigDict) -> None:
 
 
 def spent(config: ConfigDict, documents: int, noise: float, steps: int) -> float:
-    """Returns epsilon of so many steps at privacy.delta, of one document added or removed.
+    """Returns epsilon after `steps` steps at privacy.delta, for adding or removing one document.
 
     Rényi DP of the Poisson-sampled Gaussian mechanism (Mironov 2019, arXiv:1908.10530) by Google's
-    dp-accounting, at delta / 2. The other half is for batches that overflow, which count with
-    steps (1 + e^epsilon) OVERFLOW (Chua 2024, arXiv:2411.04205, section 3).
+    dp-accounting, at delta / 2. The other half covers batch overflows, steps (1 + e^epsilon)
+    OVERFLOW (Chua 2024, arXiv:2411.04205, section 3).
     """
     import dp_accounting
 
@@ -76,7 +76,7 @@ def spent(config: ConfigDict, documents: int, noise: float, steps: int) -> float
 
 
 def noise_of(config: ConfigDict, documents: int) -> float:
-    """Returns privacy.noise, or the least of which train.steps steps spend privacy.epsilon."""
+    """Returns privacy.noise, or the smallest noise for which train.steps stay in the budget."""
     p = config.privacy
     if p.noise:
         return p.noise
@@ -104,15 +104,15 @@ def _event(probability: float, noise: float) -> Any:
 
 
 def gradients(clip: float, noise: float, expected: float) -> Callable:
-    """Returns DP-SGD in place of `train.state.gradients`, of the same arguments and results.
+    """Returns the DP-SGD replacement of `train.state.gradients`, with the same signature.
 
-    gradient = (sum of g_i min(1, clip / |g_i|) + clip noise z) / expected, z of N(0, 1), where g_i
-    is the gradient of row i's own mean loss, over all trained parameters. One that is not finite
-    counts as 0, so that no step is skipped for it. train.microbatches parts of the rows follow each
-    other; of a part each row's gradient is held, and one without a row is not computed.
+    gradient = (sum of g_i min(1, clip / |g_i|) + clip noise z) / expected, z from N(0, 1), where
+    g_i is the gradient of the mean loss of row i, over all trained parameters. Non-finite g_i count
+    as 0, so that no step is skipped. Microbatches run in sequence, with all row gradients held;
+    those without real rows are skipped.
 
     Args:
-      expected: rows of a step, in the mean. Not their number, which is private.
+      expected: expected number of rows per step; the actual number is private.
     """
 
     def private(loss, params, batch, key, weights, microbatches):
@@ -151,10 +151,10 @@ def gradients(clip: float, noise: float, expected: float) -> Callable:
 
 
 class Account:
-    """DP-SGD of a run: its gradients, and a hook that logs what it has spent, as `epsilon`.
+    """DP-SGD for a run: its gradients, and a hook that logs the privacy spent, as `epsilon`.
 
-    Both follow from the config, the number of documents and the steps taken, so that a resumed run
-    accounts for all of its steps.
+    Both depend only on the config, the number of documents and the number of steps, so that a
+    resumed run accounts for all of its steps.
     """
 
     def __init__(self, config: ConfigDict):
@@ -183,7 +183,7 @@ class Account:
         return functools.partial(trainer.setup.train_step, gradients=made)
 
     def hook(self, info: Any) -> None:
-        """Adds epsilon and the noise to what is logged."""
+        """Adds epsilon and the noise to the logged values."""
         if info.values:
             epsilon = spent(self.config, self.documents, self.noise, info.step)
             info.values |= {"epsilon": epsilon, "noise": self.noise}

@@ -22,7 +22,7 @@ PACKAGES = (
 
 @functools.cache
 def commit() -> str:
-    """The commit that is checked out; cached, since writing results changes files."""
+    """Returns the current commit; cached, since writing results changes files."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(ROOT), *args]
@@ -45,7 +45,7 @@ def check(found: dict[str, Any], where: str | Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of those of PACKAGES that are installed."""
+    """Returns the versions of Python and of the installed PACKAGES."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Returns how this process was started, from which commit, on what."""
+    """Returns command, commit, time, versions and hardware of this process."""
     return {
         "command": " ".join(["python", *sys.argv]).replace(f"{ROOT}/", ""),
         "commit": commit(),
@@ -65,7 +65,7 @@ def provenance() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """Names the processor and its cores, and the accelerator where JAX has one."""
+    """Returns the processor, its number of cores, and the accelerator, if any."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -80,14 +80,14 @@ def hardware() -> str:
 
 
 def write(path: str | Path, **results: Any) -> None:
-    """Writes results with their provenance as JSON."""
+    """Writes results and their provenance as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, provenance() | results, indent=1)
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
-    """Returns a Markdown table; a cell may hold a |."""
+    """Returns a Markdown table; escapes | in cells."""
     lines = [header, ["---"] * len(header), *rows]
     cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -38,7 +38,7 @@ def test_a_broken_file_is_named(content, tmp_path):
 
 
 def test_what_is_no_file_is_named(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"no some\.json there"):
+    with pytest.raises(ConfigError, match=r"has no some\.json"):
         files.read_json(tmp_path / "some.json")
     (tmp_path / "some.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")  # reading it would wait for ever
@@ -48,7 +48,7 @@ def test_what_is_no_file_is_named(tmp_path, monkeypatch):
             files.read_json(tmp_path / name)
     (tmp_path / "large.json").write_text('{"a": 1}')
     monkeypatch.setattr(files, "MAX_BYTES", 7)
-    with pytest.raises(ConfigError, match=r"large\.json: 8 bytes; at most 7"):
+    with pytest.raises(ConfigError, match=r"large\.json: has 8 bytes; the maximum is 7"):
         files.read_json(tmp_path / "large.json")
 
 

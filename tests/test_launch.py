@@ -193,7 +193,7 @@ BAD_TRAIN = {
     "long prompt": (["--config.sample.prompts=" + "ab" * 20], "prompt 'abab.*max_length=16"),
     "prompt without a gap": (
         ["--config.sample.prompts=ab", "--config.tokenizer.specials=[MASK]", *MASKED],
-        r"prompt 'ab': put \[MASK\]",
+        r"prompt 'ab': must contain",
     ),
     "prompts to a classifier": (
         ["--config.sample.prompts=ab", "--config.model.head=sequence"],
@@ -243,9 +243,9 @@ def test_another_run_in_the_folder(run, arguments, capsys, no_compiling):
 
 
 BAD_READ = {
-    "eval without a run": (["eval", "--workdir={tmp}"], "{tmp}: no config.json there"),
-    "generate without a run": (["generate", "--workdir={tmp}"], "{tmp}: no config.json there"),
-    "eval of a file": (["eval", "--workdir={tmp}/a file"], "a file: no config.json there"),
+    "eval without a run": (["eval", "--workdir={tmp}"], "{tmp}: has no config.json"),
+    "generate without a run": (["generate", "--workdir={tmp}"], "{tmp}: has no config.json"),
+    "eval of a file": (["eval", "--workdir={tmp}/a file"], "a file: has no config.json"),
     "no such step": (["eval", "--workdir={run}", "--step=3"], "--step=3: .*holds steps"),
     "no test set": (["eval", "--workdir={run}", "--split=test"], r"config\.data\.test=FILE"),
     "config keys": (["eval", "--workdir={run}", "--config.seed=1"], "seed: cannot be changed"),

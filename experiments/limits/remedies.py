@@ -32,6 +32,8 @@ CLASSIFY = ["--config=configs/finetune/classify.py", f"--config.data.train={SST2
 BASES = {
     "sst2": [*CLASSIFY, "--config.model.num_layers=4", "--config.model.max_length=48",
              "--config.optimizer.learning_rate=5e-4", "--config.train.steps=400"],
+    "minilm": [*CLASSIFY, "--config.model.max_length=32", "--config.optimizer.learning_rate=1e-4",
+               "--config.train.steps=162", "--config.init_from=MINILM"],
     "gpt": ["--config=configs/quickstart.py", "--config.train.steps=200",
             "--config.eval.max_batches=5", "--config.eval.every=200"],
 }  # fmt: skip
@@ -43,6 +45,11 @@ TRAINED = {
         "pruned-tuned": ("prune:0.5", ["--config.train.steps=100"]),
         "student-alone": ("layers:2", ["--config.train.steps=400"]),
         "student": ("layers:2", ["--config.train.steps=400", "--config.distill.teacher=BASE",
+                                 "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
+    },
+    "minilm": {
+        "student-alone": ("layers:2", ["--config.train.steps=162"]),
+        "student": ("layers:2", ["--config.train.steps=162", "--config.distill.teacher=BASE",
                                  "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
     },
     "gpt": {
@@ -75,12 +82,13 @@ python experiments/limits/remedies.py
 
 ## Compression
 
-Models: an SST-2 classifier of 4 layers and width 128, trained from scratch (more than half of its
-parameters are token embeddings, which no method compresses), and a GPT of the size of the
-quickstart after 200 steps. A student starts with every second layer of its base. "student-alone"
-is trained on the labels only, "student" also on the outputs of the base, for as many steps. Loss
-and accuracy are measured on validation data: the 872 sentences of SST-2, where an accuracy of 0.8
-has a standard error of 1.4 points, and 5 batches for the GPT. Speed is not compared, because other
+Models: sst2 is an SST-2 classifier of 4 layers and width 128, trained from scratch; minilm is one
+of 6 layers and width 384, fine-tuned from MiniLM; gpt has the size of the quickstart and 200 steps
+of training. More than half of the parameters of both classifiers are token embeddings, which no
+method compresses. A student starts with every second layer of its base. "student-alone" is trained
+on the labels only, "student" also on the outputs of the base, for as many steps. Loss and accuracy
+are measured on validation data: the 872 sentences of SST-2, where an accuracy of 0.8 has a
+standard error of 1.4 points, and 5 batches for the GPT. Speed is not compared, because other
 processes used the same two cores.
 
 {compression}
@@ -103,11 +111,14 @@ def minilm() -> str:
 
 
 def launch(*options: str) -> dict:
-    """Runs launch.py; returns its JSON."""
+    """Runs launch.py; returns its JSON. A run that was stopped on the way is no result."""
     options = [x.replace("MINILM", minilm()) if x.endswith("=MINILM") else x for x in options]
     done = subprocess.run([sys.executable, "launch.py", *options, "--json"], check=True,
                           stdout=subprocess.PIPE, text=True)  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    if not found.get("finished", True):
+        sys.exit(f"launch.py {options[0]}: stopped at step {found['step']}")
+    return found
 
 
 def point(name: str) -> None:
@@ -170,18 +181,20 @@ def write_readme() -> None:
 
 def _targets() -> list[str]:
     """What was wanted of the classifier, as a table, where it has been measured."""
-    files = {file.stem: file for file in (HERE / "remedies" / "sst2").glob("*.json")}
-    score = {label: read_json(file)["values"]["accuracy"] for label, file in files.items()}
     lines = []
-    for text, better, worse, least in (
-        ("int8 within 0.5 points of the base", "int8", "base", -0.005),
-        ("student within 2 points of its teacher", "student", "base", -0.02),
-        ("student above student-alone", "student", "student-alone", 1e-9),
-    ):
-        if {better, worse} <= score.keys():
-            gap = score[better] - score[worse]
-            lines.append([text, f"{100 * gap:+.2f} points", "yes" if gap >= least else "**no**"])
-    return [record.table(["target on SST-2", "measured", "met"], lines)] if lines else []
+    for group in ("sst2", "minilm"):
+        files = {file.stem: file for file in (HERE / "remedies" / group).glob("*.json")}
+        score = {label: read_json(file)["values"]["accuracy"] for label, file in files.items()}
+        for text, better, worse, least in (
+            ("int8 within 0.5 points of the base", "int8", "base", -0.005),
+            ("student within 2 points of its teacher", "student", "base", -0.02),
+            ("student above student-alone", "student", "student-alone", 1e-9),
+        ):
+            if {better, worse} <= score.keys():
+                gap = score[better] - score[worse]
+                met = "yes" if gap >= least else "**no**"
+                lines.append([group, text, f"{100 * gap:+.2f} points", met])
+    return [record.table(["model", "target", "measured", "met"], lines)] if lines else []
 
 
 if __name__ == "__main__":

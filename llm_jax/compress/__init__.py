@@ -1,7 +1,7 @@
-"""Compression of trained runs: smaller runs made of them, and a table of what each is worth.
+"""Compression of trained runs, and a table that compares the results (docs/compress.md).
 
-docs/compress.md. Distillation is training (`distill`); all else is a method that changes a run's
-parameters once, into a run of its own at step 0.
+Distillation is training (`distill`); other methods convert a run's parameters once, to a new run at
+step 0.
 """
 
 import time
@@ -38,12 +38,12 @@ else, and quantised weights are made floats again for each product.
 
 
 def compress(workdir: str, target: str, method: str, step: int | str | None = None) -> Path:
-    """Makes a run folder of another's checkpoint, compressed; returns its path.
+    """Creates a run folder with compressed parameters of a checkpoint; returns its path.
 
-    LoRA's arrays are merged into the kernels first, and the factors that freeze these go.
+    LoRA matrices are merged into the kernels first, and rate factors that freeze kernels removed.
 
     Raises:
-      ConfigError: see methods.apply, load_params; a folder that is not empty.
+      ConfigError: see methods.apply, load_params; or the folder is not empty.
     """
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
@@ -90,14 +90,14 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
 
 
 def stored(x: jax.Array) -> int:
-    """Bytes of an array: all entries, or those that are not 0 and a bit for each, if fewer."""
+    """Returns the bytes of an array: dense, or nonzero entries plus a bitmask, if smaller."""
     bits = 4 if x.dtype.name.endswith("int4") else 8 * x.dtype.itemsize
     dense, count = x.size * bits, int(np.count_nonzero(np.asarray(x)))
     return -(-min(dense, count * bits + x.size) // 8)
 
 
 def _speed(step: Callable, params: Any, batch: dict, length: int, mesh: Any) -> float:
-    """Tokens a second of a batch's forward pass, every row of it full."""
+    """Returns the tokens per second of the forward pass on a batch of full rows."""
     shape = batch["tokens"].shape
     wide = lambda x: np.resize(x, (len(x), length)) if x.shape == shape else x
     batch = {name: wide(x) for name, x in batch.items()}
@@ -113,10 +113,10 @@ def _speed(step: Callable, params: Any, batch: dict, length: int, mesh: Any) -> 
 
 
 def add(workdir: str | Path, found: dict[str, Any]) -> Path:
-    """Records a measurement in WORKDIR/compress/ and writes the table of all; returns its path.
+    """Stores a measurement in WORKDIR/compress/ and writes the table; returns its path.
 
     Raises:
-      ConfigError: it is of another score, or of more or fewer batches, than those in the table.
+      ConfigError: its score or number of batches differs from those in the table.
     """
     folder = folder_named(workdir) / FOLDER
     same = lambda x: f"{x['score']}, eval.max_batches={x['max_batches']}"
@@ -128,7 +128,7 @@ def add(workdir: str | Path, found: dict[str, Any]) -> Path:
 
 
 def write(folder: Path, name: str) -> Path:
-    """Writes report.md and pareto.png of the measurements in a folder."""
+    """Writes report.md and pareto.png from the measurements in a folder."""
     found = sorted(map(read_json, folder.glob("*.json")), key=lambda x: -x["bytes"])
     best, score = _front(found), found[0]["score"]
     header = ["run", "made by", "parameters", "not 0", "MiB", "loss"]
@@ -155,7 +155,7 @@ def _cost(x: dict) -> float:
 
 
 def _front(found: list[dict]) -> list[dict]:
-    """Those of which none other is both smaller and better."""
+    """Returns the Pareto front of size and score."""
     beats = lambda a, b: (a["bytes"] <= b["bytes"] and _cost(a) <= _cost(b)
                           and (a["bytes"], _cost(a)) != (b["bytes"], _cost(b)))  # fmt: skip
     return [x for x in found if not any(beats(other, x) for other in found)]

@@ -1,7 +1,7 @@
-"""Knowledge distillation: a student learns from a frozen teacher, which is another run.
+"""Knowledge distillation: a student learns from a frozen teacher, another run.
 
-Hinton 2015, https://arxiv.org/abs/1503.02531; the cosine of hidden vectors is DistilBERT's (Sanh
-2019, https://arxiv.org/abs/1910.01108, section 3).
+Hinton 2015, https://arxiv.org/abs/1503.02531; the cosine loss on hidden states is DistilBERT's
+(Sanh 2019, https://arxiv.org/abs/1910.01108, section 3).
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from llm_jax.objectives.objective import rows
 from llm_jax.train import state
 from llm_jax.train.run import load_params
 
-TEACHER = "teacher"  # of a batch in training: the teacher's parameters
+TEACHER = "teacher"  # batch field with the teacher's parameters
 ABLE = ("classification", "causal_lm", "prefix_lm", "completion", "chat", "masked_lm", "seq2seq",
         "span_corruption")  # fmt: skip
 
 
 def make_step(trainer: Any) -> Callable:
-    """Returns a train step that learns from config.distill.teacher, for train.loop.Trainer.
+    """Returns a train step with distillation from config.distill.teacher, for train.loop.Trainer.
 
     Raises:
       ConfigError: no such run; another tokenizer, vocabulary, kind or labels than the student's, or
@@ -70,7 +70,7 @@ def make_step(trainer: Any) -> Callable:
 
 
 def gradients(loss, params, batch, key, weights, microbatches):
-    """`state.gradients` with the teacher's parameters whole in each microbatch."""
+    """`state.gradients`, with all parameters of the teacher in each microbatch."""
     batch = dict(batch)
     theirs = batch.pop(TEACHER)
     with_teacher = lambda params, part, *rest: loss(params, part | {TEACHER: theirs}, *rest)
@@ -78,10 +78,10 @@ def gradients(loss, params, batch, key, weights, microbatches):
 
 
 def distilled(objective: Objective, teacher: Model, d: Any) -> Objective:
-    """Returns the objective with the teacher in its loss, where a batch has its parameters.
+    """Adds distillation losses to an objective, if a batch has the teacher's parameters.
 
     loss = (1 - soft) loss of the labels + soft T^2 KL(teacher | student), both at temperature T,
-    + hidden (1 - cosine of the last hidden vectors), each a mean over what the loss is one of.
+    + hidden (1 - cosine of the last hidden states), each normalised like the loss.
     """
 
     def losses(outputs, batch, cfg):

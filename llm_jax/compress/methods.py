@@ -1,4 +1,4 @@
-"""What compression makes of a run's config and parameters: METHODS, by the name before a colon."""
+"""Compression methods of configs and parameters: METHODS, by the name before a colon."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,27 +18,27 @@ Method = Callable[[ConfigDict, Any, str], tuple[ConfigDict, Any]]
 
 
 def apply(config: ConfigDict, params: Any, method: str) -> tuple[ConfigDict, Any]:
-    """Returns (config, parameters) of a compressed model: method is "int8", "prune:0.5" ….
+    """Returns (config, parameters) of a compressed model; method is "int8", "prune:0.5" ….
 
     Raises:
-      ConfigError: no such method, an argument that it does not take, a model it cannot change or
-        would leave as it is.
+      ConfigError: an unknown method, an invalid argument, or a model that the method does not
+        support or would not change.
     """
     kind, _, argument = method.partition(":")
     if kind not in METHODS:
-        raise ConfigError(f"--method={method}: {kind!r} is none of {', '.join(METHODS)}")
+        raise ConfigError(f"--method={method}: {kind!r} is not one of {', '.join(METHODS)}")
     new, smaller = METHODS[kind](ConfigDict(config.to_dict()), params, argument)
     if new.model == config.model and jax.tree.all(jax.tree.map(np.array_equal, smaller, params)):
-        raise ConfigError(f"--method={method}: leaves every parameter of this model as it is")
+        raise ConfigError(f"--method={method}: changes no parameter of this model")
     return new, smaller
 
 
 def quantize(kind: str) -> Method:
-    """Weights held as int8, int4 or nf4, after training, rounded to nearest: model.weights."""
+    """Post-training quantisation of weights to int8, int4 or nf4 (model.weights), to nearest."""
 
     def method(config, params, argument):
         if argument:
-            raise ConfigError(f"--method={kind}:{argument}: takes nothing behind the colon")
+            raise ConfigError(f"--method={kind}:{argument}: takes no argument")
         config.model.weights = kind
         return config, params
 
@@ -46,7 +46,7 @@ def quantize(kind: str) -> Method:
 
 
 def prune(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
-    """Magnitude pruning of each layer's matrices: of a share of their entries, or N:M of inputs.
+    """Magnitude pruning of each layer's matrices: a fraction of the entries, or N:M sparsity.
 
     0.5: the half of a matrix that is smallest becomes 0 (Han 2015, arXiv:1506.02626). 2:4: of 4
     inputs that follow each other the 2 with the larger entries stay, of each output (Mishra 2021,
@@ -81,15 +81,15 @@ def _smallest_of(x: np.ndarray, n: int, m: int) -> np.ndarray:
 
 
 def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
-    """Attention heads whose output projection is smallest become 0, a share of each layer's.
+    """Head pruning: zeroes a fraction of each layer's attention heads; shapes do not change.
 
-    By the norm of what they add to the stream (Michel 2019, arXiv:1905.10650, with magnitude as
-    importance). They keep their place: shapes stay as they are.
+    Selects heads with the smallest norm of the output projection (Michel 2019, arXiv:1905.10650,
+    with magnitude as importance).
     """
     share = _share("heads", argument)
     m, shapes, wanted = config.model, models.abstract_params(config.model), {}
     flat = {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    own = ("heads", "kv_heads")[: 1 + (m.num_kv_heads == m.num_heads)]  # axes of one head
+    own = ("heads", "kv_heads")[: 1 + (m.num_kv_heads == m.num_heads)]  # axes that index heads
     for path, p in jax.tree_util.tree_leaves_with_path(shapes):
         room, _, last = name(path).rpartition("/out/")
         if last == "kernel" and "heads" in p.axes:
@@ -114,7 +114,7 @@ def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
 
 
 def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
-    """Keeps the last of each k layers of each stack: a student to be distilled."""
+    """Keeps every k-th layer of each stack: a student for distillation."""
     m, k = config.model, int(argument) if argument.isdecimal() else 0
     if not 2 <= k <= min(configs.depths(m).values()):
         raise ConfigError(f"--method=layers:{argument}: must be 2 to model.num_layers="
@@ -135,7 +135,7 @@ def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, 
 
 
 def _each_matrix(config: ConfigDict, params: Any, change: Callable) -> Any:
-    """Parameters with change(group, x) for each matrix of a stack's layers."""
+    """Applies change(group, x) to each matrix of the layers of stacks."""
     found = groups.of(config, models.abstract_params(config.model))
 
     def one(path, x):
@@ -152,7 +152,7 @@ def _share(kind: str, text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise ConfigError(f"--method={kind}:{text}: must be a share above 0 and below 1, as in "
+        raise ConfigError(f"--method={kind}:{text}: must be a fraction above 0 and below 1, as in "
                           f"{kind}:0.5")
     return share
 

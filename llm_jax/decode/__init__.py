@@ -1,4 +1,4 @@
-"""Text from a model: sampling and beam search with a KV cache, and filling of masks."""
+"""Generation: sampling and beam search with a KV cache, and mask filling."""
 
 from llm_jax.decode.beam import Hypothesis, beam_search
 from llm_jax.decode.cache import Memory

@@ -15,7 +15,7 @@ from llm_jax.models import Model
 
 
 class Hypothesis(NamedTuple):
-    """One way to go on; score = log-probability / length penalty."""
+    """A finished continuation; score = log-probability / length penalty."""
 
     tokens: list[int]
     score: float
@@ -26,16 +26,16 @@ def beam_search(
     *, max_new_tokens: int, beams: int = 4, length_penalty: float = 0.6,
     repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0, **inputs: Any,
 ) -> list[list[Hypothesis]]:
-    """Beam search: the `beams` best continuations that it finds for each prompt, best first.
+    """Beam search: returns the `beams` best continuations found for each prompt, best first.
 
-    A continuation ends with an eos_id or has max_new_tokens. Its log-probability is divided by
-    ((5 + tokens) / 6)^length_penalty, eos_id counted (Wu 2016, equation 14, without coverage;
-    Vaswani 2017, 6.1 takes 4 beams and 0.6). `transformers` divides by tokens^length_penalty:
-    the two agree at 0. repetition_penalty, min_new_tokens: see `Rules`. `inputs`: sources, eos_id
-    and the others of `cache.prepare`.
+    A continuation ends with an eos_id or after max_new_tokens. Its log-probability is divided by
+    ((5 + tokens) / 6)^length_penalty, counting eos_id (Wu 2016, equation 14, without coverage;
+    Vaswani 2017, 6.1 uses 4 beams and 0.6). `transformers` divides by tokens^length_penalty: they
+    agree for 0. repetition_penalty, min_new_tokens: see `Rules`. `inputs`: sources, eos_id and
+    other arguments of `cache.prepare`.
 
     Raises:
-      ConfigError: more tokens than model.max_length holds.
+      ConfigError: more tokens than model.max_length.
     """
     reader, rows, room = prepare(model, params, prompts, max_new_tokens, **inputs)
     length, longest = model.cfg.max_length, max(map(len, prompts))
@@ -57,25 +57,25 @@ def beam_search(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
-    """Prompts [B, T] -> ids [B, beams, room], -1 behind each end, and scores [B, beams]."""
+    """Prompts [B, T] -> ids [B, beams, room], padded with -1, and scores [B, beams]."""
     B, lengths, eos = len(prompts.tokens), prompts.lengths, prompts.eos
     penalty = lambda n: ((5 + n) / 6) ** alpha
     candidates = min(1 + len(eos), reader.model.cfg.vocab_size) * beams
     ahead = jnp.arange(candidates) < beams
 
     def expand(index, logits, live, scores, done, best, seen):
-        """Each live beam's continuations: the best go on, those that end are kept.
+        """Expands all live beams: keeps the best unfinished and the best finished ones.
 
         logits, seen [B, beams, V]; live and done [B, beams, room]; scores and best [B, beams].
         """
         chances = rules.apply(jax.nn.log_softmax(logits, axis=-1), seen, index, eos)
         total = scores[..., None] + chances
-        # At most E in each beam end, so that of (1 + E) times as many enough go on.
+        # At most E candidates per beam end: (1 + E) times as many leave enough unfinished ones.
         total, choice = jax.lax.top_k(total.reshape(B, -1), candidates)
         parent, token = choice // logits.shape[-1], choice % logits.shape[-1]
         ended = (token[..., None] == eos).any(-1)
         rows = _rows(live, parent).at[:, :, index].set(token)
-        # Candidates after the first `beams` only replace those that ended.
+        # Candidates after the first `beams` only replace finished ones.
         final = jnp.where(ended & ahead, total / penalty(index + 1), -jnp.inf)
         best, keep = jax.lax.top_k(jnp.concatenate([best, final], axis=1), beams)
         done = _rows(jnp.concatenate([done, rows], axis=1), keep)
@@ -86,7 +86,7 @@ def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
 
     def going(carry):
         index, _, _, scores, _, best, *_ = carry
-        # No live beam can gain: log-probabilities fall, and the largest penalty is the last.
+        # Bound of live beams: log-probabilities decrease, and the penalty is largest at the end.
         return (index < steps) & (scores[:, 0] / penalty(steps) > best[:, -1]).any()
 
     def step(carry):
@@ -106,7 +106,7 @@ def _search(reader, prompts, beams, room, steps, alpha, rules, seen):
     first = expand(0, wide_of(logits), blank, start, blank, none, wide_of(seen))
     carry = jax.lax.while_loop(going, step, (1, cache, *first))
     _, _, live, scores, done, best, *_ = carry
-    # Live beams are now as long as allowed, or cannot win.
+    # Live beams have the maximum length now, or cannot win.
     best, keep = jax.lax.top_k(jnp.concatenate([best, scores / penalty(steps)], axis=1), beams)
     return replicated((_rows(jnp.concatenate([done, live], axis=1), keep), best))
 
@@ -117,7 +117,7 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _follow(cache: Any, parent: jax.Array) -> Any:
-    """The cache of each beam's parent [B, beams]; a prompt's beams share what they look at."""
+    """Gathers the cache of each beam's parent [B, beams]; cross-attention caches are shared."""
     B, beams = parent.shape
     rows = (jnp.arange(B)[:, None] * beams + parent).reshape(-1)
 

@@ -1,4 +1,4 @@
-"""Incremental decoding with a KV cache: prefill of prompts, then one token a row at a time."""
+"""Incremental decoding with a KV cache: prefill of prompts, then one token per row and step."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,44 +15,43 @@ from llm_jax.models.attention import kept
 
 
 def _layers(model):
-    """The configs of the decoder's layers."""
+    """Returns the configs of the decoder's layers."""
     return configs.layers(model.cfg, configs.depths(model.cfg).get("decoder", 0))
 
 
 class Prompts(NamedTuple):
-    """What is continued, and where it ends."""
+    """Prompts to continue, with the end-of-text ids."""
 
-    tokens: Any  # [B, T], zeros behind each
+    tokens: Any  # [B, T], padded with zeros
     lengths: Any  # [B]
-    eos: Any  # ids that end a row [E]; -1: none does
+    eos: Any  # end-of-text ids [E]; -1: none
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Decoder with its KV cache: model, parameters, encoder batch, and size of the cache.
+    """A decoder with its parameters, encoder batch and the size of its KV cache.
 
-    An argument of jit. Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1.
-    Without `cached` the cache is the tokens so far, and each step reads all of them again. Logits
-    of ids that are not allowed are -inf.
+    A jit argument. Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1. Without
+    `cached`, the cache holds the tokens so far, and each step recomputes all of them. Logits of
+    ids that are not allowed are -inf.
     """
 
     model: Model = dataclasses.field(metadata={"static": True})
     params: Any
     source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
-    size: int = dataclasses.field(metadata={"static": True})  # tokens a row comes to hold at most
+    size: int = dataclasses.field(metadata={"static": True})  # maximum tokens per row
     cached: bool = dataclasses.field(default=True, metadata={"static": True})
-    # The whole prompt sees itself (a prefix language model).
+    # Bidirectional attention within the prompt (prefix language model).
     prefix: bool = dataclasses.field(default=False, metadata={"static": True})
-    allowed: Any = None  # ids that may be drawn, bool [V]
+    allowed: Any = None  # ids that may be generated, bool [V]
 
     def start(
         self, tokens: jax.Array, lengths: jax.Array, cache: Any = None, first: Any = 0
     ) -> tuple[jax.Array, Any]:
-        """Prompts [B, T] -> logits [B, V] after each one's last token, and the cache.
+        """Prefill: prompts [B, T] -> logits [B, V] after the last token of each, and the cache.
 
-        Of prompts of lengths [B] whose first so many tokens a cache has already, tokens are those
-        behind these.
+        If a cache already holds the beginning of the prompts, tokens are the remaining ones.
         """
         B, T = tokens.shape
         if not self.cached:
@@ -64,7 +63,7 @@ class Reader:
         if self.source:
             variables = {"params": self.params}
             context["encoded"] = self.model.apply(variables, self.source, method="encode")
-        # Padding has a position after the last slot, and so is not written into the cache.
+        # Padding gets a position after the last slot, so that it is not written to the cache.
         positions = jnp.broadcast_to(first + jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
         outputs, cache = self._step(cache or {}, tokens, positions, **context)
@@ -72,7 +71,7 @@ class Reader:
         return self._logits(outputs._replace(hidden=last)), cache
 
     def advance(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        """One more token a row [B], at positions [B] -> logits [B, V] after it, and the cache."""
+        """Decoding step: tokens [B] at positions [B] -> logits [B, V] after them, and the cache."""
         if not self.cached:
             rows = jnp.arange(len(tokens))
             cache = cache | {"tokens": cache["tokens"].at[0, rows, positions].set(tokens)}
@@ -81,7 +80,7 @@ class Reader:
         return self._logits(outputs), cache
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
-        """Repeats each row n times, its copies side by side."""
+        """Repeats each row n times, with adjacent copies."""
         repeat = lambda tree, axis: jax.tree.map(lambda x: jnp.repeat(x, n, axis=axis), tree)
         return dataclasses.replace(self, source=repeat(self.source, 0)), repeat(cache, 1)
 
@@ -102,40 +101,40 @@ class Reader:
         return self._logits(outputs._replace(hidden=hidden))
 
     def _logits(self, outputs: models.Outputs) -> jax.Array:
-        """Outputs of one token a row -> float32 [B, V]."""
+        """Converts the outputs for one token per row to logits, float32 [B, V]."""
         logits = models.logits(outputs)[:, 0]
         return logits if self.allowed is None else jnp.where(self.allowed, logits, -jnp.inf)
 
 
 @dataclasses.dataclass
 class Memory:
-    """The KV cache of one text, from which another that begins alike goes on (a chat's turns)."""
+    """The KV cache of a text, reused by later texts with the same beginning (turns of a chat)."""
 
-    ids: Sequence[int] = ()  # the tokens whose keys and values are in it
+    ids: Sequence[int] = ()  # the cached tokens
     cache: Any = None
     size: int = 0
 
     def take(self, ids: Sequence[int], size: int, most: int) -> tuple[int, Any, int]:
-        """Returns (size, cache, the number of its tokens that begin ids), and no longer holds it.
+        """Releases the cache: returns (size, cache, length of its common prefix with ids).
 
-        Where none has room for `size` tokens, it is of a larger size, None and 0.
+        If it has no room for `size` tokens: (a larger size, None, 0).
         """
         cache, self.cache = self.cache, None
         if cache is None or size > self.size:
             self.size = min(2 * size, most)
             return self.size, None, 0
-        both = zip(self.ids, ids[:-1], strict=False)  # of the last one the logits are asked for
+        both = zip(self.ids, ids[:-1], strict=False)  # recompute the last one
         same = [a == b for a, b in both]
         return self.size, cache, [*same, False].index(False)
 
 
 def round_up(n: int, most: int) -> int:
-    """The next power of two: sizes come in few, so that few programs are compiled."""
+    """Rounds up to a power of two, so that few programs are compiled."""
     return min(1 << (n - 1).bit_length(), most)
 
 
 def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids -> int32 tokens [B, T], zeros behind each, and their lengths [B]."""
+    """Pads rows of ids with zeros to int32 tokens [B, T]; also returns their lengths [B]."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.zeros((len(rows), round_up(int(lengths.max()), most)), np.int32)
     for to, row in zip(tokens, rows, strict=True):
@@ -144,14 +143,14 @@ def pad(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarra
 
 
 def batch_of(rows: Sequence[Sequence[int]], most: int, side: str = "") -> dict[str, np.ndarray]:
-    """Rows of ids as `pad` has them: {SIDEtokens, SIDEsegment_ids (0: padding)}, [B, T] both."""
+    """Pads rows of ids to a batch {SIDEtokens, SIDEsegment_ids (0: padding)}, both [B, T]."""
     tokens, lengths = pad(rows, most)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     return {f"{side}tokens": tokens, f"{side}segment_ids": real.astype(np.int32)}
 
 
 def resumable(reader: Reader) -> bool:
-    """Whether a cache serves any text that begins as its own: it has all keys, and no state."""
+    """Whether a cache can be reused for texts with a common prefix: it has all keys, no state."""
 
     def whole(layer):
         state = layer.short_conv or attention.get(layer.attention).state
@@ -166,15 +165,15 @@ def prepare(
     *, sources: Sequence[Sequence[int]] | None = None, eos_id: int | Sequence[int] = (),
     prefix: bool = False, cached: bool | None = None, allowed: np.ndarray | None = None,
 ) -> tuple[Reader, Prompts, int]:
-    """Returns the reader, the prompts as arrays, and the room for new ids.
+    """Returns the reader, the prompts as arrays, and the maximum number of new ids.
 
     Args:
-      sources: what an encoder-decoder's encoder reads, one for each prompt.
-      eos_id: the id, or all ids, that end a text.
-      prefix: prompts see themselves in both directions, as a prefix language model learns.
-      cached: keep keys and values; None: where the attention can. False reads everything again
-        at each step: slow, and the same tokens.
-      allowed: bool [V], the ids that may be drawn; None: all.
+      sources: encoder inputs of an encoder-decoder, one per prompt.
+      eos_id: one or more end-of-text ids.
+      prefix: bidirectional attention within prompts, for prefix language models.
+      cached: use a KV cache; None: if the attention supports it. False recomputes everything in
+        each step: slower, with the same results.
+      allowed: bool [V], the ids that may be generated; None: all.
     """
     length = model.cfg.max_length
     encoder_batch = None if sources is None else batch_of(sources, length, "encoder_")
@@ -189,9 +188,9 @@ def prepare(
 
 
 def replicated(tree: Any) -> Any:
-    """Has every device of the active mesh, if there is one, hold arrays whole, in a jit or out.
+    """Replicates arrays over the active mesh, if any, inside or outside of jit.
 
-    Prompts and results need not divide over a mesh, as a compiler might have it that they do.
+    Prompts and results need not divide over a mesh, but the compiler might shard them.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree

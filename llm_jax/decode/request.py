@@ -1,4 +1,4 @@
-"""Decoding settings; an imported generation_config.json fills in those left open."""
+"""Generation settings, with defaults from an imported generation_config.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,9 @@ import numpy as np
 from llm_jax.config import ConfigError
 from llm_jax.decode.cache import Memory
 
-NEW_TOKENS = 64  # max_new_tokens, where it is not given and the model has room for them
+NEW_TOKENS = 64  # default of max_new_tokens, limited by model.max_length
 FILE = "generation_config.json"
-# What is not in llm_jax, but changes nothing at these values (None: unset).
+# Unsupported entries that have no effect at these values (None: unset).
 NEUTRAL = {
     "typical_p": (1.0,), "no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,), "forced_bos_token_id": (), "forced_eos_token_id": (),
@@ -32,7 +32,7 @@ TYPES = LISTS | {"do_sample": (bool,)} | dict.fromkeys(
     ("top_k", "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens",
      "max_length", "min_length"), (int,)
 )  # fmt: skip
-LARGE = float(np.finfo(np.float32).max)  # more is infinite in float32
+LARGE = float(np.finfo(np.float32).max)  # larger values are infinite in float32
 COUNT = (lambda x: x >= 1, "at least 1")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": COUNT, "samples": COUNT, "beams": COUNT, "batch_size": COUNT,
@@ -49,29 +49,29 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """Decoding settings; None leaves one to the imported generation_config.json, or the default.
+    """Generation settings; None: from the imported generation_config.json, or the default.
 
     Attributes:
-      max_new_tokens: default 64, or as many as model.max_length leaves room for. More than that
-        only sampling and greedy search can write, forgetting the beginning: a warning says so.
-      min_new_tokens: before a text may end, default 0.
-      samples: for each prompt, default 1: draws, or the best of the beams.
-      temperature: 0 is greedy. Default 1, but of an encoder-decoder 0.
-      top_k, top_p, min_p: sampling's cuts, default 0, 1 and 0 (none); of a masked model, top_k is
+      max_new_tokens: default 64, limited by model.max_length. Sampling and greedy search can
+        generate more, but then drop the beginning of the context, with a warning.
+      min_new_tokens: default 0.
+      samples: per prompt, default 1: random samples, or the best beams.
+      temperature: 0 is greedy. Default 1, for encoder-decoders 0.
+      top_k, top_p, min_p: sampling filters, default 0, 1 and 0 (none); for masked models, top_k is
         the number of candidates, default 5.
       repetition_penalty: default 1 (none); see `rules.Rules`.
-      stop: texts before any of which a completion ends; its tokens are those up to the one that
-        completes it, as transformers'.
-      seed: of the draws, 0 … 2^32 - 1.
+      stop: stop strings; a completion ends before the first one, and its tokens include the one
+        that completes it, as in transformers.
+      seed: of sampling, 0 … 2^32 - 1.
       beams: more than 1: beam search.
       length_penalty: of beam search, default 0.6.
-      scored: whether greedy and drawn texts, too, have a score: their log-probability.
-      batch_size: prompts at a time, the shortest first; it changes no text.
-      eos_ids: all ids that end a text; default the tokenizer's eos_id.
-      suppressed: ids that are never drawn.
-      max_length, min_length: tokens of prompt and text together.
-      imported: whether an imported generation_config.json is read.
-      memory: of a single text that is sampled: where its KV cache is kept for the next.
+      scored: return the log-probability as score, also for greedy and sampled texts.
+      batch_size: prompts per batch, sorted by length; does not affect the results.
+      eos_ids: end-of-text ids; default: the tokenizer's eos_id.
+      suppressed: ids that are never generated.
+      max_length, min_length: in tokens of prompt and text together.
+      imported: whether to read an imported generation_config.json.
+      memory: for sampling a single text: keeps its KV cache for the next call.
     """
 
     max_new_tokens: int | None = None
@@ -102,30 +102,30 @@ class Request:
                 raise ConfigError(f"{name}={value}: must be {allowed}")
 
     def check(self, kind: str) -> None:
-        """Raises ConfigError where the settings do not go together for a model.kind."""
+        """Raises ConfigError for incompatible settings, given a model.kind."""
         searches = self.beams not in (None, 1)
         draws = self.temperature is not None or self.top_p not in (None, 1) or self.min_p
         rules = self.repetition_penalty, self.min_new_tokens, self.samples, self.stop
         problem = ""
         if kind == "encoder":
             if draws or searches or any(rules):
-                problem = ("temperature, top_p, beams …: a masked model only lists what is "
-                         "likeliest; top_k says how many")
+                problem = ("temperature, top_p, beams …: not supported by masked models, which "
+                         "list the top_k candidates")
         elif searches and (draws or self.top_k):
-            problem = (f"beams={self.beams}: beam search draws nothing; leave out temperature, "
-                     "top_k, top_p and min_p, or use beams=1")
+            problem = (f"beams={self.beams}: beam search does not sample; remove temperature, "
+                     "top_k, top_p and min_p, or set beams=1")
         elif self.length_penalty is not None and not searches:
-            problem = f"length_penalty={self.length_penalty}: only beam search has one; use beams=4"
+            problem = f"length_penalty={self.length_penalty}: only for beam search; set beams=4"
         if problem:
             raise ConfigError(problem)
 
     def resolve(self, kind: str, stated: Mapping[str, Any] | None) -> "Request":
-        """Fills in what is left open: from `stated`, a generation_config.json, as transformers
-        takes it (greedy unless do_sample, top_k 50 where it draws); then the defaults.
+        """Fills in unset values from `stated`, a generation_config.json, as transformers does
+        (greedy unless do_sample, top_k 50 for sampling), then from the defaults.
 
-        A setting given here wins over the file's; any of temperature, top_k, top_p and min_p
-        decides all four. Raises ConfigError for an entry of the file that would change the text
-        and is not in llm_jax.
+        Values set here take precedence over the file; setting any of temperature, top_k, top_p and
+        min_p overrides all four. Raises ConfigError for unsupported entries of the file that would
+        change the text.
         """
         asked = self
         if stated is not None and self.imported:
@@ -137,25 +137,25 @@ class Request:
         asked = replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
         beams, samples = asked.beams, asked.samples
         if beams > 1 and asked.stop:
-            raise ConfigError(f"beams={beams}: beam search does not stop at {asked.stop}; use "
-                              "beams=1, or stop=()")
+            raise ConfigError(f"beams={beams}: beam search does not support stop={asked.stop}; "
+                              "use beams=1, or stop=()")
         if 1 < beams < samples:
             raise ConfigError(f"samples={samples}: must be at most beams={beams}")
         if samples > 1 and beams == 1 and asked.temperature == 0:
-            raise ConfigError(f"samples={samples}: greedy search has one; set temperature=1, or "
-                              f"beams={samples}")
+            raise ConfigError(f"samples={samples}: greedy search has only one; set temperature=1, "
+                              f"or beams={samples}")
         return asked
 
     def _stated(self, stated: dict[str, Any]) -> dict[str, Any]:
-        """What a generation_config.json decides of the settings that are left open."""
+        """Returns the unset values that a generation_config.json provides."""
         words = [word[0] for word in stated.get("bad_words_ids", ())]
         settings = {"eos_ids": stated.get("eos_token_id", []),
                     "suppressed": [*stated.get("suppress_tokens", ()), *words]}  # fmt: skip
         beams = stated.get("num_beams", 1)
         if self.beams is None and beams != 1:
-            raise ConfigError(f"{FILE}: num_beams={beams}, whose scores llm_jax normalises "
-                              "otherwise; beams=1 searches greedily, beams=4 with the length "
-                              "penalty of Wu 2016")
+            raise ConfigError(f"{FILE}: num_beams={beams} uses a different length normalisation; "
+                              "set beams=1 for greedy search, or beams=4 for beam search with the "
+                              "length penalty of Wu 2016")
         if self.max_new_tokens is None:
             settings |= {k: stated.get(k) for k in ("max_new_tokens", "max_length")}
         if self.min_new_tokens is None:
@@ -174,7 +174,7 @@ class Request:
         return settings
 
     def tokens(self, prompt: int, room: int) -> int:
-        """Returns max_new_tokens after a prompt of so many tokens, with room for so many more."""
+        """Returns max_new_tokens for a prompt of `prompt` tokens, with room for `room` more."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         if self.max_length is not None:
@@ -183,11 +183,11 @@ class Request:
 
 
 def _read(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a generation_config.json that are set, of the types that they can have."""
+    """Returns the set entries of a generation_config.json, after type checks."""
     stated = {name: value for name, value in entries.items() if value is not None}
     for name, value in stated.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
-            raise ConfigError(f"{FILE}: {name}={value!r} is not in llm_jax; take it out of "
+            raise ConfigError(f"{FILE}: {name}={value!r} is not supported; remove it from "
                               f"tokenizer/{FILE} of the run to decode without it")
         kinds = TYPES.get(name, (type(value),))
         values = value if name in LISTS and isinstance(value, list) else [value]
@@ -198,5 +198,5 @@ def _read(entries: Mapping[str, Any]) -> dict[str, Any]:
         stated[name] = values if name in LISTS else value
     if any(len(word) != 1 for word in stated.get("bad_words_ids", ())):
         raise ConfigError(f"{FILE}: bad_words_ids={stated['bad_words_ids']} of several tokens are "
-                          "not in llm_jax; take them out of the file to decode without them")
+                          "not supported; remove them from the file to decode without them")
     return stated

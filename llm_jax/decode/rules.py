@@ -1,4 +1,4 @@
-"""Logits processors that depend on the row so far: repetition penalty, minimum length."""
+"""Logits processors that depend on previous tokens: repetition penalty, minimum length."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Rules(NamedTuple):
-    """Logits processors in transformers' order; None leaves one out of the compiled program.
+    """Logits processors in transformers' order; None omits one from the compiled program.
 
     Attributes:
-      penalty: repetition penalty (Keskar 2019, arXiv:1909.05858, 4.1): logits of ids that the row
-        has, prompt included, are divided by it where they are positive, else multiplied. Beam
-        search does so with log-probabilities, as transformers does.
-      least: tokens [B] that a row must have before it may end.
+      penalty: repetition penalty (Keskar 2019, arXiv:1909.05858, 4.1): logits of ids in the row,
+        prompt included, are divided by it if positive, and multiplied if negative. Beam search
+        applies it to log-probabilities, as transformers does.
+      least: minimum tokens [B] before a row may end.
     """
 
     penalty: Any
@@ -23,12 +23,12 @@ class Rules(NamedTuple):
 
     @classmethod
     def of(cls, penalty: float, least: int | Sequence[int], rows: int) -> "Rules":
-        """Returns the rules of settings, for so many rows."""
+        """Creates the rules for these settings and a number of rows."""
         least = np.broadcast_to(np.array(least, np.int32), rows) if np.any(least) else None
         return cls(None if penalty == 1 else np.float32(penalty), least)
 
     def seen(self, rows: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray | None:
-        """Which ids each row has, bool [B, V]; None where no rule asks."""
+        """Returns the ids in each row, bool [B, V]; None if no rule needs them."""
         if self.penalty is None:
             return None
         seen = np.zeros((len(rows), vocabulary), bool)
@@ -37,13 +37,13 @@ class Rules(NamedTuple):
         return seen
 
     def saw(self, seen: Any, token: jax.Array) -> Any:
-        """`seen` [..., V] with one more token a row [...]."""
+        """Adds a token per row [...] to `seen` [..., V]."""
         if seen is None:
             return None
         return seen | (jnp.arange(seen.shape[-1]) == token[..., None])
 
     def apply(self, logits: jax.Array, seen: Any, index: Any, eos: jax.Array) -> jax.Array:
-        """Logits [B, ..., V] of the token at `index` behind each prompt."""
+        """Processes logits [B, ..., V] of the token at `index` after each prompt."""
         if self.penalty is not None:
             changed = jnp.where(logits < 0, logits * self.penalty, logits / self.penalty)
             logits = jnp.where(seen, changed, logits)

@@ -13,11 +13,11 @@ from llm_jax.decode.cache import Memory, pad, prepare, replicated, resumable
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
-TINY = float(np.finfo(np.float32).tiny)  # smaller numbers are 0 to XLA
+TINY = float(np.finfo(np.float32).tiny)  # XLA flushes smaller numbers to 0
 
 
 def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> list[list[int]]:
-    """Samples up to max_new_tokens ids behind each prompt; see `stream` for the settings."""
+    """Samples up to max_new_tokens ids after each prompt; see `stream` for the settings."""
     *_, rows = stream(model, params, prompts, **settings)
     return rows
 
@@ -30,20 +30,20 @@ def stream(
     stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
     memory: Memory | None = None, **inputs: Any,
 ) -> Iterator[list[list[int]]]:
-    """Yields, each `every` tokens and at the end, the ids sampled behind each prompt so far.
+    """Yields the ids sampled so far after each prompt, every `every` tokens and at the end.
 
-    Prompts may differ in length. A row ends after an eos_id, or with max_new_tokens. temperature 0
-    is greedy; top_k 0, top_p 1 and min_p 0 cut nothing off. Whenever a sequence outgrows
-    model.max_length, the first max_length / 2 of the tokens it looks at are forgotten.
+    Prompts may differ in length. A row ends after an eos_id or max_new_tokens. temperature 0 is
+    greedy; top_k 0, top_p 1 and min_p 0 disable the filters. When a sequence exceeds
+    model.max_length, the first max_length / 2 tokens of its context are dropped.
 
     Args:
-      repetition_penalty, min_new_tokens: see `Rules`; the second may differ from row to row.
-      draws: a number for each row, by default its place: a row's samples depend on (seed, number,
-        index) alone.
-      stop: (prompt, ids so far) -> how many of the ids to keep, where they end there; or None.
-      every: None: once, at the end; 8 where there is a `stop`.
-      memory: of a single prompt: what it has of it is not computed again; it then has this text's.
-      inputs: sources, eos_id and the others of `cache.prepare`.
+      repetition_penalty, min_new_tokens: see `Rules`; the latter may differ between rows.
+      draws: a number per row, by default its index: samples of a row depend only on (seed, number,
+        position).
+      stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
+      every: None: once, at the end; 8 if there is a `stop`.
+      memory: for a single prompt: reuses the KV cache of a common prefix, and stores the new one.
+      inputs: sources, eos_id and other arguments of `cache.prepare`.
     """
     choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
     reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
@@ -81,21 +81,21 @@ def stream(
                 break
             until = min(until + every, steps)
             if memory:
-                memory.cache = None  # which is given away
+                memory.cache = None  # it is donated
             state = state._replace(ended=replicated(text.ended.copy()))
             state, cache = _go_on(reader, read, cache, state, until, draw)
         done += until
 
 
 class _Written:
-    """The ids behind each prompt, and which rows have ended [B]."""
+    """The ids after each prompt, and which rows have ended [B]."""
 
     def __init__(self, prompts: Sequence, ends: set[int], stop: Callable | None):
         self.prompts, self.ends, self.stop = prompts, ends, stop
         self.ids, self.ended = [[] for _ in prompts], np.zeros(len(prompts), bool)
 
     def take(self, fresh: list[list[int]], done: int) -> None:
-        """Takes what a program has written of each row, behind the first `done` ids."""
+        """Appends the ids generated for each row after the first `done` ids."""
         for i in np.flatnonzero(~self.ended):
             end = next((n for n, token in enumerate(fresh[i]) if token in self.ends), None)
             self.ids[i][done:] = fresh[i] if end is None else fresh[i][: end + 1]
@@ -106,7 +106,7 @@ class _Written:
 
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
-    """Settings of `choose`: None leaves a step out of the program, a number is its argument."""
+    """Returns the settings of `choose`: None omits a filter from the program."""
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
@@ -116,33 +116,33 @@ def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
 
 
 def _forgotten(n: int, length: int) -> int:
-    """How many of n tokens are out of the context window, which moves by length / 2 at a time."""
+    """Returns how many of n tokens are dropped from the context, which moves by length / 2."""
     half = max(length // 2, 1)
     return max(-((length - n) // half), 0) * half
 
 
 class _Draw(NamedTuple):
-    """How a row's next token is chosen."""
+    """Sampling settings of the next token."""
 
     seed: Any
-    numbers: Any  # a row's [B]
-    done: Any  # tokens written before the program began
+    numbers: Any  # row numbers [B]
+    done: Any  # tokens generated before this program
     choice: tuple  # settings of `choose`
     rules: Rules
 
 
 class _State(NamedTuple):
-    """What goes from token to token, beside the cache."""
+    """Loop state besides the KV cache."""
 
-    index: Any  # tokens written
-    token: Any  # the last, which the cache does not have yet [B]
-    ids: Any  # [B, room]; an eos fills ended rows
+    index: Any  # number of tokens generated
+    token: Any  # last token [B], not yet in the cache
+    ids: Any  # [B, room]; ended rows are padded with eos
     ended: Any  # bool [B]
-    seen: Any  # what the rules need to know of a row
+    seen: Any  # state of the rules
 
 
 def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
-    """Writes the token at `index` of each row."""
+    """Samples the token at `index` of each row."""
     key = jax.random.key(draw.seed)
     fold = lambda number: jax.random.fold_in(jax.random.fold_in(key, number), draw.done + index)
     logits = draw.rules.apply(logits, seen, draw.done + index, read.eos)
@@ -155,7 +155,7 @@ def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
 
 @partial(jax.jit, static_argnums=2, donate_argnums=6)
 def _begin(reader, read, room, ended, seen, draw, cache, first):
-    """Reads prompts [B, T] and writes the first token behind each."""
+    """Prefills prompts [B, T] and samples the first token."""
     logits, cache = reader.start(read.tokens, read.lengths, cache, first)
     ids = jnp.full((len(read.tokens), room), read.eos[0], jnp.int32)
     state = _pick(read, logits, jnp.int32(0), ids, ended, seen, draw)
@@ -164,7 +164,7 @@ def _begin(reader, read, room, ended, seen, draw, cache, first):
 
 @partial(jax.jit, donate_argnums=2)
 def _go_on(reader, read, cache, state, until, draw):
-    """Writes tokens until there are so many, or all rows have ended."""
+    """Generates until there are `until` tokens, or all rows have ended."""
 
     def step(carry):
         state, cache = carry
@@ -180,17 +180,17 @@ def choose(
     logits: jax.Array, keys: jax.Array, temperature: float | None = None, top_k: int | None = None,
     top_p: float | None = None, min_p: float | None = None,
 ) -> jax.Array:
-    """Samples one id a row of logits [B, V] by keys [B]; without a temperature, the argmax.
+    """Samples an id per row from logits [B, V] with keys [B]; without temperature, the argmax.
 
-    top_k keeps the k likeliest tokens; top_p (nucleus sampling, Holtzman 2020, 3.1), after it, the
-    fewest likeliest tokens whose probabilities reach p; min_p (Nguyen 2024, arXiv:2407.01082) those
-    at least min_p times as likely as the likeliest. Tokens as likely as the last one that is kept
-    are kept too. temperature and min_p are at least float32's smallest normal number.
+    top_k keeps the k most likely tokens; then top_p (nucleus sampling, Holtzman 2020, 3.1) keeps
+    the smallest set of most likely tokens with total probability p; min_p (Nguyen 2024,
+    arXiv:2407.01082) keeps tokens with at least min_p times the maximum probability. Ties with the
+    last kept token are kept too. temperature and min_p must be normal float32 numbers.
     """
     if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
-    # The largest is 0 at any temperature, and so never inf - inf; what is -inf stays so, also where
-    # XLA multiplies by 1 / temperature and that is 0.
+    # The maximum is 0 at any temperature, which avoids inf - inf; -inf is kept, even if XLA
+    # multiplies by 1 / temperature and that underflows to 0.
     logits -= logits.max(-1, keepdims=True)
     logits = jnp.where(jnp.isneginf(logits), logits, logits / temperature)
     if top_k is not None or top_p is not None:
@@ -209,11 +209,11 @@ def choose(
 def _keep_likeliest(
     probability: jax.Array, weight: jax.Array, enough: jax.Array | float
 ) -> jax.Array:
-    """Top-k and top-p filter: zeroes all but the likeliest tokens whose weights reach `enough`.
+    """Top-k and top-p filter: keeps the most likely tokens until their weights reach `enough`.
 
-    All are [B, V]. The bits of floats >= 0 are in the order of the floats, so 31 halvings find
-    the threshold, in a tenth of the time that sorting 50,000 tokens takes on a CPU. At least the
-    likeliest token is kept, however small `enough` is.
+    All are [B, V]. The bit patterns of floats >= 0 have the order of the floats, so that 31 steps
+    of bisection find the threshold, ten times faster than sorting 50,000 tokens on a CPU. The most
+    likely token is always kept.
     """
     bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
 

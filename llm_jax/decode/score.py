@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts, and the likeliest tokens of a masked model's gaps."""
+"""Log-probabilities of given texts, and mask filling."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +18,11 @@ def log_likelihoods(
     model: Model, params: Any, rows: Sequence[Sequence[int]], starts: Sequence[int],
     *, sources: Sequence[Sequence[int]] | None = None, prefix: bool = False, batch_size: int = 64,
 ) -> list[tuple[float, bool]]:
-    """Returns of each row of ids the log-probability of those from `starts` on, given the others.
+    """Returns for each row the log-probability of the ids from `starts` on, given the others.
 
-    Beside it, whether each of them is the likeliest. Of a row of more than model.max_length + 1
-    ids, the last of which the model does not read, the first are left out. `sources`: see
-    `cache.prepare`; prefix: what is before `starts` is seen in both directions.
+    Also returns whether all of them are the most likely ids. Rows of more than model.max_length + 1
+    ids (the model does not read the last one) lose their first ids. `sources`: see `cache.prepare`;
+    prefix: bidirectional attention before `starts`.
     """
     length, results = model.cfg.max_length, [(0.0, True)] * len(rows)
     cuts = [max(0, len(row) - length - 1) for row in rows]
@@ -49,10 +49,10 @@ def log_likelihoods(
 
 @partial(jax.jit, static_argnums=0)
 def _score(model, params, batch, targets, wanted):
-    """Sums of log-probabilities of targets [B, T] where wanted, and whether all are likeliest."""
+    """Sums log-probabilities of targets [B, T] where wanted; also whether all are the argmax."""
     outputs = model.apply({"params": params}, batch)
 
-    def row(args):  # logits of one at a time
+    def row(args):  # logits of one row at a time
         hidden, targets, wanted = args
         logits = models.logits(outputs._replace(hidden=hidden[None]))[0]
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
@@ -66,18 +66,18 @@ def fill(
     model: Model, params: Any, prompts: Sequence[Sequence[int]], mask_id: int,
     *, top_k: int = 5, allowed: np.ndarray | None = None,
 ) -> list[list[list[tuple[int, float]]]]:
-    """Fills masks: for each prompt and each mask_id in it, the top_k (id, probability).
+    """Mask filling: returns the top_k (id, probability) for each mask_id in each prompt.
 
-    The likeliest comes first. Each gap is filled as if the others stayed open (Devlin 2019, 3.1).
-    Probabilities are among the `allowed` ids, bool [V]; None: all.
+    Sorted by probability. Each mask is filled independently (Devlin 2019, 3.1). Probabilities are
+    normalised over the `allowed` ids, bool [V]; None: all.
 
     Raises:
-      ConfigError: top_k is more than there are ids.
+      ConfigError: top_k exceeds the number of ids.
     """
     cfg = model.cfg
     allowed = np.ones(cfg.vocab_size, bool) if allowed is None else allowed
     if top_k > allowed.sum():
-        raise ConfigError(f"top_k={top_k}: must be at most {allowed.sum()}, the ids there are")
+        raise ConfigError(f"top_k={top_k}: must be at most {allowed.sum()}, the number of ids")
     gaps = [[i for i, token in enumerate(prompt) if token == mask_id] for prompt in prompts]
     places, counts = pad(gaps, cfg.max_length)
     batch = batch_of(prompts, cfg.max_length) | {"masked_positions": places}
@@ -92,7 +92,7 @@ def fill(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _likeliest(model, top_k, params, batch, allowed):
-    """Tokens [B, T] with gaps at masked_positions [B, P] -> ids, probabilities [B, P, top_k]."""
+    """Tokens [B, T], masked at masked_positions [B, P] -> ids, probabilities [B, P, top_k]."""
     logits = models.logits(model.apply({"params": params}, batch))
     probability = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
     values, ids = jax.lax.top_k(probability, top_k)

@@ -1,4 +1,4 @@
-"""Text in, text out: what `launch.py generate` does for each kind of model."""
+"""Text generation from text prompts, for each kind of model."""
 
 import itertools
 import logging
@@ -28,28 +28,27 @@ def complete(
     model: Model, params: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt],
     *, objective: ConfigDict | None = None, **settings: Any,
 ) -> list[dict]:
-    """Generates text: for each prompt its samples, {prompt, completion, tokens} each.
+    """Generates text: returns for each prompt its samples, {prompt, completion, tokens}.
 
-    A decoder continues the prompt: prompt + completion is the whole text. A prompt may be ids,
-    which are taken as they are, or messages, [{"role": …, "content": …}], which the tokenizer's
-    chat template lays out; the completion is then the assistant's reply. An encoder-decoder reads
-    the prompt and writes from the tokenizer's bos_id (pad where, as in T5, there is none). A masked
-    model fills [MASK] or <mask>: `completion` and `tokens` are the prompt with each mask's best
-    token, and `candidates` lists for each mask the top_k (0: 5) {token, text, probability}. Beam
-    search adds `score`.
+    A decoder continues the prompt: prompt + completion is the whole text. A prompt may also be ids,
+    used unchanged, or messages, [{"role": …, "content": …}], rendered by the tokenizer's chat
+    template; the completion is then the assistant's reply. An encoder-decoder reads the prompt and
+    starts from the tokenizer's bos_id (pad if, as in T5, there is none). A masked model fills
+    [MASK] or <mask>: `completion` and `tokens` are the prompt with the best token for each mask,
+    and `candidates` lists the top_k (0: 5) {token, text, probability} per mask. Beam search adds
+    `score`.
 
-    Special tokens that a prompt spells are read as such, as transformers reads them (in training
-    text they are text). Ids that no token of the tokenizer has are never drawn.
+    Special tokens in a prompt are recognised, as in transformers (in training text they are not).
+    Ids without a token in the tokenizer are never generated.
 
     Args:
-      objective: config.objective, by which prompts are laid out as the model has learned them:
-        with seq2seq's prefix in front, as a user's message where it learned chats, seen in both
-        directions by a prefix language model.
+      objective: config.objective; prompts are formatted as in its training: with seq2seq's prefix,
+        as a user message after chat training, or bidirectional for a prefix language model.
       **settings: fields of Request.
 
     Raises:
-      ConfigError: a model without logits of words, a prompt that it cannot take, or settings that
-        do not go together.
+      ConfigError: a model without a language modelling head, an unsupported prompt, or
+        incompatible settings.
     """
     job = _Job(model, params, tokenizer, prompts, objective, settings)
     samples = job.fill() if model.cfg.kind == "encoder" else job.write()
@@ -62,15 +61,15 @@ def stream(
     model: Model, params: Any, tokenizer: Tokenizer, prompt: Prompt,
     *, objective: ConfigDict | None = None, **settings: Any,
 ) -> Iterator[str]:
-    """Yields, as they are written, pieces of the completion that `complete` returns.
+    """Streams the completion of `complete` in pieces.
 
-    What a stop string or a character may still need is held back.
+    Holds back text that may be part of a stop string or an incomplete character.
     """
     settings = settings | {"samples": 1}
     job = _Job(model, params, tokenizer, [prompt], objective, settings)
     stops, shown = job.request.stop, 0
     if job.request.beams > 1:
-        raise ConfigError(f"beams={job.request.beams}: beam search has no text before its end")
+        raise ConfigError(f"beams={job.request.beams}: beam search does not support streaming")
     for (ids,) in sample.stream(model, params, job.rows, **job.inputs(), every=1):
         text = _before(stops, job.spoken(job.rows[0], ids))
         sure = text.rstrip("\ufffd")
@@ -87,15 +86,15 @@ def stream(
 def read(
     cfg: ConfigDict, tokenizer: Tokenizer, prompts: Sequence[Prompt], objective: ConfigDict | None
 ) -> list[list[int]]:
-    """Returns the ids of each prompt as a model of config.model is given them; computes nothing.
+    """Returns the ids of each prompt as input of a config.model, without running it.
 
     Raises:
-      ConfigError: a model without logits of words; a prompt without a gap for a masked model, or
-        of more tokens than model.max_length; messages for another than a decoder.
+      ConfigError: a model without a language modelling head; for masked models a prompt without a
+        mask; more tokens than model.max_length; messages for models other than decoders.
     """
     if not models.heads.speaks(cfg):
-        raise ConfigError(f"model.head={cfg.head!r}: the model has no logits of words; it writes "
-                          "no text and fills no gaps, which a head of lm or mlm does")
+        raise ConfigError(f"model.head={cfg.head!r}: the model cannot generate text or fill masks; "
+                          "this needs a head lm or mlm")
     lay_out = lambda text: text
     if cfg.kind == "encoder":
         mask = mask_id(tokenizer)
@@ -114,22 +113,22 @@ def read(
         elif cfg.kind == "decoder":
             row = chat.prompt(tokenizer, text)
         else:
-            raise ConfigError(f"prompt {prompt!r}: messages are for a decoder")
+            raise ConfigError(f"prompt {prompt!r}: only decoders support messages")
         if cfg.kind == "encoder" and mask not in row:
-            raise ConfigError(f"prompt {prompt!r}: put {name} where the model is to fill in")
+            raise ConfigError(f"prompt {prompt!r}: must contain {name}, to be filled in")
         if len(row) > cfg.max_length:
             raise ConfigError(f"prompt {str(prompt)[:60]!r}: has {len(row)} tokens; at most "
                               f"model.max_length={cfg.max_length}")
-        rows.append(row or [tokenizer.bos_id])  # something must come first
+        rows.append(row or [tokenizer.bos_id])  # at least one token
     return rows
 
 
 class _Job:
-    """What is to be continued or filled in, and how.
+    """A generation request: prompts as ids, and settings.
 
     Attributes:
-      rows: ids, which the decoder goes on from; of a masked model those with the gaps.
-      sources: an encoder-decoder's prompts.
+      rows: ids that the decoder continues, or ids with masks for a masked model.
+      sources: prompts of an encoder-decoder.
     """
 
     def __init__(self, model, params, tokenizer, prompts, objective, settings):
@@ -145,31 +144,31 @@ class _Job:
         self.prefix = bool(objective) and objectives.get(objective.name).prefix
 
     def spoken(self, row: Sequence[int], ids: list[int]) -> str:
-        """The text of ids behind a row."""
+        """Returns the text of ids that follow a row."""
         tokenizer = self.tokenizer
         if self.sources:
             return _with_sentinels(tokenizer, ids)
-        # Decoded apart, the space between prompt and completion would be lost.
+        # Decoding them separately would lose the space between prompt and completion.
         whole, start = tokenizer.decode([*row, *ids]), tokenizer.decode(row)
         return whole.removeprefix(start) if whole.startswith(start) else tokenizer.decode(ids)
 
     def stop(self, row: Sequence[int], ids: list[int]) -> int | None:
-        """How many ids there are when a stop string is complete; None where none is."""
+        """Returns the number of ids up to the end of a stop string; None if there is none."""
         ended = lambda n: any(x in self.spoken(row, ids[:n]) for x in self.request.stop)
         return next(n for n in range(1, len(ids) + 1) if ended(n)) if ended(len(ids)) else None
 
     def allowed(self) -> np.ndarray:
-        """bool [V]: the ids that a token of the tokenizer has, without those to be suppressed."""
+        """Returns bool [V]: ids with a token in the tokenizer, except suppressed ones."""
         vocabulary = self.model.cfg.vocab_size
         named = np.array([bool(piece) for piece in self.tokenizer.pieces()])[:vocabulary]
         allowed = np.pad(named, (0, vocabulary - len(named)))
         allowed[[i for i in self.request.suppressed if 0 <= i < vocabulary]] = False
         if not allowed.any():
-            raise ConfigError("suppressed: leaves no id that could be drawn")
+            raise ConfigError("suppressed: leaves no id to generate")
         return allowed
 
     def inputs(self) -> dict[str, Any]:
-        """Arguments of `sample.stream`, or `beam_search`, for all rows."""
+        """Returns the arguments of `sample.stream` or `beam_search` for all rows."""
         request, length = self.request, self.model.cfg.max_length
         longest = max(map(len, self.rows))
         room = max(1, length - longest + 1)
@@ -181,7 +180,7 @@ class _Job:
             names += ["temperature", "top_k", "top_p", "min_p", "seed", "memory"]
             if count > room:
                 log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
-                            "leaves room for %d; beyond that, the beginning is forgotten",
+                            "leaves room for %d; beyond that, the beginning is dropped",
                             count, longest, length, room)
         inputs = {name: getattr(request, name) for name in names}
         if request.beams == 1:
@@ -194,10 +193,10 @@ class _Job:
         }  # fmt: skip
 
     def write(self) -> list[list[dict]]:
-        """The samples of each prompt: {tokens, completion}, with a beam's score."""
+        """Returns the samples of each prompt: {tokens, completion}, with a score for beams."""
         model, params, request, inputs = self.model, self.params, self.request, self.inputs()
         copies = 1 if request.beams > 1 else request.samples
-        of = [i for i in range(len(self.rows)) for _ in range(copies)]  # the prompt of each draw
+        of = [i for i in range(len(self.rows)) for _ in range(copies)]  # the prompt of each sample
         lengths = [len(row) for row in self.sources or self.rows]
         order = sorted(range(len(of)), key=lambda k: lengths[of[k]])
         samples = [[] for _ in self.rows]
@@ -223,7 +222,7 @@ class _Job:
         return samples
 
     def _score(self, samples: list[list[dict]]) -> None:
-        """Gives each sample its log-probability."""
+        """Adds the log-probability to each sample."""
         pairs = [(i, one) for i, some in enumerate(samples) for one in some]
         rows = [[*self.rows[i], *one["tokens"]] for i, one in pairs]
         sources = self.sources and [self.sources[i] for i, _ in pairs]
@@ -234,7 +233,7 @@ class _Job:
             one["score"] = score
 
     def fill(self) -> list[list[dict]]:
-        """The one sample of each prompt of a masked model, with the candidates for its gaps."""
+        """Returns the sample of each prompt of a masked model, with candidates for its masks."""
         tokenizer, samples = self.tokenizer, []
         mask, (before, behind) = mask_id(tokenizer), tokenizer.around("encoder")
         top_k = self.request.top_k or 5
@@ -253,12 +252,12 @@ class _Job:
 
 
 def _before(stops: Sequence[str], text: str) -> str:
-    """The text before the first of the stop strings."""
+    """Returns the text before the first stop string."""
     return text[: min((i for i in map(text.find, stops) if i >= 0), default=len(text))]
 
 
 def _with_sentinels(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """Text of ids, in which sentinels show."""
+    """Returns the text of ids, with visible sentinels."""
     names = {i: name for name, i in tokenizer.specials.items() if name.startswith(SENTINEL)}
     runs = itertools.groupby(ids, key=names.get)
     return " ".join(filter(None, (name or tokenizer.decode(list(run)) for name, run in runs)))

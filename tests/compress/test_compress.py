@@ -144,10 +144,10 @@ def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
 
 
 @pytest.mark.parametrize(("method", "told"), [
-    ("prune:2", "must be a share above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
-    ("int8:3", "takes nothing"), ("layers:9", "must be 2 to model.num_layers=4"),
-    ("small", "'small' is none of int8, int4"), ("heads:0.1", "leaves every parameter"),
-    ("prune:1:99", "leaves every parameter"),
+    ("prune:2", "must be a fraction above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
+    ("int8:3", "takes no argument"), ("layers:9", "must be 2 to model.num_layers=4"),
+    ("small", "'small' is not one of int8, int4"), ("heads:0.1", "changes no parameter"),
+    ("prune:1:99", "changes no parameter"),
 ])  # fmt: skip
 def test_what_no_method_takes_is_refused(drawn, method, told):
     with pytest.raises(ConfigError, match=told):
@@ -310,7 +310,7 @@ def test_a_teacher_of_another_kind_is_refused(run):
             distill.make_step(trainer)
         config.model[key] = right
     config.distill.teacher = str(run.parent)
-    with pytest.raises(ConfigError, match="distill.teacher=.*: no config.json there"):
+    with pytest.raises(ConfigError, match="distill.teacher=.*: has no config.json"):
         distill.make_step(trainer)
 
 

@@ -60,7 +60,7 @@ def test_bad_files_are_named(tmp_path, config, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"), [("builtin:pyhton", "builtin:python"), ("gs://b/a.txt", "is an address")]
+    ("spec", "message"), [("builtin:pyhton", "builtin:python"), ("gs://b/a.txt", "is a URL")]
 )
 def test_what_is_no_source(config, spec, message):
     with pytest.raises(ConfigError, match=message):

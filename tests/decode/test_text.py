@@ -78,7 +78,7 @@ def test_by_default_no_more_than_there_is_room_for(beams, caplog):
     assert not caplog.messages
     if beams == 1:
         run(max_new_tokens=13)
-        assert "leaves room for 12; beyond that, the beginning is forgotten" in caplog.text
+        assert "leaves room for 12; beyond that, the beginning is dropped" in caplog.text
     else:
         with pytest.raises(ConfigError, match="leaves room for 12"):
             run(max_new_tokens=13)
@@ -187,29 +187,29 @@ def test_a_masked_model_fills_in(name):
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        ({}, {"beams": 2, "temperature": 0.5}, "beams=2: beam search draws nothing"),
+        ({}, {"beams": 2, "temperature": 0.5}, "beams=2: beam search does not sample"),
         ({}, {"beams": 2, "top_p": 0.5}, "beams=2"),
         ({}, {"beams": 0}, "beams=0"),
-        ({}, {"length_penalty": 1.0}, "length_penalty=1.0: only beam search"),
-        ({}, {"beams": 2, "stop": ["x"]}, "beam search does not stop at"),
+        ({}, {"length_penalty": 1.0}, "length_penalty=1.0: only for beam search"),
+        ({}, {"beams": 2, "stop": ["x"]}, "beam search does not support stop"),
         ({}, {"beams": 2, "samples": 3}, "samples=3: must be at most beams=2"),
-        ({}, {"samples": 2, "temperature": 0.0}, "samples=2: greedy search has one"),
+        ({}, {"samples": 2, "temperature": 0.0}, "samples=2: greedy search has only one"),
         ({}, {"samples": 0}, "samples=0"),
         ({}, {"batch_size": 0}, "batch_size=0"),
         ({}, {"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ({}, {"min_p": 2.0}, "min_p=2.0"),
-        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "stop": ["x"]}, "only lists"),
+        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "stop": ["x"]}, "list the"),
         ({}, {"temperature": -1.0}, "temperature=-1.0"),
         ({}, {"prompts": ["x" * 16]}, "17 tokens.*max_length=16"),
         ({}, {"beams": 2, "max_new_tokens": 17}, "leaves room for 14"),
         ({"kind": "encoder_decoder"}, {"prompts": ["x" * 16]}, "17 tokens.*max_length=16"),
-        ({"kind": "encoder", "head": "mlm"}, {}, "put \\[MASK\\] where"),
-        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "beams": 2}, "only lists"),
-        ({"kind": "encoder", "head": "none"}, {"prompts": ["[MASK]"]}, "fills no gaps"),
+        ({"kind": "encoder", "head": "mlm"}, {}, "must contain .MASK."),
+        ({"kind": "encoder", "head": "mlm"}, {"prompts": ["[MASK]"], "beams": 2}, "list the"),
+        ({"kind": "encoder", "head": "none"}, {"prompts": ["[MASK]"]}, "cannot generate text or"),
         ({"kind": "encoder", "head": "sequence", "num_labels": 2, "pooler": True}, {"top_k": 3},
-         "model.head='sequence': the model has no logits of words"),
-        ({"kind": "encoder", "head": "detection"}, {}, "model.head='detection': the model has no"),
-        ({"head": "none"}, {"beams": 0}, "model.head='none': the model has no logits of words"),
+         "model.head='sequence': the model cannot generate"),
+        ({"kind": "encoder", "head": "detection"}, {}, "model.head='detection': the model cannot"),
+        ({"head": "none"}, {"beams": 0}, "model.head='none': the model cannot generate"),
     ],
 )
 def test_what_is_refused(model, options, message):

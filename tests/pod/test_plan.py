@@ -94,8 +94,8 @@ def test_a_plan_is_told_in_milliseconds_and_gigabytes():
 @pytest.mark.parametrize(
     ["changes", "topology", "message"],
     [
-        ({}, "v9:4x4", "there are v4:2x2x4"),
-        ({}, "v5p:big", "there are v4:2x2x4"),
+        ({}, "v9:4x4", "must be like v4:2x2x4"),
+        ({}, "v5p:big", "must be like v4:2x2x4"),
         ({}, "h100:8", "must be nodes x GPUs per node: h100:8x8"),
         ({}, "cpu:9999", "this machine has 8"),
         ({"model.vocab_size": 0, "tokenizer.name": "bpe"}, "cpu:8", "model.vocab_size=0"),

@@ -41,7 +41,7 @@ def test_a_report_of_nothing_yet(arguments, tmp_path, capsys, monkeypatch):
 
 BAD = {
     "nothing": ([], "nothing to compare"),
-    "no sweep": (["--report"], "no sweep.json there"),
+    "no sweep": (["--report"], "has no sweep.json"),
     "share": (["--axis=model.norm=layernorm,rmsnorm", "--index=3", "--of=2"], "--index=3 --of=2"),
     "match": (["--axis=model.norm=layernorm,rmsnorm", "--match=x"], "--match=x: allowed are"),
     "value": (["--axis=model.norm=layernorm,x"], "variant 'norm x': model.norm='x': allowed"),

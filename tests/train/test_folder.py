@@ -184,7 +184,7 @@ def test_what_is_not_a_run_is_left_alone(name, config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("", "is empty"), (" ", "is empty"), ("gs://b/run", "is an address")]
+    ("path", "message"), [("", "is empty"), (" ", "is empty"), ("gs://b/run", "is a URL")]
 )
 def test_what_no_folder_can_be(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -184,7 +184,7 @@ def test_flops_a_token_are_of_both_sides_and_of_what_is_predicted(tiny):
 
 
 def test_reading_needs_a_run_with_a_checkpoint(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="no config.json there; it is not a run folder"):
+    with pytest.raises(ConfigError, match="has no config.json; it is not a run folder"):
         load_params(tmp_path)
     opened(tiny(), tmp_path)
     with pytest.raises(ConfigError, match="has no sound checkpoint"):
