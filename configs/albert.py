@@ -1,10 +1,10 @@
-"""ALBERT: A Lite BERT (Lan 2020), table 1: one layer's parameters for all, small token table.
+"""ALBERT: A Lite BERT (Lan 2020), table 1: parameters shared across layers, factorised embedding.
 
 python launch.py train --config=configs/albert.py:base --workdir=runs/albert \\
     --config.data.train=FILE
 
-Masked n-grams and sentence order (sections 3.1 and 4.1); batches of 4,096 for 125,000 steps.
-Published parameters: 12M, 18M, 60M, 235M. The paper trains with LAMB; AdamW here.
+N-gram masking and sentence order prediction (sections 3.1 and 4.1); batches of 4,096 for 125,000
+steps. Published parameter counts: 12M, 18M, 60M, 235M. The paper uses LAMB; this config AdamW.
 """
 
 from configs import bert

@@ -3,10 +3,10 @@
 python launch.py train --config=configs/bert.py:base --workdir=runs/bert \\
     --config.data.train=FILE
 
-Post-norm encoder with segment embeddings, pooler and two heads: masked LM and next sentence
-(appendix A.2: 256 sequences, a million steps, rate 1e-4, 10,000 steps of warm-up; nine in ten
-steps at length 128: model.max_length=128 first). Turc's sizes: tiny 2/128, mini 4/256,
-small 4/512, medium 8/512 (layers/width).
+Post-norm encoder with segment embeddings, a pooler and two heads: masked LM and next sentence
+prediction (appendix A.2: batches of 256, 1 million steps, learning rate 1e-4, warm-up of 10,000
+steps; 90 % of the steps at length 128: set model.max_length=128 first). Turc's sizes, in
+layers/width: tiny 2/128, mini 4/256, small 4/512, medium 8/512.
 """
 
 from llm_jax.config import base

@@ -3,13 +3,14 @@
 python launch.py train --config=configs/deepseek.py:v2-lite --workdir=runs/deepseek \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-Latent attention: keys and values of all heads are made of one vector of 512 a token, and 64 rotary
-dimensions that they share; YaRN from 4,096 tokens to 163,840, its strength on the scores. Behind
-dense layers, experts of which some are all tokens' own. V2: softmax gates, of the three best of
-eight groups (lite: of all). V3: sigmoids, chosen with a bias, of the four best of eight groups,
-normalised and scaled; its balance by adapting the bias (2.1.2) and its multi-token prediction (2.2)
-are not here. Training (V2: 3.1.2, lite: appendix B; V3: 4.2): 2,000 steps of warm-up and tokens a
-batch as theirs, in rows of the released length; a cosine stands for their drops of the rate.
+Multi-head latent attention: keys and values of all heads from a latent vector of 512 per token and
+64 shared rotary dimensions; YaRN from 4,096 to 163,840 tokens, applied to the attention scale.
+Dense layers, then mixtures of experts with shared experts. V2: softmax gates, experts from the best
+three of eight groups (lite: no groups). V3: sigmoid gates, selected with a bias from the best four
+of eight groups, normalised and scaled; the bias update for load balancing (2.1.2) and multi-token
+prediction (2.2) are not implemented. Training (V2: 3.1.2, lite: appendix B; V3: 4.2): warm-up of
+2,000 steps and tokens per batch as published, in rows of the released length; a cosine schedule
+instead of their step decays.
 """
 
 import math

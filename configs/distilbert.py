@@ -3,7 +3,7 @@
 python launch.py train --config=configs/distilbert.py --workdir=runs/distilbert \\
     --config.data.train=FILE
 
-Here trained by masked LM alone: the paper's distillation from a teacher is not in this config.
+This config trains by masked LM only; the paper also distils from a teacher (docs/compress.md).
 """
 
 from configs import bert

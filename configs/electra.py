@@ -3,9 +3,9 @@
 python launch.py train --config=configs/electra.py:small --workdir=runs/electra \\
     --config.data.train=FILE
 
-A BERT that tells replaced tokens from real ones, and the small masked model that replaces them
-(a quarter or a third of its width), on one token table. Published parameters, generator left
-out: 14M, 110M, 335M.
+A BERT discriminator that detects replaced tokens, and a small masked LM generator (a quarter or a
+third of its width) that replaces them, with shared token embeddings. Published parameter counts
+without the generator: 14M, 110M, 335M.
 """
 
 from configs import bert

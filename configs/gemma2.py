@@ -3,10 +3,10 @@
 python launch.py train --config=configs/gemma2.py:2b --workdir=runs/gemma2 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-A local layer of 4,096 tokens and a full one in turn (section 2), scores of attention held within
-50 and logits within 30, norms before and behind each sublayer with scales 1 + w, and a GeGLU.
-Trillions of tokens are section 3.1's; it tells neither batch nor learning rate: these are
-LLaMA 2's, of its size nearest to each.
+Local layers with a window of 4,096 alternate with full layers (section 2); soft caps of 50 for
+attention scores and 30 for logits; norms before and after each sublayer with scales 1 + w; GeGLU.
+Numbers of tokens are from section 3.1. Batch size and learning rate are not published: those of
+LLaMA 2's nearest size are used.
 """
 
 from configs import llama

@@ -3,11 +3,10 @@
 python launch.py train --config=configs/gemma3.py:1b --workdir=runs/gemma3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-Five local layers to one global (section 2): a window of 1,024 (512 in 270m and 1b) with a rotary
-base of 10,000, to full attention with one of 1,000,000, stretched by 8 for 128K tokens (from 4b
-on). Norms before and behind each sublayer, with scales 1 + w, and over each head's queries and
-keys. Trillions of tokens are section 2.2's; it tells neither batch nor learning rate: these are
-LLaMA 2's, of its size nearest to each.
+Five local layers per global layer (section 2): a window of 1,024 (512 in 270m and 1b) with rotary
+base 10,000, and full attention with base 1,000,000, scaled by 8 for 128K tokens (from 4b). Norms
+before and after each sublayer, with scales 1 + w, and QK norm. Numbers of tokens are from section
+2.2. Batch size and learning rate are not published: those of LLaMA 2's nearest size are used.
 """
 
 from configs import llama

@@ -3,11 +3,11 @@
 python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
     --config.data.train=FILE
 
-124m, 355m, 774m, 1.5b: 12 to 48 layers, 768 to 1600 wide, length 1,024. The paper's WebText
-was not released; data.train takes any text. Batches of 512 sequences (section 2.3); dropout 0.1
-is GPT-1's, which the paper does not change. It tells neither rate, optimizer nor steps: peak
-rates, Adam, decay and the cosine to a tenth follow GPT-3 (table 2.1, appendix B), warm-up and
-600,000 steps nanoGPT's reproduction. tokenizer.path: GPT-2's own tokenizer.json, of 50,257 tokens.
+124m, 355m, 774m, 1.5b: 12 to 48 layers, width 768 to 1600, length 1,024. The paper's WebText is not
+public; data.train accepts any text. Batches of 512 sequences (section 2.3); dropout 0.1 as in
+GPT-1. Learning rate, optimizer and number of steps are not published: peak rates, Adam, weight
+decay and the cosine decay to a tenth are GPT-3's (table 2.1, appendix B), warm-up and 600,000 steps
+nanoGPT's. tokenizer.path: GPT-2's tokenizer.json with 50,257 tokens.
 """
 
 from llm_jax.config import base

@@ -3,13 +3,13 @@
 python launch.py train --config=configs/gpt3.py:125m --workdir=runs/gpt3 \\
     --config.data.train=FILE
 
-GPT-2's architecture, with dense and locally banded sparse attention alternating over the
-layers (section 2.1; the band's width is not published: 256 here), length 2,048, 300 billion
-tokens. The table prints 24 heads for 1.3b and a width of 5,140 for 13b, whose heads then do not
-multiply to the width; 16 heads and 5,120 give the parameter counts beside them, and are here.
-Appendix B counts in tokens: the batch grows from 32,000 tokens over the first 8 billion (4 to 12
-there), the rate over 375 million, here linearly in steps; its cosine reaches a tenth at 260
-billion, and stays there. Adam(0.9, 0.95, 1e-8), decay 0.1, clip 1.0. No weights are public.
+GPT-2's architecture with alternating dense and locally banded sparse attention (section 2.1; the
+band width is not published: 256 here), length 2,048, 300 billion tokens. The table's 24 heads for
+1.3b and width 5,140 for 13b are inconsistent with the head size; 16 heads and 5,120 give the
+table's parameter counts and are used here. Schedules are in tokens (appendix B): the batch grows
+from 32,000 tokens over the first 8 billion (published: 4 to 12), the learning rate over 375
+million, here linearly in steps; the cosine reaches a tenth at 260 billion, then stays constant.
+Adam(0.9, 0.95, 1e-8), weight decay 0.1, clipping 1.0. The weights are not public.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ def get_config(variant="125m"):
 
 
 def steps_of(data: ConfigDict, tokens: float) -> int:
-    """Returns how many steps read so many tokens, from the first on, while the batch grows."""
+    """Returns the number of steps that read `tokens` tokens from the start, with batch ramp-up."""
     step, rows = 0, tokens / 2048
     while step < data.ramp_steps and rows > 0:
         rows -= batch_size(data, step)

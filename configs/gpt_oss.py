@@ -3,10 +3,10 @@
 python launch.py train --config=configs/gpt_oss.py:20b --workdir=runs/gpt_oss \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-A local layer of 128 tokens and a full one in turn, each with a learned sink a head and biases;
-YaRN from 4,096 tokens to 131,072; four experts a token, of a clamped SwiGLU, with biases in
-experts and router. An import undoes the quantisation (MXFP4) of released experts. The model card
-tells no batch, steps or rates: these are LLaMA 2's, of its size nearest to what a token meets.
+Local layers with a window of 128 alternate with full layers, with a learned attention sink per head
+and biases; YaRN from 4,096 to 131,072 tokens; four experts per token with a clamped SwiGLU, biases
+in experts and router. Imports dequantise the released MXFP4 experts. Batch size, steps and learning
+rates are not published: those of LLaMA 2's size nearest to the active parameters are used.
 """
 
 from configs import llama
@@ -37,6 +37,6 @@ def get_config(variant="20b"):
     m.activation = "clamped_swiglu"
     m.experts_per_token = 4
     m.expert_bias = True
-    m.router_balance = 0.9  # as config.json has it
+    m.router_balance = 0.9  # the value of config.json
     c.data.batch_size = 32
     return c

@@ -4,15 +4,15 @@ python launch.py train --config=configs/llama.py:8b --workdir=runs/llama \\
     --config.data.train=FILE
 
 Pre-norm decoder: RMSNorm, rotary positions, SwiGLU, no biases; grouped queries in 2-70b and
-all of 3. Plain 8b, 70b and 405b are LLaMA 3, at the 8,192 tokens it was pretrained with; its
-stretched positions are model.rotary_scaling=llama3. tokenizer.path: the model's own.
+all of 3. 8b, 70b and 405b are LLaMA 3, with its pretraining length of 8,192 tokens; for its
+extended context set model.rotary_scaling=llama3. tokenizer.path: the tokenizer of the model.
 
-1 and 2 (2023a, section 2.2; 2023b, section 2.2): AdamW(0.9, 0.95), decay 0.1, clip 1.0, 4 million
-tokens a batch, 2,000 steps of warm-up, cosine to a tenth over 1.0 (1-7b, 1-13b), 1.4 (1-33b,
-1-65b) or 2.0 (all of 2) trillion tokens. 3 (section 3.4.1, of 405b; "similar recipes" for 8b and
-70b): 8,000 steps of warm-up, cosine from 8e-5 to 8e-7, a hundredth, over 1,200,000 steps; the
-batch is the second of its three, 8 million tokens. Adam's epsilon is 2's 1e-5, for all: 1 and 3
-tell none. Decay and clip of 3 are 2's.
+1 and 2 (2023a, section 2.2; 2023b, section 2.2): AdamW(0.9, 0.95), weight decay 0.1, clipping 1.0,
+4 million tokens per batch, warm-up of 2,000 steps, cosine to a tenth over 1.0 (1-7b, 1-13b), 1.4
+(1-33b, 1-65b) or 2.0 (all of 2) trillion tokens. 3 (section 3.4.1, for 405b; "similar recipes" for
+8b and 70b): warm-up of 8,000 steps, cosine from 8e-5 to 8e-7 over 1,200,000 steps; the batch is the
+second of its three, 8 million tokens. Adam's epsilon is 1e-5 as in 2: 1 and 3 do not publish it.
+Weight decay and clipping of 3 are those of 2.
 """
 
 from llm_jax.config import base
@@ -58,7 +58,7 @@ def get_config(variant="8b"):
     c.tokenizer.path = "tokenizer.json"
     c.data.train = "tfds:c4/en"
     c.data.batch_size = 2048 if generation == 1 else 1024
-    c.mesh.data, c.mesh.fsdp = 1, -1  # no chip holds parameters and optimizer state whole
+    c.mesh.data, c.mesh.fsdp = 1, -1  # parameters and optimizer state exceed one chip
     c.optimizer.learning_rate = rate
     c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.95, 1e-5
     c.optimizer.weight_decay = 0.1

@@ -3,10 +3,10 @@
 python launch.py train --config=configs/mamba2.py:130m --workdir=runs/mamba2 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-Layers of the state space alone: a state of 128 a channel, heads of 64 channels, twice the width of
-them, a short convolution before it, and no feed-forward layer. codestral-7b is Mistral AI's
-(2024), with eight groups of heads. Training (appendix D.2, of 300 billion tokens of the Pile):
-AdamW(0.9, 0.95), decay 0.1, clip 1.0, GPT-3's batch sizes and five times its rates.
+State space layers without feed-forward networks: state size 128, heads of 64 channels, expansion
+factor 2, a short convolution. codestral-7b is Mistral AI's model (2024), with eight groups of
+heads. Training (appendix D.2, on 300 billion tokens of the Pile): AdamW(0.9, 0.95), weight decay
+0.1, clipping 1.0, GPT-3's batch sizes and five times its learning rates.
 """
 
 from llm_jax.config import base

@@ -3,9 +3,9 @@
 python launch.py train --config=configs/mistral.py:7b --workdir=runs/mistral \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-7b: LLaMA with grouped queries and a window of 4,096 in every layer. 7b-v0.3, nemo-12b and
-small-24b have no window. The paper tells neither data, steps nor learning rate, and there is none
-of the others: these are LLaMA 2's (7b, and 13b for the larger two).
+7b: LLaMA with grouped queries and a window of 4,096 in every layer. 7b-v0.3, nemo-12b and small-24b
+have no window. Data, steps and learning rates are not published: those of LLaMA 2 are used (7b, and
+13b for the larger two).
 """
 
 from configs import llama

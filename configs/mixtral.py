@@ -3,12 +3,12 @@
 python launch.py train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-LLaMA with eight experts a layer, two a token, none dropped. The paper tells neither data, steps
-nor learning rate: these are LLaMA 2's for as many parameters as a token meets (13B and 39B), its
-4 million tokens a batch and 2 trillion in all. router_balance: the 0.02 and 0.001 of the released
-config.json files (`router_aux_loss_coef`), which transformers takes of all layers' tokens
-together. 8x22b has v0.1's vocabulary of 32,000; v0.3 and the instructed model have 32,768.
---config.mesh.expert=8 gives each expert its own chips.
+LLaMA with eight experts per layer, two per token, dropless. Data, steps and learning rate are not
+published: those of LLaMA 2's size nearest to the active parameters (13B and 39B) are used, with 4
+million tokens per batch and 2 trillion in total. router_balance: 0.02 and 0.001 from the released
+config.json files (`router_aux_loss_coef`); transformers computes the loss over the tokens of all
+layers together. 8x22b has v0.1's vocabulary of 32,000; v0.3 and the instruct model have 32,768.
+--config.mesh.expert=8 puts each expert on its own chips.
 """
 
 from configs import llama

@@ -4,11 +4,11 @@ python launch.py train --config=configs/modernbert.py:base --workdir=runs/modern
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
 A pre-norm encoder without biases, with GeGLU and rotary positions (section 2.1): a full layer with
-a base of 160,000, then two local ones that see 64 tokens to each side, with 10,000. The first
-layer's attention has no norm, behind that of the embeddings. Training (2.2): 30% masked, 1.7
-trillion tokens in rows of 1,024 and 300 billion in rows of 8,192, here all in rows of 8,192 of as
-many tokens a batch; a rate that is held and decays over the last 50 billion. AdamW stands for
-StableAdamW.
+base 160,000, then two local layers with 64 tokens on each side and base 10,000. The first layer has
+no attention norm, since it follows the embedding norm. Training (2.2): 30 % masking, 1.7 trillion
+tokens in rows of 1,024 and 300 billion in rows of 8,192; here all in rows of 8,192, with the same
+tokens per batch; a constant learning rate that decays over the last 50 billion tokens. AdamW
+replaces StableAdamW.
 """
 
 from llm_jax.config import base

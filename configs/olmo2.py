@@ -3,13 +3,12 @@
 python launch.py train --config=configs/olmo2.py:1b --workdir=runs/olmo2 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-LLaMA whose norms stand behind each sublayer, before it is added, and with a norm over all queries
-and all keys of a token (section 3.2). Numbers of training are those of the released files
-(allenai/OLMo: configs/official-0425, official-1124; allenai/OLMo-core: OLMo-2-0325-32B-train.py):
-AdamW(0.9, 0.95, 1e-8), decay 0.1 but not of embeddings, clip 1.0, z-loss 1e-5; a warm-up, then a
-cosine to a tenth over 5 trillion tokens (32b: 6.5), here to its end for all. Batches are rows of
-4,096. 13b's rate is the paper's; its file has 3e-4. They decay the scales of norms, too; here no
-norm is decayed.
+LLaMA with norms on the outputs of sublayers, and QK norm over all heads (section 3.2). Training
+settings are from the released files (allenai/OLMo: configs/official-0425, official-1124;
+allenai/OLMo-core: OLMo-2-0325-32B-train.py): AdamW(0.9, 0.95, 1e-8), weight decay 0.1 except
+embeddings, clipping 1.0, z-loss 1e-5; warm-up, then a cosine to a tenth over 5 trillion tokens
+(32b: 6.5), here to its end for all. Batches are rows of 4,096. 13b's learning rate is the paper's;
+its file has 3e-4. Theirs applies weight decay to the scales of norms; here norms are excluded.
 """
 
 from configs import llama

@@ -3,8 +3,8 @@
 python launch.py train --config=configs/olmo3.py:7b --workdir=runs/olmo3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-OLMo 2 with three local layers of 4,096 tokens to one full, of which the last has YaRN from 8,192
-tokens to 65,536. What is told of training here is OLMo 2's, of its size nearest to each.
+OLMo 2 with three local layers (window 4,096) per full layer; full layers have YaRN from 8,192 to
+65,536 tokens. Training settings are those of OLMo 2's nearest size.
 """
 
 from configs import olmo2

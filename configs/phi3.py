@@ -3,9 +3,9 @@
 python launch.py train --config=configs/phi3.py:mini-4k --workdir=runs/phi3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-LLaMA, in mini-4k and medium-4k with a window of 2,047 tokens. Those of 128K tokens have LongRoPE,
-which is not here. Trillions of tokens are the papers'; 4-14b's peak rate and batch (section 3)
-too; what Phi-3 does not tell is LLaMA 2's, of its size nearest to each.
+LLaMA; mini-4k and medium-4k with a window of 2,047 tokens. The 128K models, with LongRoPE, are not
+supported. Numbers of tokens are from the papers, and so are 4-14b's peak learning rate and batch
+size (section 3); other settings are those of LLaMA 2's nearest size.
 """
 
 from configs import llama

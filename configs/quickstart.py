@@ -1,9 +1,9 @@
-"""A small GPT on the prose and code that come with Python: the first run, no download.
+"""A small GPT on Python's documentation and source code: a first run without downloads.
 
 python launch.py
 
-Pre-norm GPT (Radford 2019), BPE tokenizer of 2,048 trained on the same text. Validation loss
-about 4.1 (uniform: 7.6) after two and a half minutes on two CPU cores.
+Pre-norm GPT (Radford 2019), BPE tokenizer with 2,048 tokens, trained on the same text. Validation
+loss about 4.1 (uniform: 7.6) after two and a half minutes on two CPU cores.
 """
 
 from llm_jax.config import base

@@ -3,10 +3,9 @@
 python launch.py train --config=configs/qwen2.py:0.5b --workdir=runs/qwen2 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-LLaMA with biases on queries, keys and values, and grouped queries. Sizes as Qwen2.5 was released;
-Qwen2's 0.5b, 1.5b, 7b and 72b are the same but for lengths and epsilons. 3b and smaller tie their
-embeddings. The reports tell neither steps nor learning rates: these are LLaMA 2's, of its size
-nearest to each.
+LLaMA with biases on queries, keys and values, and grouped queries. Sizes are those of Qwen2.5;
+Qwen2's 0.5b, 1.5b, 7b and 72b differ only in lengths and epsilons. 3b and smaller have tied
+embeddings. Steps and learning rates are not published: those of LLaMA 2's nearest size are used.
 """
 
 from configs import llama

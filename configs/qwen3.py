@@ -3,10 +3,10 @@
 python launch.py train --config=configs/qwen3.py:0.6b --workdir=runs/qwen3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-Qwen2 without its biases, with a norm over each head's queries and keys, and heads of 128 whatever
-the width; 30b-a3b and 235b-a22b have 128 experts a layer, eight a token. Pretraining ended at
-rows of 32,768 tokens (section 3.2), which released configs stretch to 40,960. The report tells
-neither batch, steps nor learning rate: these are LLaMA 2's, of its size nearest to each.
+Qwen2 without biases, with QK norm and head size 128 at any width; 30b-a3b and 235b-a22b have 128
+experts per layer, eight per token. Pretraining ended at 32,768 tokens (section 3.2), which released
+configs extend to 40,960. Batch size, steps and learning rate are not published: those of LLaMA 2's
+nearest size are used.
 """
 
 from configs import llama

@@ -3,9 +3,10 @@
 python launch.py train --config=configs/qwen3_next.py --workdir=runs/qwen3_next \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-Three layers of Gated DeltaNet to one of full attention, whose outputs are gated and of whose heads
-a quarter turns; 512 experts, ten a token, and one of all tokens, gated. The released layer for
-multi-token prediction is not here. Nothing of training is told: it is Qwen3's of 30b-a3b.
+Three Gated DeltaNet layers per full attention layer, which has an output gate and rotary positions
+on a quarter of the head dimensions; 512 experts, ten per token, and a gated shared expert. The
+released multi-token prediction layer is not supported. Training settings are not published: those
+of Qwen3 30b-a3b are used.
 """
 
 from configs import qwen3

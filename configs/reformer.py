@@ -4,19 +4,19 @@ python launch.py train --config=configs/reformer.py:enwik8-3 --workdir=runs/refo
     --config.data.train=enwik8
 
 enwik8, crime-and-punishment: google/reformer-enwik8 (12 layers, a context of 65,536 bytes) and
-    google/reformer-crime-and-punishment (6 layers, 524,288 tokens), as their config.json has
-    them but for the first's separate dropout of 0.1 in LSH attention; LSH attention in some
-    layers, chunks of local attention in the others, axial positions and an output matrix over
-    both streams. Their ids are not our byte tokenizer's: to train the first anew, add
+    google/reformer-crime-and-punishment (6 layers, 524,288 tokens), as in their config.json,
+    except for the first one's separate dropout of 0.1 in LSH attention; layers with LSH attention
+    and with chunked local attention, axial positions and an output matrix over both streams. Their
+    ids differ from our byte tokenizer: to train the first from scratch, add
     --config.model.vocab_size=0.
-enwik8-3: the 3 layers of section 5's ablations: width, heads, 8 x 65,536 bytes a batch, Adafactor
-    and "typical" LSH chunks of 128 as it has them. It does not say how many hashes (4 here),
-    steps, rate or dropout these had. 12 layers reached 1.19 bits a byte on the test set in 20,000
-    steps with dropout 0.1, and 1.05 with more steps and tuning that it does not describe.
-wmt-base, wmt-big: reversible Transformers of table 4, dense attention (section 5: "the examples in
-    the WMT14 test set are all shorter than 128 tokens"), the rest as in configs/transformer.py.
-    Published: BLEU 27.6 on WMT 2014 English-German for base in 100,000 steps; 29.1 for big in
-    300,000, there without the sharing of embedding and output matrices that ours has.
+enwik8-3: the 3-layer model of section 5's ablations, with its width, heads, batches of 8 x 65,536
+    bytes, Adafactor and "typical" LSH chunks of 128. The number of hashes (4 here), steps, learning
+    rate and dropout are not published. 12 layers reached 1.19 bits per byte on the test set in
+    20,000 steps with dropout 0.1, and 1.05 with further steps and tuning.
+wmt-base, wmt-big: reversible Transformers of table 4, with dense attention (section 5: "the
+    examples in the WMT14 test set are all shorter than 128 tokens"), otherwise as in
+    configs/transformer.py. Published: BLEU 27.6 on WMT 2014 English-German for base in 100,000
+    steps; 29.1 for big in 300,000, without tied embeddings, which this config has.
 """
 
 from configs import transformer

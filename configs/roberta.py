@@ -3,8 +3,8 @@
 python launch.py train --config=configs/roberta.py:base --workdir=runs/roberta \\
     --config.data.train=FILE
 
-BERT without segments and next sentence, byte-level BPE of 50,265, dynamic masking, batches
-of 8,192 for 500,000 steps; Adam(0.9, 0.98, 1e-6), no clipping of gradients (table 9: 0.0).
+BERT without segments and next sentence prediction, with byte-level BPE of 50,265 tokens, dynamic
+masking, batches of 8,192 for 500,000 steps; Adam(0.9, 0.98, 1e-6), no gradient clipping (table 9).
 """
 
 from configs import bert

@@ -3,14 +3,14 @@
 python launch.py train --config=configs/shakespeare.py:small --workdir=runs/shakespeare \\
     --config.data.train=tiny_shakespeare/input.txt
 
-small: 4 layers, 128 wide, context 64, 2,000 steps of 12 sequences. nanoGPT's README gives
-    validation loss 1.88 after about three minutes on a laptop's CPU. So small a model bears
-    three times nanoGPT's rate of 1e-3; experiments/shakespeare/ has both.
-large: 6 layers, 384 wide, context 256, 5,000 steps of 64 sequences, dropout 0.2. nanoGPT's
-    README gives a best validation loss of 1.4697.
+small: 4 layers, width 128, context 64, 2,000 steps of 12 sequences. nanoGPT's README reports a
+    validation loss of 1.88 after about three minutes on a laptop's CPU. This small model tolerates
+    three times nanoGPT's learning rate of 1e-3; experiments/shakespeare/ has both.
+large: 6 layers, width 384, context 256, 5,000 steps of 64 sequences, dropout 0.2. nanoGPT's
+    README reports a best validation loss of 1.4697.
 
-What this code reaches is in experiments/shakespeare/README.md. The text is the 1,115,394
-characters of the char-rnn repository's data/tinyshakespeare/input.txt; the first 90 % train.
+Results: experiments/shakespeare/README.md. The text is the 1,115,394 characters of the char-rnn
+repository's data/tinyshakespeare/input.txt; the first 90 % are for training.
 """
 
 from llm_jax.config import base

@@ -3,10 +3,10 @@
 python launch.py train --config=configs/smollm3.py --workdir=runs/smollm3 \\
     --config.data.train=FILE --config.tokenizer.path=tokenizer.json
 
-LLaMA of which every fourth layer has no positions (NoPE, Yang 2025). The blog tells of
-11.2 trillion tokens: 2.36 million a step, AdamW(0.9, 0.95) at 2e-4, decay 0.1 but not of
-embeddings, clip 1.0, 2,000 steps of warm-up, and a linear decay over the last tenth; its rows of
-4,096 were lengthened to 65,536 behind that, with the rotary base 5,000,000 that stands here.
+LLaMA with no positions in every fourth layer (NoPE, Yang 2025). Training by the blog: 11.2 trillion
+tokens, 2.36 million per step, AdamW(0.9, 0.95) at 2e-4, weight decay 0.1 except embeddings,
+clipping 1.0, warm-up of 2,000 steps, and a linear decay over the last tenth; rows of 4,096 were
+later extended to 65,536, with the rotary base of 5,000,000 used here.
 """
 
 from configs import llama

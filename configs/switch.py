@@ -3,10 +3,9 @@
 python launch.py train --config=configs/switch.py:base-8 --workdir=runs/switch \\
     --config.data.train=FILE --config.tokenizer.path=spiece.model
 
-T5 base whose every second feed-forward layer has experts, one a token, with room for a quarter
-more than an even share (sections 2.2 and 3.1); sizes as released. Balance 0.01 (its equation 4),
-of the mean over layers, as in T5X's MoE models (`_expert_losses`: "we take the mean across MoE
-layers").
+T5 base with a mixture of experts in every second feed-forward layer, one expert per token, capacity
+factor 1.25 (sections 2.2 and 3.1); sizes as released. Load balancing loss 0.01 (equation 4), mean
+over layers, as in T5X's MoE models (`_expert_losses`: "we take the mean across MoE layers").
 """
 
 from configs import t5

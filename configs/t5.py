@@ -3,13 +3,13 @@
 python launch.py train --config=configs/t5.py:small --workdir=runs/t5 \\
     --config.data.train=FILE --config.tokenizer.path=spiece.model
 
-Encoder-decoder, relative biases shared over layers, RMSNorm, no biases; v1.1: gated GELU, an
-output matrix of its own, no dropout in pretraining. Span corruption, 15 % in spans of 3, 128
-sequences of 512 tokens, Adafactor at 1 / sqrt(max(step, 10^4)), that is 0.01 for 10,000 steps
-without a warm-up, 2^19 steps (section 3.1.2); dropout 0.1, also inside the feed-forward layer and
-behind the last norm (section 2.1: "within the feed-forward network, …, and at the input and
-output of the entire stack").
-spiece.model is the published vocabulary; without it, --config.tokenizer.name=bpe trains one.
+Encoder-decoder with relative position biases shared by all layers, RMSNorm, no biases; v1.1: gated
+GELU, untied output matrix, no dropout in pretraining. Span corruption of 15 % in spans of 3,
+batches of 128 sequences of 512 tokens, Adafactor with rate 1 / sqrt(max(step, 10^4)), that is 0.01
+for 10,000 steps without warm-up, 2^19 steps (section 3.1.2); dropout 0.1, also in the feed-forward
+network and after the final norm (section 2.1: "within the feed-forward network, …, and at the input
+and output of the entire stack"). spiece.model is the published vocabulary; without it,
+--config.tokenizer.name=bpe trains a tokenizer.
 """
 
 from llm_jax.config import base

@@ -3,12 +3,12 @@
 python launch.py train --config=configs/transformer.py:base --workdir=runs/transformer \\
     --config.data.train=train.en,train.de
 
-Post-norm encoder-decoder, sinusoidal positions, one table scaled by sqrt(embed_dim) for
-source, target and output; label smoothing 0.1; rate embed_dim^-0.5 min(step^-0.5,
-step 4000^-1.5) with Adam(0.9, 0.98, 1e-9); 25,000 tokens a batch; a shared vocabulary of
-37,000, trained on the text. Line i of train.en belongs to line i of train.de; without them it
-is TFDS's wmt14_translate, which must be prepared. Published: 65M and 213M parameters, BLEU 27.3
-and 28.4 on WMT 2014 English-German.
+Post-norm encoder-decoder with sinusoidal positions; source, target and output share one embedding
+matrix, scaled by sqrt(embed_dim); label smoothing 0.1; learning rate embed_dim^-0.5 min(step^-0.5,
+step 4000^-1.5) with Adam(0.9, 0.98, 1e-9); 25,000 tokens per batch; a shared vocabulary of 37,000,
+trained on the text. Line i of train.en corresponds to line i of train.de; the default data are
+TFDS's wmt14_translate, which must be prepared. Published: 65M and 213M parameters, BLEU 27.3 and
+28.4 on WMT 2014 English-German.
 """
 
 from llm_jax.config import base

@@ -1,10 +1,10 @@
-"""What the ablations share: a decoder small enough for many runs, over bytes of built-in text."""
+"""Base config of the ablations: a small decoder on bytes of the built-in text."""
 
 from llm_jax.config import base
 
 
 def small():
-    """A pre-norm decoder of 4 layers, 128 wide, with rotary positions; rows of 256 bytes."""
+    """Returns a pre-norm decoder: 4 layers, width 128, rotary positions, rows of 256 bytes."""
     c = base()
     c.tokenizer.name = "bytes"
     c.model.max_length = 256

@@ -1,14 +1,14 @@
-"""Which attention should a small decoder have? One key changes, parameters stay the same.
+"""Ablation of kinds of attention in a small decoder, at equal parameters.
 
 python launch.py sweep --config=configs/ablations/attention.py --workdir=runs/attention
 
-Softmax over everything against windows (Child 2019; Brown 2020), gaps (Beltagy 2020), blocks
-(Zaheer 2020) and hashing (Kitaev 2020); other softmaxes (talking heads, sigmoid, differential,
-capped, with a sink); latents (DeepSeek-V2); and linear kinds with a state (Katharopoulos 2020,
+Full softmax attention, windows (Child 2019; Brown 2020), dilation (Beltagy 2020), blocks (Zaheer
+2020) and hashing (Kitaev 2020); modified softmax (talking heads, sigmoid, differential, soft cap,
+sink); latent attention (DeepSeek-V2); and linear attention with a state (Katharopoulos 2020,
 Choromanski 2021, Yang 2024 and 2025).
 
-18 variants, 3 seeds; a run takes one to three minutes of a CPU core. experiments/attention has
-the report of `:main`, the 14 of these that differ most.
+18 variants, 3 seeds; a run takes one to three minutes on a CPU core. experiments/attention has the
+report of `:main`, the 14 variants that differ most.
 """
 
 from configs.ablations import small

@@ -1,11 +1,11 @@
-"""How many heads, and how many of keys and values, at equal parameters?
+"""Ablation of the numbers of query and key-value heads, at equal parameters.
 
 python launch.py sweep --config=configs/ablations/heads.py --workdir=runs/heads
 
-Multi-head attention with heads of 16, 32 and 64, grouped queries (Ainslie 2023) and a single head
-of keys and values (Shazeer 2019); what they save goes to the feed-forward layers.
+Multi-head attention with head sizes 16, 32 and 64, grouped-query (Ainslie 2023) and multi-query
+attention (Shazeer 2019); saved parameters go to the feed-forward layers.
 
-6 variants, 3 seeds; a run takes about two minutes of one CPU core.
+6 variants, 3 seeds; a run takes about two minutes on one CPU core.
 """
 
 from configs.ablations import small

@@ -1,23 +1,22 @@
-"""Which sequence mixer should a small decoder have, each at a learning rate of its own?
+"""Ablation of sequence mixers in a small decoder, each at its best learning rate.
 
 python launch.py sweep --config=configs/ablations/mixers.py --workdir=runs/mixers
 python launch.py sweep --config=configs/ablations/mixers.py:hybrids --workdir=runs/hybrids
 python launch.py sweep --config=configs/ablations/mixers.py:recall --workdir=runs/recall
 
-All kinds of attention that a decoder can have, at equal parameters; of three rates each takes the
-one with the lowest validation loss of seed 0, and is scored on test with all seeds. Linear kinds
-have short convolutions before them, as in their papers (Yang 2024 and 2025, Dao & Gu 2024, Kimi
-2025), and no rotary positions, which a state has no need of (RetNet has them, and Mamba-3 no
-convolutions).
+All kinds of attention for decoders, at equal parameters; each uses the one of three learning rates
+with the lowest validation loss of seed 0, and is evaluated on test with all seeds. Linear kinds
+have short convolutions, as in their papers (Yang 2024 and 2025, Dao & Gu 2024, Kimi 2025), and no
+rotary positions, which recurrent states do not need (RetNet has them; Mamba-3 has no convolutions).
 
-:hybrids has softmax in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the rest Gated DeltaNet
-(as Qwen3-Next and Kimi Linear have 1 of 4). :main is a kind of each group. Of :all there are about
-40 kinds, 5 runs each of one to three minutes of a CPU core.
+:hybrids has softmax attention in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the others are
+Gated DeltaNet (Qwen3-Next and Kimi Linear: 1 of 4). :main has one kind of each group. :all has
+about 40 kinds, with 5 runs of one to three minutes on a CPU core each.
 
-:recall, :hybrid_recall, :needle, :parity and :s3 are synthetic tasks, which two layers 64 wide
-learn in less than a minute; :bytes is :main of two layers. All kinds then have the short
-convolutions and no positions, so that nothing differs but the mixer, and two heads of 16: a state
-of 512 numbers, which :recall has more pairs than fit in. experiments/mixers has the outcome.
+:recall, :hybrid_recall, :needle, :parity and :s3 are synthetic tasks, which two layers of width 64
+learn in less than a minute; :bytes is :main with two layers. There, all kinds have short
+convolutions and no positions, so that only the mixer differs, and two heads of 16: a state of 512
+numbers, too small for all pairs of :recall. experiments/mixers has the results.
 """
 
 from configs.ablations import small, tasks
@@ -73,7 +72,7 @@ REFLECTED = {"model.negative_eigenvalues": True}
 TRACKING = {name: KINDS[name] for name in ("softmax", "linear", "gla", "mamba2", "rwkv7")}
 for _name in ("deltanet", "gated_deltanet", "gated_deltaproduct"):
     TRACKING |= {_name: KINDS[_name], f"{_name}, to -1": KINDS[_name] | REFLECTED}
-# Kinds, task, tokens of a row, rows a step, steps.
+# Kinds, task, row length, batch size, steps.
 RECALL = "recall?pairs=32&min_pairs=2&queries=32&vocab=64&length=128&power=1", 128, 8, 600
 TASKS = {
     "recall": (KINDS, *RECALL),
@@ -89,7 +88,7 @@ RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (1e-3, 3e
 
 
 def task(name):
-    """Two layers, 64 wide, of a synthetic task."""
+    """Returns a config of two layers of width 64 for a synthetic task."""
     _, spec, length, rows, steps = TASKS[name]
     c = tasks.get_config()
     c.data.train = f"task:{spec}"

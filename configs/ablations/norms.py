@@ -1,4 +1,4 @@
-"""LayerNorm or RMSNorm, before each sub-layer or after the sum?
+"""Ablation of LayerNorm and RMSNorm, pre-norm and post-norm.
 
 python launch.py sweep --config=configs/ablations/norms.py --workdir=runs/norms
 

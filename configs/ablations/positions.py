@@ -1,12 +1,12 @@
-"""How should a decoder know the order of tokens, and which way reaches beyond its training?
+"""Ablation of position encodings in a decoder, within and beyond the training length.
 
 python launch.py sweep --config=configs/ablations/positions.py --workdir=runs/positions
 
-No positions at all (the causal mask tells some), sinusoids (Vaswani 2017, whose section 3.4 scales
-the embeddings beside them), learned vectors, rotary (Su 2021), T5's relative bias (Raffel 2020) and
+No positions (the causal mask provides some information), sinusoidal (Vaswani 2017, with the
+embedding scale of section 3.4), learned, rotary (Su 2021), T5's relative bias (Raffel 2020) and
 ALiBi (Press 2022).
 
-6 variants, 3 seeds; a run takes about two minutes of one CPU core.
+6 variants, 3 seeds; a run takes about two minutes on one CPU core.
 """
 
 from configs.ablations import small

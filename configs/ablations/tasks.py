@@ -1,34 +1,34 @@
-"""Synthetic tasks that tell kinds of attention apart, in sizes that a CPU core learns in minutes.
+"""Synthetic tasks that separate kinds of attention, at sizes that train in minutes on a CPU core.
 
 python launch.py train --config=configs/ablations/tasks.py:recall --workdir=runs/recall \\
     --config.model.attention=dense
 python launch.py eval --workdir=runs/recall
 
 recall: multi-query associative recall (Zoology, Arora 2023), 3 pairs and 3 queries.
-mqar: the same, 4 pairs and 12 queries, learned within 200 steps. Of 8 pairs and 24 queries one seed
-    learned in 450 steps, another did not (experiments/attention_tasks).
-induction: what followed the marker? (Olsson 2022; Gu & Dao 2023), length 64.
-selective_copy: 4 words among noise, then in order (Gu & Dao 2023), length 24.
+mqar: the same with 4 pairs and 12 queries, learned within 200 steps. With 8 pairs and 24 queries,
+    one seed learned in 450 steps, another did not (experiments/attention_tasks).
+induction: the word after a marker (Olsson 2022; Gu & Dao 2023), length 64.
+selective_copy: copy 4 words among noise (Gu & Dao 2023), length 24.
 listops: nested MIN, MAX, MED, SM (Nangia & Bowman 2018; Tay 2020), at most 18 words, 3 levels.
 
-`accuracy` counts answers only. Two layers of dense attention, 64 wide, one seed, 1,000 held-out
+`accuracy` counts answers only. Two layers of dense attention, width 64, one seed, 1,000 held-out
 examples: recall 0.998 after 300 steps, induction 1.000 after 300, selective_copy 1.000 and listops
-0.66 (most frequent answer: 0.11) after 500; each within two minutes on a busy two-core CPU.
-Of 4 pairs, 500 steps of 64 rows learn only which values are left, 0.52.
+0.66 (most frequent answer: 0.11) after 500; each within two minutes on a busy two-core CPU. With 4
+pairs, 500 steps of 64 rows learn only which values remain, 0.52.
 
-Kinds of attention against one another, 3 seeds each, with rotary positions, which all of them can
-have; experiments/attention_tasks has the outcome:
+A comparison of kinds of attention, 3 seeds each, all with rotary positions;
+experiments/attention_tasks has the results:
     python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/tasks/mqar
 
-For longer examples than those trained on, which ALiBi can read:
+For examples beyond the training length, which ALiBi supports:
     --config.model.max_length=256 --config.data.test='task:induction?vocab=16&length=256'
-and then eval with --split=test. llm_jax/data/tasks.py has every option and the published values.
+then eval with --split=test. llm_jax/data/tasks.py lists all options and published values.
 """
 
 from llm_jax.config import base
 from llm_jax.sweep import Sweep
 
-# What to learn, the length of a row, rows a step, steps.
+# Task, row length, batch size, steps.
 VARIANTS = {
     "recall": ("pairs=3&queries=3&vocab=16&length=12", 12, 256, 300),
     "induction": ("vocab=16&length=64", 64, 64, 300),

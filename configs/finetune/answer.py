@@ -1,11 +1,11 @@
-"""The span of a text that answers a question (Devlin 2019, 4.2 and 4.3).
+"""Extractive question answering: the span of a text (Devlin 2019, 4.2 and 4.3).
 
 python launch.py train --config=configs/finetune/answer.py --workdir=runs/squad \\
     --config.data.train=train-v1.1.json --config.data.validation=dev-v1.1.json
 
-SQuAD's JSON, or any table with columns context, question and answers. Of a context that is longer
-than a row, windows are read that begin every data.doc_stride tokens. Where some questions of the
-training set have no answer (SQuAD 2.0), the model may say so.
+Data: SQuAD's JSON, or any table with columns context, question and answers. A context longer than a
+row is read in windows that start every data.doc_stride tokens. If the training set has unanswerable
+questions (SQuAD 2.0), the model can predict no answer.
 """
 
 from configs.finetune import classify

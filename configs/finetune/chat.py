@@ -1,12 +1,12 @@
-"""Conversations: a small GPT that learns an assistant's replies, over several turns.
+"""Chat: a small GPT trained on an assistant's replies in multi-turn conversations.
 
 python launch.py train --config=configs/finetune/chat.py --workdir=runs/chat \\
     --config.data.train=talk.jsonl
 python launch.py chat --workdir=runs/chat
 
-A row has `messages`, [{"role": "user", "content": …}, …], or texts in turn. A tokenizer's own chat
-template lays them out; one without has llm_jax.data.chat.DEFAULT. Trained from nothing; with
---config.init_from=FOLDER from a model that there is.
+A row has `messages`, [{"role": "user", "content": …}, …], or alternating texts. They are formatted
+by the tokenizer's chat template (default llm_jax.data.chat.DEFAULT). Trains from scratch, or from a
+model with --config.init_from=FOLDER.
 """
 
 from llm_jax.config import base

@@ -1,4 +1,4 @@
-"""Which label a text, or a pair of texts, has (Devlin 2019, 4.1).
+"""Classification of a text, or of a pair of texts (Devlin 2019, 4.1).
 
 python launch.py train --config=configs/finetune/classify.py --workdir=runs/sst2 \\
     --config.init_from=HF_FOLDER_OR_WORKDIR \\
@@ -6,8 +6,8 @@ python launch.py train --config=configs/finetune/classify.py --workdir=runs/sst2
     --config.data.text_column=sentence --config.data.label_column=label
 
 Columns of a file without a header are numbers, from 0; data.pair_column names the second text of a
-pair. Without init_from the small BERT below learns from nothing, which takes a larger step:
---config.optimizer.learning_rate=5e-4.
+pair. Without init_from, the small BERT below trains from scratch, which needs a higher learning
+rate: --config.optimizer.learning_rate=5e-4.
 """
 
 from llm_jax.config import base

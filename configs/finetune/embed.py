@@ -1,12 +1,12 @@
-"""Vectors of texts: pairs that belong together come near each other (SimCSE; Gao 2021).
+"""Text embeddings by contrastive learning on pairs (SimCSE; Gao 2021).
 
 python launch.py train --config=configs/finetune/embed.py --workdir=runs/embed \\
     --config.init_from=HF_FOLDER_OR_WORKDIR --config.data.train=pairs.jsonl
 
-A row has a text and its pair (question and answer, title and body, entailment); one with
-data.negative_column also a text that is near and does not belong. Without pairs,
-data.pair_column=text: each text is its own, under another mask of dropout. `predict` writes
-vectors of length 1. A large batch has many negatives; each text has half a row.
+A row has a text and its pair (question and answer, title and body, entailment) and, with
+data.negative_column, a hard negative. Without pairs, set data.pair_column=text: each text is its
+own pair, with a different dropout mask. `predict` writes unit-length vectors. Larger batches have
+more negatives; each text gets half a row.
 """
 
 from configs.finetune import classify

@@ -1,10 +1,10 @@
-"""Preferences: direct preference optimisation (Rafailov 2023) of a decoder that there is.
+"""Direct preference optimisation (DPO; Rafailov 2023) of a pretrained decoder.
 
 python launch.py train --config=configs/finetune/preference.py --workdir=runs/dpo \\
     --config.init_from=runs/chat --config.data.train=pairs.jsonl
 
-A row has a prompt, and an answer that was chosen and one that was rejected. What training begins
-with is the reference, whose log-probabilities are computed once, into the run's reference.json.
+A row has a prompt, a chosen answer and a rejected answer. The initial model is the reference model,
+whose log-probabilities are computed once and stored in the run's reference.json.
 """
 
 from llm_jax.config import base

@@ -1,11 +1,11 @@
-"""The arguments of a predicate, with their roles (Shi and Lin 2019).
+"""Semantic role labelling: the arguments of a predicate (Shi and Lin 2019).
 
 python launch.py train --config=configs/finetune/roles.py --workdir=runs/roles \\
     --config.init_from=HF_FOLDER_OR_WORKDIR --config.data.train=en_ewt.conllu
 
-Universal PropBank's .conllu, of which a sentence is read once for each predicate; or any table with
-columns tokens, predicate (its place among them, from 0) and roles (B-ARG0, I-ARG0, O …). The model
-reads the predicate between markers, and with a type embedding of its own.
+Data: Universal PropBank's .conllu, with one example per predicate of a sentence; or any table with
+columns tokens, predicate (its index, from 0) and roles (B-ARG0, I-ARG0, O …). The predicate is
+surrounded by markers and has a separate type embedding.
 """
 
 from configs.finetune import tag

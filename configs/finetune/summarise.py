@@ -1,12 +1,12 @@
-"""Summaries: a small Transformer from nothing; `:decoder` a GPT with a prompt.
+"""Summarisation: a small Transformer from scratch; `:decoder`: a GPT with a prompt.
 
 python launch.py train --config=configs/finetune/summarise.py --workdir=runs/summaries \\
     --config.data.train=train.jsonl --config.data.validation=dev.jsonl
 python launch.py predict --workdir=runs/summaries --input=new.jsonl --output=summaries.jsonl
 
-A row has a source and a target, from the columns that data.source_column and data.target_column
-name. Evaluation writes summaries and scores them by ROUGE-1, 2 and L. Of a source that is too long
-the end is left out. T5's way: objective.prefix="summarize: ".
+A row has a source and a target, from the columns data.source_column and data.target_column.
+Evaluation generates summaries and scores them by ROUGE-1, 2 and L. Long sources are truncated. For
+T5 set objective.prefix="summarize: ".
 """
 
 from configs.finetune import translate

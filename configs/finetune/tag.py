@@ -1,13 +1,13 @@
-"""A tag for each word, as named entities or parts of speech (Devlin 2019, 5.3).
+"""Tagging: named entities, parts of speech and other tags of words (Devlin 2019, 5.3).
 
 python launch.py train --config=configs/finetune/tag.py --workdir=runs/ner \\
     --config.init_from=HF_FOLDER_OR_WORKDIR \\
     --config.data.train=train.conll --config.data.validation=dev.conll \\
     --config.data.tokens_column=0 --config.data.tags_column=1
 
-Columns are numbers, from 0, or names where a file has some: of .conllu form, upos …. Tags as B-PER,
-I-PER, O are scored as entities, all others one by one. Without init_from a small BERT learns from
-nothing, which takes a larger step: --config.optimizer.learning_rate=5e-4.
+Columns are numbers, from 0, or names if a file has them: form, upos … in .conllu. BIO tags (B-PER,
+I-PER, O) are scored as entities, others per word. Without init_from, a small BERT trains from
+scratch, which needs a higher learning rate: --config.optimizer.learning_rate=5e-4.
 """
 
 from configs.finetune import classify

@@ -1,13 +1,13 @@
-"""Translation: a small Transformer (Vaswani 2017) from nothing; `:decoder` a GPT with a prompt.
+"""Translation: a small Transformer (Vaswani 2017) from scratch; `:decoder`: a GPT with a prompt.
 
 python launch.py train --config=configs/finetune/translate.py --workdir=runs/en-de \\
     --config.data.train=train.en,train.de --config.data.validation=val.en,val.de
 python launch.py eval --workdir=runs/en-de --split=validation --max_batches=0
 python launch.py predict --workdir=runs/en-de --input=new.en --output=new.jsonl
 
-Text files that follow each other line by line, or a table whose columns data.source_column and
-data.target_column name. Evaluation writes translations and scores them: sacreBLEU, with its
-signature, and chrF. T5's way: objective.prefix="translate English to German: ".
+Data: parallel text files, or a table with the columns data.source_column and data.target_column.
+Evaluation generates translations and scores them by sacreBLEU, with its signature, and chrF. For T5
+set objective.prefix="translate English to German: ".
 """
 
 from llm_jax.config import base

@@ -8,7 +8,7 @@ import os
 from configs import shakespeare
 
 DATA = os.environ.get("LLM_JAX_DATA", "data")  # a folder with tiny_shakespeare/input.txt and others
-RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (6e-3, 1.5e-2)}
+RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (6e-3, 1.5e-2, 4e-2)}
 
 
 def text():

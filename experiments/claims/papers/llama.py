@@ -1,7 +1,7 @@
 """LLaMA: three changes to the Transformer, each taken back.
 
 A decoder of 2 layers, 64 wide, over characters, as experiments/claims/papers/__init__.py has it.
-Each variant has as many parameters (by the width of its feed-forward layers) and the better of two
+Each variant has as many parameters (by the width of its feed-forward layers) and the best of three
 learning rates.
 """
 

@@ -9,7 +9,7 @@ from experiments.claims.papers import decoder
 from llm_jax.sweep import Sweep
 
 NAMES = {name: {"optimizer.name": name} for name in ("adamw", "muon", "lion", "adafactor")}
-RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2)}
+RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (1e-3, 4e-3, 1.5e-2, 6e-2)}
 
 
 def get_config():

@@ -14,7 +14,7 @@ BATCHES = {
                      "checkpoint.every": 4800 // rows, "eval.max_batches": 504 // rows}
     for rows in (8, 24, 96)
 }  # fmt: skip
-RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (7e-4, 2e-3, 6e-3)}
+RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (2e-3, 6e-3, 1.5e-2)}
 
 
 def get_config():
