@@ -1,7 +1,7 @@
 """lm-evaluation-harness: llm_jax compared with the hf model on the export
 
 A small GPT of the quickstart's size, trained on the validation text of WikiText-2, is exported.
-llm_jax/harness.py reads the run directory, and the harness's own `hf` model reads the export.
+llm_jax/harness.py reads the run folder, and the harness's own `hf` model reads the export.
 Three tasks on lines of the test text: choosing one of four continuations (log-likelihoods), 16
 greedy tokens, and the perplexity of whole lines. The answers to each request are compared: text
 exactly, log-likelihoods to 1e-4.

@@ -8,7 +8,7 @@ from llm_jax.commands.verb import Verb
 ABOUT = """Writes data.train, data.validation and data.test as a TFDS dataset, with a data card.
 
 Datasets larger than memory are then read on demand. Records have the fields of the config's
-objective, by default text. --clean lists steps, in order: ftfy, length:LEAST:MOST, repetition,
+objective, by default text. --clean lists steps, in order: ftfy, length:MINIMUM:MAXIMUM, repetition,
 quality, language:en, exact, near, stop_words:FILE (docs/data.md). Only train is cleaned; in other
 splits the effect is only counted."""
 EXAMPLES = """examples:

@@ -26,10 +26,10 @@ from llm_jax.train.run import load_params
 FOLDER, ROUNDS = "compress", 5
 TEXT = """# {name}, compressed
 
-Loss and score are those of the validation set{part}; size is that of the parameters as they are
-stored, of a matrix with zeros its other entries and a bit for each; tokens a second are those of a
-forward pass over full batches, median of {rounds}, on {hardware}. Zeros are multiplied like all
-else, and quantised weights are made floats again for each product.
+Loss and score are on the validation set{part}; size is that of the stored parameters, for matrices
+with zeros the nonzero entries and a bitmask; tokens per second are for forward passes over full
+batches, median of {rounds}, on {hardware}. Products include zeros, and dequantise quantised
+weights.
 
 {table}
 
@@ -121,7 +121,7 @@ def add(workdir: str | Path, found: dict[str, Any]) -> Path:
     folder = folder_named(workdir) / FOLDER
     same = lambda x: f"{x['score']}, eval.max_batches={x['max_batches']}"
     if others := {*map(same, map(read_json, folder.glob("*.json")))} - {same(found)}:
-        raise ConfigError(f"{found['run']}: is measured by {same(found)}, which cannot stand in "
+        raise ConfigError(f"{found['run']}: is measured by {same(found)}, unlike the other rows in "
                           f"the table of {folder}: {', '.join(others)}")
     record.write(folder / f"{found['run']}.json", **found)
     return write(folder, Path(workdir).name)

@@ -95,8 +95,8 @@ def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
         if last == "kernel" and "heads" in p.axes:
             wanted[room] = p.axes.index("heads")
     if not wanted:
-        raise ConfigError(f"--method=heads: model.attention={m.attention!r} has no "
-                          "output projection by head")
+        raise ConfigError(f"--method=heads: model.attention={m.attention!r} has no output "
+                          "projection per head")
 
     def pruned(path, p, x):
         room = next((room for room in wanted if name(path).startswith(f"{room}/")), None)
@@ -118,12 +118,12 @@ def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, 
     m, k = config.model, int(argument) if argument.isdecimal() else 0
     if not 2 <= k <= min(configs.depths(m).values()):
         raise ConfigError(f"--method=layers:{argument}: must be 2 to model.num_layers="
-                          f"{m.num_layers}, and every so many-th layer is kept")
+                          f"{m.num_layers}; every layer with a multiple of this number is kept")
     for depth in configs.depths(m).values():
         scans = configs.scans(m, depth)
         if m.share_layers or len(scans) > 1 or scans[0].period > 1:
-            raise ConfigError(f"--method=layers:{argument}: needs layers that are all alike and "
-                              f"not shared; model.attention={m.attention!r}, model.layers="
+            raise ConfigError(f"--method=layers:{argument}: needs identical layers that are not "
+                              f"shared; model.attention={m.attention!r}, model.layers="
                               f"{m.layers!r}, model.share_layers={m.share_layers}")
 
     def kept(path, p, x):

@@ -102,9 +102,9 @@ def scrub(*kinds: str) -> Step:
     return lambda record, split: _changed(record, scrubbed)
 
 
-def length(least: str = "50", most: str = "100000") -> Step:
-    """Keeps documents with least to most words (defaults: Gopher; Rae 2021, appendix A.1.1)."""
-    low, high = int(least), int(most)
+def length(minimum: str = "50", maximum: str = "100000") -> Step:
+    """Keeps documents of minimum to maximum words (default: Gopher; Rae 2021, appendix A.1.1)."""
+    low, high = int(minimum), int(maximum)
 
     def step(record: Record, split: str) -> Record | str:
         n = len(words("\n".join(texts(record).values())))
@@ -122,13 +122,13 @@ def repetition() -> Step:
     return lambda record, split: _repeats("\n".join(texts(record).values())) or record
 
 
-def quality(stop: str = "2") -> Step:
-    """Gopher's quality rules for English (Rae 2021, A.1.1); stop: minimum number of stop words.
+def quality(minimum: str = "2") -> Step:
+    """Gopher's quality rules for English (Rae 2021, A.1.1); minimum: number of stop words.
 
     Mean word length 3 to 10; at most 0.1 hashes or ellipses per word, 90 % of lines with a bullet,
     30 % ending in an ellipsis; a letter in 80 % of words; two of eight stop words.
     """
-    least = int(stop)
+    least = int(minimum)
     return lambda record, split: _faults("\n".join(texts(record).values()), least) or record
 
 

@@ -318,9 +318,9 @@ def _to_hf(family: Family, model: ConfigDict) -> dict[str, Any]:
 
 
 def differences(family: Family, model: ConfigDict) -> list[str]:
-    """Returns what keeps the family from expressing the model: nothing if it can.
+    """Returns the reasons why the family cannot express the model, if any.
 
-    The config is written and read again; whatever has then changed was not expressed.
+    Writes and reads the config: keys that change are not supported.
     """
     problems, names = [], ()
     try:

@@ -77,8 +77,8 @@ def read(source: str | Path) -> Source:
     named = model.head in ("sequence", "token") and model.num_labels > 1 and "id2label" in hf
     labels = hub.labels(hf) if named else ()
     model = configs.resolve(model, 0)
-    said = labels, hub.pooling(source)
-    return Source(str(source), hf["model_type"], model, params, tokenizer, *said)
+    labelled = labels, hub.pooling(source)
+    return Source(str(source), hf["model_type"], model, params, tokenizer, *labelled)
 
 
 def _pooling(setup: Setup) -> str:

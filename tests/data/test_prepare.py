@@ -207,7 +207,7 @@ def test_what_is_missing_is_named(tfds_config, spec, column, message):
         (["--name=other", "--config.data.train={}/nothing*"], "matches no file"),
         (["--name=other", "--tokens", "--config=configs/finetune/tag.py"], "reads tokens, tags;"),
         (["--name=other", "--clean=exacts"], "--clean=exacts: unknown step 'exacts'; known: ftfy"),
-        (["--name=other", "--clean=length:a"], "--clean=length:a: must be like length:LEAST:MOST"),
+        (["--name=other", "--clean=length:a"], "must be like length:MINIMUM:MAXIMUM"),
         (["--name=other", "--clean=near:1:2:3"], "--clean=near:1:2:3: must be like near:BANDS:ROW"),
         (["--name=other", "--clean=stop_words:{}/no.txt"], "no.txt cannot be read"),
         (["--name=other", "--clean=quality:9", "--config.data.train={}/00.txt"],

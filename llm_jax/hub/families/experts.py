@@ -189,8 +189,8 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
                           f"'linear_attention' for each of num_hidden_layers={n}")
     sizes = {key: llama.size(hf, name, _LINEAR_SIZES[key], key) for key, name in _LINEAR.items()}
     if sizes["num_heads"] % sizes["num_key_heads"]:
-        said = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
-        raise ConfigError(f"config.json: {' does not divide '.join(said)}")
+        entries = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
+        raise ConfigError(f"config.json: {' does not divide '.join(entries)}")
     linear = "gated_deltanet " + " ".join(f"{key}={size}" for key, size in sizes.items())
     linear += " positions=none qk_norm=False"
     kinds = {"full_attention": "dense", "linear_attention": linear}
