@@ -112,6 +112,10 @@ class Scan(NamedTuple):
         """Returns the names of the blocks of a period."""
         return ["block"] if self.period == 1 else [f"block_{i}" for i in range(self.period)]
 
+    def names(self) -> list[str]:
+        """The names of the repetitions, where the parameters of each are by themselves."""
+        return [f"{self.name}_{i}" for i in range(self.count)]
+
 
 def scans(layers: Sequence[Any]) -> list[Scan]:
     """Divides the layers of a stack, compared by ==, into scans of repeated patterns.

@@ -16,7 +16,6 @@ from llm_jax.models.adapt import adapt, merge, quantized
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits, real
 from llm_jax.models.moe import auxiliary_loss
-from llm_jax.models.stack import layer_names
 
 __all__ = [
     "Model", "Outputs", "Param", "abstract_params", "auxiliary_loss", "build", "init_params",
@@ -66,7 +65,7 @@ def unstacked(model: Model, params: dict) -> dict:
     stack = dict(decoder["stack"])
     for scan in config.scans(cfg, config.depths(cfg)["decoder"]):
         layers = stack.pop(scan.name)
-        for i, name in enumerate(layer_names(scan)):
+        for i, name in enumerate(scan.names()):
             stack[name] = layers if cfg.share_layers else jax.tree.map(lambda p: p[i], layers)  # noqa: B023
     return params | {"decoder": decoder | {"stack": stack}}
 

@@ -11,7 +11,6 @@ from jax.ad_checkpoint import checkpoint_name
 from ml_collections import FrozenConfigDict
 
 from llm_jax import config as configs
-from llm_jax import pattern
 from llm_jax.attention import Bias, Mask
 from llm_jax.models import pipeline, reversible
 from llm_jax.models.attention import Attention
@@ -123,11 +122,6 @@ REMAT = {
 }
 
 
-def layer_names(scan: pattern.Scan) -> list[str]:
-    """Names of the repetitions of a scan, where each has parameters of its own, see `unstacked`."""
-    return [f"{scan.name}_{i}" for i in range(scan.count)]
-
-
 class Stack(nn.Module):
     """num_layers blocks over x [B, T, D], with parameters stacked along a leading 'layers' axis.
 
@@ -155,8 +149,8 @@ class Stack(nn.Module):
         for scan in configs.scans(cfg, self.num_layers):
             period = layers[scan.start : scan.start + scan.period]
             group = dict(zip(scan.blocks(), period, strict=True))
-            if self.cache_length:
-                for name in layer_names(scan):
+            if self.cache_length:  # with parameters that are `models.unstacked`
+                for name in scan.names():
                     x, _ = _Group(group, self._flags, name=name)(x, context)
             elif cfg.reversible and whole:
                 x = self._reversible(x, context, scan, group)
