@@ -63,8 +63,8 @@ def absent(key: str, *values: Any) -> When:
     """True if the key, or any item of "a,b", has another value; without values: is 0 or empty."""
     if not values:
         return When(f"no {key}", (key,), lambda flat: not flat[key])
-    beside = lambda flat: any(word not in values for word in _words(flat[key]))
-    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), beside)
+    other = lambda flat: any(word not in values for word in _words(flat[key]))
+    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), other)
 
 
 def _words(value: Any) -> list[Any]:

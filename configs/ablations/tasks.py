@@ -43,7 +43,7 @@ KINDS = {
     "gated linear": {"model.attention": "gated_linear"},
     "delta": {"model.attention": "gated_deltanet"},
 }
-SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is what all of them can do
+SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is supported by all of them
 
 
 def get_config(variant="recall"):

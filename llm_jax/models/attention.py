@@ -235,7 +235,7 @@ class Attention(nn.Module):
         # The slot is the row's position, so rows of different lengths advance independently.
         rows = jnp.arange(len(positions))[:, None]
         for name, x in arrays.items():
-            if x is None:  # values of the latent kind
+            if x is None:  # the latent variant has no values
                 yield None
                 continue
             shape = (x.shape[0], self.cache_length, *x.shape[2:])
