@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from llm_jax.config import base
 from llm_jax.data.batches import batch_size
 
-#           layers  width  heads  head  tokens a batch  peak rate
+#           layers  width  heads  head  batch tokens    peak rate
 VARIANTS = {
     "125m": (12, 768, 12, 64, 0.5e6, 6e-4),
     "350m": (24, 1024, 16, 64, 0.5e6, 3e-4),

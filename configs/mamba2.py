@@ -11,7 +11,7 @@ heads. Training (appendix D.2, on 300 billion tokens of the Pile): AdamW(0.9, 0.
 
 from llm_jax.config import base
 
-#                layers  width  groups  vocabulary  GPT-3's rate  tokens a batch
+#                layers  width  groups  vocabulary  GPT-3's rate  batch tokens
 VARIANTS = {
     "130m": (24, 768, 1, 50288, 6e-4, 2**19),
     "370m": (48, 1024, 1, 50288, 3e-4, 2**19),

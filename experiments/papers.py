@@ -91,7 +91,8 @@ def write(paper: str, cases: str) -> None:
               f"{r['gradient']:.1e}", f"{r['training']:.1e}" if "training" in r else ""]
              for r in results],
         )  # fmt: skip
-    text += "\n\n## Not measured\n\nThe paper's scores: no model of its size was trained here.\n"
+    text += "\n\n## Not measured\n\nThe paper's scores: no model of its size was trained here. "
+    text += "[experiments](../README.md) has claims of papers at small sizes.\n"
     text += f"\nCounted by `{found['command']}`, commit {found['commit']}, {found['time']}.\n"
     (HERE / paper / "README.md").write_text(text)
 

@@ -63,8 +63,8 @@ def absent(key: str, *values: Any) -> When:
     """True if the key, or any item of "a,b", has another value; without values: is 0 or empty."""
     if not values:
         return When(f"no {key}", (key,), lambda flat: not flat[key])
-    beside = lambda flat: any(word not in values for word in _words(flat[key]))
-    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), beside)
+    other = lambda flat: any(word not in values for word in _words(flat[key]))
+    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), other)
 
 
 def _words(value: Any) -> list[Any]:
@@ -270,7 +270,7 @@ class Layer:
     latent_kv = whole(512, 1, when=kinds("latent"))  # rank of the key-value compression
     latent_query = whole(0, when=kinds("latent"))  # rank of the query compression; 0: none
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # rotary dimensions added per head
-    # Recurrent kinds: value dimensions per head (0: head_dim), and the number of query and key
+    # Recurrent variants: value dimensions per head (0: head_dim), and the number of query and key
     # heads, with num_heads value heads (0: num_heads queries, num_kv_heads keys and values).
     value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *STATE_SPACE, *DELTA, "mesa_net"))
     num_key_heads = whole(0, 0, 2**16, when=kinds(*STATE_SPACE, *DELTA, "mesa_net"))
@@ -295,7 +295,7 @@ class Layer:
     # Width of a causal depthwise convolution over queries, keys and values; 0: none.
     short_conv = whole(0, 0, 64)
     short_conv_bias = flag(False, when=given("model.short_conv"))  # its bias (Mamba-2)
-    # Multiply attention's output by sigmoid(W x) of its input (most recurrent kinds: SiLU).
+    # Multiply attention's output by sigmoid(W x) of its input (most recurrent variants: SiLU).
     output_gate = flag(False)
     # Rank of W as a product of two matrices (Kimi Linear: head_dim); 0: full rank.
     output_gate_rank = whole(0, when=given("model.output_gate", True))
@@ -683,14 +683,14 @@ def change(config: ConfigDict, overrides: Sequence[str], by_hand: bool = True) -
 def unread(config: ConfigDict, key: str) -> str:
     """Returns the reason why this config does not use a key; "" if it does."""
     when, flat = KEYS[key].when, flatten(config)
-    said, specs = f"model.layers={config.model.layers!r}", _specs(config.model)
+    setting, specs = f"model.layers={config.model.layers!r}", _specs(config.model)
     readers = [spec for spec in specs if when is None or when.holds(flat | spec)]
     if any(key not in spec for spec in readers):
         return ""
     if readers:
-        return f"{key}: no effect, {said} overrides it in every layer that reads it"
+        return f"{key}: no effect, {setting} overrides it in every layer that reads it"
     present = ", ".join(f"{k}={flat[k]!r}" for k in dict.fromkeys(when.keys))
-    present += f", {said}" * bool(config.model.layers)
+    present += f", {setting}" * bool(config.model.layers)
     return f"{key}: nothing reads it with {present}; it requires {when.text}"
 
 
@@ -703,12 +703,12 @@ def depths(m: ConfigDict) -> dict[str, int]:
 
 def _specs(m: ConfigDict) -> list[dict[str, Any]]:
     """The distinct per-layer settings of model.layers, as {"model.window": 1024}; [{}]: none."""
-    specs = [spec for depth in depths(m).values() for spec in _said(m.layers, depth)]
+    specs = [spec for depth in depths(m).values() for spec in _layer_settings(m.layers, depth)]
     return list({str(x): {f"model.{k}": v for k, v in x.items()} for x in specs}.values())
 
 
 @functools.lru_cache(maxsize=64)
-def _said(text: str, depth: int) -> tuple[dict[str, Any], ...]:
+def _layer_settings(text: str, depth: int) -> tuple[dict[str, Any], ...]:
     """The settings that model.layers gives each of `depth` layers.
 
     Raises:
@@ -716,7 +716,7 @@ def _said(text: str, depth: int) -> tuple[dict[str, Any], ...]:
     """
     if not text.strip():
         return ({},) * depth
-    said, specs = f"model.layers={_shown(text)}", []
+    setting, specs = f"model.layers={_shown(text)}", []
     try:
         for spec in expand(parse(text), depth):
             if unknown := spec.keys() - set(LAYER):
@@ -726,14 +726,14 @@ def _said(text: str, depth: int) -> tuple[dict[str, Any], ...]:
                 if not KEYS[f"model.{key}"].allows(value):
                     raise ValueError(f"{key}={value!r}: {KEYS[f'model.{key}'].allowed}")
     except ValueError as error:
-        raise ConfigError(f"{said}: {error}") from error
+        raise ConfigError(f"{setting}: {error}") from error
     return tuple(specs)
 
 
 def layers(model: ConfigDict | FrozenConfigDict, depth: int) -> tuple[FrozenConfigDict, ...]:
     """Returns the resolved config.model of each of `depth` layers; equal ones are one object.
 
-    Each has a single kind of attention; every expert_every-th layer has experts, unless
+    Each has a single attention variant; every expert_every-th layer has experts, unless
     model.layers overrides it.
     """
     frozen = isinstance(model, FrozenConfigDict)
@@ -752,7 +752,7 @@ def _layers(model: FrozenConfigDict, depth: int) -> tuple[FrozenConfigDict, ...]
             found[key] = FrozenConfigDict(resolve(ConfigDict(own), 0))
         return found[key]
 
-    return tuple(made(i, spec) for i, spec in enumerate(_said(model.layers, depth)))
+    return tuple(made(i, spec) for i, spec in enumerate(_layer_settings(model.layers, depth)))
 
 
 def scans(model: ConfigDict | FrozenConfigDict, depth: int) -> list[Scan]:
@@ -980,25 +980,25 @@ def _attention_conflicts(m: ConfigDict) -> Iterator[str]:
 
 def _list_conflicts(flat: dict[str, Any], m: ConfigDict) -> Iterator[str]:
     """Yields conflicts of the settings that model.layers gives to single layers."""
-    said = f"model.layers={m.layers!r}"
+    setting = f"model.layers={m.layers!r}"
     for spec in _specs(m):
         own = flat | spec
         for key in spec:
             if KEYS[key].when and not KEYS[key].when.holds(own):
-                yield f"{said}: no such layer reads {key}; it requires {KEYS[key].when.text}"
+                yield f"{setting}: no such layer reads {key}; it requires {KEYS[key].when.text}"
         ways = {m.positions, own["model.positions"]}
         if len(ways) > 1 and ways != {"rotary", "none"}:
-            yield (f"{said}: positions={own['model.positions']} with model.positions="
+            yield (f"{setting}: positions={own['model.positions']} with model.positions="
                    f"{m.positions!r}; layers can differ between 'rotary' and 'none'")
         if "model.num_heads" in spec and m.positions in ("relative", "alibi"):
-            yield (f"{said}: num_heads cannot differ with model.positions={m.positions!r}, a bias "
-                   "shared by all layers")
+            yield (f"{setting}: num_heads cannot differ with model.positions={m.positions!r}, a "
+                   "bias shared by all layers")
         if own["model.num_experts"] not in (0, m.num_experts):
-            yield f"{said}: num_experts must be 0 or model.num_experts={m.num_experts}"
+            yield f"{setting}: num_experts must be 0 or model.num_experts={m.num_experts}"
         if own["model.norm_place"] != m.norm_place and m.reversible:
-            yield f"{said}: norm_place cannot differ with model.reversible=True"
+            yield f"{setting}: norm_place cannot differ with model.reversible=True"
     if m.layers and m.generator_fraction:
-        yield f"{said}: incompatible with model.generator_fraction={m.generator_fraction}"
+        yield f"{setting}: incompatible with model.generator_fraction={m.generator_fraction}"
     for layer in {id(x): x for x in layers(m, m.num_layers)}.values() if m.layers else ():
         yield from _attention_conflicts(layer)
         yield from _expert_conflicts(layer)

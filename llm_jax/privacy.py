@@ -22,7 +22,7 @@ from llm_jax.config import ConfigError, flatten
 from llm_jax.data.sampled import OVERFLOW, rate
 
 NOISE = np.uint32(2**32 - 1)  # folded into the step's key; differs from row numbers
-# dp-accounting warns of each Rényi order that it leaves out; the bound holds without them.
+# dp-accounting warns about each Rényi order that it skips; the bound is valid without them.
 logging.getLogger("absl").addFilter(lambda record: "dp_accounting" not in record.pathname)
 
 
@@ -35,28 +35,28 @@ def check(config: ConfigDict) -> None:
     m, name = config.model, config.objective.name
     wanted = {"data.packing": "none", "data.ramp_steps": 0, "data.shards": 1, "objective.mixup": 0}
     wanted |= {"mesh.pipeline": 1} | ({"model.router_balance": 0} if m.num_experts else {})
-    said, flat = f"privacy.clip={config.privacy.clip:g}", flatten(config)
+    clip, flat = f"privacy.clip={config.privacy.clip:g}", flatten(config)
     for key, value in wanted.items():
         if flat[key] != value:
-            raise ConfigError(f"{key}={flat[key]!r}: not with {said}, which takes each document's "
-                              f"gradient by itself; set {key}={value}")
+            raise ConfigError(f"{key}={flat[key]!r}: incompatible with {clip}, which needs "
+                              f"separate gradients of documents; set {key}={value}")
     if m.num_experts and not (m.expert_capacity or m.expert_slots):
-        raise ConfigError(f"model.expert_capacity=0: not with {said}: JAX computes no product of "
-                          "dropless experts for each document; set a capacity, such as 1.25")
+        raise ConfigError(f"model.expert_capacity=0: incompatible with {clip}: JAX cannot batch "
+                          "the products of dropless experts; set a capacity factor, such as 1.25")
     balanced = config.objective.class_weights == ("balanced",)
     if name in ("contrastive", "similarity", "bert") or balanced:
-        raise ConfigError(f"objective.name={name!r}: not with {said}: an example of it is made of "
+        raise ConfigError(f"objective.name={name!r}: incompatible with {clip}: its loss combines "
                           "several documents (negatives, next sentences, balanced weights)")
     if config.distill.teacher:
-        raise ConfigError(f"distill.teacher={config.distill.teacher!r}: not with {said}")
+        raise ConfigError(f"distill.teacher={config.distill.teacher!r}: incompatible with {clip}")
     if "," in config.data.train:
-        raise ConfigError(f"data.train={config.data.train!r}: not with {said}, which draws the "
-                          "documents of one source")
+        raise ConfigError(f"data.train={config.data.train!r}: incompatible with {clip}, which "
+                          "samples the documents of one source")
     if not (config.privacy.noise or config.privacy.epsilon):
-        raise ConfigError(f"privacy.noise=0: {said} without noise is not private; set "
+        raise ConfigError(f"privacy.noise=0: {clip} without noise is not private; set "
                           "privacy.epsilon, or privacy.noise")
     if importlib.util.find_spec("dp_accounting") is None:
-        raise ConfigError(f"{said}: needs `pip install dp-accounting`")
+        raise ConfigError(f"{clip}: needs `pip install dp-accounting`")
 
 
 def spent(config: ConfigDict, documents: int, noise: float, steps: int) -> float:
@@ -89,7 +89,7 @@ def noise_of(config: ConfigDict, documents: int) -> float:
             dp_accounting.rdp.RdpAccountant, repeated, p.epsilon, p.delta / 2, tol=1e-4
         )
     except dp_accounting.mechanism_calibration.NoBracketIntervalFoundError as error:
-        raise ConfigError(f"privacy.epsilon={p.epsilon:g}: no noise was found for it ({error})"
+        raise ConfigError(f"privacy.epsilon={p.epsilon:g}: found no sufficient noise ({error})"
                           ) from error  # fmt: skip
     if math.isinf(spent(config, documents, noise, config.train.steps)):
         raise ConfigError(f"privacy.epsilon={p.epsilon:g}: is too large to be accounted for")
@@ -165,18 +165,18 @@ class Account:
         """Returns the train step with these `gradients`, for train.loop.Trainer.
 
         Raises:
-          ConfigError: other train.steps than those for which privacy.epsilon has set the noise; a
-            delta at which to publish a document would be private.
+          ConfigError: train.steps differ from those for which privacy.epsilon determined the noise;
+            a delta that would allow publishing a document.
         """
         config, p, old = self.config, self.config.privacy, trainer.folder.old
         if old is not None and not p.noise and old.train.steps != config.train.steps:
-            raise ConfigError(f"train.steps={config.train.steps}: was {old.train.steps}, over "
-                              f"which the run spends privacy.epsilon={p.epsilon:g}; keep it, or "
-                              "train anew")
+            raise ConfigError(f"train.steps={config.train.steps}: was {old.train.steps}, for which "
+                              f"the noise meets privacy.epsilon={p.epsilon:g}; keep it, or start a "
+                              "new run")
         self.documents = trainer.documents
         if p.delta * self.documents >= 1:
-            raise ConfigError(f"privacy.delta={p.delta:g}: must be below 1 / documents, of which "
-                              f"there are {self.documents:,}; else to publish one is private")
+            raise ConfigError(f"privacy.delta={p.delta:g}: must be below 1 / documents = 1 / "
+                              f"{self.documents:,}; otherwise publishing one counts as private")
         self.noise = noise_of(config, self.documents)
         expected = rate(config, self.documents) * self.documents
         made = gradients(p.clip, self.noise, expected)

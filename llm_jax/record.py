@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def check(found: dict[str, Any], where: str | Path) -> dict[str, Any]:
-    """Returns a record; ValueError if its commit is none of this history, or had changes."""
+    """Returns a record; ValueError if its commit is not in this history, or had changes."""
     named = found.get("commit", "")
     command = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", named, "HEAD"]
     if not named.isalnum() or subprocess.run(command, capture_output=True).returncode:

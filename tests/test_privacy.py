@@ -195,18 +195,18 @@ def test_a_run_is_resumed_with_its_account(overrides, tmp_path, capsys):
     spent = [row["epsilon"] for row in rows["whole"]]
     assert spent == sorted(spent) and 4.9 < spent[-1] <= 5
     assert main(["train", *run, *options, "--config.train.steps=6"]) == 2
-    assert "spends privacy.epsilon=5; keep it" in capsys.readouterr().err
+    assert "meets privacy.epsilon=5; keep it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("changes", "told"), [
-    ({"data.packing": "first_fit"}, "data.packing='first_fit': not with privacy.clip=1"),
+    ({"data.packing": "first_fit"}, "data.packing='first_fit': incompatible with privacy.clip=1"),
     ({"model.num_experts": 2}, "model.router_balance=0.01: .* set model.router_balance=0"),
-    ({"model.num_experts": 2, "model.router_balance": 0}, "model.expert_capacity=0: not with"),
+    ({"model.num_experts": 2, "model.router_balance": 0}, "expert_capacity=0: incompatible with"),
     ({"data.shards": 2}, "data.shards=2"), ({"mesh.pipeline": 2}, "mesh.pipeline=2"),
     ({"data.ramp_steps": 4, "data.ramp_start": 4}, "data.ramp_steps=4"),
-    ({"objective.name": "contrastive"}, "an example of it is made of several documents"),
-    ({"objective.name": "similarity"}, "an example of it is made of several documents"),
-    ({"data.train": "a.txt,b.txt"}, "draws the documents of one source"),
+    ({"objective.name": "contrastive"}, "its loss combines several documents"),
+    ({"objective.name": "similarity"}, "its loss combines several documents"),
+    ({"data.train": "a.txt,b.txt"}, "samples the documents of one source"),
     ({"privacy.noise": 0.0}, "without noise is not private; set privacy.epsilon"),
 ])  # fmt: skip
 def test_what_cannot_be_private_is_refused(tiny, changes, told):

@@ -42,8 +42,9 @@ HOSTS = {"v5p": (4, 208), "v5e": (4, 112)}
 TEXT = """# Throughput of the input pipeline
 
 **Claim.** One core packs at least a million tokens per second from ArrayRecords of token ids. The
-cores of a host can feed its chips in the planned configs. A global shuffle of 100 million
-documents starts in less than a second and does not hold a list of them.
+cores of a host can feed its chips in the planned configs. The iterator of a global shuffle of 100
+million documents is ready in less than a second (the first batch takes longer, see below) and does
+not hold a list of them.
 
 **Setup.** The iterator of `launch.py train` (reading, cutting, shuffling, first-fit packing, the
 random choices of the objective, batches of {batch}), with all its threads pinned to one core of

@@ -109,10 +109,10 @@ class Reader:
         return each(slope(1.0)), each(path)
 
     def answer(self, params: Any, batch: dict, **given: Any) -> jax.Array:
-        """Logits [B, C]; given: of `trace`."""
-        return self.said(trace(self.model, params, batch, **given).outputs, batch)
+        """Returns logits [B, C]; given: arguments of `trace`."""
+        return self.answer_logits(trace(self.model, params, batch, **given).outputs, batch)
 
-    def said(self, outputs: models.Outputs, batch: dict) -> jax.Array:
+    def answer_logits(self, outputs: models.Outputs, batch: dict) -> jax.Array:
         """Returns the logits [B, C] of model outputs."""
         if self.classes:
             return outputs.heads["sequence"]

@@ -127,9 +127,9 @@ def by_group(subject: Subject) -> list[dict]:
 
 def equalised_odds(group: np.ndarray, gold: np.ndarray, guess: np.ndarray) -> float:
     """Returns the largest difference between groups in the rate of a label, given the true one."""
-    rate = lambda g, c, said: (guess[(group == g) & (gold == c)] == said).mean()
+    rate = lambda g, c, label: (guess[(group == g) & (gold == c)] == label).mean()
     labels = np.unique(gold)
-    return max(abs(rate(0, c, said) - rate(1, c, said)) for c in labels for said in labels)
+    return max(abs(rate(0, c, label) - rate(1, c, label)) for c in labels for label in labels)
 
 
 def _group(text: str, pairs: list) -> int:

@@ -133,6 +133,6 @@ def needs(*kinds: str, hidden: bool = False):
         if subject.kind not in kinds:
             return f"needs {wanted}, not objective.name={name!r}"
         reversible = hidden and subject.config.model.reversible
-        return "model.reversible=True keeps no hidden states" if reversible else ""
+        return "model.reversible=True does not store hidden states" if reversible else ""
 
     return lacks

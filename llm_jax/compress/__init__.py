@@ -26,10 +26,10 @@ from llm_jax.train.run import load_params
 FOLDER, ROUNDS = "compress", 5
 TEXT = """# {name}, compressed
 
-Loss and score are those of the validation set{part}; size is that of the parameters as they are
-stored, of a matrix with zeros its other entries and a bit for each; tokens a second are those of a
-forward pass over full batches, median of {rounds}, on {hardware}. Zeros are multiplied like all
-else, and quantised weights are made floats again for each product.
+Loss and score are on the validation set{part}; size is that of the stored parameters, for matrices
+with zeros the nonzero entries and a bitmask; tokens per second are for forward passes over full
+batches, median of {rounds}, on {hardware}. Products include zeros, and dequantise quantised
+weights.
 
 {table}
 
@@ -68,7 +68,7 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
     config = setup.config
     documents = setup.objective.split(config, "validation")
     if not len(documents) or setup.objective.reference:
-        raise ConfigError(f"--workdir={workdir}: has no validation set that compression could be "
+        raise ConfigError(f"--workdir={workdir}: has no validation set to measure compression "
                           "measured on")
     batches = pipeline.eval_batches(setup.objective.examples(tokenizer, config), documents)
     eval_step = setup.eval_step(tokenizer)
@@ -121,7 +121,7 @@ def add(workdir: str | Path, found: dict[str, Any]) -> Path:
     folder = folder_named(workdir) / FOLDER
     same = lambda x: f"{x['score']}, eval.max_batches={x['max_batches']}"
     if others := {*map(same, map(read_json, folder.glob("*.json")))} - {same(found)}:
-        raise ConfigError(f"{found['run']}: is measured by {same(found)}, which cannot stand in "
+        raise ConfigError(f"{found['run']}: is measured by {same(found)}, unlike the other rows in "
                           f"the table of {folder}: {', '.join(others)}")
     record.write(folder / f"{found['run']}.json", **found)
     return write(folder, Path(workdir).name)
@@ -166,7 +166,7 @@ def _draw(path: Path, found: list[dict], best: list[dict], score: str) -> None:
         at = lambda xs: ([x["bytes"] / 2**20 for x in xs], [x["values"][score] for x in xs])
         axes.plot(*at(found), "o", color=COLOURS[2], label="others")
         axes.step(*at(best[::-1]), "o-", color=COLOURS[5], label="Pareto front", where="post")
-        for i, x in enumerate(sorted(found, key=_cost)):  # neighbours have names on other sides
+        for i, x in enumerate(sorted(found, key=_cost)):  # labels on alternating sides
             axes.annotate(x["run"], (x["bytes"] / 2**20, x["values"][score]), fontsize=8,
                           textcoords="offset points", xytext=(7 - 14 * (i % 2), 0), va="center",
                           ha="right" if i % 2 else "left")  # fmt: skip

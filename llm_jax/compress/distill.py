@@ -31,18 +31,19 @@ def make_step(trainer: Any) -> Callable:
     """Returns a train step with distillation from config.distill.teacher, for train.loop.Trainer.
 
     Raises:
-      ConfigError: no such run; another tokenizer, vocabulary, kind or labels than the student's, or
-        shorter rows; an objective that has no soft targets.
+      ConfigError: no such run; its tokenizer, vocabulary, kind or labels differ from the student's,
+        or its rows are shorter; an objective without soft targets.
     """
     setup, config, d = trainer.setup, trainer.config, trainer.config.distill
-    said = f"distill.teacher={d.teacher!r}"
+    setting = f"distill.teacher={d.teacher!r}"
     if config.objective.name not in ABLE or config.objective.r_drop or config.objective.mixup:
-        raise ConfigError(f"objective.name={config.objective.name!r}: not with {said}; these learn "
-                          f"from a teacher, without r_drop and mixup: {', '.join(ABLE)}")
+        raise ConfigError(f"objective.name={config.objective.name!r}: incompatible with {setting}; "
+                          "distillation supports these, without r_drop and mixup: "
+                          f"{', '.join(ABLE)}")
     try:
         teacher, tokenizer, params, _ = load_params(d.teacher, mesh=setup.mesh)
     except ConfigError as error:
-        raise ConfigError(f"{said}: {error}") from error
+        raise ConfigError(f"{setting}: {error}") from error
     theirs, ours = teacher.config, config
     for what, a, b in (
         ("model.kind", theirs.model.kind, ours.model.kind),
@@ -52,14 +53,14 @@ def make_step(trainer: Any) -> Callable:
         ("model.vocab_size", theirs.model.vocab_size, ours.model.vocab_size),
     ):
         if a != b:
-            raise ConfigError(f"{said}: {what} is another than this run's" + (
+            raise ConfigError(f"{setting}: {what} differs from this run's" + (
                 "" if what == "the tokenizer" else f" ({a!r}, {b!r})"))  # fmt: skip
     if theirs.model.max_length < ours.model.max_length:
-        raise ConfigError(f"model.max_length={ours.model.max_length}: {said} reads at most "
+        raise ConfigError(f"model.max_length={ours.model.max_length}: {setting} reads at most "
                           f"{theirs.model.max_length} tokens")
     if d.hidden and theirs.model.embed_dim != ours.model.embed_dim:
-        raise ConfigError(f"distill.hidden={d.hidden:g}: {said} is {theirs.model.embed_dim} wide, "
-                          f"this run's model {ours.model.embed_dim}; set it to 0")
+        raise ConfigError(f"distill.hidden={d.hidden:g}: {setting} has model.embed_dim="
+                          f"{theirs.model.embed_dim}, this run {ours.model.embed_dim}; set it to 0")
     setup.objective = distilled(setup.objective, teacher.model, d)
 
     def step(place: Any) -> Callable:
@@ -107,8 +108,8 @@ def distilled(objective: Objective, teacher: Model, d: Any) -> Objective:
 
 
 def divergence(student: Outputs, teacher: Outputs, weight: jax.Array, T: float) -> jax.Array:
-    """Weighted sum of KL(softmax(teacher / T) | softmax(student / T)): of the sequence head, or of
-    words, a chunk of positions at a time.
+    """Weighted sum of KL(softmax(teacher / T) | softmax(student / T)) of the sequence head, or over
+    the vocabulary, by chunks of positions.
     """
     if "sequence" in student.heads:
         return _divergence(student.heads["sequence"], teacher.heads["sequence"], weight, T)
@@ -138,6 +139,6 @@ def _divergence(student, teacher, weight, T):
 
 
 def distance(x: jax.Array, y: jax.Array, real: jax.Array) -> jax.Array:
-    """[B, T, D] twice -> [B], the mean over a row's real tokens of 1 - cosine."""
+    """Cosine loss of x and y [B, T, D]: the mean of 1 - cosine over real tokens, [B]."""
     each = optax.losses.cosine_distance(x, y, epsilon=1e-6)
     return (each * real).sum(-1) / jnp.maximum(real.sum(-1), 1)

@@ -135,9 +135,9 @@ def _shards(folder: Path) -> list[str]:
 
 def _conversion(folder: Path, others: list[str]) -> str:
     """Returns instructions for converting other weight files to safetensors."""
-    said = read_json(folder / CONFIG).get("architectures")
-    said = said[0] if said and isinstance(said, list) else ""
-    name = said if isinstance(said, str) and said.isidentifier() else "AutoModel"
+    classes = read_json(folder / CONFIG).get("architectures")
+    classes = classes[0] if classes and isinstance(classes, list) else ""
+    name = classes if isinstance(classes, str) and classes.isidentifier() else "AutoModel"
     named = any(other.startswith("pytorch_model") for other in others)
     libraries, argument = "PyTorch and transformers", ""
     if not named and others[-1].endswith(".h5"):

@@ -77,8 +77,8 @@ def read(source: str | Path) -> Source:
     named = model.head in ("sequence", "token") and model.num_labels > 1 and "id2label" in hf
     labels = hub.labels(hf) if named else ()
     model = configs.resolve(model, 0)
-    said = labels, hub.pooling(source)
-    return Source(str(source), hf["model_type"], model, params, tokenizer, *said)
+    labelled = labels, hub.pooling(source)
+    return Source(str(source), hf["model_type"], model, params, tokenizer, *labelled)
 
 
 def _pooling(setup: Setup) -> str:
@@ -146,7 +146,7 @@ def _adopt(
     """
     by_hand = [text.partition("=")[0] for text in overrides]
     task = {key: config.model[key] for key in TASK} if recipe else {}
-    if task and model.kind == "decoder":  # whose classifiers have none, in transformers too
+    if task and model.kind == "decoder":  # its classifiers have no pooler, as in transformers
         task["pooler"] = False
     config.model = ConfigDict(model.to_dict() | task)
     if not recipe:

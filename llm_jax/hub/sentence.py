@@ -20,12 +20,12 @@ def pooling(folder: str | Path) -> str:
     if not path.is_file():
         return ""
     types = [str(module.get("type")).rpartition(".")[2] for module in read_json(path, list)]
-    said = read_json(Path(folder) / POOLING / "config.json") if "Pooling" in types else {}
+    entries = read_json(Path(folder) / POOLING / "config.json") if "Pooling" in types else {}
     modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-    found = [k for k, old in modes.items() if said.get("pooling_mode") == k or said.get(old)]
+    found = [k for k, old in modes.items() if entries.get("pooling_mode") == k or entries.get(old)]
     if len(found) != 1 or not set(types) <= set(TYPES.values()):
         log.warning("%s: %s, pooling %s; only mean and cls are supported, using mean", path,
-                    ", ".join(types), said)  # fmt: skip
+                    ", ".join(types), entries)  # fmt: skip
         return "mean"
     return found[0]
 

@@ -152,10 +152,10 @@ def _no_warnings() -> Iterator[None]:
 def _generation(folder: Path, hf: dict[str, Any]) -> dict[str, Any]:
     """Returns generation_config.json, or the entries of config.json if there is none."""
     if (folder / GENERATION).is_file():
-        said = files.read_json(folder / GENERATION)
+        entries = files.read_json(folder / GENERATION)
     else:
-        said = {name: hf.get(name) for name in GENERATES}
-    return {name: value for name, value in said.items() if value is not None}
+        entries = {name: hf.get(name) for name in GENERATES}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def _id(value: Any) -> int | None:
@@ -168,9 +168,9 @@ def ids(family: Family, tokenizer: Tokenizer | None) -> dict[str, int | list[int
     if tokenizer is None:  # transformers requires these two to build a model
         needed = ("pad_token_id", "decoder_start_token_id")
         return {theirs: 0 if theirs in needed else None for theirs in family.ids}
-    said = {theirs: getattr(tokenizer, ours) for theirs, ours in family.ids.items()}
+    entries = {theirs: getattr(tokenizer, ours) for theirs, ours in family.ids.items()}
     ends = (tokenizer.generation or {}).get("eos_token_id")  # several may end a text
-    return said | ({"eos_token_id": ends} if ends and "eos_token_id" in said else {})
+    return entries | ({"eos_token_id": ends} if ends and "eos_token_id" in entries else {})
 
 
 def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
@@ -200,10 +200,10 @@ def save(tokenizer: Tokenizer, folder: Path, model: ConfigDict) -> None:
     given = {CLEAN_BPE: tokenizer.clean_up, "split_special_tokens": tokenizer.split_specials,
              "chat_template": chat}  # fmt: skip
     about |= {name: value for name, value in given.items() if value}
-    said = roles(tokenizer, model.kind)
+    entries = roles(tokenizer, model.kind)
     if "sequence" in model.head:  # transformers finds the last token by the padding id
-        said = {"pad_token": tokenizer.pieces()[tokenizer.pad_id]} | said
-    files.write_json(folder / CONFIG, about | said)
+        entries = {"pad_token": tokenizer.pieces()[tokenizer.pad_id]} | entries
+    files.write_json(folder / CONFIG, about | entries)
     if tokenizer.generation is not None:
         files.write_json(folder / GENERATION, tokenizer.generation)
 
@@ -213,13 +213,13 @@ def roles(tokenizer: Tokenizer, kind: str) -> dict[str, str]:
     if tokenizer.roles is not None:
         return tokenizer.roles
     names = {i: name for name, i in tokenizer.specials.items()}
-    said = {ROLES[name]: name for name in tokenizer.specials if name in ROLES}
-    taken = set(said.values()) if kind == "encoder" else ()  # BERT's [CLS] is not a bos_token there
+    entries = {ROLES[name]: name for name in tokenizer.specials if name in ROLES}
+    taken = set(entries.values()) if kind == "encoder" else ()  # BERT's [CLS] is not bos
     for role in ("bos", "eos", "pad"):
         name = names.get(getattr(tokenizer, f"{role}_id"))
         if name and name not in taken:
-            said[f"{role}_token"] = name
-    return said
+            entries[f"{role}_token"] = name
+    return entries
 
 
 def _of_sentencepiece(path: Path, tokenizer: Tokenizer):

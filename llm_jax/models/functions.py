@@ -1,8 +1,8 @@
 """Activations and norms as plain functions of arrays, computed in float32, returned in x's dtype.
 
-Each is rematerialised: the backward pass keeps x and nothing else of its size. A compiler left
-to itself keeps several intermediate results, or computes them anew inside the matrix product
-that consumes them, which costs a CPU a third of a training step.
+Each is rematerialised: only x is saved for the backward pass. By default, compilers save several
+intermediate results, or recompute them inside the matrix product that consumes them, which takes a
+third of a training step on a CPU.
 """
 
 import math
@@ -28,30 +28,30 @@ def _activation(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 @_activation
 def gelu(x: Array) -> Array:
-    """Returns x Phi(x), Phi the normal distribution function (arXiv 1606.08415)."""
+    """GELU: x Phi(x), with the normal distribution function Phi (arXiv 1606.08415)."""
     return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
 
 
 @_activation
 def gelu_tanh(x: Array) -> Array:
-    """Returns x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the GELU of GPT-2 and BERT."""
-    # (1 + tanh u) / 2 = logistic(2 u), which is cheaper. For large |x| it is 0 or 1, and the
-    # derivative of x^3 no number.
+    """GELU of GPT-2 and BERT: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    # (1 + tanh u) / 2 = logistic(2 u), which is cheaper. For large |x| it saturates at 0 or 1, and
+    # the derivative of x^3 overflows.
     near = jnp.clip(x, -30, 30)
     return x * lax.logistic(2 * math.sqrt(2 / math.pi) * near * (1 + 0.044715 * near * near))
 
 
 @_activation
 def silu(x: Array) -> Array:
-    """Returns x logistic(x) (arXiv 1606.08415, arXiv 1710.05941)."""
+    """SiLU: x logistic(x) (arXiv 1606.08415, arXiv 1710.05941)."""
     return x * lax.logistic(x)
 
 
 @partial(jax.checkpoint, prevent_cse=False)
 def clamped_swiglu(gate: Array, up: Array) -> Array:
-    """Returns (u + 1) g logistic(1.702 g), g = min(gate, 7), u = up within -7 and 7.
+    """Clamped SwiGLU: (u + 1) g logistic(1.702 g), g = min(gate, 7), u = up clipped to [-7, 7].
 
-    The experts' gate of gpt-oss (2025, https://arxiv.org/abs/2508.10925, section 2.2).
+    The activation of gpt-oss's experts (2025, https://arxiv.org/abs/2508.10925, section 2.2).
     """
     g = jnp.minimum(gate.astype(jnp.float32), 7)
     return ((jnp.clip(up, -7, 7) + 1) * g * lax.logistic(1.702 * g)).astype(up.dtype)
@@ -59,11 +59,11 @@ def clamped_swiglu(gate: Array, up: Array) -> Array:
 
 PLAIN = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "silu": silu, "tanh": jnp.tanh}
 GATES = {"geglu": gelu, "geglu_tanh": gelu_tanh, "reglu": relu, "swiglu": silu}
-# Of the gate and of what it gates (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+# Functions of (gate, up) (Shazeer 2020, https://arxiv.org/abs/2002.05202).
 GATED = {name: lambda gate, up, act=act: act(gate) * up for name, act in GATES.items()}
 GATED["clamped_swiglu"] = clamped_swiglu
 
 
 def plain(activation: str) -> Callable[[Array], Array]:
-    """The function of an activation, or of the gate of a gated one."""
+    """Returns the elementwise function of an activation, or of the gate of a gated one."""
     return (PLAIN | GATES)[activation]

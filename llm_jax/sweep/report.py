@@ -99,7 +99,7 @@ def _quality(design: dict, summaries: list[Summary], folder: Path) -> list[str]:
             "uses the setting with the lowest validation loss of seed 0, also for further seeds: "
             f"{'; '.join(f'{s.label}: {s.run}' for s in summaries)}"
         )
-    header = ["variant", "parameters", "train FLOPs a token", "seeds", f"{split} loss",
+    header = ["variant", "parameters", "train FLOPs / token", "seeds", f"{split} loss",
               f"minus {base.label}", "p", "Holm's p", "tokens/s, relative"]  # fmt: skip
     figures.differences(folder / "differences.png", summaries)
     return [

@@ -25,7 +25,7 @@ SEEN_SECONDS = 60  # time limit for a file of one machine to become visible to a
 _ROUND = itertools.count()
 
 
-def _judged(said: Any, judge: Callable[[list], str]) -> None:
+def _judged(facts: Any, judge: Callable[[list], str]) -> None:
     """Process 0 applies `judge` to the JSON values of all; all raise its error message, if any.
 
     Uses JAX's key-value store: nothing is compiled, and no devices are needed.
@@ -33,7 +33,7 @@ def _judged(said: Any, judge: Callable[[list], str]) -> None:
     state, key = distributed.global_state, f"llm_jax/agree/{next(_ROUND)}"
     if state.client is None:
         return
-    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(said))
+    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(facts))
     get = lambda name: json.loads(state.client.blocking_key_value_get(f"{key}/{name}", FOREVER))
     if state.process_id == 0:
         verdict = judge([get(i) for i in range(state.num_processes)])
@@ -50,10 +50,10 @@ def agree(facts: Mapping[str, Any]) -> None:
     _judged([socket.gethostname(), {key: repr(value) for key, value in facts.items()}], compare)
 
 
-def compare(said: list[tuple[str, dict[str, str]]]) -> str:
+def compare(facts: list[tuple[str, dict[str, str]]]) -> str:
     """Returns how (host, facts) of a process differ from those of process 0, or ""."""
-    host, ours = said[0]
-    for i, (there, theirs) in enumerate(said):
+    host, ours = facts[0]
+    for i, (there, theirs) in enumerate(facts):
         differ = [f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
                   for key in ours | theirs if ours.get(key) != theirs.get(key)]  # fmt: skip
         if differ:
@@ -73,16 +73,16 @@ def share(folder: str | Path) -> None:
     path = Path(folder).absolute()
     above = next(p for p in (path, *path.parents) if p.exists())
 
-    def judge(said):
+    def judge(facts):
         until = time.monotonic() + SEEN_SECONDS  # network file systems update with a delay
-        for i, (host, file, problem) in enumerate(said):
+        for i, (host, file, problem) in enumerate(facts):
             who = f"--workdir={folder}: process {i} on {host}"
             if problem:
                 return f"{who} cannot write to it ({problem})"
             while file not in os.listdir(above):
                 if time.monotonic() > until:
                     return (f"{who} has a different folder of that name than process 0 on "
-                            f"{said[0][0]}; use a folder that all machines share")
+                            f"{facts[0][0]}; use a folder that all machines share")
                 time.sleep(1)
         return ""
 

@@ -123,5 +123,5 @@ def _worst(examples: Examples, records: list[Record], answers: list[Record]) -> 
         return f"{x[:SHOWN]}…" if isinstance(x, str) and len(x) > SHOWN else x
 
     shorter = lambda row: {name: short(name, value) for name, value in row.items()}
-    said = lambda row: json.dumps(shorter(row), ensure_ascii=False, default=str)
-    return [f"```\n{said(records[i])}\n{said(answers[i])}\n```" for i in wrong[:WORST]] or ["None."]
+    dump = lambda row: json.dumps(shorter(row), ensure_ascii=False, default=str)
+    return [f"```\n{dump(records[i])}\n{dump(answers[i])}\n```" for i in wrong[:WORST]] or ["None."]

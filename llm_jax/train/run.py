@@ -170,7 +170,7 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
-    """Raises ConfigError if a layer's kind of attention lacks a required feature."""
+    """Raises ConfigError if a layer's attention variant lacks a required feature."""
     packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
     needed = {
@@ -185,29 +185,29 @@ def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
         "softcap": (cfg.attention_softcap > 0, "model.attention_softcap > 0"),
         "sinks": (cfg.attention_sinks, "model.attention_sinks=True"),
     }
-    said = f"model.attention={config.model.attention!r}"
-    said += f", model.layers={cfg.layers!r}" * bool(cfg.layers)
+    setting = f"model.attention={config.model.attention!r}"
+    setting += f", model.layers={cfg.layers!r}" * bool(cfg.layers)
     if kind not in attention.VARIANTS:
         names = ", ".join(sorted(attention.VARIANTS))
-        raise ConfigError(f"{said}: {kind!r} is not one of {names}")
+        raise ConfigError(f"{setting}: {kind!r} is not one of {names}")
     wanted = {ability for ability, (used, _) in needed.items() if used}
     variant = attention.get(kind)
     for ability in sorted(wanted - variant.supports):
-        # Kinds that support all required features, the most similar first.
+        # Variants that support all required features, the most similar first.
         able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
         able.sort(key=lambda n: len(attention.get(n).supports ^ variant.supports))
-        raise ConfigError(f"{said}: {kind!r} does not support {needed[ability][1]} "
+        raise ConfigError(f"{setting}: {kind!r} does not support {needed[ability][1]} "
                           f"({attention.ABILITIES[ability]}); these do: {', '.join(able)}")
     if variant.loss and cfg.reversible:
-        raise ConfigError(f"{said}: the auxiliary loss of {kind!r} is incompatible with "
+        raise ConfigError(f"{setting}: the auxiliary loss of {kind!r} is incompatible with "
                           "model.reversible=True")
     if variant.leaks and cfg.kind == "decoder":
-        log.warning("%s: with %r, %s", said, kind, variant.leaks)
+        log.warning("%s: with %r, %s", setting, kind, variant.leaks)
     try:
         sizes = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         variant.weights(*sizes, **variant.settings(cfg))
     except ValueError as error:
-        raise ConfigError(f"{said}: {error}") from error
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def flops_per_token(config: ConfigDict) -> float:

@@ -29,7 +29,7 @@ def test_the_reader_answers_as_the_model_does(read):
     reader, texts = read
     for text in texts:
         outputs = reader.lm.outputs(text.batch)
-        there = reader.said(outputs, text.batch)
+        there = reader.answer_logits(outputs, text.batch)
         np.testing.assert_allclose(reader.logits(text, everything(reader)), there, atol=1e-5)
         assert text.target == there.argmax()
 

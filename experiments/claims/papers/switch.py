@@ -4,14 +4,13 @@ A decoder of 2 layers, 64 wide, over characters, as experiments/claims/papers/__
 whose feed-forward layers are experts, one a token.
 """
 
-from experiments.claims.claim import Claim, no_worse
+from experiments.claims.claim import Claim
 from experiments.claims.papers import RATES, decoder
 from llm_jax.sweep import Sweep
 
 EXPERTS = {"model.experts_per_token": 1, "model.expert_capacity": 1.25}
 NUMBERS = {"1 expert": {}}
 NUMBERS |= {f"{n} experts": EXPERTS | {"model.num_experts": n} for n in (4, 16)}
-NUMBERS |= {"16 experts, capacity 2": NUMBERS["16 experts"] | {"model.expert_capacity": 2.0}}
 
 
 def get_config():
@@ -38,12 +37,5 @@ CLAIMS = [
         published="each doubling, from 1 to 256, lowers the loss at equal steps",
         variant="16 experts", against="4 experts", full=FULL,
         scope="As above.",
-    ),
-    Claim(
-        paper="Switch Transformer: Fedus 2021, table 1",
-        says="A capacity factor of 1.25 is as good as 2",
-        published="-1.553 at 1.25, -1.554 at 2.0",
-        variant="16 experts", against="16 experts, capacity 2", within=no_worse(0.03), full=FULL,
-        scope="Tokens over capacity pass by their experts, at any size.",
     ),
 ]  # fmt: skip

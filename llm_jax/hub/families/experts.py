@@ -93,7 +93,7 @@ def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
 def _write_qwen3_moe(hf: dict, model: ConfigDict) -> dict:
     hf, types, window = llama.write_layers(hf, model)
     if len(set(types)) > 1:
-        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe needs one kind of attention")
+        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe needs one attention variant")
     dense, wide = dense_layers(model, "qwen3_moe")
     return rope.write(hf, model) | {
         "use_sliding_window": window is not None, "sliding_window": window,
@@ -189,8 +189,8 @@ def _read_qwen3_next(hf: dict, names: Collection[str]) -> dict:
                           f"'linear_attention' for each of num_hidden_layers={n}")
     sizes = {key: llama.size(hf, name, _LINEAR_SIZES[key], key) for key, name in _LINEAR.items()}
     if sizes["num_heads"] % sizes["num_key_heads"]:
-        said = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
-        raise ConfigError(f"config.json: {' does not divide '.join(said)}")
+        entries = (f"{_LINEAR[key]}={sizes[key]}" for key in ("num_key_heads", "num_heads"))
+        raise ConfigError(f"config.json: {' does not divide '.join(entries)}")
     linear = "gated_deltanet " + " ".join(f"{key}={size}" for key, size in sizes.items())
     linear += " positions=none qk_norm=False"
     kinds = {"full_attention": "dense", "linear_attention": linear}

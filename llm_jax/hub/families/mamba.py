@@ -21,8 +21,8 @@ def _read(hf: dict, names: Collection[str]) -> dict:
     sizes = {k: configs.typed(f"config.json: {k}", 0, hf.get(k, v)) for k, v in sizes.items()}
     hf.pop("expand", None)
     if sizes["expand"] * sizes["hidden_size"] != sizes["num_heads"] * sizes["head_dim"]:
-        said = ", ".join(f"{k}={v}" for k, v in sizes.items())
-        raise ConfigError(f"config.json: {said}: expand x hidden_size must be num_heads x head_dim")
+        text = ", ".join(f"{k}={v}" for k, v in sizes.items())
+        raise ConfigError(f"config.json: {text}: expand x hidden_size must be num_heads x head_dim")
     return hf
 
 

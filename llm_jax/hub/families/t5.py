@@ -15,16 +15,16 @@ def _read_t5(hf: dict, names: Collection[str]) -> dict:
     """Untied models are unscaled; transformers 5 ties models without an output matrix."""
     scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
     tied = scaled or "lm_head.weight" not in names
-    said = hf.get("feed_forward_proj", "relu")
+    ffn = hf.get("feed_forward_proj", "relu")
     # Two entries that transformers derives from the one above unless they are given.
-    gated, _, function = said.rpartition("-") if isinstance(said, str) else ("", "", said)
+    gated, _, function = ffn.rpartition("-") if isinstance(ffn, str) else ("", "", ffn)
     derived = {
         "is_gated_act": gated == "gated",
-        "dense_act_fn": "gelu_new" if said == "gated-gelu" else function,
+        "dense_act_fn": "gelu_new" if ffn == "gated-gelu" else function,
     }
     for name, value in derived.items():
         if hf.get(name, value) != value:
-            raise ConfigError(f"config.json: {name}={hf[name]!r} and feed_forward_proj={said!r} "
+            raise ConfigError(f"config.json: {name}={hf[name]!r} and feed_forward_proj={ffn!r} "
                               "differ")
     return hf | {"tie_word_embeddings": tied, "scale_decoder_outputs": scaled}
 
@@ -109,7 +109,7 @@ T5 = Family(
 
 def _read_switch(hf: dict, names: Collection[str]) -> dict:
     """Every n-th layer has experts; n follows from the number of sparse layers."""
-    n, steps, said = hf.get("num_layers", 12), set(), []
+    n, steps, shown = hf.get("num_layers", 12), set(), []
     for name in ("encoder_sparse_step", "decoder_sparse_step"):  # derived
         hf.pop(name, None)
     layers = hf.pop("num_decoder_layers", 12)
@@ -119,9 +119,9 @@ def _read_switch(hf: dict, names: Collection[str]) -> dict:
         sparse = configs.typed(f"config.json: {name}", 0, hf.pop(name, 3))
         layers = configs.typed(f"config.json: {of}", 0, hf.get(of, n))
         steps.add(layers // sparse if sparse > 0 else layers)
-        said.append(f"{name}={sparse} of {of}={layers}")
+        shown.append(f"{name}={sparse} of {of}={layers}")
     if len(steps) > 1 or not steps <= {1, 2}:  # for 3, their first sparse layer differs
-        raise ConfigError(f"config.json: {', '.join(said)}: llm_jax supports them in every layer "
+        raise ConfigError(f"config.json: {', '.join(shown)}: llm_jax supports them in every layer "
                           "or every second one")
     tied = hf.get("tie_word_embeddings", True)
     return hf | {"expert_every": steps.pop(), "scale_decoder_outputs": tied}
