@@ -1,4 +1,4 @@
-"""`python -m llm_jax` is the command llm-jax."""
+"""`python -m llm_jax` runs the command llm-jax."""
 
 from llm_jax.signals import run
 

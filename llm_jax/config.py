@@ -63,8 +63,8 @@ def absent(key: str, *values: Any) -> When:
     """True if the key, or any item of "a,b", has another value; without values: is 0 or empty."""
     if not values:
         return When(f"no {key}", (key,), lambda flat: not flat[key])
-    beside = lambda flat: any(word not in values for word in _words(flat[key]))
-    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), beside)
+    other = lambda flat: any(word not in values for word in _words(flat[key]))
+    return When(f"{key} other than {' | '.join(map(str, values))}", (key,), other)
 
 
 def _words(value: Any) -> list[Any]:
@@ -270,7 +270,7 @@ class Layer:
     latent_kv = whole(512, 1, when=kinds("latent"))  # rank of the key-value compression
     latent_query = whole(0, when=kinds("latent"))  # rank of the query compression; 0: none
     latent_rotary = whole(64, when=kinds("latent") & ROTARY)  # rotary dimensions added per head
-    # Recurrent kinds: value dimensions per head (0: head_dim), and the number of query and key
+    # Recurrent variants: value dimensions per head (0: head_dim), and the number of query and key
     # heads, with num_heads value heads (0: num_heads queries, num_kv_heads keys and values).
     value_dim = whole(0, 0, 2**16, when=kinds(*VALUE_SIZED, *STATE_SPACE, *DELTA, "mesa_net"))
     num_key_heads = whole(0, 0, 2**16, when=kinds(*STATE_SPACE, *DELTA, "mesa_net"))
@@ -295,7 +295,7 @@ class Layer:
     # Width of a causal depthwise convolution over queries, keys and values; 0: none.
     short_conv = whole(0, 0, 64)
     short_conv_bias = flag(False, when=given("model.short_conv"))  # its bias (Mamba-2)
-    # Multiply attention's output by sigmoid(W x) of its input (most recurrent kinds: SiLU).
+    # Multiply attention's output by sigmoid(W x) of its input (most recurrent variants: SiLU).
     output_gate = flag(False)
     # Rank of W as a product of two matrices (Kimi Linear: head_dim); 0: full rank.
     output_gate_rank = whole(0, when=given("model.output_gate", True))
@@ -733,7 +733,7 @@ def _layer_settings(text: str, depth: int) -> tuple[dict[str, Any], ...]:
 def layers(model: ConfigDict | FrozenConfigDict, depth: int) -> tuple[FrozenConfigDict, ...]:
     """Returns the resolved config.model of each of `depth` layers; equal ones are one object.
 
-    Each has a single kind of attention; every expert_every-th layer has experts, unless
+    Each has a single attention variant; every expert_every-th layer has experts, unless
     model.layers overrides it.
     """
     frozen = isinstance(model, FrozenConfigDict)

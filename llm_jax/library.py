@@ -125,7 +125,7 @@ class Pretrained:
         """Returns attention weights [layers, B, N, T, T] of the self-attention layers.
 
         Raises:
-          ConfigError: a kind of attention whose output is not a weighted sum of values.
+          ConfigError: an attention variant whose output is not a weighted sum of values.
         """
         cfg = ConfigDict(self.model.cfg.to_dict())
         stack = self._side(side)

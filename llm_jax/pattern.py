@@ -5,7 +5,7 @@
     rest kda, 1 dense                       the last layer has full attention
     2 kda, rest (3 kda, 1 latent)           two layers, then a repeated pattern
 
-An item is a count (default 1) or `rest`, followed by an optional kind of attention and optional
+An item is a count (default 1) or `rest`, followed by an optional attention variant and optional
 settings key=value, or by a list in parentheses. A list without `rest` is repeated up to the depth.
 """
 
@@ -60,7 +60,7 @@ def _item(tokens: list[str]) -> Item:
         spec[key], empty = value, False
     if empty or (tokens and tokens[0] == "("):
         raise ValueError(
-            "an item must be [count | rest] [kind of attention] [key=value …], and not empty"
+            "an item must be [count | rest] [attention variant] [key=value …], and not empty"
         )
     return count, spec
 
@@ -111,6 +111,10 @@ class Scan(NamedTuple):
     def blocks(self) -> list[str]:
         """Returns the names of the blocks of a period."""
         return ["block"] if self.period == 1 else [f"block_{i}" for i in range(self.period)]
+
+    def names(self) -> list[str]:
+        """The names of the repetitions, where the parameters of each are by themselves."""
+        return [f"{self.name}_{i}" for i in range(self.count)]
 
 
 def scans(layers: Sequence[Any]) -> list[Scan]:

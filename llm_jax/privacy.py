@@ -22,7 +22,7 @@ from llm_jax.config import ConfigError, flatten
 from llm_jax.data.sampled import OVERFLOW, rate
 
 NOISE = np.uint32(2**32 - 1)  # folded into the step's key; differs from row numbers
-# dp-accounting warns of each Rényi order that it leaves out; the bound holds without them.
+# dp-accounting warns about each Rényi order that it skips; the bound is valid without them.
 logging.getLogger("absl").addFilter(lambda record: "dp_accounting" not in record.pathname)
 
 

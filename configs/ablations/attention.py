@@ -1,4 +1,4 @@
-"""Ablation of kinds of attention in a small decoder, at equal parameters.
+"""Ablation of attention variants in a small decoder, at equal parameters.
 
 python launch.py sweep --config=configs/ablations/attention.py --workdir=runs/attention
 

@@ -4,17 +4,17 @@ python launch.py sweep --config=configs/ablations/mixers.py --workdir=runs/mixer
 python launch.py sweep --config=configs/ablations/mixers.py:hybrids --workdir=runs/hybrids
 python launch.py sweep --config=configs/ablations/mixers.py:recall --workdir=runs/recall
 
-All kinds of attention for decoders, at equal parameters; each uses the one of three learning rates
-with the lowest validation loss of seed 0, and is evaluated on test with all seeds. Linear kinds
+All attention variants for decoders, at equal parameters; each uses the one of three learning rates
+with the lowest validation loss of seed 0, and is evaluated on test with all seeds. Linear variants
 have short convolutions, as in their papers (Yang 2024 and 2025, Dao & Gu 2024, Kimi 2025), and no
 rotary positions, which recurrent states do not need (RetNet has them; Mamba-3 has no convolutions).
 
 :hybrids has softmax attention in none, 1 of 8, 1 of 4, 1 of 2 and all of the layers, the others are
-Gated DeltaNet (Qwen3-Next and Kimi Linear: 1 of 4). :main has one kind of each group. :all has
-about 40 kinds, with 5 runs of one to three minutes on a CPU core each.
+Gated DeltaNet (Qwen3-Next and Kimi Linear: 1 of 4). :main has one variant of each group. :all has
+about 40 variants, with 5 runs of one to three minutes on a CPU core each.
 
 :recall, :hybrid_recall, :needle, :parity and :s3 are synthetic tasks, which two layers of width 64
-learn in less than a minute; :bytes is :main with two layers. There, all kinds have short
+learn in less than a minute; :bytes is :main with two layers. There, all variants have short
 convolutions and no positions, so that only the mixer differs, and two heads of 16: a state of 512
 numbers, too small for all pairs of :recall. experiments/mixers has the results.
 """
@@ -72,7 +72,7 @@ REFLECTED = {"model.negative_eigenvalues": True}
 TRACKING = {name: KINDS[name] for name in ("softmax", "linear", "gla", "mamba2", "rwkv7")}
 for _name in ("deltanet", "gated_deltanet", "gated_deltaproduct"):
     TRACKING |= {_name: KINDS[_name], f"{_name}, to -1": KINDS[_name] | REFLECTED}
-# Kinds, task, row length, batch size, steps.
+# Variants, task, row length, batch size, steps.
 RECALL = "recall?pairs=32&min_pairs=2&queries=32&vocab=64&length=128&power=1", 128, 8, 600
 TASKS = {
     "recall": (KINDS, *RECALL),

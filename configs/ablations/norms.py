@@ -5,7 +5,7 @@ python launch.py sweep --config=configs/ablations/norms.py --workdir=runs/norms
 LayerNorm (Ba 2016) and RMSNorm (Zhang and Sennrich 2019), each pre- and post-norm (Xiong 2020);
 without biases both norms have the same parameters.
 
-4 variants, 3 seeds; a run takes about two minutes of one CPU core.
+4 variants, 3 seeds; a run takes about two minutes on one CPU core.
 """
 
 from configs.ablations import small

@@ -1,4 +1,4 @@
-"""Synthetic tasks that separate kinds of attention, at sizes that train in minutes on a CPU core.
+"""Synthetic tasks that separate attention variants, at sizes that train in minutes on a CPU core.
 
 python launch.py train --config=configs/ablations/tasks.py:recall --workdir=runs/recall \\
     --config.model.attention=dense
@@ -16,7 +16,7 @@ examples: recall 0.998 after 300 steps, induction 1.000 after 300, selective_cop
 0.66 (most frequent answer: 0.11) after 500; each within two minutes on a busy two-core CPU. With 4
 pairs, 500 steps of 64 rows learn only which values remain, 0.52.
 
-A comparison of kinds of attention, 3 seeds each, all with rotary positions;
+A comparison of attention variants, 3 seeds each, all with rotary positions;
 experiments/attention_tasks has the results:
     python launch.py sweep --config=configs/ablations/tasks.py:mqar --workdir=runs/tasks/mqar
 
@@ -43,7 +43,7 @@ KINDS = {
     "gated linear": {"model.attention": "gated_linear"},
     "delta": {"model.attention": "gated_deltanet"},
 }
-SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is what all of them can do
+SAME = {"model.positions": "rotary", "model.num_heads": 2}  # rotary is supported by all of them
 
 
 def get_config(variant="recall"):

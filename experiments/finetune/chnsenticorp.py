@@ -2,7 +2,7 @@
 
 Does a small Transformer with random initial weights, trained only on these reviews, learn more
 than logistic regression on character counts (scikit-learn; for comparison also with counts of
-character pairs)? The data set has no split: a fifth, after a fixed shuffle, is the test set. It
+character pairs)? The dataset has no split: a fifth, after a fixed shuffle, is the test set. It
 is evaluated once, after the last step. F1 is the mean of both labels.
 
     python experiments/finetune/chnsenticorp.py

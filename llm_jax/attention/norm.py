@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm functions, used inside attention kinds and by models."""
+"""RMSNorm and LayerNorm functions, used inside attention variants and by models."""
 
 from functools import partial
 

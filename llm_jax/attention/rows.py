@@ -1,4 +1,4 @@
-"""Attention by blocks of queries, for kinds that need whole rows of scores."""
+"""Attention by blocks of queries, for variants that need whole rows of scores."""
 
 import dataclasses
 from collections.abc import Callable

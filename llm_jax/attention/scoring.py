@@ -56,7 +56,7 @@ class Bias:
 class Scoring:
     """Attention weights: softmax(softcap(scale q k) + bias) over visible keys and sink, dropout.
 
-    Kinds without a softmax use the settings that they support.
+    Variants without a softmax use the settings that they support.
 
     Attributes:
       bias: position bias (Raffel 2020; Press 2022).

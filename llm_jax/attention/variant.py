@@ -1,4 +1,4 @@
-"""`Variant`: declares the features, config keys, parameters and costs of a kind of attention."""
+"""`Variant`: declares the features, config keys, parameters and costs of an attention variant."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of attention.
+    """One attention variant.
 
     Attributes:
       attend: (query [B,T,N,H], key [B,S,K,H], value [B,S,K,H], mask, scoring, **options)

@@ -109,7 +109,7 @@ class Reader:
         return each(slope(1.0)), each(path)
 
     def answer(self, params: Any, batch: dict, **given: Any) -> jax.Array:
-        """Logits [B, C]; given: of `trace`."""
+        """Returns logits [B, C]; given: arguments of `trace`."""
         return self.answer_logits(trace(self.model, params, batch, **given).outputs, batch)
 
     def answer_logits(self, outputs: models.Outputs, batch: dict) -> jax.Array:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"step": subject.step, "report": str(path), "limits": names}
 
 
-VERB = Verb(run, add, "the limits of a run: cost, generalisation, opacity, privacy, bias …",
+VERB = Verb(run, add, "measure the limits of a run: cost, opacity, privacy, bias …",
             keys=True, about="""\
 Measures the limits of a trained run (docs/audit.md) and writes WORKDIR/audit/: a JSON file per
 limit, report.md and report.html, with the error and the command of every figure.""")

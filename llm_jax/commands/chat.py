@@ -62,5 +62,5 @@ def _line() -> str | None:
             print()
 
 
-VERB = Verb(run, add, "a conversation: replies to each line of stdin", about=f"""\
+VERB = Verb(run, add, "chat with a run's model; each line of stdin is a message", about=f"""\
 Replies to each line of stdin, with the tokenizer's chat template. {HELP}.""")

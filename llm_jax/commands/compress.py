@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         raise ConfigError(f"--method={args.method}: needs --to=FOLDER, the run to create")
     if args.method:
         compress.compress(args.workdir, args.target, args.method, args.step)
-    if args.method or not args.target:  # once more also of the run itself
+    if args.method or not args.target:  # also measure the run itself
         compress.add(args.workdir, compress.measure(args.workdir, args.step))
     found = compress.measure(args.target) if args.target else {}
     path = compress.add(args.workdir, found) if found else f"{args.workdir}/compress/report.md"

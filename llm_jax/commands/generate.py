@@ -12,7 +12,7 @@ from llm_jax.files import parse_json, read_text
 def add(sub: argparse.ArgumentParser) -> None:
     add_step(sub)
     sub.add_argument("--prompt", action="append", default=[], help="repeatable")
-    sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or .jsonl")
+    sub.add_argument("--prompts", type=Path, help="a file with one prompt per line, or .jsonl")
     sub.add_argument("--samples", type=int, help="per prompt; with --beams, the best ones")
     add_sampling(sub)
     sub.add_argument("--min_new_tokens", type=int)

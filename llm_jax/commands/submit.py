@@ -60,4 +60,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"file": job.file, "command": job.command, "code": code, "failed": bool(code)}
 
 
-VERB = Verb(run, add, "train as a job of Slurm, GKE or TPU VMs", ABOUT, EXAMPLES, keys=True)
+VERB = Verb(run, add, "submit training to Slurm, GKE or TPU VMs", ABOUT, EXAMPLES, keys=True)

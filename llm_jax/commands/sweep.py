@@ -1,4 +1,4 @@
-"""`sweep`: designs, runs and reports an ablation."""
+"""`sweep`: designs, runs and reports an ablation sweep."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tune", metavar="KEY=V1,V2,…", help=(
         "each variant takes the value with the lowest validation loss of seed 0, and is scored on "
         "test"))
-    sub.add_argument("--without", action="append", metavar="VARIANT", help="excludes a variant")
+    sub.add_argument("--without", action="append", metavar="VARIANT", help="exclude a variant")
     sub.add_argument("--seeds", type=int, help="runs per variant; default: that of the file, or 3")
     sub.add_argument("--match", help="none | params | flops: match them by model.mlp_dim")
     sub.add_argument("--baseline", help="the variant to compare with")

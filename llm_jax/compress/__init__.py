@@ -68,7 +68,7 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
     config = setup.config
     documents = setup.objective.split(config, "validation")
     if not len(documents) or setup.objective.reference:
-        raise ConfigError(f"--workdir={workdir}: has no validation set that compression could be "
+        raise ConfigError(f"--workdir={workdir}: has no validation set to measure compression "
                           "measured on")
     batches = pipeline.eval_batches(setup.objective.examples(tokenizer, config), documents)
     eval_step = setup.eval_step(tokenizer)
@@ -166,7 +166,7 @@ def _draw(path: Path, found: list[dict], best: list[dict], score: str) -> None:
         at = lambda xs: ([x["bytes"] / 2**20 for x in xs], [x["values"][score] for x in xs])
         axes.plot(*at(found), "o", color=COLOURS[2], label="others")
         axes.step(*at(best[::-1]), "o-", color=COLOURS[5], label="Pareto front", where="post")
-        for i, x in enumerate(sorted(found, key=_cost)):  # neighbours have names on other sides
+        for i, x in enumerate(sorted(found, key=_cost)):  # labels on alternating sides
             axes.annotate(x["run"], (x["bytes"] / 2**20, x["values"][score]), fontsize=8,
                           textcoords="offset points", xytext=(7 - 14 * (i % 2), 0), va="center",
                           ha="right" if i % 2 else "left")  # fmt: skip

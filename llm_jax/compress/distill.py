@@ -31,8 +31,8 @@ def make_step(trainer: Any) -> Callable:
     """Returns a train step with distillation from config.distill.teacher, for train.loop.Trainer.
 
     Raises:
-      ConfigError: no such run; another tokenizer, vocabulary, kind or labels than the student's, or
-        shorter rows; an objective that has no soft targets.
+      ConfigError: no such run; its tokenizer, vocabulary, kind or labels differ from the student's,
+        or its rows are shorter; an objective without soft targets.
     """
     setup, config, d = trainer.setup, trainer.config, trainer.config.distill
     setting = f"distill.teacher={d.teacher!r}"
@@ -108,8 +108,8 @@ def distilled(objective: Objective, teacher: Model, d: Any) -> Objective:
 
 
 def divergence(student: Outputs, teacher: Outputs, weight: jax.Array, T: float) -> jax.Array:
-    """Weighted sum of KL(softmax(teacher / T) | softmax(student / T)): of the sequence head, or of
-    words, a chunk of positions at a time.
+    """Weighted sum of KL(softmax(teacher / T) | softmax(student / T)) of the sequence head, or over
+    the vocabulary, by chunks of positions.
     """
     if "sequence" in student.heads:
         return _divergence(student.heads["sequence"], teacher.heads["sequence"], weight, T)
@@ -139,6 +139,6 @@ def _divergence(student, teacher, weight, T):
 
 
 def distance(x: jax.Array, y: jax.Array, real: jax.Array) -> jax.Array:
-    """[B, T, D] twice -> [B], the mean over a row's real tokens of 1 - cosine."""
+    """Cosine loss of x and y [B, T, D]: the mean of 1 - cosine over real tokens, [B]."""
     each = optax.losses.cosine_distance(x, y, epsilon=1e-6)
     return (each * real).sum(-1) / jnp.maximum(real.sum(-1), 1)

@@ -48,9 +48,9 @@ def quantize(kind: str) -> Method:
 def prune(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
     """Magnitude pruning of each layer's matrices: a fraction of the entries, or N:M sparsity.
 
-    0.5: the half of a matrix that is smallest becomes 0 (Han 2015, arXiv:1506.02626). 2:4: of 4
-    inputs that follow each other the 2 with the larger entries stay, of each output (Mishra 2021,
-    arXiv:2104.08378). optimizer.keep_zeros keeps them 0 in training.
+    0.5: zeroes the smaller half of a matrix's entries (Han 2015, arXiv:1506.02626). 2:4: keeps the
+    2 largest of every 4 consecutive inputs of each output (Mishra 2021, arXiv:2104.08378). Training
+    preserves zeros by optimizer.keep_zeros.
     """
     if ":" in argument:
         n, m = (int(x) if x.isdecimal() else 0 for x in argument.split(":", 1))
@@ -72,8 +72,8 @@ def prune(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
 
 
 def _smallest_of(x: np.ndarray, n: int, m: int) -> np.ndarray:
-    """[inputs, outputs]: whether an entry is not among the n largest of its m inputs."""
-    whole = len(x) // m * m  # inputs at the end that are fewer stay
+    """Returns [inputs, outputs]: whether an entry is not among the n largest of its m inputs."""
+    whole = len(x) // m * m  # an incomplete last group is not pruned
     parts = x[:whole].reshape(-1, m, x.shape[1])
     mask = np.zeros(x.shape, bool)
     mask[:whole] = (np.argsort(np.argsort(parts, 1), 1) < m - n).reshape(whole, x.shape[1])

@@ -105,15 +105,15 @@ def _placed(answer: dict, context: str) -> dict:
 TEXT = Field("text", _text, lambda text: [text], "a")
 FIELDS: dict[str, Field] = {
     "label": Field("text or a number", lambda value: _name(value).strip(), lambda label: [], "0"),
-    "tokens": Field("a list of texts, or text with blanks between them", _names,
+    "tokens": Field("a list of texts, or texts separated by whitespace", _names,
                     lambda tokens: [" ".join(tokens)], ["a"]),
-    "tags": Field("a list of texts, or text with blanks between them", _names,
+    "tags": Field("a list of texts, or texts separated by whitespace", _names,
                   lambda tags: [], ["0"]),
     "predicate": Field("a number: a token's place", lambda value: int(_expect(value, int, str)),
                        lambda place: [], 0),
     "answers": Field('a list of {"text": …, "answer_start": …}, or texts', _answers,
                      lambda answers: [], [{"text": "a", "answer_start": 0}]),
-    "messages": Field('a list of {"role": …, "content": …}, or texts in turn', _messages,
+    "messages": Field('a list of {"role": …, "content": …}, or alternating texts', _messages,
                       lambda messages: [message["content"] for message in messages],
                       [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Synthetic tasks that separate kinds of attention, generated on the fly.
+"""Synthetic tasks that separate attention variants, generated on the fly.
 
 A task is named by `task:NAME?option=value&option=value`, as `task:recall?pairs=8&length=128`; TASKS
 lists them, and their dataclass fields are the options. An example is a pure function of (task,

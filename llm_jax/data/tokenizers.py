@@ -140,7 +140,7 @@ class Tokenizer(ABC):
     def special(self, name: str) -> int:
         """Returns the id of a special token such as '[MASK]'; ConfigError if there is none."""
         if name not in self.specials:
-            fix = "add it to tokenizer.specials" if self.roles is None else "nor had its folder"
+            fix = "add it to tokenizer.specials" if self.roles is None else "its folder has none"
             raise ConfigError(f"tokenizer.specials: this {self.kind} tokenizer has no {name!r}, "
                               f"only {sorted(self.specials)}; {fix}")
         return self.specials[name]

@@ -123,6 +123,6 @@ def _follow(cache: Any, parent: jax.Array) -> Any:
 
     def take(path, x):
         shared = any("cross_attention" in str(part) for part in path)
-        return x if shared else jnp.take(x, rows, axis=1)
+        return x if shared else jnp.take(x, rows, axis=0)
 
     return jax.tree_util.tree_map_with_path(take, cache)

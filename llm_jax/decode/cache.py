@@ -32,13 +32,13 @@ class Prompts(NamedTuple):
 class Reader:
     """A decoder with its parameters, encoder batch and the size of its KV cache.
 
-    A jit argument. Every leaf of a cache has layers (or 1) on axis 0 and rows on axis 1. Without
-    `cached`, the cache holds the tokens so far, and each step recomputes all of them. Logits of
-    ids that are not allowed are -inf.
+    A jit argument. Every leaf of a cache has rows on axis 0. Without `cached`, the cache holds the
+    tokens so far, and each step recomputes all of them. Logits of ids that are not allowed are
+    -inf.
     """
 
     model: Model = dataclasses.field(metadata={"static": True})
-    params: Any
+    params: Any  # `models.unstacked` where `cached`
     source: dict | None  # encoder_tokens, encoder_segment_ids [B, S]
     size: int = dataclasses.field(metadata={"static": True})  # maximum tokens per row
     cached: bool = dataclasses.field(default=True, metadata={"static": True})
@@ -55,9 +55,9 @@ class Reader:
         """
         B, T = tokens.shape
         if not self.cached:
-            cache = {"tokens": jnp.pad(tokens, ((0, 0), (0, self.size - T)))[None]}
+            cache = {"tokens": jnp.pad(tokens, ((0, 0), (0, self.size - T)))}
             if self.prefix:
-                cache["prefix"] = lengths[None]
+                cache["prefix"] = lengths
             return self._recompute(cache, lengths - 1), cache
         context = {"prefix": lengths} if self.prefix else {}
         if self.source:
@@ -74,15 +74,15 @@ class Reader:
         """Decoding step: tokens [B] at positions [B] -> logits [B, V] after them, and the cache."""
         if not self.cached:
             rows = jnp.arange(len(tokens))
-            cache = cache | {"tokens": cache["tokens"].at[0, rows, positions].set(tokens)}
+            cache = cache | {"tokens": cache["tokens"].at[rows, positions].set(tokens)}
             return self._recompute(cache, positions), cache
         outputs, cache = self._step(cache, tokens[:, None], positions[:, None])
         return self._logits(outputs), cache
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
         """Repeats each row n times, with adjacent copies."""
-        repeat = lambda tree, axis: jax.tree.map(lambda x: jnp.repeat(x, n, axis=axis), tree)
-        return dataclasses.replace(self, source=repeat(self.source, 0)), repeat(cache, 1)
+        source, cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (self.source, cache))
+        return dataclasses.replace(self, source=source), cache
 
     def _step(self, cache, tokens, positions, **context):
         if self.source:
@@ -91,11 +91,11 @@ class Reader:
         return self.model.apply({"params": self.params, **cache}, tokens, positions, **context)
 
     def _recompute(self, cache, last):
-        tokens = cache["tokens"][0]
+        tokens = cache["tokens"]
         batch = {"tokens": tokens, **(self.source or {})}
         batch["segment_ids"] = (jnp.arange(self.size) <= last[:, None]).astype(jnp.int32)
         if self.prefix:
-            batch["prefix"] = cache["prefix"][0]
+            batch["prefix"] = cache["prefix"]
         outputs = self.model.apply({"params": self.params}, batch)
         hidden = jnp.take_along_axis(outputs.hidden, last[:, None, None], axis=1)
         return self._logits(outputs._replace(hidden=hidden))
@@ -184,6 +184,7 @@ def prepare(
     size = min(prompts.tokens.shape[1] + room, length)
     if cached is None:
         cached = all("cache" in attention.get(x.attention).supports for x in _layers(model))
+    params = models.unstacked(model, params) if cached else params
     return Reader(model, params, encoder_batch, size, cached, prefix, allowed), prompts, room
 
 

@@ -58,7 +58,7 @@ class Family:
       within: suffix of a tensor name -> key of the layer's config: the pieces are interleaved in
         this number of parts, such as heads, instead of concatenated as a whole.
       units: tensors -> an axis of length 1 that ours do not have.
-      by_kind: kind of attention -> replacements in `modules` for its layers.
+      by_kind: attention variant -> replacements in `modules` for its layers.
       experts: replacements in `modules` for layers with experts; a second '{}' is the expert.
       given: key of config.model -> replacements in `modules` for layers where it is set.
       nulls: entries for which null is a separate value, handled by `read`.
@@ -132,7 +132,7 @@ FREE = {
 }  # fmt: skip
 ONE_LABEL = "single_label_classification"  # problem_type of a softmax over labels
 MAY_BE_0 = ("type_vocab_size", "position_offset", "latent_query")  # 0 is a size, not "derived"
-SAME = {"dense", "flash", "blockwise"}  # equivalent kinds of attention
+SAME = {"dense", "flash", "blockwise"}  # equivalent attention variants
 
 
 def to_model(family: Family, hf: Mapping[str, Any], names: Collection[str]) -> ConfigDict:

@@ -146,7 +146,7 @@ def _adopt(
     """
     by_hand = [text.partition("=")[0] for text in overrides]
     task = {key: config.model[key] for key in TASK} if recipe else {}
-    if task and model.kind == "decoder":  # whose classifiers have none, in transformers too
+    if task and model.kind == "decoder":  # its classifiers have no pooler, as in transformers
         task["pooler"] = False
     config.model = ConfigDict(model.to_dict() | task)
     if not recipe:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from llm_jax import config
 from llm_jax.models.adapt import adapt, merge, quantized
 from llm_jax.models.electra import Electra
 from llm_jax.models.model import Model, Outputs, logits, real
@@ -18,7 +19,7 @@ from llm_jax.models.moe import auxiliary_loss
 
 __all__ = [
     "Model", "Outputs", "Param", "abstract_params", "auxiliary_loss", "build", "init_params",
-    "logits", "merge", "quantized", "real",
+    "logits", "merge", "quantized", "real", "unstacked",
 ]  # fmt: skip
 
 
@@ -53,6 +54,20 @@ def abstract_params(model: Model | ConfigDict) -> dict:
         return Param(value.shape, value.dtype, axes(x))
 
     return jax.tree.map(param, boxed, is_leaf=is_box)
+
+
+def unstacked(model: Model, params: dict) -> dict:
+    """Returns parameters as `Model.step` takes them: each layer of the decoder by itself.
+
+    In a loop over stacked layers each token would copy every layer's part of weights and cache.
+    """
+    decoder, cfg = params["decoder"], model.cfg
+    stack = dict(decoder["stack"])
+    for scan in config.scans(cfg, config.depths(cfg)["decoder"]):
+        layers = stack.pop(scan.name)
+        for i, name in enumerate(scan.names()):
+            stack[name] = layers if cfg.share_layers else jax.tree.map(lambda p: p[i], layers)  # noqa: B023
+    return params | {"decoder": decoder | {"stack": stack}}
 
 
 def _boxed(model: Model, key: jax.Array) -> dict:

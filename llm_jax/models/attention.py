@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     With cache_length S, the 'cache' collection holds keys and values [B, S, K, H]: a call writes
     its own at `positions` (positions >= S are padding and are dropped) and attends to all of them.
-    Kinds with a window cache only the tokens in it; recurrent kinds cache their state instead.
+    With a window, only the tokens in it are cached; recurrent variants cache their state instead.
     Cross-attention fills its cache if `source` is given and reads it otherwise.
     Attention weights [B, N, T, S] are stored in the 'weights' collection if it is mutable.
     Decisions without a gradient (LSH's buckets) are read from the 'decided' collection if present,
@@ -119,7 +119,7 @@ class Attention(nn.Module):
             y = dense(x, name=name)
             if not cfg.short_conv or self.cross:
                 return y
-            # Recurrent kinds apply SiLU after it, as in their papers; softmax kinds not (Primer).
+            # Recurrent variants apply SiLU after it, as in their papers; softmax variants do not.
             convolution = ShortConvolution(
                 cfg.short_conv, axis, variant.state is not None, cfg.short_conv_bias,
                 self.cache_length, name=f"{name}_conv",
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         )
 
     def _learned(self, variant, x, positions):
-        """Returns the learned arrays and projections of a kind of attention, by argument name."""
+        """Returns the learned arrays and projections of an attention variant, by argument name."""
         cfg = self.cfg
         sizes, options = (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim), variant.settings(cfg)
         learned = {}
@@ -235,7 +235,7 @@ class Attention(nn.Module):
         # The slot is the row's position, so rows of different lengths advance independently.
         rows = jnp.arange(len(positions))[:, None]
         for name, x in arrays.items():
-            if x is None:  # values of the latent kind
+            if x is None:  # the latent variant has no values
                 yield None
                 continue
             shape = (x.shape[0], self.cache_length, *x.shape[2:])

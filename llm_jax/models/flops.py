@@ -50,7 +50,7 @@ def train_flops(
         total += sum(flops * (passes + trained(name)) for name, flops in products[stage])
     if cfg.generator_fraction:
         own = lambda path: f"generator/{path}" if f"generator/{path}" in params else path
-        inside = lambda path: trained(own(path))  # its embeddings are the discriminator's
+        inside = lambda path: trained(own(path))  # it shares the discriminator's embeddings
         total += train_flops(generator_config(cfg), 1, T, predicted=predicted, trained=inside)
     return batch * total
 

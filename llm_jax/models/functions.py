@@ -43,7 +43,7 @@ def gelu_tanh(x: Array) -> Array:
 
 @_activation
 def silu(x: Array) -> Array:
-    """Returns x logistic(x) (arXiv 1606.08415, arXiv 1710.05941)."""
+    """SiLU: x logistic(x) (arXiv 1606.08415, arXiv 1710.05941)."""
     return x * lax.logistic(x)
 
 

@@ -47,5 +47,5 @@ class LatentAttention(Attention):
 
 
 def attention_layer(kind: str) -> type[Attention]:
-    """Returns the attention layer class with the projections for a kind of attention."""
+    """Returns the attention layer class with the projections for an attention variant."""
     return LatentAttention if kind == "latent" else Attention

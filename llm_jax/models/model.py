@@ -111,6 +111,8 @@ class Model(nn.Module):
     ) -> Outputs:
         """Decoding step: appends tokens [B, T] at positions [B, T] to the cached sequences.
 
+        Parameters are `models.unstacked`.
+
         cached: cache_length and, if any, encoded, encoded_segments, prefix.
         """
         return self._outputs(self.decoder(tokens, positions, **cached))

@@ -24,7 +24,7 @@ def attend(
 ) -> jax.Array:
     """Returns variant.attend(query [B, T, N, H], ...); gathers the keys if sequences are split.
 
-    Kinds that are not independent per query and head are left to the compiler. So is dropout,
+    Variants that are not independent per query and head are left to the compiler. So is dropout,
     unless sequences are split: the compiler's random numbers do not depend on the mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -149,7 +149,10 @@ class Stack(nn.Module):
         for scan in configs.scans(cfg, self.num_layers):
             period = layers[scan.start : scan.start + scan.period]
             group = dict(zip(scan.blocks(), period, strict=True))
-            if cfg.reversible and whole:
+            if self.cache_length:  # with parameters that are `models.unstacked`
+                for name in scan.names():
+                    x, _ = _Group(group, self._flags, name=name)(x, context)
+            elif cfg.reversible and whole:
                 x = self._reversible(x, context, scan, group)
             elif pipeline.stages() > 1 and whole:
                 x = self._pipeline(x, context, scan, group)

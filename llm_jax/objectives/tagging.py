@@ -224,7 +224,7 @@ class Roles(Tagging):
         return super().parts(record, ids, spans, words) | {"types": types.astype(np.int32)}
 
     def answer(self, record, rows):
-        """{tags, roles: [{start, end, type, text, score}]}."""
+        """Returns {tags, roles: [{start, end, type, text, score}]}."""
         tags, odds = self.tags(record, rows)
         return {"tags": tags, "roles": named(record, tags, odds)}
 

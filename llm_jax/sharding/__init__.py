@@ -61,7 +61,7 @@ def make_mesh(sizes: ConfigDict, devices: list | None = None) -> Mesh:
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         laid_out = _hybrid(shape, devices, slices)
-    else:  # unlike in jax.make_mesh, 2 x 32 of 4 x 4 x 4 chips is a mesh on every kind of TPU
+    else:  # unlike jax.make_mesh, allows 2 x 32 of 4 x 4 x 4 chips on every kind of TPU
         laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # Not explicit axis types, JAX's default, which would require annotations throughout Linen code.
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -28,7 +28,7 @@ BYTES = 2**32  # programs with more temporary bytes are compiled but not run
 
 
 def measure(model: ConfigDict, lengths: list[int]) -> list[dict[str, Any]]:
-    """Returns a row per length: the cost of a layer, the mean over alternating kinds.
+    """Returns a row per length: the cost of a layer, the mean over alternating variants.
 
     Each has 'length', 'bytes' and 'seconds'; for None, 'reason' explains it. Lengths that would
     take too long, judging by the previous one, are skipped.

@@ -16,7 +16,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 
 @dataclass(frozen=True)
 class Sweep:
-    """An ablation: axes whose product is the variants, seeds, matching and measurements.
+    """An ablation sweep: axes whose product gives the variants, seeds, matching, measurements.
 
     Attributes:
       axes: mappings of label -> {config key: value}; a variant combines one label of each.

@@ -170,7 +170,7 @@ def _with_sharding(x: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
-    """Raises ConfigError if a layer's kind of attention lacks a required feature."""
+    """Raises ConfigError if a layer's attention variant lacks a required feature."""
     packing, objective, kind = config.data.packing, config.objective.name, cfg.attention
     lengths = objectives.get(objective).examples.lengths(config)
     needed = {
@@ -193,7 +193,7 @@ def _check_attention(config: ConfigDict, cfg: FrozenConfigDict) -> None:
     wanted = {ability for ability, (used, _) in needed.items() if used}
     variant = attention.get(kind)
     for ability in sorted(wanted - variant.supports):
-        # Kinds that support all required features, the most similar first.
+        # Variants that support all required features, the most similar first.
         able = [n for n, v in attention.VARIANTS.items() if wanted <= v.supports]
         able.sort(key=lambda n: len(attention.get(n).supports ^ variant.supports))
         raise ConfigError(f"{setting}: {kind!r} does not support {needed[ability][1]} "

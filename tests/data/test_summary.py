@@ -50,7 +50,7 @@ def test_sources_and_targets_have_a_row_each(config):
     ("preference", {"prompt": 2, "chosen": 9, "rejected": 4},
      "1 pairs longer than 16 tokens: left out (the longest 19)"),
     ("tagging", {"tokens": 15, "tags": 1}, "1 texts longer than 16 tokens: over several rows"),
-    ("chat", {"messages": 17}, "1 conversations, their template not counted, longer than 16"),
+    ("chat", {"messages": 17}, "1 conversations, without their template, longer than 16"),
     ("completion", {"source": 12, "target": 1}, "0 texts longer than 16 tokens (the longest 16)"),
 ])  # fmt: skip
 def test_each_objective_says_what_becomes_of_what_is_too_long(config, name, counts, found):

@@ -26,7 +26,8 @@ build = partial(tiny_model, max_length=LENGTH)
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def stepwise(model, params, source=None, prefix=False, size=LENGTH):
     """[B, STEPS + 1, V]: the logits behind each prompt, and STEPS tokens on."""
-    reader, tokens, T = Reader(model, params, source, size, prefix=prefix), TOKENS, PROMPTS.max()
+    params, tokens, T = models.unstacked(model, params), TOKENS, PROMPTS.max()
+    reader = Reader(model, params, source, size, prefix=prefix)
     # What stands behind a prompt must not matter.
     prompts = np.where(np.arange(T) < PROMPTS[:, None], tokens[:, :T], 7)
     first, cache = reader.start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
@@ -131,10 +132,11 @@ def test_padding_behind_a_prompt_is_not_taken_in():
     """A slot is empty until its own token comes."""
     model, params = build(positions="learned")
     prompts = np.where(np.arange(5) < PROMPTS[:, None], TOKENS[:, :5], 7)
-    _, cache = Reader(model, params, None, LENGTH).start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
+    reader = Reader(model, models.unstacked(model, params), None, LENGTH)
+    _, cache = reader.start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
     taken = np.arange(LENGTH) < PROMPTS[:, None]
-    for x in jax.tree.leaves(cache):  # [layers, B, S, K, H]
-        written = np.abs(x).max(axis=(0, 3, 4)) > 0
+    for x in jax.tree.leaves(cache):  # [B, S, K, H]
+        written = np.abs(x).max(axis=(2, 3)) > 0
         np.testing.assert_array_equal(written, taken)
 
 
@@ -143,7 +145,7 @@ def test_a_window_costs_no_more_than_it_reaches_back(kind, slots):
     """Keys and values of so many tokens, and where each stands; a bias wants all of them."""
     for positions in ("rotary", "alibi"):
         model, params = build(attention=kind, window=3, stride=2, positions=positions)
-        reader = Reader(model, params, None, LENGTH)
+        reader = Reader(model, models.unstacked(model, params), None, LENGTH)
         _, cache = jax.eval_shape(reader.start, TOKENS[:, :5], PROMPTS)
         found = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
         one = 4 * 2 * 2 * 4  # float32 keys and values of two heads of 4

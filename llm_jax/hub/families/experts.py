@@ -93,7 +93,7 @@ def _read_qwen3_moe(hf: dict, names: Collection[str]) -> dict:
 def _write_qwen3_moe(hf: dict, model: ConfigDict) -> dict:
     hf, types, window = llama.write_layers(hf, model)
     if len(set(types)) > 1:
-        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe needs one kind of attention")
+        raise ConfigError(f"model.layers={model.layers!r}: qwen3_moe needs one attention variant")
     dense, wide = dense_layers(model, "qwen3_moe")
     return rope.write(hf, model) | {
         "use_sliding_window": window is not None, "sliding_window": window,
