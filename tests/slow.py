@@ -1,4 +1,4 @@
-"""Which cases of a parametrised test are quick: the others are marked slow."""
+"""Marks all but the named cases of a parametrised test as slow."""
 
 from collections.abc import Iterable
 from typing import Any
