@@ -1,4 +1,4 @@
-"""Marks all but the named cases of a parametrised test as slow."""
+"""Marks cases of a parametrised test as slow, except a few quick ones."""
 
 from collections.abc import Iterable
 from typing import Any
