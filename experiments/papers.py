@@ -65,7 +65,7 @@ def count(paper: str) -> None:
 
 
 def write(paper: str, cases: str) -> None:
-    """Writes experiments/PAPER/README.md from what is recorded."""
+    """Writes experiments/PAPER/README.md from its records."""
     doc = importlib.import_module(f"configs.{paper}").__doc__.strip()
     found = json.loads((HERE / paper / "results" / "parameters.json").read_text())
     title, rest = doc.split("\n", 1)

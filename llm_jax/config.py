@@ -252,8 +252,8 @@ class Layer:
     # Rotate pairs (2i, 2i + 1) (RoFormer) instead of (i, i + dim / 2).
     rotary_interleaved = flag(False, when=ROTARY)
     attention = text("dense", empty=False)  # name in attention.VARIANTS; "a,b": layers alternate
-    # local, longformer, nsa: number of keys a query attends to, itself included; dilated: the same,
-    # `stride` apart; chunked: chunk length.
+    # local, longformer, nsa: number of keys a query attends to backwards, itself included (also
+    # forwards in encoders); dilated: the same, `stride` apart; chunked: chunk length.
     window = whole(128, 1, when=kinds("local", "longformer", "dilated", "chunked", "nsa"))
     stride = whole(16, 1, when=kinds("strided", "dilated"))  # distance between attended keys
     global_tokens = whole(1, when=kinds("longformer"))  # number of leading global tokens

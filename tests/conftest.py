@@ -1,4 +1,4 @@
-"""Eight simulated devices for every test, compiled programs cached between runs, a tiny run."""
+"""Shared fixtures: eight simulated devices, a compilation cache, a tiny run."""
 
 import gc
 import logging

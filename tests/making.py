@@ -1,4 +1,4 @@
-"""The data pipeline of a config's objective, a call a step; texts and pairs stand for records."""
+"""The data pipeline of a config's objective, one call per step; texts and pairs as records."""
 
 import numpy as np
 

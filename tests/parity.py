@@ -1,6 +1,7 @@
-"""Our models against those of transformers in PyTorch: same weights, same ragged batch, float32.
+"""Models compared with transformers in PyTorch: same weights, same ragged batch, float32.
 
-`CASES` lists them; `compare` gives the differences of one, `train` those of 100 steps of AdamW.
+`CASES` lists the models. `compare` returns the differences of one model, and `train` those of 100
+steps of AdamW.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Which cases of a parametrised test are quick: the others are marked slow."""
+"""Marks cases of a parametrised test as slow, except a few quick ones."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Claims of papers: how they are decided, and which records may decide them."""
+"""Tests of how claims of papers are decided, and which records are accepted."""
 
 import json
 import math

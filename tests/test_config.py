@@ -1,4 +1,4 @@
-"""Configs: how they are loaded and changed, and that what cannot run is refused by name."""
+"""Tests of loading, overriding and checking configs; errors name the key."""
 
 import argparse
 import json

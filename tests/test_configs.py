@@ -1,4 +1,4 @@
-"""Every published size builds by shapes alone and has exactly the parameters it should."""
+"""Tests that every published size has the exact number of parameters, by shapes only."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""JSON files: an error names the file, whatever is wrong; a write is whole or leaves no trace."""
+"""Tests of JSON files: errors name the file, writes are atomic."""
 
 import errno
 import os

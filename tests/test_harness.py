@@ -1,4 +1,4 @@
-"""lm-evaluation-harness gives a model of ours the numbers of its `hf` model on the same folder."""
+"""Tests of the lm-evaluation-harness model against its `hf` model on the same folder."""
 
 import json
 

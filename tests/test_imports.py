@@ -1,4 +1,4 @@
-"""Imports run one way: each room uses only those before it, and attention knows arrays only."""
+"""Tests that imports go in one direction: each package uses only those below it."""
 
 import ast
 from pathlib import Path

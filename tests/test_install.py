@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the command llm-jax, with the recipes inside, in any folder."""
+"""Tests of `pip install .`: the command llm-jax with the recipes, in any folder."""
 
 import importlib.util
 import json

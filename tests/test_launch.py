@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it exits with, and how it says that input is bad."""
+"""Tests of the command line: output, exit codes, messages for invalid input."""
 
 import json
 import re

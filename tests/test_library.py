@@ -1,4 +1,4 @@
-"""llm_jax.load: what it returns equals transformers', and docs/library.md runs as it stands."""
+"""Tests of llm_jax.load against transformers, and of the code in docs/library.md."""
 
 import re
 from pathlib import Path

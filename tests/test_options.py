@@ -1,4 +1,4 @@
-"""Every option of a command reaches what does the work; stand-ins note how they are called."""
+"""Tests that every command-line option reaches the code that it is for."""
 
 import argparse
 import contextlib

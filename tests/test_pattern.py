@@ -1,4 +1,4 @@
-"""Layers as a list: what the words mean, the scans, and a stack against its layers one by one."""
+"""Tests of layer lists: syntax, scans, and a stack against its single layers."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""`predict`: every kind of input, order, bad rows, and an output that is continued."""
+"""Tests of `predict`: input formats, order, invalid rows, continued outputs."""
 
 import copy
 import fcntl

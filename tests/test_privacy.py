@@ -1,4 +1,4 @@
-"""DP-SGD: each document's gradient clipped by itself, Poisson sampling, noise, what is spent."""
+"""Tests of DP-SGD: clipping per document, Poisson sampling, noise, accounting."""
 
 import json
 from types import SimpleNamespace

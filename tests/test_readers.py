@@ -1,6 +1,6 @@
-"""What the config says of who reads a key, against the programs and batches that it makes.
+"""Tests that `Key.when` matches the programs and batches that a config makes.
 
-A key is read where another value of it makes another program, another batch, or a refusal.
+A key is read if another value of it makes another program, another batch, or an error.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""What a paper or its released code says of training, typed from there, against what recipes give.
+"""Tests of recipes against the training settings in papers or released code.
 
-Each number stands beside its source. `None`: the source says nothing, the recipe's docstring does.
+Each number is given with its source. `None`: the source does not state it; the recipe's docstring
+says what is used.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a recorded number carries."""
+"""Tests of the provenance of recorded numbers."""
 
 import shutil
 import subprocess

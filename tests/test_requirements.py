@@ -1,4 +1,4 @@
-"""No release of a library we did not try reaches a newcomer; what is installed was tried."""
+"""Tests that requirements have upper bounds and match the installed versions."""
 
 from importlib import metadata
 from pathlib import Path

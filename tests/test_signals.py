@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM before there is a step to save: one line, one object, 128 + the signal."""
+"""Tests of Ctrl-C and SIGTERM before the first step: one line, exit code 128 + signal."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""docs/tasks.md: its commands and its Python, from a small pretrained BERT to an export."""
+"""Tests of the commands and the Python code in docs/tasks.md, with a small BERT."""
 
 import json
 import re

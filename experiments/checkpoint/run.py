@@ -120,7 +120,7 @@ def spread(values: list[float]) -> str:
 
 
 def write() -> None:
-    """Writes README.md from what is in results/."""
+    """Writes README.md from results/."""
     files = {name: HERE / "results" / f"{name}.json" for name in (BEFORE, *CASES)}
     results = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
     rows, said = [], []

@@ -60,7 +60,7 @@ def sets(name: str) -> dict[str, list[dict]]:
 
 
 def answered(name: str) -> dict[str, list[dict]]:
-    """Returns `sets`, of CMRC a fourth of what is held out, for which windows are many."""
+    """Returns `sets`, with a fourth of the held-out articles for CMRC, which has many windows."""
     both = sets(name)
     return both | {"held_out": both["held_out"][:: 4 if name == "cmrc" else 1]}
 
@@ -71,7 +71,7 @@ def questions(some: list[dict]) -> list[tuple[str, dict]]:
 
 
 def ours(name: str, steps: int) -> dict:
-    """Trains, and scores what is held out; without steps scores the model that training begins."""
+    """Trains and evaluates on held-out articles; steps=0 evaluates the initial model."""
     rate = 1e-4 if name == "xquad" else 2e-4
     keys = {"model.max_length": 256, "data.batch_size": 8, "init_from": study.minilm()}
     for split, some in answered(name).items():
@@ -100,7 +100,7 @@ def matched(name: str) -> dict:
 
 
 def guesses(name: str) -> dict[str, dict[str, str]]:
-    """Returns answers to what is held out, by their kind and the question's id."""
+    """Returns constructed predictions for held-out questions, by type and question id."""
     rng, out = random.Random(0), {"right": {}, "near": {}, "random": {}, "awkward": {}}
     for context, question in questions(sets(name)["held_out"]):
         right, at = question["answers"][0]["text"], rng.randrange(len(context))
@@ -135,7 +135,7 @@ def official(folder: str, name: str, guess: dict[str, str]) -> dict[str, float]:
 
 
 def compared(folder: str) -> dict:
-    """Scores each kind of answers by both."""
+    """Scores each type of predictions with our code and the official script."""
     out = {}
     for name in SETS:
         asked = [question for _, question in questions(sets(name)["held_out"])]
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict]) -> study.Report:
-    """Scores before and after training, and beside the official scripts."""
+    """Reports scores before and after training, and the comparison with official scripts."""
     targets, rows = [], []
     for name, what in {**SETS, "nothing": "CMRC 2018, Chinese, from scratch"}.items():
         if name not in runs:

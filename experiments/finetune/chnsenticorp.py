@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict]) -> study.Report:
-    """Accuracy and F1 beside those of the counts."""
+    """Reports accuracy and F1, compared with character counts."""
     found = [run for label, run in runs.items() if label.startswith("ours-")]
     means, rows = {}, []
     for label, size in COUNTS.items():

@@ -15,7 +15,7 @@ from llm_jax.record import table
 
 SPLITS = {"validation": "val", "test": "test_2016_flickr"}
 NAME = "multi30k"
-RUN = (WORK / NAME).relative_to(ROOT)  # of one that was interrupted, training goes on
+RUN = (WORK / NAME).relative_to(ROOT)  # an interrupted run is resumed
 
 
 def files(split: str) -> str:

@@ -61,7 +61,7 @@ def kind(run: Path, rows: list[dict]) -> float:
 
 
 def first() -> dict:
-    """Teaches both kinds of answers."""
+    """Trains a model that gives kind and rude answers."""
     train, held_out = pairs()
     both = lambda rows: [{"source": row["prompt"], "target": row[side]}
                          for row in rows for side in ("chosen", "rejected")]  # fmt: skip

@@ -66,7 +66,7 @@ def main() -> None:
 
 def report(runs: dict[str, dict]) -> study.Report:
     """Accuracy and time of both sides, and what the first setting gave."""
-    found = study.beside(runs, SIDES, "accuracy", 0.88, "dev accuracy")
+    found = study.compared(runs, SIDES, "accuracy", 0.88, "dev accuracy")
     run, first, test = runs["ours-0"], runs["first-0"], runs["test-0"]
     error = study.sampling_error(run["accuracy"], run["eval_examples"])
     return found._replace(text=f"""{found.text}

@@ -91,7 +91,7 @@ def launch(verb: str, *options: str, said: str = "") -> dict:
 
 
 def python(*args: str, said: str = "") -> dict:
-    """Runs a script in a process of its own, from the root; returns the JSON of its last line.
+    """Runs a script in a separate process, from the root; returns the JSON of its last line.
 
     What JAX may have compiled before is not read: its time is a part of the run's. said: its input.
     """
@@ -137,7 +137,7 @@ def steps(runs: dict[str, dict], ours: str, theirs: str) -> str:
     return found + "."
 
 
-def beside(
+def compared(
     runs: dict[str, dict], sides: dict[str, str], score: str, wanted: float, what: str,
     limit: float = 20,
 ) -> Report:  # fmt: skip

@@ -66,7 +66,7 @@ def main() -> None:
 
 def report(runs: dict[str, dict]) -> study.Report:
     """F1 and time of both sides, and of a longer run of ours."""
-    targets, text = study.beside(runs, SIDES, "f1", 0.75, "entity F1")
+    targets, text = study.compared(runs, SIDES, "f1", 0.75, "entity F1")
     text += "\n\n" + study.steps(runs, "ours-0", "trainer-0")
     if "long-0" in runs:
         run = runs["long-0"]

@@ -138,7 +138,7 @@ def prepare(name: str, config_file: str, unit: str, folder: str) -> dict:
 
 
 def case(name: str) -> None:
-    """Prepares one case here and measures it in a process of its own."""
+    """Prepares one case and measures it in a separate process."""
     config_file, unit = CASES[name]
     stored = name.replace("-", "_")
     with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +277,7 @@ def verdict(found: list[dict]) -> str:
 
 
 def write() -> None:
-    """Writes README.md from what is in results/."""
+    """Writes README.md from results/."""
     read = lambda name: json.loads((HERE / "results" / f"{name}.json").read_text())
     results = {n: read(n) for n in CASES if (HERE / "results" / f"{n}.json").exists()}
     if not results or not (HERE / "results" / "shuffle.json").exists():

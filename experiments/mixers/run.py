@@ -87,7 +87,7 @@ class Cell:
         return {k: values[k] for k in ("loss", "accuracy") if k in values}
 
     def train(self, rate: float, seed: int) -> tuple[dict, object]:
-        """Returns what is recorded of a run, and its parameters."""
+        """Returns the record of a run, and its parameters."""
         steps, every = self.config.train.steps, self.config.eval.every
         state, began, curve = self.draw(np.uint32(seed)), time.perf_counter(), []
         batches = training_batches(self.config.data.train, self, seed, steps)
@@ -132,7 +132,7 @@ BATCHES: dict[tuple, list] = {}
 
 
 def training_batches(key: str, cell: Cell, seed: int, steps: int) -> list[dict]:
-    """The first batches of a seed, the same for every kind of a study."""
+    """Returns the first batches of a seed, the same for every variant of a study."""
     if (key, seed) not in BATCHES:
         config = configs.from_dict(cell.config.to_dict() | {"seed": seed})
         documents = cell.objective.splits(config)["train"]
@@ -165,7 +165,7 @@ def make(name: str, kind: str, variant: dict) -> None:
 
 
 def study(name: str, kinds: list[str]) -> list[str]:
-    """Makes what is missing of a study, kind by kind; returns the kinds that failed."""
+    """Makes the missing records of a study; returns the variants that failed."""
     wanted = kinds or list(spec.load(f"{SPEC}:{name}").axes[0])
     there = lambda kind: (HERE / "results" / name / f"{spec.slug(kind)}.json").exists()
     missing = [kind for kind in wanted if not there(kind)]
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", help=f"of: decode, {', '.join(STUDIES)}")
     parser.add_argument("--kinds", default="", help="separated by semicolons")
-    parser.add_argument("--page", action="store_true", help="only README.md, of what is recorded")
+    parser.add_argument("--page", action="store_true", help="only write README.md from the records")
     options, failed = parser.parse_args(), []
     if not options.page:
         if record.commit().endswith("+changes"):

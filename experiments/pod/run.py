@@ -197,7 +197,7 @@ def searched(name: str, found: dict) -> str:
 
 
 def write() -> None:
-    """Writes README.md from what is in results/."""
+    """Writes README.md from results/."""
     files = {name: HERE / "results" / f"{name}.json" for name in CASES | SEARCHES}
     results = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
     found = {name: result["plan"] for name, result in results.items()}

@@ -2,7 +2,7 @@
 
     python experiments/speed/run.py [--rounds=15] [--minutes=10]
 
-Writes results.json and README.md beside this file; needs what requirements-dev.txt installs.
+Writes results.json and README.md in this directory. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def measure(rounds: int, minutes: float) -> dict:
 
     PyTorch's threads wait for one another far more often than XLA's, so that other programs
     on the machine slow it down more: only rounds that had the machine to themselves count.
-    Where the minutes give fewer than `rounds` of them, the least disturbed stand in, and the
-    README says that it is no result.
+    If there are fewer than `rounds` of them, the least disturbed rounds are used, and the README
+    says that the result is not valid.
     """
     sides = {"llm_jax": ours(), "pytorch": theirs()}
     for step in sides.values():

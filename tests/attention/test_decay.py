@@ -1,4 +1,4 @@
-"""Decays within a chunk against float64 products of gates, one pair of tokens at a time."""
+"""Tests of decays within a chunk, against float64 products of gates for each pair of tokens."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""docs/attention.md says what is so: its table, and the kind that it adds."""
+"""Tests that docs/attention.md lists all variants correctly and that its example works."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Kinds of attention against references of others, in PyTorch on a CPU.
+"""Tests of attention variants against independent references, in PyTorch on a CPU.
 
-A kind is a function here of its name: the arguments of attend as tensors, of one segment ->
-(output, last state or None), by what fla.ops or transformers has for it.
+Each function is named after a variant. It takes the arguments of attend as tensors, for one
+segment, and returns (output, last state or None), computed by fla.ops or transformers.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The TPU's kernel, run step by step, equals the dense reference; the choice of a kernel."""
+"""Tests of the TPU kernel in interpret mode against dense attention, and of kernel selection."""
 
 import jax
 import jax.numpy as jnp

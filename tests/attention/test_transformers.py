@@ -1,4 +1,4 @@
-"""Kinds of attention against the mechanism of the same name in `transformers`."""
+"""Tests of attention variants against the same mechanisms in transformers."""
 
 from types import SimpleNamespace
 

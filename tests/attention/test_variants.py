@@ -1,4 +1,4 @@
-"""Every kind of attention against a definition of its own, written without its tricks."""
+"""Tests of every attention variant against a direct implementation of its definition."""
 
 import functools
 import math

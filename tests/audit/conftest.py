@@ -1,4 +1,4 @@
-"""Two tiny runs: a GPT on bytes, a classifier of texts that one word makes good or bad."""
+"""Two tiny runs: a byte-level GPT, and a text classifier decided by one word."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The frame: statistics, reports, the command; cost and generalisation."""
+"""Tests of audit statistics, reports and command, and of the limits cost and generalisation."""
 
 import json
 import re

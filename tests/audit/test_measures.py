@@ -1,4 +1,4 @@
-"""Context, meaning, privacy, bias, robustness: each measure on a case whose answer is known."""
+"""Tests of context, meaning, privacy, bias and robustness on cases with known answers."""
 
 import dataclasses
 import math

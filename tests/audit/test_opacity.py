@@ -1,4 +1,4 @@
-"""Attribution, lens, direct logit attribution and patching against what must hold of them."""
+"""Tests of attribution, logit lens, direct logit attribution and patching by their properties."""
 
 import dataclasses
 from types import SimpleNamespace

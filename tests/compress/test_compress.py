@@ -1,4 +1,4 @@
-"""Compression: what becomes 0 stays 0, layers, heads, quantised weights, and a student's loss."""
+"""Tests of pruning, layer removal, quantisation and distillation."""
 
 import json
 import re

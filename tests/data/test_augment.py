@@ -1,4 +1,4 @@
-"""Augmentation of words: how often, of what, and in training alone."""
+"""Tests of word augmentation: rates, affected fields, training only."""
 
 from collections import Counter
 

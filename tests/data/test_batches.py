@@ -1,4 +1,4 @@
-"""Batches that grow, and that are read by several: sizes, shares, and going on where stopped."""
+"""Tests of batch size ramps, batches shared by several processes, and resuming."""
 
 import numpy as np
 import pytest

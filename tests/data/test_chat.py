@@ -1,4 +1,4 @@
-"""Conversations become the text and ids that transformers makes of them."""
+"""Tests that conversations give the same text and ids as in transformers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Steps of cleaning, against the libraries' own results, brute force and cases made by hand."""
+"""Tests of cleaning steps against reference libraries, brute force and constructed cases."""
 
 import sys
 

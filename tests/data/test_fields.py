@@ -1,4 +1,4 @@
-"""What a field may hold, from files of every kind and TFDS sets; what of a document is text."""
+"""Tests of the values of fields, read from all file formats and TFDS datasets."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a file is, which files a name means, and every kind of damage: read right, or refused."""
+"""Tests of file formats, globs and damaged files: read correctly or rejected."""
 
 import csv
 import functools

@@ -1,4 +1,4 @@
-"""Batches of several lengths: nothing but padding is left out, whoever reads them."""
+"""Tests of batches of several lengths: only padding is removed, for any number of processes."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Mixtures: rates as in T5's paper, every document in turn, the same after a resumption."""
+"""Tests of mixtures: rates as in the T5 paper, coverage of all documents, resuming."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is told of a set before training: counted by hand."""
+"""Tests of the dataset summary before training, against manual counts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks: answers by an evaluator of their own, splits, weights, refusals, resuming."""
+"""Tests of synthetic tasks: independent evaluators, splits, weights, errors, resuming."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the papers say of their corruption, measured; determinism; what is refused."""
+"""Tests of masking and span corruption: rates from the papers, determinism, errors."""
 
 import json
 from collections import Counter

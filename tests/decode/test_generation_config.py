@@ -1,4 +1,4 @@
-"""An imported model writes what transformers' generate writes, by its generation_config.json."""
+"""Tests that generation_config.json has the same effect as in transformers' generate."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Greedy decoding and beam search as `transformers` has them, over the same weights."""
+"""Tests of greedy decoding and beam search against transformers with the same weights."""
 
 import functools
 

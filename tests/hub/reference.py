@@ -1,6 +1,6 @@
-"""Logits of folders by transformers, of whatever version runs it.
+"""Logits of folders, computed by the installed version of transformers.
 
-    python tests/hub/reference.py FOLDER …   # each with inputs.npz; writes logits.npy beside it
+    python tests/hub/reference.py FOLDER …   # each with inputs.npz; writes logits.npy next to it
 """
 
 import json

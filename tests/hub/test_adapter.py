@@ -1,4 +1,4 @@
-"""Adapters for PEFT: with the base, the logits of the merged export."""
+"""Tests that exported adapters in PEFT give the logits of the merged export."""
 
 import jax
 import numpy as np

@@ -1,7 +1,7 @@
-"""Exported folders say the same in transformers, in version 5 and in 4.57.
+"""Tests that exported folders give the same results in transformers 5 and 4.57.
 
-LLM_JAX_TRANSFORMERS_4 names the python of an environment with transformers 4.57; without it only
-this one's is asked.
+LLM_JAX_TRANSFORMERS_4 is the Python of an environment with transformers 4.57; without it, only the
+installed version is tested.
 """
 
 import functools

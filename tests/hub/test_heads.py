@@ -1,4 +1,4 @@
-"""Heads, read from and written for transformers: the same logits, the same answers."""
+"""Tests of heads read from and written for transformers: same logits, same answers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Hugging Face folders written and read back, whole, in shards, and wrong in every way."""
+"""Tests of Hugging Face folders written and read back, sharded, and invalid."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""An import that is killed at any moment, or damaged afterwards, never trains random weights."""
+"""Tests that an interrupted or damaged import never trains random weights."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""init_from: a run begins with the weights of a folder or of another run, whenever it is killed."""
+"""Tests of init_from: runs that start from a folder or another run, also after interruptions."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""launch.py import and export: a run of a folder, a folder of a run."""
+"""Tests of launch.py import and export."""
 
 import json
 

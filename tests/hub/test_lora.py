@@ -1,4 +1,4 @@
-"""An imported run trained otherwise than it was imported: frozen, another optimizer, with LoRA."""
+"""Tests of imported runs trained with frozen parameters, another optimizer, or LoRA."""
 
 import jax
 import jax.numpy as jnp

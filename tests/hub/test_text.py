@@ -1,4 +1,4 @@
-"""Exported tokenizers: transformers makes of a text what we make of it."""
+"""Tests that exported tokenizers give the same ids in transformers."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers of transformers, kept in a run folder; and ours, written for transformers."""
+"""Tests of transformers' tokenizers in run folders, and of exported tokenizers."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Each family, tiny, learns real text: its loss falls well below what word counts alone reach."""
+"""Tests that each family, tiny, learns real text far better than word counts."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A Transformer encoder-decoder learns to reverse a word, and greedy decoding shows it."""
+"""Tests that a Transformer encoder-decoder learns to reverse words, by greedy decoding."""
 
 import jax
 import numpy as np

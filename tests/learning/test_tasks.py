@@ -1,4 +1,4 @@
-"""A dense model learns associative recall, with the settings of configs/ablations/tasks.py."""
+"""Tests that a dense model learns associative recall with configs/ablations/tasks.py."""
 
 import jax
 import pytest

@@ -1,6 +1,6 @@
-"""A decoder that continues from its cache gives what it gives on the whole sequence.
+"""Tests that decoding with a cache equals a forward pass over the whole sequence.
 
-So do all kinds and positions of ours, and the families' cached steps what transformers gives.
+Covers all attention variants and positions, and the cached steps of families in transformers.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Short convolutions against PyTorch's; decoding with them is in test_cache.py."""
+"""Tests of short convolutions against PyTorch; test_cache.py tests decoding with them."""
 
 import jax
 import jax.numpy as jnp

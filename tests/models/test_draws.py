@@ -1,4 +1,4 @@
-"""What is drawn at random: dropout anew for each layer, block, device and piece; parameters."""
+"""Tests of randomness: dropout differs by layer, block, device and microbatch; initialisation."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where values are dropped, and how often: against transformers, and by what is drawn."""
+"""Tests of where and how often dropout is applied, against transformers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""ELECTRA: what generator and discriminator share, and what counts as replaced."""
+"""Tests of ELECTRA: shared parameters, and which tokens count as replaced."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FLOPs counted from a config against XLA's own count of the program it makes."""
+"""Tests of FLOPs computed from a config against XLA's count for the compiled program."""
 
 import jax
 import jax.numpy as jnp

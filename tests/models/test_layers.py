@@ -1,4 +1,4 @@
-"""The layers by their formulas in NumPy, position by position; what is drawn, and where it lies."""
+"""Tests of layers against their formulas in NumPy, initialisation and sharding."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Layers of hybrid models as wholes, mixer and all around it, against transformers'."""
+"""Tests of complete layers of hybrid models against transformers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Experts: against transformers' Mixtral, and what capacity means, token by token."""
+"""Tests of experts against transformers' Mixtral, and of expert capacity per token."""
 
 import math
 

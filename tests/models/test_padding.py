@@ -1,4 +1,4 @@
-"""A row's outputs do not depend on its padding, however a batch says what is padding."""
+"""Tests that outputs do not depend on padding, for every way to mark padding."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every family against its reference in PyTorch: outputs, gradients, training, round trip."""
+"""Tests of every family against PyTorch: outputs, gradients, training, round trip."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass, and in how many bits products are: same numbers, or near."""
+"""Tests of rematerialisation and of quantised matrix products."""
 
 import functools
 

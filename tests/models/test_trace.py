@@ -1,4 +1,4 @@
-"""models.trace gives and takes what a plain forward pass computes."""
+"""Tests that models.trace returns and replaces the values of a plain forward pass."""
 
 import jax
 import jax.numpy as jnp

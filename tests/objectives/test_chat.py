@@ -1,4 +1,4 @@
-"""The loss of a conversation counts the assistant's turns alone."""
+"""Tests that the loss of a conversation covers only the assistant's turns."""
 
 import json
 

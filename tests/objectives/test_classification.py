@@ -1,4 +1,4 @@
-"""Sequence classification, from the columns of a file to what transformers makes of the export."""
+"""Tests of sequence classification, from data files to the export in transformers."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""InfoNCE and CoSENT against their formulas, of texts that are each read alone; retrieval."""
+"""Tests of InfoNCE and CoSENT against their formulas, and of retrieval metrics."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Held to the definition over all logits at once, in values, gradients and what is held."""
+"""Tests of cross-entropy against all logits at once: values, gradients, memory."""
 
 from contextlib import nullcontext
 

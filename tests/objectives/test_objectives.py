@@ -1,4 +1,4 @@
-"""Losses against their definitions in NumPy; parts add up to the whole; padding is nothing."""
+"""Tests of losses against definitions in NumPy, of accumulation and of padding."""
 
 import functools
 

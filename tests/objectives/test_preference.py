@@ -1,4 +1,4 @@
-"""Direct preference optimisation, against equation 7 in NumPy; its reference does not move."""
+"""Tests of DPO against equation 7 of the paper in NumPy; the reference does not change."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Windows over a context, the span that two logits choose, and the scores of SQuAD and CMRC."""
+"""Tests of context windows, span selection, and the scores of SQuAD and CMRC."""
 
 import difflib
 import itertools

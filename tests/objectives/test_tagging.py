@@ -1,4 +1,4 @@
-"""Tags of words: where they stand in a row, what becomes of them, and seqeval's scores."""
+"""Tests of tagging: alignment of words and tokens, answers, and seqeval's scores."""
 
 import json
 

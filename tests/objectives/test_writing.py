@@ -1,4 +1,4 @@
-"""Texts that a model writes: what it is asked, how they are scored, eval and predict."""
+"""Tests of generated answers: prompts, metrics, eval and predict."""
 
 import json
 

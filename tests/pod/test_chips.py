@@ -1,4 +1,4 @@
-"""Rates of chips, as their makers' pages have them, in the units of those pages."""
+"""Tests of chip rates against the manufacturers' pages, in the units of those pages."""
 
 from types import SimpleNamespace
 

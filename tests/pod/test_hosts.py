@@ -1,4 +1,4 @@
-"""Several processes are one run: found, equal to one process, stopped together, resumed exactly."""
+"""Tests of multi-process runs: detection, equality with one process, stopping, resuming."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Jobs of Slurm, GKE and TPU VMs: their files, what is refused, and when a job starts again."""
+"""Tests of jobs for Slurm, GKE and TPU VMs: files, errors, restarts."""
 
 import json
 import os

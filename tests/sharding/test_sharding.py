@@ -1,4 +1,4 @@
-"""Eight simulated devices in any mix give what one gives, each holding only its part."""
+"""Tests that eight simulated devices on any mesh give the results of one device."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A sweep that trains in no time: its train command writes what a run would leave behind."""
+"""A sweep with a fake train command that writes the files of a run."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Plans: checked whole before anything runs, matched, and held to what was begun."""
+"""Tests of designs: checked before any run, matched, and compared with a started sweep."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Running: once each, the rest goes on when one fails, processes share, the report tells."""
+"""Tests of sweep execution: once per run, failures, several processes, report."""
 
 import dataclasses
 import re

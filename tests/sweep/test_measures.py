@@ -1,4 +1,4 @@
-"""Cost by length and loss by position, on models of no size."""
+"""Tests of cost by length and loss by position, with tiny models."""
 
 import functools
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The statistics, held to numbers that were worked out on paper."""
+"""Tests of sweep statistics against values computed by hand."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a sweep is: products of axes, names of folders, and what is refused."""
+"""Tests of sweep specifications: products of axes, folder names, errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The command, whole: real runs, measured and reported."""
+"""Tests of the whole sweep command: real runs, measurements, report."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found wherever it is, the newest and the best are kept."""
+"""Tests of checkpoints: damage is detected, the newest and the best are kept."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""Batches that do not divide over the mesh: of no weight; a report of each kind of answer."""
+"""Tests of evaluation batches that do not divide over the mesh, and of reports."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a run folder has lost, or that was changed in it, is refused by name; nothing is made up."""
+"""Tests that missing or changed files of a run folder are errors that name the file."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The loop: what it writes, what it never does twice, and how it fails."""
+"""Tests of the training loop: outputs, no repeated work, failures."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Schedules by hand, two steps of each optimizer in NumPy, and what it takes for a matrix."""
+"""Tests of schedules, of two steps of each optimizer in NumPy, and of parameter groups."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A run that was interrupted, however and whenever, is bit for bit the run that was not."""
+"""Tests that an interrupted run is bit-identical to an uninterrupted one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The run folder: what is refused, and what a crash leaves behind that may be begun again."""
+"""Tests of the run folder: errors, and what can be restarted after a crash."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The train step: accumulation, averaging, and what a step that is not finite leaves alone."""
+"""Tests of the train step: accumulation, averaging, non-finite steps."""
 
 from functools import partial
 from types import SimpleNamespace
