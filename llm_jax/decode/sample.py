@@ -57,34 +57,43 @@ def stream(
     while done < max_new_tokens and not text.ended.all():
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, text.ids, strict=True)]
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
-        tokens, lengths = pad(contexts, length)
-        steps = min(max_new_tokens - done, length - int(lengths.max()) + 1)
-        size, cache, first = min(tokens.shape[1] + room, length), None, 0
-        if memory:
-            size, cache, first = memory.take(contexts[0], size, length)
-            if not resumable(dataclasses.replace(reader, size=size)):
-                cache, first = None, 0
-            tokens, _ = pad([contexts[0][first:]], length)
-        reader = dataclasses.replace(reader, size=size)
-        read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
         draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
-        seen = replicated(rules.seen(rows, vocabulary))
-        over = replicated(text.ended.copy())
-        state, cache = _begin(reader, read, room, over, seen, draw, cache, first)
-        until = 1
-        while True:
-            text.take(np.asarray(state.ids)[:, :until].tolist(), done)
-            if memory:
-                memory.ids, memory.cache = [*contexts[0], *text.ids[0][done:]][:-1], cache
-            yield text.ids
-            if until == steps or text.ended.all():
-                break
-            until = min(until + every, steps)
-            if memory:
-                memory.cache = None  # it is donated
-            state = state._replace(ended=replicated(text.ended.copy()))
-            state, cache = _go_on(reader, read, cache, state, until, draw)
-        done += until
+        seen, left = replicated(rules.seen(rows, vocabulary)), max_new_tokens - done
+        done += yield from _window(reader, read, room, contexts, seen, draw, text, left, every,
+                                   memory)  # fmt: skip
+
+
+def _window(reader, read, room, contexts, seen, draw, text, left, every, memory):
+    """Samples up to `left` ids after contexts until one is full; yields `text`, returns how many.
+
+    With the arguments of `stream` and `_begin`.
+    """
+    length = reader.model.cfg.max_length
+    tokens, lengths = pad(contexts, length)
+    steps = min(left, length - int(lengths.max()) + 1)
+    size, cache, first = min(tokens.shape[1] + room, length), None, 0
+    if memory:
+        size, cache, first = memory.take(contexts[0], size, length)
+        if not resumable(dataclasses.replace(reader, size=size)):
+            cache, first = None, 0
+        tokens, _ = pad([contexts[0][first:]], length)
+    reader = dataclasses.replace(reader, size=size)
+    read = read._replace(tokens=replicated(tokens), lengths=replicated(lengths))
+    over = replicated(text.ended.copy())
+    state, cache = _begin(reader, read, room, over, seen, draw, cache, first)
+    until = 1
+    while True:
+        text.take(np.asarray(state.ids)[:, :until].tolist(), draw.done)
+        if memory:
+            memory.ids, memory.cache = [*contexts[0], *text.ids[0][draw.done :]][:-1], cache
+        yield text.ids
+        if until == steps or text.ended.all():
+            return until
+        until = min(until + every, steps)
+        if memory:
+            memory.cache = None  # it is donated
+        state = state._replace(ended=replicated(text.ended.copy()))
+        state, cache = _go_on(reader, read, cache, state, until, draw)
 
 
 class _Written:

@@ -1,7 +1,7 @@
 """Optimizers: each at the best of four learning rates.
 
 A decoder of 2 layers, 64 wide, over characters, as experiments/claims/papers/__init__.py has it;
-weight decay 0.1 for all. The rates are four times apart, so that each is within twice its best.
+weight decay 0.1 for all. The rates are four times apart.
 """
 
 from experiments.claims.claim import Claim, no_worse

@@ -21,7 +21,7 @@ def get_sweep():
     return Sweep(axes=(NUMBERS,), tune=RATES, seeds=4, lengths=(), reaches=())
 
 
-FULL = "configs/switch.py:base-256"
+FULL = "configs/switch.py:base-128"
 CLAIMS = [
     Claim(
         paper="Switch Transformer: Fedus 2021, figure 1 and table 1",
