@@ -71,13 +71,12 @@ EPSILONS = {"1": [*DP, "--config.privacy.epsilon=1"], "3": [*DP, "--config.priva
             "infinity": ["--config.data.batch_size=150"]}  # fmt: skip
 POINTS = [f"{group}/{name}" for group in BASES for name in ("base", *METHODS, *TRAINED[group])]
 POINTS += [f"private/{name}" for name in EPSILONS]
+EMBEDDINGS = "More than half\nof its parameters are token embeddings, which no method compresses."
 ABOUT = {
-    "sst2": "A classifier of SST-2 with 4 layers and width 128, trained from scratch. More than half\n"
-            "of its parameters are token embeddings, which no method compresses.",
-    "minilm": "A classifier of SST-2 with 6 layers and width 384, fine-tuned from MiniLM. More than\n"
-              "half of its parameters are token embeddings, which no method compresses.",
+    "sst2": f"An SST-2 classifier of 4 layers and width 128, trained from scratch. {EMBEDDINGS}",
+    "minilm": f"An SST-2 classifier of 6 layers and width 384, made of MiniLM. {EMBEDDINGS}",
     "gpt": "A GPT of the size of the quickstart, trained for 200 steps.",
-}  # fmt: skip
+}
 TEXT = """# Compression and differential privacy of small models
 
 **Command.**
