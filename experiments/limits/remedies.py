@@ -71,6 +71,12 @@ EPSILONS = {"1": [*DP, "--config.privacy.epsilon=1"], "3": [*DP, "--config.priva
             "infinity": ["--config.data.batch_size=150"]}  # fmt: skip
 POINTS = [f"{group}/{name}" for group in BASES for name in ("base", *METHODS, *TRAINED[group])]
 POINTS += [f"private/{name}" for name in EPSILONS]
+EMBEDDINGS = "More than half\nof its parameters are token embeddings, which no method compresses."
+ABOUT = {
+    "sst2": f"An SST-2 classifier of 4 layers and width 128, trained from scratch. {EMBEDDINGS}",
+    "minilm": f"An SST-2 classifier of 6 layers and width 384, made of MiniLM. {EMBEDDINGS}",
+    "gpt": "A GPT of the size of the quickstart, trained for 200 steps.",
+}
 TEXT = """# Compression and differential privacy of small models
 
 **Command.**
@@ -83,14 +89,11 @@ python experiments/limits/remedies.py
 
 ## Compression
 
-Models: sst2 is an SST-2 classifier of 4 layers and width 128, trained from scratch; minilm is one
-of 6 layers and width 384, fine-tuned from MiniLM; gpt has the size of the quickstart and 200 steps
-of training. More than half of the parameters of both classifiers are token embeddings, which no
-method compresses. A student starts with every second layer of its base. "student-alone" is trained
-on the labels only, "student" also on the outputs of the base, for as many steps. Loss and accuracy
-are measured on validation data: the 872 sentences of SST-2, where an accuracy of 0.8 has a
-standard error of 1.4 points, and 5 batches for the GPT. Speed is not compared, because other
-processes used the same two cores.
+A student starts with every second layer of its base. "student-alone" is trained on the labels
+only, "student" also on the outputs of the base, for as many steps. Loss and accuracy are measured
+on validation data: the 872 sentences of SST-2, where an accuracy of 0.8 has a standard error of
+1.4 points, and 5 batches for the GPT. Speed is not compared, because other processes used the same
+two cores.
 
 {compression}
 """
@@ -160,7 +163,7 @@ def write_readme() -> None:
             report.unlink()
             at = rows[0].index("tokens/s")
             lines = (" | ".join(row[:at] + row[at + 1 :]) for row in rows)
-            compression += [f"### {group}", "\n".join(lines),
+            compression += [f"### {group}", ABOUT[group], "\n".join(lines),
                             f"![{group}: score by size](remedies/{group}/pareto.png)"]  # fmt: skip
     rows = []
     for label in EPSILONS:

@@ -36,7 +36,7 @@ def kept(cfg: FrozenConfigDict) -> int | None:
 class Attention(nn.Module):
     """Multi-head attention (Vaswani 2017, 3.2) with grouped queries (GQA; Ainslie 2023).
 
-    With cache_length S, the 'cache' collection holds keys and values [B, S, K, H]: a call writes
+    With cache_length S, the 'cache' collection holds keys and values [B, K, S, H]: a call writes
     its own at `positions` (positions >= S are padding and are dropped) and attends to all of them.
     With a window, only the tokens in it are cached; recurrent variants cache their state instead.
     Cross-attention fills its cache if `source` is given and reads it otherwise.
@@ -238,10 +238,12 @@ class Attention(nn.Module):
             if x is None:  # the latent variant has no values
                 yield None
                 continue
-            shape = (x.shape[0], self.cache_length, *x.shape[2:])
+            # Stored [B, K, S, ...], as matrix products take it: no step transposes the cache.
+            B, _, K, *sizes = x.shape
+            shape = (B, K, self.cache_length, *sizes)
             cache = self.variable("cache", name, jnp.zeros, shape, x.dtype)
-            cache.value = cache.value.at[rows, positions].set(x)
-            yield cache.value
+            cache.value = cache.value.at[rows, :, positions].set(x)
+            yield cache.value.swapaxes(1, 2)
 
     def _rolled(self, positions, length, **arrays):
         """Rolling cache of the last `length` tokens: a token's slot is its position % length.

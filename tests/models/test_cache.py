@@ -135,8 +135,8 @@ def test_padding_behind_a_prompt_is_not_taken_in():
     reader = Reader(model, models.unstacked(model, params), None, LENGTH)
     _, cache = reader.start(jnp.asarray(prompts), jnp.asarray(PROMPTS))
     taken = np.arange(LENGTH) < PROMPTS[:, None]
-    for x in jax.tree.leaves(cache):  # [B, S, K, H]
-        written = np.abs(x).max(axis=(2, 3)) > 0
+    for x in jax.tree.leaves(cache):  # [B, K, S, H]
+        written = np.abs(x).max(axis=(1, 3)) > 0
         np.testing.assert_array_equal(written, taken)
 
 
