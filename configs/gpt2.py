@@ -7,7 +7,8 @@ python launch.py train --config=configs/gpt2.py:124m --workdir=runs/gpt2 \\
 public; data.train accepts any text. Batches of 512 sequences (section 2.3); dropout 0.1 as in
 GPT-1. Learning rate, optimizer and number of steps are not published: peak rates, Adam, weight
 decay and the cosine decay to a tenth are GPT-3's (table 2.1, appendix B), warm-up and 600,000 steps
-nanoGPT's. tokenizer.path: GPT-2's tokenizer.json with 50,257 tokens.
+nanoGPT's. A tokenizer of 50,257 tokens is trained on the text; to use GPT-2's own, set
+tokenizer.name=file and tokenizer.path=tokenizer.json.
 """
 
 from llm_jax.config import base

@@ -674,7 +674,8 @@ def change(config: ConfigDict, overrides: Sequence[str], by_hand: bool = True) -
         set_key(config, key, text)
         keys.append(key)
     check(config)
-    _check_schedule(config, keys)
+    if any(key.startswith(("optimizer.", "train.")) for key in keys):
+        _check_schedule(config, keys)
     for key in keys if by_hand else ():
         if reason := unread(config, key):
             raise ConfigError(reason)
@@ -784,7 +785,7 @@ def _check_schedule(config: ConfigDict, by_hand: Iterable[str]) -> None:
         if not parts.keys().isdisjoint(by_hand):
             raise ConfigError(f"{named}: longer than train.steps={steps}")
         log.warning(
-            "%s: longer than train.steps=%s; the run ends before its schedule; reduce it",
+            "%s: longer than train.steps=%s, so the run ends before its schedule does; set fewer",
             named, steps,
         )  # fmt: skip
 

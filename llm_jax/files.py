@@ -39,6 +39,8 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
+        if path.parent == Path():
+            raise ConfigError(f"{path}: no such file")
         raise ConfigError(f"{path.parent}: has no {path.name}")
     if not path.is_file():
         raise ConfigError(f"{path}: is not a file")

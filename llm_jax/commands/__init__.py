@@ -9,7 +9,7 @@ import traceback
 from importlib import import_module
 
 from llm_jax.commands.verb import Verb, program
-from llm_jax.config import ConfigError
+from llm_jax.config import KEYS, ConfigError
 from llm_jax.files import folder_named
 from llm_jax.pod import hosts
 from llm_jax.train import Diverged, Restart
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   {program} train --config=configs/quickstart.py --workdir=runs/a --config.train.steps=100
   {program} eval --workdir=runs/quickstart
   {program} generate --workdir=runs/quickstart --prompt="def main(" --temperature=0.8
+  {program} chat --workdir=runs/chat --system="Be brief."
   {program} predict --workdir=runs/sst2 --input=texts.txt --output=labels.jsonl
   {program} import --from=HF_FOLDER --workdir=runs/bert --config.data.train=text.txt
   {program} export --workdir=runs/quickstart --to=HF_FOLDER
@@ -50,6 +51,15 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def _examples(command: str) -> str:
+    """Returns the part of EXAMPLES that is about one subcommand."""
+    start = "\n  {program}"
+    commands, _, notes = EXAMPLES.partition("\n\n")
+    title, *every = commands.split(start)
+    own = [text for text in every if text.startswith(f" {command} ")]
+    return start.join([title, *own]) + (f"\n\n{notes}" if command == "train" else "\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all subcommands; usage errors raise ConfigError."""
     plain = argparse.RawDescriptionHelpFormatter
@@ -61,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, verb in VERBS.items():
-        epilog = (verb.examples or EXAMPLES).format(program=program())
+        epilog = (verb.examples or _examples(name)).format(program=program())
         about = verb.about or verb.help
         sub = commands.add_parser(
             name, help=verb.help, description=about, epilog=epilog, formatter_class=plain
@@ -123,12 +133,24 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for option in (a.split("=")[0] for a in options if a.startswith("--")):
         if "." in option:
             raise ConfigError(f"{option}: write --config.{option[2:]}")
-    args = parser().parse_args(options)
+    top = parser()
+    args, unknown = top.parse_known_args(options)
+    if unknown:
+        top.error(_unknown(args.command, unknown))
     if overrides and not VERBS[args.command].keys:
         takers = ", ".join(name for name, verb in VERBS.items() if verb.keys)
         raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
     folder_named(getattr(args, "workdir", "-"))
     return args, overrides
+
+
+def _unknown(command: str, options: list[str]) -> str:
+    """Returns the message for options that a subcommand does not have."""
+    name = options[0].split("=")[0].removeprefix("--")
+    keys = [key for key in KEYS if key.endswith(f".{name}")] if VERBS[command].keys else []
+    meant = f"did you mean {' or '.join(f'--config.{key}' for key in keys)}? " if keys else ""
+    return (f"{command}: unrecognized arguments: {' '.join(options)}; {meant}"
+            f"`{program()} {command} --help` lists the options")
 
 
 def run() -> None:

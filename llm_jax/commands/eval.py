@@ -49,7 +49,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     others = {name: x for name, x in result.items() if name not in ("loss", *counts)}
     shown += [f"{name} {value:.4g}" for name, value in others.items()]
     shown += [f"{value:,} {name}" for name, value in counts.items()]
-    part = f" (at most {limit} batches; --max_batches=0: all)" if limit else ""
+    data = setup.config.data
+    source = f"of {data[args.split] or data.train}"
+    part = f" ({source}" + f"; at most {limit} batches; --max_batches=0: all" * bool(limit) + ")"
     also = f", averaged with {', '.join(args.ensemble)}" * bool(args.ensemble)
     print(f"step {step}{also}: {args.split} {', '.join(shown)}{part}")
     if "bleu" in result:

@@ -16,7 +16,7 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
 
     Lengths include an estimate of the special tokens.
     """
-    parts = [f"{len(docs):,} documents"]
+    parts = [f"{len(docs):,} document" + "s" * (len(docs) != 1)]
     if isinstance(docs, Mixture):
         parts = [", ".join(f"{name} {share:.1%}" for name, share in docs.shares.items())]
         docs = [*docs] if all(isinstance(part, list) for part in docs.parts) else docs
@@ -42,9 +42,9 @@ def _counted(docs: list[Record], key: str) -> list[str]:
     labels = (doc[key] if isinstance(doc[key], list) else [doc[key]] for doc in docs)
     counts = Counter(label for some in labels for label in some)
     total, most = counts.total(), counts.most_common(SHOWN)
-    shown = ", ".join(f"{name} {count:,}" for name, count in most)
+    shown = ", ".join(f"{name}: {count:,}" for name, count in most)
     more = f" and {len(counts) - SHOWN} more labels" * (len(counts) > SHOWN)
-    return [f"{shown}{more}", f"majority {most[0][0]} {most[0][1] / total:.1%}"]
+    return [f"{shown}{more}", f"most frequent: {most[0][0]}, {most[0][1] / total:.1%}"]
 
 
 def _counts(examples: Examples, docs: list[Record]) -> list[dict[str, int]]:

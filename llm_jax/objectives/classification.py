@@ -91,9 +91,10 @@ def held_out(config, split, documents):
     """Raises ConfigError for labels that training does not have."""
     for name, count in labels.unknown(config, (doc["label"] for doc in documents)).items():
         have = "rows have" if count > 1 else "row has"
-        raise ConfigError(f"data.{split}: {count} {have} the label {name!r}, which is not in "
-                          f"data.labels ({labels.some(config.data.labels)}), those of the training "
-                          "set; remove these rows, or add some with that label to data.train")
+        raise ConfigError(f"data.{split}: {count} {have} the label {labels.some([name])!r}, "
+                          f"which is not in data.labels ({labels.some(config.data.labels)}), "
+                          "those of the training set; remove these rows, or add some with that "
+                          "label to data.train")
 
 
 def losses(outputs, batch, cfg):

@@ -21,7 +21,8 @@ CHECKED = 100_000  # labels of the training set that are checked before training
 
 def some(names: Sequence[str]) -> str:
     """Formats the first names, and their number, for a message."""
-    return ", ".join([*names[:SHOWN], *[f"… ({len(names)})"] * (len(names) > SHOWN)])
+    short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:SHOWN]]
+    return ", ".join([*short, *[f"… ({len(names)})"] * (len(names) > SHOWN)])
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:

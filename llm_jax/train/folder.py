@@ -32,6 +32,8 @@ DECIDED = re.compile(r"model\.(?!lora_)|tokenizer\.|init_from")
 UNFINISHED = ("tokenizer", "checkpoints", "text.json", "run.json", "log.txt", "lock")
 LOGS = (".partial", ".log", ".out", ".err")
 
+SHOWN = 6  # maximum differing keys in a message
+
 # {path: file} locked by this process. A POSIX lock belongs to the process and is released when it
 # closes any file of that path: Folders of one path share a file, closed with the last of them.
 LOCKS = WeakValueDictionary()
@@ -145,8 +147,10 @@ class Folder:
         config.model = configs.resolve(config.model, tokenizer.vocab_size)
         self._train_new_heads(config)
         if self.old and (different := differences(self.old, config, self.imported)):
+            more = len(different) - SHOWN
+            parts = [*different[:SHOWN], *[f"{more} more keys"] * (more > 0)]
             raise ConfigError(f"--workdir={self.path} holds a different run "
-                              f"({'; '.join(different)}); use its values, or another --workdir")
+                              f"({'; '.join(parts)}); use its values, or another --workdir")
         return tokenizer
 
     def _train_new_heads(self, config: ConfigDict) -> None:
@@ -211,6 +215,8 @@ class Folder:
         file = self.path / "text.json"
         if self.old is None or self.imported or not file.is_file():
             return
+        if any(self.old.data[key] != config.data[key] for key in ("train", "validation", "test")):
+            return  # another run, not changed text: `tokenizer` reports the keys
         old = read_json(file)
         changed = [name for name in old | self.text if old.get(name) != self.text.get(name)]
         if changed:

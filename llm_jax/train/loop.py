@@ -254,8 +254,9 @@ class Trainer:
         split = {k: v for k, v in self.mesh.shape.items() if v > 1}
         kind = self.mesh.devices.flat[0].device_kind
         return {
-            "model": f"{count:,} parameters: {m.kind}, {m.num_layers} layers, {m.embed_dim} wide, "
-            f"{m.num_heads} heads, {m.dtype}",
+            "model": f"{count:,} parameters: {m.kind}, {m.num_layers} layer"
+            + "s" * (m.num_layers > 1) + f", {m.embed_dim} wide, {m.num_heads} head"
+            + "s" * (m.num_heads > 1) + f", {m.dtype}",
             "data": f"{d.train}, {self.config.tokenizer.name} tokenizer of "
             f"{self.tokenizer.vocab_size:,}",
             **self.sets,

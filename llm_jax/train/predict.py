@@ -34,9 +34,9 @@ def answerer(
       mesh: the mesh that splits batches; None: the devices of the parameters.
     """
     if objective.predict is None:
-        able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict)
+        able = ", ".join(o.name for o in objectives.OBJECTIVES.values() if o.predict or o.writes)
         raise ConfigError(f"objective.name={objective.name!r}: does not support prediction; these "
-                          f"do: {able}")
+                          f"do: {able}. To continue prompts: launch.py generate")
     eval_step = make_eval_step(model, objective, examples.config)
     step = jax.jit(lambda params, batch: eval_step(params, batch)[2])
 

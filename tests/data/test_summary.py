@@ -20,22 +20,22 @@ def test_labels_shares_and_what_a_row_cuts(config):
     docs = [{"text": "x" * n, "label": label} for n, label in
             [(3, "b"), (14, "a"), (15, "b"), (99, "b")]]  # fmt: skip
     found = _line(config, docs, "classification", data__labels=("a", "b"))
-    assert found == ("4 documents; b 3, a 1; majority b 75.0%; 2 texts longer than 16 tokens: cut "
-                     "(the longest 101)")  # fmt: skip
+    assert found == ("4 documents; b: 3, a: 1; most frequent: b, 75.0%; 2 texts longer than "
+                     "16 tokens: cut (the longest 101)")  # fmt: skip
 
 
 def test_of_a_mixture_the_shares_are_told_too(config):
     parts = {"x": [{"text": "x", "label": "a"}] * 3, "y": [{"text": "y" * 99, "label": "b"}]}
     docs = Mixture(parts, config.data, 0)
     found = _line(config, docs, "classification", data__labels=("a", "b"))
-    assert found == ("x 75.0%, y 25.0%; a 3, b 1; majority a 75.0%; 1 texts longer than 16 tokens: "
-                     "cut (the longest 101)")  # fmt: skip
+    assert found == ("x 75.0%, y 25.0%; a: 3, b: 1; most frequent: a, 75.0%; 1 texts longer "
+                     "than 16 tokens: cut (the longest 101)")  # fmt: skip
 
 
 def test_tags_are_counted_by_word(config):
     docs = [{"tokens": ["a", "b"], "tags": ["O", "X"]}, {"tokens": ["c"], "tags": ["O"]}]
     found = _line(config, docs, "tagging", data__labels=("O", "X"), model__kind="encoder")
-    assert "O 2, X 1; majority O 66.7%" in found
+    assert "O: 2, X: 1; most frequent: O, 66.7%" in found
 
 
 def test_sources_and_targets_have_a_row_each(config):
@@ -62,4 +62,4 @@ def test_each_objective_says_what_becomes_of_what_is_too_long(config, name, coun
 
 @pytest.mark.parametrize("name", ["causal_lm"])
 def test_what_is_cut_in_windows_is_counted_alone(config, name):
-    assert _line(config, [{"text": "x" * 99}], name) == "1 documents"
+    assert _line(config, [{"text": "x" * 99}], name) == "1 document"

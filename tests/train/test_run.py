@@ -235,5 +235,10 @@ def test_resuming_on_other_text_is_refused(place, imported, tiny, tmp_path):
     text.write_bytes(changed)
     with pytest.raises(ConfigError, match="the text has changed since the run started .*text.txt"):
         opened(config(), tmp_path / "run")
+    other = tmp_path / "other.txt"
+    other.write_text("other words " * 500)
+    # Another run, whose text differs because its data.train does.
+    with pytest.raises(ConfigError, match=r"holds a different run \(data.train"):
+        opened(tiny({"data.train": str(other)}), tmp_path / "run")
     (tmp_path / "run" / "text.json").unlink()
     opened(config(), tmp_path / "run")
