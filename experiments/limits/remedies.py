@@ -62,10 +62,10 @@ TRAINED = {
 PRIVATE = [*CLASSIFY, "--config.init_from=MINILM", "--config.model.max_length=32",
            '--config.optimizer.rate_factors=(("sequence/.*", 1.0), (".*", 0.0))',
            "--config.model.pooler=False", "--config.train.steps=30",
-           "--config.optimizer.learning_rate=4e-3", "--config.optimizer.warmup_steps=2",
+           "--config.optimizer.learning_rate=1e-2", "--config.optimizer.warmup_steps=2",
            "--config.model.dropout=0", "--config.model.attention_dropout=0",
            "--config.model.head_dropout=0", "--config.optimizer.weight_decay=0"]  # fmt: skip
-DP = ["--config.data.batch_size=256", "--config.train.microbatches=8", "--config.privacy.clip=4"]
+DP = ["--config.data.batch_size=256", "--config.train.microbatches=8", "--config.privacy.clip=1"]
 EPSILONS = {"1": [*DP, "--config.privacy.epsilon=1"], "3": [*DP, "--config.privacy.epsilon=3"],
             "8": [*DP, "--config.privacy.epsilon=8"],
             "infinity": ["--config.data.batch_size=150"]}  # fmt: skip
@@ -101,11 +101,12 @@ DP_TEXT = """
 ## DP-SGD
 
 A linear head on the frozen first vector of MiniLM, on SST-2: 30 steps of DP-SGD, about 150
-documents per step, delta 1e-5. The setting is the third that was tried: with a clipping norm of 1,
-which is below the norm of nearly every gradient, the head stayed near chance with epsilon 8, also
-with more documents and steps. Membership
-inference uses the loss ([docs/audit.md](../../docs/audit.md)) on 256 training and 256 validation
-documents; the AUC is given with its 95 % interval, and 0.5 is chance.
+documents per step, delta 1e-5, a clipping norm of 1. The target, a curve of accuracy over epsilon
+like that of the literature, is missed: at epsilon 8 the head stays at chance. A likely reason is
+the clipping norm: nearly all gradients are longer, also those of documents with the right answer,
+so that the head follows the more frequent label and the noise. Epsilon 1 and 3 were not run.
+Membership inference uses the loss ([docs/audit.md](../../docs/audit.md)) on 256 training and 256
+validation documents; the AUC is given with its 95 % interval, and 0.5 is chance.
 
 {private}
 """
