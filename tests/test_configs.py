@@ -129,7 +129,7 @@ def variants():
             yield family, variant
 
 
-@pytest.mark.parametrize(("family", "variant"), every(2, variants()))
+@pytest.mark.parametrize(("family", "variant"), every(3, variants()))
 def test_builds_with_the_published_count(family, variant):
     c = config.load(f"configs/{family}.py:{variant}")
     count = count_params(config.resolve(c.model, 0))

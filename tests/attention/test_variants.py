@@ -10,6 +10,7 @@ import pytest
 
 from llm_jax import attention
 from llm_jax.attention import Bias, Mask, Scoring, bigbird, delta, landmarks, linear
+from tests.slow import every
 
 B, T, N, K, H = 2, 150, 4, 2, 8
 READS = {
@@ -388,10 +389,10 @@ def cases(quick):
     return [case if quick(*case) else pytest.param(*case, marks=slow) for case in cases]
 
 
-@pytest.mark.parametrize("name, which", cases(
+@pytest.mark.parametrize("name, which", every(2, cases(
     # ReBased differs from Based by its features, which test_fla.py holds.
     lambda name, which: (which in PLAIN or not asks(name)) and name != "rebased"
-))
+)))
 def test_values_and_gradients_equal_the_definition(name, which):
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5 * max(1, np.abs(y).max()))
     jax.tree.map(close, *both_ways(name, which))
@@ -411,7 +412,9 @@ def test_a_token_changes_nothing_before_it(name):
     assert np.abs(before - after)[:, at:].max() > 1e-3
 
 
-@pytest.mark.parametrize("name, which", [held(*case) for case in CASES if "packed" in case[1]])
+@pytest.mark.parametrize(
+    "name, which", every(2, [held(*case) for case in CASES if "packed" in case[1]])
+)
 def test_segments_do_not_see_each_other(name, which):
     first = (PACKED == 1)[0]
     along = lambda x: x is not None and x.ndim > 2 and x.shape[1] == T

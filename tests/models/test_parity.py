@@ -15,9 +15,8 @@ from tests import parity as measure  # noqa: E402
 from tests.slow import but  # noqa: E402
 
 # One of each way to build a model; the others, and second sizes, are slow.
-COMPARED = ("gpt2-b", "bert-a", "t5-v1.1-a", "llama-gqa", "electra-a", "albert-a", "gemma3-a",
-            "gpt-oss", "deepseek-v3", "qwen3-next", "mamba2-a", "switch",
-            "modernbert-a")  # fmt: skip
+COMPARED = ("gpt2-b", "bert-a", "t5-v1.1-a", "llama-gqa", "albert-a", "gpt-oss", "deepseek-v3",
+            "mamba2-a", "modernbert-a")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", but(COMPARED, measure.CASES))
@@ -47,7 +46,7 @@ TRAINED = [
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_same_losses_over_many_steps(name, tmp_path):
-    ours, theirs = measure.train(name, tmp_path, 100 if name in QUICK else 30)
+    ours, theirs = measure.train(name, tmp_path, 30)
     assert theirs[-10:].mean() < theirs[:10].mean()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
@@ -63,7 +62,7 @@ def test_reformer_takes_the_same_first_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", but(("gpt2-b", "gemma3-a", "deepseek-v3"), ("gpt2-b", "llama-gqa", *NEW, *LATER))
+    "name", but(("gpt2-b", "gemma3-a"), ("gpt2-b", "llama-gqa", *NEW, *LATER))
 )
 def test_same_greedy_continuations(name, tmp_path):
     theirs = measure.reference(measure.CASES[name])
