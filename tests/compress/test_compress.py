@@ -251,7 +251,7 @@ def test_hard_labels_alone_are_plain_training(tiny, batch):
 def test_a_student_is_trained_by_the_command(run, tmp_path):
     out = tmp_path / "out"
     options = [f"--config.distill.teacher={run}", "--config.distill.hidden=1",
-               "--config.train.steps=1"]  # fmt: skip
+               "--config.train.steps=1", "--config.eval.max_batches=2"]  # fmt: skip
     assert main(["train", f"--workdir={out}", f"--config.init_from={run}", *options]) == 0
     (row,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert abs(row["soft_loss"]) < 1e-5 and abs(row["hidden_loss"]) < 1e-5  # it is its teacher

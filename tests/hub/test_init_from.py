@@ -164,7 +164,7 @@ def test_a_run_gives_its_average_and_goes_on_longer(tmp_path, tiny, text_file, c
     assert (m.max_length, m.num_layers, m.dropout) == (24, 1, 0.1)
     assert setup.config.optimizer.learning_rate == 5e-5
     again = f"--workdir={tmp_path / 'b'}"
-    assert "another run" in refused(capsys, "train", again, "--config.model.dropout=0.2")
+    assert "a different run" in refused(capsys, "train", again, "--config.model.dropout=0.2")
     assert call(capsys, "train", again, "--config.train.log_every=5")["step"] == 1
 
 
