@@ -130,7 +130,7 @@ def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
     axes.set_yticks(range(len(found)), [label for label, *_ in reversed(found)], fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlabel("effect with its 95 % interval, linear within ±0.01, logarithmic beyond")
+    axes.set_xlabel("effect, 95 % interval (log beyond ±0.01)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -162,7 +162,7 @@ def write() -> None:
         for claim in study.claims:
             effects, said = decided(claim, runs)
             if len(effects) > 1:
-                drawn.append((f"{title}: {claim.says[:70]}", effects, MARKS[said]))
+                drawn.append((f"{title}: {claim.says[:60]}", effects, MARKS[said]))
     counts = Counter(line[0] for line in rows)
     total = ", ".join(f"{counts[mark]} {mark} {said}" for said, mark in MARKS.items())
     claims = table(["", "paper", "claim", "published", "here"], rows)
