@@ -68,24 +68,25 @@ RUNS = {
 }  # fmt: skip
 UNKNOWN = "DistilBERT, Mistral, Mixtral and gpt-oss do not publish how many tokens they saw."
 
-TEXT = f"""# What the papers' own runs take
+TEXT = f"""# Cost of the published training runs
 
-Every family at a published size, planned for {CHIP.upper()} GPUs. Nothing here has been run, and
-nothing compiled: **arithmetic** from the configs' shapes and these assumptions.
+An estimate for one published size of each family, on {CHIP.upper()} GPUs. It is **arithmetic** from
+the shapes of the configs and the assumptions below: nothing was run or compiled.
 
-- FLOPs: 6 a weight and token, and attention's own, counted whole (`llm_jax.models.flops`); what
-  remat computes again is not counted. Of experts those that a token meets.
-- Tokens: as the paper tells, or *assumed*, as the last columns say. "Published" is the paper's own
-  account of its compute, which has other chips and conventions.
-- Time: {UTILISATION:.0%} of the data sheet's {CHIPS[CHIP].flops / 1e12:.0f} TFLOP/s (bfloat16,
+- FLOPs: 6 per weight and token, plus attention without its mask (`llm_jax.models.flops`). Of the
+  experts, only those that a token is routed to count. Recomputation by remat does not count.
+- Tokens: as stated at the given place of the paper, or *assumed*. These numbers, and those of the
+  column "published", were written down from knowledge of the papers and not checked against their
+  text again. "Published" is the compute that the paper states, for other chips and conventions.
+- Time: {UTILISATION:.0%} of the data-sheet rate, {CHIPS[CHIP].flops / 1e12:.0f} TFLOP/s (bfloat16,
   dense). Grattafiori 2024 reports 38 to 43 % for Llama 3 405B; small models reach less.
-- Chips: the least power of two whose memory holds parameters, gradients and Adam's moments in
-  float32 ({BYTES} bytes a parameter) in {SHARE:.0%} of it, leaving the rest for activations, and
-  that ends within {DAYS} days. Whether it fits in fact, `launch.py plan` says (experiments/pod).
-- Energy: {WATTS} W a chip (its rated power) times {OVERHEAD:g} for the building, as Touvron 2023
-  (section 6) counts; hosts and network left out, so it is a lower bound of what is drawn at full
-  load. Dollars: {DOLLARS:g} a chip and hour, an assumed price. Failures, evaluation and trials are
-  not in it.
+- Chips: the smallest power of two for which parameters, gradients and Adam's moments in float32
+  ({BYTES} bytes per parameter) take at most {SHARE:.0%} of the memory, and the run at most {DAYS}
+  days. `launch.py plan` computes whether a run fits ([pod](pod/README.md)).
+- Energy: the rated power of {WATTS} W per chip, times {OVERHEAD:g} for the data centre, as in
+  Touvron 2023 (section 6). Hosts and network are not included.
+- Price: {DOLLARS:g} dollars per chip and hour, an assumption. Failures, evaluation and experiments
+  before the run are not included.
 
 """
 

@@ -24,8 +24,9 @@ INDEX = """# Experiments
 Each row is a statement of a paper, tested with small models on two CPU cores: 0.01 to 2 million
 parameters, trained for 10 to 60 seconds. All variants of a study share seeds, data and data order.
 The effect is computed per seed; *±* is half of the 95 % confidence interval of its mean (Student's
-t). A claim names a range for the effect before the runs: "better" is above 0, "as good as" is
-within a margin.
+t). A claim names a range for the effect before the recorded runs: "better" is above 0, "as good
+as" is within a margin. Settings, learning rates and margins were chosen after pilot runs, which are
+not recorded.
 
 - ✓ agrees: the whole interval is in the range.
 - ✗ disagrees: the whole interval is outside it. That is a result for models of this size and
