@@ -3,6 +3,9 @@
 An encoder-decoder of 2 and 2 layers, 64 wide, 4 heads, for English to German of Multi30k (2,000
 sub-words of both languages, 1,014 sentences of validation), at one learning rate. The effect is of
 the cross-entropy of a token without smoothing, the logarithm of the table's perplexity.
+
+A first protocol, normal initialisation and 300 steps, decided none of these claims: the runs ended
+before attention between the languages was learned, and one of 24 did not learn.
 """
 
 from configs.finetune import translate
@@ -32,14 +35,15 @@ def get_config():
     c.model.max_length = 48
     c.model.embed_dim = 64
     c.model.norm_place = "post"
+    c.model.init = "fan_in"
     c.model.dropout = 0.1
     c.optimizer.learning_rate = 4e-3
     c.optimizer.warmup_steps = 50
-    c.train.steps = 300
-    c.eval.every = 100
+    c.train.steps = 600
+    c.eval.every = 200
     c.eval.max_batches = 0
     c.eval.scores = ()
-    c.checkpoint.every = 300
+    c.checkpoint.every = 600
     return c
 
 
@@ -53,7 +57,7 @@ CLAIMS = [
         paper=f"{TABLE} (A)", says="A single head is worse than several",
         published="perplexity 5.29 of 1 head, 4.92 of 8",
         variant="base", against="1 head", full=FULL,
-        scope="Heads matter once attention is learned, which 300 steps barely do.",
+        scope="Heads matter once attention is learned, which 600 steps barely do.",
     ),
     Claim(
         paper=f"{TABLE} (B)", says="Smaller keys are worse",
