@@ -50,10 +50,15 @@ def decoder():
 def encoder():
     """A post-norm encoder as BERT's that learns masked tokens, without next sentences.
 
-    Rotary positions in place of learned ones, with which runs this short learn little more than
-    how frequent each character is.
+    Rotary positions and initialisation by fan-in: with learned positions and a deviation of 0.02,
+    runs this short learn little more than how frequent each character is, and seeds differ in when
+    they begin to learn more. A first protocol, of 200 steps with a deviation of 0.02, decided few
+    of the claims of masked LM.
     """
     c = text()
+    c.model.init = "fan_in"
+    c.train.steps = c.checkpoint.every = 500
+    c.eval.every = 250
     c.model.kind = "encoder"
     c.model.norm_place = "post"
     c.model.activation = "gelu"

@@ -22,6 +22,8 @@ LOSSES = {
 def get_config():
     c = encoder()
     c.model.num_layers = 4
+    c.train.steps = c.checkpoint.every = 200
+    c.eval.every = 100
     return c
 
 

@@ -9,9 +9,9 @@ from experiments.claims.papers import encoder
 from llm_jax.sweep import Sweep
 
 BATCHES = {
-    f"{rows} rows": {"data.batch_size": rows, "train.steps": 4800 // rows,
-                     "optimizer.warmup_steps": 480 // rows, "eval.every": 1200 // rows,
-                     "checkpoint.every": 4800 // rows, "eval.max_batches": 504 // rows}
+    f"{rows} rows": {"data.batch_size": rows, "train.steps": 12000 // rows,
+                     "optimizer.warmup_steps": 1200 // rows, "eval.every": 6000 // rows,
+                     "checkpoint.every": 12000 // rows, "eval.max_batches": 504 // rows}
     for rows in (24, 96)
 }  # fmt: skip
 RATES = {f"rate {rate}": {"optimizer.learning_rate": rate} for rate in (4e-3, 1.2e-2)}
