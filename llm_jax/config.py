@@ -803,8 +803,8 @@ def from_file(spec: str, function: str):
     file = next((x for x in candidates if path and x.is_file()), None)
     if file is None:
         inside = (p.relative_to(RECIPES) for p in RECIPES.glob("**/*.py") if p.stem != "__init__")
-        known = ", ".join(sorted(f"configs/{p}" for p in inside))
-        raise ConfigError(f"--config={spec}: no file {path!r}; available: {known}")
+        hint = _hint(Path(path).stem, {f"configs/{p}": p.stem for p in sorted(inside)})
+        raise ConfigError(f"--config={spec}: no file {path!r}; {hint}")
     if "configs" not in sys.modules:  # lets recipes import each other from any working directory
         sys.modules["configs"] = types.ModuleType("configs")
         sys.modules["configs"].__path__ = [str(RECIPES)]
@@ -814,8 +814,8 @@ def from_file(spec: str, function: str):
         module_spec.loader.exec_module(module)
         variants = getattr(module, "VARIANTS", ())
         if variant and variant not in variants:
-            raise ConfigError(f"--config={spec}: no variant {variant!r} in {path}; available: "
-                              f"{', '.join(variants) or 'none'}")
+            hint = _hint(variant, {name: name for name in variants})
+            raise ConfigError(f"--config={spec}: no variant {variant!r} in {path}; {hint}")
         if not hasattr(module, function):
             return None
         call = getattr(module, function)
@@ -888,12 +888,18 @@ def _shown(value: Any) -> str:
 
 def _unknown(key: str) -> ConfigError:
     # Compare last components only: a common group prefix does not make keys similar.
+    room, _, last = key.rpartition(".")
     words = {k: k.rsplit(".", 1)[-1] for k in sorted(KEYS)}
-    nearest = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.65)
-    near = [k for k in words if words[k] in nearest]
-    group = [k for k in words if k.startswith(key.rsplit(".", 1)[0] + ".")]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(group or words)}"
-    return ConfigError(f"unknown config key {key!r}; {hint}")
+    group = [k for k in words if k.startswith(f"{room}.")]
+    return ConfigError(f"unknown config key {key!r}; {_hint(last, words, group)}")
+
+
+def _hint(word: str, known: dict[str, str], shown: Iterable[str] = ()) -> str:
+    """Suggests the nearest names, of {name: its part to compare}; else lists `shown`, or all."""
+    nearest = difflib.get_close_matches(word, known.values(), n=1, cutoff=0.65)
+    if near := [name for name, part in known.items() if part in nearest]:
+        return f"did you mean {' or '.join(near)}?"
+    return f"available: {', '.join(shown or known) or 'none'}"
 
 
 def check(config: ConfigDict) -> None:

@@ -22,11 +22,11 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     from llm_jax import sharding
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 
-    prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
     options = requested(args) | {"objective": setup.config.objective}
     with sharding.activate(setup.mesh):

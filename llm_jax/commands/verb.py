@@ -25,7 +25,7 @@ class Verb(NamedTuple):
     about: str = ""
     examples: str = ""
     keys: bool = False  # whether it takes --config.KEY=VALUE
-    workdir: bool = True
+    workdir: str = "run"  # --workdir: "run" must be a run folder, "new" may be; "": no such option
 
 
 def add_step(sub: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from llm_jax import models, record, sharding
 from llm_jax.compress import methods
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.data import pipeline
 from llm_jax.files import folder_named, read_json
 from llm_jax.hub import runs
@@ -141,7 +142,8 @@ def write(folder: Path, name: str) -> Path:
                f"{x['bytes'] / 2**20:.2f}", f"{x['values']['loss']:.4f}"]  # fmt: skip
         row += [f"{x['values']['accuracy']:.4f}"] * (score == "accuracy")
         table.append([*row, f"{x['tokens_per_second']:,.0f}", "yes" * (x in best)])
-    part = " (at most {} batches)".format(found[0]["max_batches"]) * bool(found[0]["max_batches"])
+    limit = found[0]["max_batches"]
+    part = f" (at most {counted(limit, 'batches')})" * bool(limit)
     text = TEXT.format(name=name, part=part, rounds=ROUNDS, hardware=found[0]["hardware"],
                        table=record.table(header, table))  # fmt: skip
     (folder / "report.md").write_text(text)

@@ -74,6 +74,9 @@ def resolve(config, documents):
 
     "balanced" weights are n / (number of labels * n of the label), as in scikit-learn.
     """
+    if not config.data.labels:
+        pairs = (((doc["text"], doc.get("pair")), doc["label"]) for doc in documents)
+        labels.check_columns(config, pairs, "text", "label")
     labels.resolve(config, (doc["label"] for doc in documents), "label")
     names = config.data.labels
     given = config.objective.class_weights
@@ -144,8 +147,10 @@ def number(record, config):
     except ValueError:
         value = np.float32("nan")
     if not np.isfinite(value):
+        swapped = "; data.text_column holds numbers: are the two swapped?"
         raise ConfigError(f"data.label_column: {record['label']!r} is not a number, as "
-                          f"objective.name={config.objective.name!r} requires")
+                          f"objective.name={config.objective.name!r} requires"
+                          + swapped * bool(labels.NUMBER.fullmatch(record.get("text", ""))))
     return value
 
 

@@ -1,6 +1,7 @@
 """Tests of launch.py import and export."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import launch
 from llm_jax import config as configs
-from llm_jax import hub, models
+from llm_jax import hub, models, objectives
 from llm_jax.data import tokenizers
 from llm_jax.hub import runs
 from llm_jax.train.run import load_params
@@ -91,6 +92,34 @@ def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
     assert load_params(tmp_path / "run")[0].config.objective.name == "masked_lm"
     samples = call(capsys, "generate", run, "--prompt=ab [MASK] cd")["samples"]
     assert len(samples[0]["candidates"][0]) == 5
+
+
+FITS = {
+    "decoder,lm": (["generate", "train"], ""),
+    "encoder,mlm": (["generate", "train"], ""),
+    "encoder_decoder,lm": (["generate", "train"], ""),
+    "encoder,sequence": (["predict", "train"], "text, label"),
+    "decoder,sequence": (["predict", "train"], "text, label"),
+    "encoder,token": (["predict", "train"], "tokens, tags"),
+    "encoder,span": (["predict", "train"], "context, question, answers"),
+    "encoder,none": (["predict", "train", "export"], "text, label"),
+    "encoder,detection": (["train", "export"], "text, label"),
+}
+
+
+@pytest.mark.parametrize("model", FITS)
+def test_an_import_names_commands_and_columns_that_fit_its_head(
+    model, tmp_path, capsys, monkeypatch
+):
+    (kind, head), (verbs, columns) = model.split(","), FITS[model]
+    objective = objectives.suited(configs.ConfigDict({"kind": kind, "head": head})).name
+    imported = {"family": "x", "parameters": 5, "kind": kind, "head": head, "objective": objective}
+    imported |= {"learning_rate": 5e-5, "new": [], "unused": []}
+    monkeypatch.setattr(runs, "import_run", lambda *args: imported)
+    assert launch.main(["import", f"--from={tmp_path}", "--workdir=RUN"]) == 0
+    printed = capsys.readouterr().out.partition("next:\n")[2]
+    assert re.findall(r"launch.py (\w+)", printed) == verbs
+    assert re.findall(r"with the columns (.*);", printed) == [columns] * bool(columns)
 
 
 @pytest.mark.slow

@@ -123,6 +123,31 @@ def test_classes_that_are_numbers_are_warned_of(names, warns, caplog):
     assert ("objective.name=regression to predict numbers" in caplog.text) == warns
 
 
+SWAPPED = {
+    "classification": (
+        [{"text": str(i % 2), "label": f"text {i}"} for i in range(9)],
+        "label_column='label': has 9 .*text_column='text' only 2; .*text_column=label .*=text",
+    ),
+    "regression": (
+        [{"text": f"{i}.5", "label": f"text {i}"} for i in range(9)],
+        "'text 0' is not a number, .*text_column holds numbers: are the two swapped",
+    ),
+    "tagging": (
+        [{"tokens": ["O", "B"] * 3, "tags": [f"word{i}" for i in range(6)]}],
+        "tags_column='tags': has 6 .*tokens_column='tokens' only 2; .*tokens_column=tags",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_labels_that_look_like_texts_name_the_other_column(name):
+    documents, message = SWAPPED[name]
+    config = configs.base()
+    config.objective.name = name
+    with pytest.raises(ConfigError, match=message):
+        objectives.get(name).resolve(config, documents)
+
+
 def test_columns_are_read_by_name_or_number(tmp_path):
     rows = [("good film", "really", "1"), ("bad film", "no", "0"), ("so so", "hm", "1")]
     (tmp_path / "a.tsv").write_text("\n".join(["sentence\tmore\tgold", *map("\t".join, rows)]))
