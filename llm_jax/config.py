@@ -899,7 +899,7 @@ def _hint(word: str, known: dict[str, str], shown: Iterable[str] = ()) -> str:
     nearest = difflib.get_close_matches(word, known.values(), n=1, cutoff=0.65)
     if near := [name for name, part in known.items() if part in nearest]:
         return f"did you mean {' or '.join(near)}?"
-    return f"available: {', '.join(shown or known) or 'none'}"
+    return f"known: {', '.join(shown or known) or 'none'}"
 
 
 def check(config: ConfigDict) -> None:

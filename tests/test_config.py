@@ -246,9 +246,9 @@ RECIPES = {
     "variant": (
         "VARIANTS = ('small', 'large')\ndef get_config(variant='small'):\n    pass\n",
         ":huge",
-        "no variant 'huge' in .*available: small, large",
+        "no variant 'huge' in .*known: small, large",
     ),
-    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*available: none"),
+    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*known: none"),
     "import": ("import torchh\n", "", "No module named 'torchh'"),
 }
 
@@ -263,8 +263,8 @@ def test_a_recipe_that_cannot_be_loaded(name, tmp_path):
     assert f"--config={path}{variant}" in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_lists_those_that_are():
-    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; available: .*quickstart.py"):
+def test_a_recipe_that_is_not_there_names_the_nearest():
+    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; did you mean configs/gpt2"):
         load("configs/gtp2.py:124m")
 
 

@@ -39,7 +39,7 @@ MAY_USE = {
         "config", "console", "files", "data", "models", "objectives", "record", "sharding", "train",
     },
     "sweep": {
-        "config", "console", "files", "attention", "data", "models", "objectives", "record",
+        "config", "console", "files", "attention", "data", "hub", "models", "objectives", "record",
         "sharding", "train",
     },
     "harness": {"data", "decode", "library"},

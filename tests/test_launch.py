@@ -188,7 +188,7 @@ BAD_TRAIN = {
     "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size=100: is smaller .*259"),
     "attention": (["--config.model.attention=hydra"], "model.attention='hydra': .*dense"),
     "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
-    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; available"),
+    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; known: .*t5"),
     "a recipe's typo": (["--config=configs/lama.py"], "did you mean configs/llama.py"),
     "a recipe without its folder": (["--config=clasify"], "mean configs/finetune/classify.py"),
     "a variant's typo": (["--config=configs/shakespeare.py:smal"], "'smal' .*did you mean small"),

@@ -116,10 +116,11 @@ def start(
         return None
     if not config.init_from:
         return None
-    return _begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
+    return begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
 
 
-def _begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool) -> Start:
+def begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool) -> Start:
+    """Completes the config of a new run, and returns its initial weights; see `start`."""
     config.tokenizer = configs.base().tokenizer
     config.objective.pooling = source.pooling or config.objective.pooling
     kind = source.tokenizer.kind
@@ -242,16 +243,16 @@ def import_run(
     Raises:
       ConfigError: see `start`; the run folder is not empty.
     """
-    begin = _begin(config, read(source), overrides, recipe=False)
-    params = make_run(workdir, config, begin.tokenizer, begin.params, begin.origin)
+    made = begin(config, read(source), overrides, recipe=False)
+    params = make_run(workdir, config, made.tokenizer, made.params, made.origin)
     return {
-        "family": begin.origin["family"],
+        "family": made.origin["family"],
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         **{key: config.model[key] for key in ("vocab_size", "kind", "head", "max_length")},
         "objective": config.objective.name,
         "learning_rate": config.optimizer.learning_rate,
-        "new": begin.origin["new"],
-        "unused": begin.origin["unused"],
+        "new": made.origin["new"],
+        "unused": made.origin["unused"],
     }
 
 

@@ -12,6 +12,7 @@ from llm_jax import config as configs
 from llm_jax import hub, models, objectives
 from llm_jax.data import tokenizers
 from llm_jax.hub import runs
+from llm_jax.sweep import Sweep, design
 from llm_jax.train.run import load_params
 from tests.hub.test_hub import ENCODER, make, same
 
@@ -77,6 +78,18 @@ def test_import_eval_generate_train_export(folder, keys, tmp_path, capsys):
 
     error = refused(capsys, "train", run, "--config.optimizer.learning_rate=1e-2")
     assert "optimizer.learning_rate" in error
+
+
+def test_a_sweep_counts_the_model_that_init_from_gives(folder, keys):
+    params = hub.load(folder)[1]
+    axis = {"a": {}, "b": {"optimizer.learning_rate": 1e-3}, "wider": {"model.lora_rank": 4}}
+    given = [*(key.removeprefix("--config.") for key in keys), f"init_from={folder}"]
+    found = design.make(Sweep(axes=(axis,), match="params"), "", given)
+    assert [*found["variants"]] == ["a", "b"]
+    for run in found["variants"].values():
+        assert run["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+        assert run["config"]["tokenizer"]["path"] == str(folder)
+    assert re.search("need model.mlp_dim=.*; use --match=none", found["impossible"]["wider"])
 
 
 def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
