@@ -270,13 +270,13 @@ def make_run(
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     Setup(config, mesh)  # raises if it cannot be trained
-    # LoRA matrices are initialised when training starts; here only a missing head.
-    without_lora = ConfigDict(config.to_dict())
-    without_lora.model.lora_rank = 0
-    without_lora.optimizer = configs.base().optimizer  # its patterns may refer to them
-    params = Setup(without_lora, mesh).draw_params(params)
+    # LoRA matrices that are not given are initialised when training starts; here a missing head.
+    stored = ConfigDict(config.to_dict())
+    stored.model.lora_rank *= any("_lora_" in path for path in _flat(params))
+    stored.optimizer = configs.base().optimizer  # its patterns may refer to them
+    params = Setup(stored, mesh).draw_params(params)
     try:
-        _write(workdir, config, tokenizer, params, origin)
+        _write(workdir, config, tokenizer, params, origin, stored.model.lora_rank)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
@@ -308,14 +308,16 @@ def _clear(workdir: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -> None:
+def _write(
+    workdir: Path, config: ConfigDict, tokenizer, params, origin: dict, lora_rank: int
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / IMPORTED, origin)
     tokenizer.save(workdir / "tokenizer")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     with hushed():
         meta = describe(workdir, config, None)
-        meta["config"]["model"]["lora_rank"] = 0
+        meta["config"]["model"]["lora_rank"] = lora_rank
         checkpoints.save(0, {"params": params}, meta)
         checkpoints.wait()
         checkpoints.close()

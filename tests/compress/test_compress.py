@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,25 @@ def test_every_second_layer_makes_a_student(drawn):
         np.testing.assert_array_equal(flat(student)[path], kept)
 
 
+@pytest.mark.parametrize("rank", [1, 5, 16])
+def test_kernels_of_low_rank_are_the_nearest_of_their_rank(drawn, rank):
+    """What is lost is the smallest eigenvalues of W'W (Eckart and Young 1936); at 16, nothing."""
+    pytest.importorskip("qwix")
+    config, params = drawn
+    new, factored = methods.apply(config, params, f"low_rank:{rank}")
+    shapes = jax.tree.map(lambda x: x.shape, models.abstract_params(new.model))
+    assert jax.tree.map(jnp.shape, factored) == shapes
+    before, after = flat(params), flat(models.merge(new.model, factored)[1])
+    kernels = matrices(config, {path: before[path] for path in before if "/stack/" in path})
+    for path, x in matrices(config, {path: after[path] for path in kernels}).items():
+        for old, now in zip(kernels[path].astype(float), x, strict=True):
+            lost = np.linalg.eigvalsh(old.T @ old)[::-1][rank:].clip(0).sum()
+            np.testing.assert_allclose(np.square(old - now).sum(), lost, rtol=1e-3, atol=1e-8)
+            assert np.linalg.matrix_rank(now, tol=1e-4) <= rank
+    for path in before.keys() - kernels.keys():
+        np.testing.assert_array_equal(after[path], before[path])
+
+
 @pytest.mark.parametrize("name", [
     "adamw", *(pytest.param(x, marks=pytest.mark.slow) for x in ("muon", "adafactor", "lion")),
 ])  # fmt: skip
@@ -147,7 +167,8 @@ def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
     ("prune:2", "must be a fraction above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
     ("int8:3", "takes no argument"), ("layers:9", "must be 2 to model.num_layers=4"),
     ("small", "'small' is not one of int8, int4"), ("heads:0.1", "changes no parameter"),
-    ("prune:1:99", "changes no parameter"),
+    ("prune:1:99", "changes no parameter"), ("low_rank:0", "must be 1 to 16"),
+    ("low_rank:17", "must be 1 to 16"), ("low_rank:half", "must be 1 to 16"),
 ])  # fmt: skip
 def test_what_no_method_takes_is_refused(drawn, method, told):
     with pytest.raises(ConfigError, match=told):
@@ -203,6 +224,35 @@ def test_a_run_of_int8_is_evaluated_writes_and_exports_what_it_is(tiny, tmp_path
     np.testing.assert_allclose(ours.logits(rows), theirs.logits(rows), rtol=1e-4, atol=1e-5)
     write = lambda lm: [x["tokens"] for x in lm.generate(["a b"], max_new_tokens=6, temperature=0)]
     assert write(ours) == write(theirs)
+
+
+@pytest.mark.slow
+def test_a_run_of_low_rank_is_small_and_stays_so_in_training(run, tmp_path, capsys):
+    pytest.importorskip("qwix")
+    small = compress.compress(run, tmp_path / "small", "low_rank:2")
+    found, whole = compress.measure(small), compress.measure(run)
+    assert found["bytes"] < 0.6 * whole["bytes"] and found["parameters"] == whole["parameters"]
+    rows = {"tokens": np.arange(24).reshape(2, 12), "segment_ids": np.ones((2, 12), int)}
+    lm = llm_jax.load(small)
+    merged, params = models.merge(lm.config.model, lm.params)
+    logits = models.logits(models.build(merged).apply({"params": params}, rows))
+    np.testing.assert_allclose(lm.logits(rows), logits, rtol=1e-4, atol=1e-5)
+    assert main(["train", f"--workdir={small}", "--config.train.steps=2"]) == 0
+    trained = llm_jax.load(small)
+    assert compress.measure(small)["bytes"] == found["bytes"]
+    for path, x in flat(trained.params).items():
+        same = np.array_equal(x, flat(lm.params)[path])
+        assert same != ("_lora_" in path), path
+
+
+def test_a_run_without_validation_documents_is_refused_and_leaves_no_folder(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["validation_fraction"] = 0.0
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has no validation set"):
+        compress.compress(run, tmp_path / "out", "prune:0.5")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
