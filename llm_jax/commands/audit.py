@@ -34,9 +34,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
                             args.grid)  # fmt: skip
     subject = audit.Subject(args.workdir, args.step, options)
     read_otherwise(subject.config, overrides)
-    path = audit.audit(subject, names, args.against, tell)
+    path, failed = audit.audit(subject, names, args.against, tell)
     print(f"step {subject.step}: {path}, and {path.with_suffix('.html')}")
-    return {"step": subject.step, "report": str(path), "limits": names}
+    return {"step": subject.step, "report": str(path), "limits": names, "failed": failed}
 
 
 VERB = Verb(run, add, "measure the limits of a run: cost, opacity, privacy, bias …",
