@@ -204,8 +204,9 @@ LABELLED = learns("classification", "tagging", "roles")
 QUESTIONS = learns("question_answering")
 PROMPTED = learns("seq2seq", "completion", "preference")
 WRITES = learns("seq2seq", "completion", "chat")
-AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
+AUGMENTATION = r"(delete|swap|counterfactual|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
 CLASSIFIES = learns("classification")
+GROUPED = CLASSIFIES & given("data.group_column")
 ADAM = given("optimizer.name", "adamw", "muon")
 DECAYS = given("optimizer.schedule", "cosine", "linear", "wsd")
 BETAS = ADAM | given("optimizer.name", "lion")
@@ -410,6 +411,10 @@ class Objective:
         (), lambda v: v == ("balanced",) or all(map(_is_factor, v)),
         'must be numbers of at least 0, or "balanced"', CLASSIFIES,
     )  # fmt: skip
+    # Names of the groups in order; (): from the training set.
+    groups = texts(empty=False, when=GROUPED)
+    # Group DRO: step size of the groups' weights (Sagawa 2020); 0: equal weights.
+    group_step = number(0.01, when=GROUPED)
     mask_rate = share(0.15, over=True, when=MASKING)  # fraction of tokens masked
     # Whole-word masking (albert: always).
     whole_word = flag(False, when=learns("masked_lm", "bert", "replaced_token_detection"))
@@ -453,10 +458,11 @@ class Data:
     fold = whole(0, 0, 999, when=absent("data.validation") & given("data.folds"))
     test = text("")  # like train; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    # Word-level augmentation, redrawn each epoch: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1".
+    # Augmentation, redrawn each epoch: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" (fractions of
+    # words), "counterfactual:0.5" (of documents).
     augment = several(
         lambda x: isinstance(x, str) and re.fullmatch(AUGMENTATION, x) is not None,
-        'like "delete:0.1", "swap:0.1" or "synonyms:FILE:0.1"', CLASSES,
+        'like "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" or "counterfactual:0.5"', CLASSES,
     )  # fmt: skip
     labels = texts(empty=False, when=LABELLED)  # label names in order; (): from the training set
     # Stride in tokens between the windows of a context longer than model.max_length.
@@ -586,6 +592,7 @@ COLUMNS = {
     "source": ("source", PAIRS), "target": ("target", PAIRS),
     "pair": ("", CLASSES | VECTORS),  # the second text; empty: single texts
     "negative": ("", learns("contrastive")),  # a hard negative; empty: none
+    "group": ("", CLASSIFIES),  # of a group in group DRO; empty: none
     "label": ("label", CLASSES | learns("similarity")),
     "tokens": ("tokens", learns("tagging", "roles")),
     "tags": ("tags", learns("tagging", "roles")),

@@ -105,7 +105,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
-TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "eval.scores"}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "objective.groups", "eval.scores"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -126,7 +126,7 @@ NOT_ZERO = {
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
     "objective.suffix", "data.pair_column", "data.negative_column", "init_from",
-    "model.layers", "distill.teacher",
+    "data.group_column", "model.layers", "distill.teacher",
 }  # fmt: skip
 
 

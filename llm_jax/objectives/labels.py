@@ -33,7 +33,10 @@ def numbered(names: Sequence[str]) -> dict[str, int]:
 
 
 def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
-    """Returns the index of a label; ConfigError if the training set does not have it."""
+    """Returns the index of a label or group; ConfigError if the training set does not have it."""
+    if name not in ids and key == "group":
+        raise ConfigError(f"data.group_column: {name!r} is not in objective.groups "
+                          f"({some(config.objective.groups)}), those of the training set")
     if name not in ids:
         raise ConfigError(f"data.{key}_column: {name!r} is not in data.labels "
                           f"({some(config.data.labels)}), those of the training set or of "
