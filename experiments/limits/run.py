@@ -59,7 +59,8 @@ Both models are small and were trained for minutes on a shared CPU. The results 
 measurements work and how large their errors are, not what good models achieve. Energy assumes
 {watts} W.
 
-[remedies.md](remedies.md): quantisation, pruning, distillation and DP-SGD of such models.
+[remedies.md](remedies.md): quantisation, pruning, distillation and DP-SGD of such models,
+and remedies of bias.
 """
 
 
