@@ -187,8 +187,9 @@ def bias(run: Path, label: str) -> dict:
     right = np.array([x["label"] == label for x, (_, label, _) in zip(answers, rows, strict=True)])
     group = np.array([group for *_, group in rows])
     groups = {name: float(right[group == name].mean()) for name in np.unique(group)}
-    return {"step": step, "tests": len(rows) // 2, "accuracy": float(right.mean()), "groups": groups,
-            "figures": read_json(run / "audit" / "bias.json")["figures"]}  # fmt: skip
+    audit = read_json(run / "audit" / "bias.json")
+    return {"step": step, "tests": len(rows) // 2, "accuracy": float(right.mean()),
+            "groups": groups, "figures": audit["figures"]}  # fmt: skip
 
 
 def point(name: str) -> None:
