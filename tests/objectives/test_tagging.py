@@ -133,8 +133,7 @@ def test_a_text_is_cut_in_words(text, words):
 
 def test_a_tag_that_training_has_not_counts_as_missed():
     c = settings(data__labels=())
-    documents = [{"tokens": ["a", "b"], "tags": ["B-X", "O"]}, {"tokens": ["c"], "tags": ["I-X"]}]
-    objectives.get("tagging").resolve(c, documents)
+    objectives.get("tagging").resolve(c, [{"tags": ["B-X", "O"]}, {"tags": ["I-X"]}])
     assert c.data.labels == ("O", "B-X", "I-X") and c.model.num_labels == 3
     what = making.examples(c, tokenizers.Bytes())
     record = {"tokens": ["a", "b"], "tags": ["B-X", "B-NEW"]}
