@@ -20,6 +20,7 @@ from safetensors.torch import save_file as save_torch  # noqa: E402
 
 from llm_jax import hub, models  # noqa: E402
 from llm_jax.config import ConfigError  # noqa: E402
+from llm_jax.hub import family  # noqa: E402
 from tests import parity  # noqa: E402
 
 CASES = {
@@ -146,6 +147,21 @@ def test_what_is_left_out_is_the_familys_own_default(fresh):
     wrong = {k: v for k, v in found.items() if v not in GOOD}
     assert wrong == {}
     assert list(found.values()).count("equal") > len(found) / 3
+
+
+WITH = {  # what the defaults of transformers lack
+    "reformer": {"is_decoder": True},
+    "switch_transformers": {"num_sparse_encoder_layers": 12, "num_sparse_decoder_layers": 12},
+}
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_a_config_that_says_nothing_is_transformers_default_in_every_key(name):
+    """Also in those that an evaluation does not show, such as dropout."""
+    told = {"model_type": name} | WITH.get(name, {})
+    theirs = transformers.AutoConfig.for_model(**told).to_dict()
+    model = lambda about: family.to_model(hub.families.get(name), about, ()).to_dict()
+    assert model(dict(told)) == model(json.loads(json.dumps(theirs, default=str)) | told)
 
 
 @pytest.mark.slow
