@@ -147,6 +147,12 @@ def test_generate(run, capsys):
     samples = last_json(capsys)["samples"]
     assert [s["prompt"] for s in samples] == ["ab", "c"]
     assert all(1 <= len(s["tokens"]) <= 3 for s in samples)
+    # The model as its own draft: two accepted tokens and one of its own are the whole text.
+    assert launch.main(["generate", f"--workdir={run}", *options, f"--draft={run}",
+                        "--draft_tokens=2"]) == 0  # fmt: skip
+    result = last_json(capsys)
+    assert [s["tokens"] for s in result["samples"]] == [s["tokens"] for s in samples]
+    assert (result["acceptance_rate"], result["tokens_per_round"]) == (1.0, 3.0)
 
 
 def test_a_run_that_diverges_says_so(arguments, tmp_path, monkeypatch, capsys):

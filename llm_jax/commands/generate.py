@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from llm_jax.commands import samples
-from llm_jax.commands.verb import Verb, add_sampling, add_step, requested
+from llm_jax.commands.verb import Verb, add_sampling, add_step, requested, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json, read_text
 
@@ -28,11 +28,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     from llm_jax.train.run import load_params
 
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    options = requested(args) | {"objective": setup.config.objective}
+    options = requested(args, setup.mesh) | {"objective": setup.config.objective}
     with sharding.activate(setup.mesh):
         texts = complete(setup.model, params, tokenizer, prompts, **options)
     samples.show(texts, setup.model.cfg.kind)
-    return {"step": step, "samples": texts}
+    result = {"step": step, "samples": texts}
+    if args.draft:
+        rounds, proposed, accepted = (
+            sum(text[name] for text in texts) for name in ("rounds", "proposed", "accepted")
+        )
+        result["acceptance_rate"] = accepted / proposed
+        result["tokens_per_round"] = sum(len(text["tokens"]) for text in texts) / rounds
+        tell(f"draft: {result['acceptance_rate']:.0%} of its tokens accepted; "
+             f"{result['tokens_per_round']:.2f} tokens a round")  # fmt: skip
+    return result
 
 
 def _prompts(file: Path) -> list:

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import Memory, pad, prepare, replicated, resumable
+from llm_jax.decode.cache import (
+    Memory,
+    Prompts,
+    Reader,
+    pad,
+    prepare,
+    replicated,
+    resumable,
+)
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
@@ -24,43 +32,56 @@ def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> l
 
 def stream(
     model: Model, params: Any, prompts: Sequence[Sequence[int]],
-    *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    min_p: float = 0.0, repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0,
-    seed: int = 0, draws: Sequence[int] | None = None,
-    stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
-    memory: Memory | None = None, **inputs: Any,
+    *, max_new_tokens: int, every: int | None = None, memory: Memory | None = None, **settings: Any,
 ) -> Iterator[list[list[int]]]:
     """Yields the ids sampled so far after each prompt, every `every` tokens and at the end.
 
-    Prompts may differ in length. A row ends after an eos_id or max_new_tokens. temperature 0 is
-    greedy; top_k 0, top_p 1 and min_p 0 disable the filters. When a sequence exceeds
-    model.max_length, the first max_length / 2 tokens of its context are dropped.
+    Prompts may differ in length. A row ends after an eos_id or max_new_tokens. When a sequence
+    exceeds model.max_length, the first max_length / 2 tokens of its context are dropped.
 
     Args:
-      repetition_penalty, min_new_tokens: see `Rules`; the latter may differ between rows.
-      draws: a number per row, by default its index: samples of a row depend only on (seed, number,
-        position).
-      stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
       every: None: once, at the end; 8 if there is a `stop`.
       memory: for a single prompt: reuses the KV cache of a common prefix, and stores the new one.
-      inputs: sources, eos_id and other arguments of `cache.prepare`.
+      settings: sampling settings and inputs, see `begin`.
     """
-    choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
-    reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
-    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
-    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
-    numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
-    every = every or (8 if stop else max_new_tokens)
-    text = _Written(prompts, set(read.eos.tolist()), stop)
+    reader, read, room, draw, text = begin(model, params, prompts, max_new_tokens, **settings)
+    rules, length, vocabulary = draw.rules, model.cfg.max_length, model.cfg.vocab_size
+    every = every or (8 if text.stop else max_new_tokens)
     memory = memory if len(prompts) == 1 and resumable(reader) else None
     done = 0
     while done < max_new_tokens and not text.ended.all():
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, text.ids, strict=True)]
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
-        draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
+        draw = draw._replace(done=done)
         seen, left = replicated(rules.seen(rows, vocabulary)), max_new_tokens - done
         done += yield from _window(reader, read, room, contexts, seen, draw, text, left, every,
                                    memory)  # fmt: skip
+
+
+def begin(
+    model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+    repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0, seed: int = 0,
+    draws: Sequence[int] | None = None,
+    stop: Callable[[Sequence[int], list[int]], int | None] | None = None, **inputs: Any,
+) -> tuple[Reader, Prompts, int, "Draw", "Written"]:
+    """Returns reader, prompts and room of `cache.prepare`, how to sample, and the empty texts.
+
+    Args:
+      temperature, top_k, top_p, min_p: see `filtered`; temperature 0 is greedy, top_k 0, top_p 1
+        and min_p 0 disable the filters.
+      repetition_penalty, min_new_tokens: see `Rules`; the latter may differ between rows.
+      draws: a number per row, by default its index: samples of a row depend only on (seed, number,
+        position).
+      stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
+      inputs: sources, eos_id and other arguments of `cache.prepare`.
+    """
+    reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
+    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
+    choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
+    numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
+    draw = Draw(*replicated((np.uint32(seed), numbers)), 0, choice, rules)
+    return reader, read, room, draw, Written(prompts, set(read.eos.tolist()), stop)
 
 
 def _window(reader, read, room, contexts, seen, draw, text, left, every, memory):
@@ -96,7 +117,7 @@ def _window(reader, read, room, contexts, seen, draw, text, left, every, memory)
         state, cache = _go_on(reader, read, cache, state, until, draw)
 
 
-class _Written:
+class Written:
     """The ids after each prompt, and which rows have ended [B]."""
 
     def __init__(self, prompts: Sequence, ends: set[int], stop: Callable | None):
@@ -115,7 +136,7 @@ class _Written:
 
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
-    """Returns the settings of `choose`: None omits a filter from the program."""
+    """Returns the settings of `filtered`: None omits a filter from the program."""
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
@@ -130,14 +151,20 @@ def _forgotten(n: int, length: int) -> int:
     return max(-((length - n) // half), 0) * half
 
 
-class _Draw(NamedTuple):
+class Draw(NamedTuple):
     """Sampling settings of the next token."""
 
     seed: Any
     numbers: Any  # row numbers [B]
     done: Any  # tokens generated before this program
-    choice: tuple  # settings of `choose`
+    choice: tuple  # settings of `filtered`
     rules: Rules
+
+    def keys(self, index: Any) -> jax.Array:
+        """Returns the random keys [B] of the tokens at `index`, a number or one per row [B]."""
+        key = jax.random.key(self.seed)
+        fold = lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at)
+        return jax.vmap(fold)(self.numbers, jnp.broadcast_to(index, self.numbers.shape))
 
 
 class _State(NamedTuple):
@@ -150,12 +177,11 @@ class _State(NamedTuple):
     seen: Any  # state of the rules
 
 
-def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
+def _pick(read, logits, index, ids, ended, seen, draw: Draw) -> _State:
     """Samples the token at `index` of each row."""
-    key = jax.random.key(draw.seed)
-    fold = lambda number: jax.random.fold_in(jax.random.fold_in(key, number), draw.done + index)
-    logits = draw.rules.apply(logits, seen, draw.done + index, read.eos)
-    token = choose(logits, jax.vmap(fold)(draw.numbers), *draw.choice)
+    at = draw.done + index
+    logits = draw.rules.apply(logits, seen, at, read.eos)
+    token = choose(logits, draw.keys(at), *draw.choice)
     token = jnp.where(ended, read.eos[0], token)
     ended |= (token[:, None] == read.eos).any(-1)
     seen = draw.rules.saw(seen, token)
@@ -186,18 +212,34 @@ def _go_on(reader, read, cache, state, until, draw):
 
 
 def choose(
-    logits: jax.Array, keys: jax.Array, temperature: float | None = None, top_k: int | None = None,
-    top_p: float | None = None, min_p: float | None = None,
+    logits: jax.Array, keys: jax.Array, temperature: float | None = None, *filters: Any, **more: Any
 ) -> jax.Array:
-    """Samples an id per row from logits [B, V] with keys [B]; without temperature, the argmax.
-
-    top_k keeps the k most likely tokens; then top_p (nucleus sampling, Holtzman 2020, 3.1) keeps
-    the smallest set of most likely tokens with total probability p; min_p (Nguyen 2024,
-    arXiv:2407.01082) keeps tokens with at least min_p times the maximum probability. Ties with the
-    last kept token are kept too. temperature and min_p must be normal float32 numbers.
-    """
+    """Samples an id per row from `filtered` logits [B, V] with keys [B]."""
     if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
+    return categorical(keys, filtered(logits, temperature, *filters, **more))
+
+
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """Samples an id per row from logits [B, V] with keys [B]."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def filtered(
+    logits: jax.Array, temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, min_p: float | None = None,
+) -> jax.Array:
+    """Logits [B, V] of the distribution to sample from: -inf for ids that are filtered out.
+
+    Without temperature, only the argmax is left. top_k keeps the k most likely tokens; then top_p
+    (nucleus sampling, Holtzman 2020, 3.1) keeps the smallest set of most likely tokens with total
+    probability p; min_p (Nguyen 2024, arXiv:2407.01082) keeps tokens with at least min_p times the
+    maximum probability. Ties with the last kept token are kept too. temperature and min_p must be
+    normal float32 numbers.
+    """
+    if temperature is None:
+        best = logits.argmax(-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     # The maximum is 0 at any temperature, which avoids inf - inf; -inf is kept, even if XLA
     # multiplies by 1 / temperature and that underflows to 0.
     logits -= logits.max(-1, keepdims=True)
@@ -212,7 +254,7 @@ def choose(
         logits = jnp.where(probability > 0, logits, -jnp.inf)
     if min_p is not None:
         logits = jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return logits
 
 
 def _keep_likeliest(

@@ -13,7 +13,7 @@ from llm_jax import models, objectives
 from llm_jax.config import ConfigError
 from llm_jax.data import chat
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
-from llm_jax.decode import sample
+from llm_jax.decode import sample, speculative
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.request import Request
 from llm_jax.decode.score import fill, log_likelihoods
@@ -36,7 +36,7 @@ def complete(
     starts from the tokenizer's bos_id (pad if, as in T5, there is none). A masked model fills
     [MASK] or <mask>: `completion` and `tokens` are the prompt with the best token for each mask,
     and `candidates` lists the top_k (0: 5) {token, text, probability} per mask. Beam search adds
-    `score`.
+    `score`; speculative decoding its `rounds`, and how many tokens were `proposed` and `accepted`.
 
     Special tokens in a prompt are recognised, as in transformers (in training text they are not).
     Ids without a token in the tokenizer are never generated.
@@ -70,7 +70,12 @@ def stream(
     stops, shown = job.request.stop, 0
     if job.request.beams > 1:
         raise ConfigError(f"beams={job.request.beams}: beam search does not support streaming")
-    for (ids,) in sample.stream(model, params, job.rows, **job.inputs(), every=1):
+    inputs = job.inputs()
+    if job.request.draft:
+        pieces = (x.ids for x in speculative.stream(model, params, job.rows, **inputs))
+    else:
+        pieces = sample.stream(model, params, job.rows, **inputs, every=1)
+    for (ids,) in pieces:
         text = _before(stops, job.spoken(job.rows[0], ids))
         sure = text.rstrip("\ufffd")
         stop_begins = (i for stop in stops for i in range(1, len(stop))
@@ -177,8 +182,14 @@ class _Job:
         if request.beams > 1:
             names += ["beams", "length_penalty"]
         else:
-            names += ["temperature", "top_k", "top_p", "min_p", "seed", "memory"]
-            if count > room:
+            names += ["temperature", "top_k", "top_p", "min_p", "seed"]
+            names += ["draft", "draft_tokens"] if request.draft else ["memory"]
+            if request.draft:
+                if self.prefix:
+                    raise ConfigError("draft: speculative decoding does not support prefix "
+                                      "language models")
+                speculative.check(self.model.cfg, self.tokenizer, request.draft, longest, count)
+            elif count > room:
                 log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
                             "leaves room for %d; beyond that, the beginning is dropped",
                             count, longest, length, room)
@@ -209,6 +220,14 @@ class _Job:
             if request.beams > 1:
                 best = beam_search(model, params, given, **settings)
                 written = [[h._asdict() for h in beams[: request.samples]] for beams in best]
+            elif request.draft:
+                *_, done = speculative.stream(model, params, given, draws=draws, **settings)
+                each = zip(done.ids, done.rounds.tolist(), done.accepted.tolist(), strict=True)
+                written = [
+                    [{"tokens": ids, "rounds": n, "proposed": n * request.draft_tokens,
+                      "accepted": m}]
+                    for ids, n, m in each
+                ]  # fmt: skip
             else:
                 ids = sample.generate(model, params, given, draws=draws, **settings)
                 written = [[{"tokens": row}] for row in ids]

@@ -395,14 +395,14 @@ def test_a_teacher_of_another_kind_is_refused(run):
         distill.make_step(trainer)
 
 
-@pytest.mark.parametrize("page", ["compress", "privacy"])
+@pytest.mark.parametrize("page", ["compress", "generation", "privacy"])
 def test_the_pages_commands_are_understood(page, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     monkeypatch.setattr(commands, "read_config", lambda run: None)  # there are no such runs
     text = (root / "docs" / f"{page}.md").read_text().replace("\\\n", " ")
     found = re.findall(r"^python launch.py (.*?)(?:  #.*)?$", text, re.MULTILINE)
-    assert len(found) == {"compress": 9, "privacy": 1}[page]
+    assert len(found) == {"compress": 9, "generation": 6, "privacy": 1}[page]
     for command in found:
         args, overrides = commands._read(shlex.split(command))
         configs.load(getattr(args, "config", ""), overrides)
