@@ -34,13 +34,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     samples.show(texts, setup.model.cfg.kind)
     result = {"step": step, "samples": texts}
     if args.draft:
-        rounds, proposed, accepted = (
-            sum(text[name] for text in texts) for name in ("rounds", "proposed", "accepted")
-        )
-        result["acceptance_rate"] = accepted / proposed
-        result["tokens_per_round"] = sum(len(text["tokens"]) for text in texts) / rounds
-        tell(f"draft: {result['acceptance_rate']:.0%} of its tokens accepted; "
-             f"{result['tokens_per_round']:.2f} tokens a round")  # fmt: skip
+        total = lambda name: sum(text[name] for text in texts)
+        tokens = sum(len(text["tokens"]) for text in texts)
+        result["acceptance_rate"] = rate = total("accepted") / total("proposed")
+        result["tokens_per_round"] = speed = tokens / total("rounds")
+        tell(f"draft: {rate:.0%} of its tokens accepted; {speed:.2f} tokens a round")
     return result
 
 

@@ -160,8 +160,10 @@ def batch_of(rows: Sequence[Sequence[int]], most: int, side: str = "") -> dict[s
 def irreversible(cfg: Any, size: int) -> str:
     """Returns why a cache of `size` tokens cannot be cut back to a prefix; "" if it can.
 
-    It can if it has all keys and no state; the reason names the layer's key of config.model.
+    It can if it has all keys and no state; the reason names a key of config.model.
     """
+    if cfg.kind != "decoder":
+        return f"model.kind={cfg.kind!r} is not a decoder"
     for layer in _layers(cfg):
         variant, window = attention.get(layer.attention), kept(layer)
         name = f"model.attention={layer.attention!r}"
@@ -173,12 +175,14 @@ def irreversible(cfg: Any, size: int) -> str:
             return f"model.short_conv={layer.short_conv} has a state"
         if window is not None and window < size:
             return f"{name} caches only the last {window} of {size} tokens"
+        if layer.expert_capacity or layer.expert_slots:
+            return "model.expert_capacity and expert_slots let the tokens of a pass compete"
     return ""
 
 
 def resumable(reader: Reader) -> bool:
     """Whether a cache can be reused for texts with a common prefix."""
-    plain = reader.cached and not reader.prefix and reader.source is None
+    plain = reader.cached and not reader.prefix
     return plain and not irreversible(reader.model.cfg, reader.size)
 
 

@@ -9,15 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.cache import (
-    Memory,
-    Prompts,
-    Reader,
-    pad,
-    prepare,
-    replicated,
-    resumable,
-)
+from llm_jax.decode.cache import Memory, pad, prepare, replicated, resumable
 from llm_jax.decode.rules import Rules
 from llm_jax.models import Model
 
@@ -32,56 +24,44 @@ def generate(model: Model, params: Any, prompts: Sequence, **settings: Any) -> l
 
 def stream(
     model: Model, params: Any, prompts: Sequence[Sequence[int]],
-    *, max_new_tokens: int, every: int | None = None, memory: Memory | None = None, **settings: Any,
+    *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    min_p: float = 0.0, repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0,
+    seed: int = 0, draws: Sequence[int] | None = None,
+    stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
+    memory: Memory | None = None, window: Callable | None = None, **inputs: Any,
 ) -> Iterator[list[list[int]]]:
     """Yields the ids sampled so far after each prompt, every `every` tokens and at the end.
 
-    Prompts may differ in length. A row ends after an eos_id or max_new_tokens. When a sequence
-    exceeds model.max_length, the first max_length / 2 tokens of its context are dropped.
+    Prompts may differ in length. A row ends after an eos_id or max_new_tokens. temperature 0 is
+    greedy; top_k 0, top_p 1 and min_p 0 disable the filters. When a sequence exceeds
+    model.max_length, the first max_length / 2 tokens of its context are dropped.
 
     Args:
+      repetition_penalty, min_new_tokens: see `Rules`; the latter may differ between rows.
+      draws: a number per row, by default its index: samples of a row depend only on (seed, number,
+        position).
+      stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
       every: None: once, at the end; 8 if there is a `stop`.
       memory: for a single prompt: reuses the KV cache of a common prefix, and stores the new one.
-      settings: sampling settings and inputs, see `begin`.
+      window: generates until a context is full, as `_window` does; None: that, token by token.
+      inputs: sources, eos_id and other arguments of `cache.prepare`.
     """
-    reader, read, room, draw, text = begin(model, params, prompts, max_new_tokens, **settings)
-    rules, length, vocabulary = draw.rules, model.cfg.max_length, model.cfg.vocab_size
-    every = every or (8 if text.stop else max_new_tokens)
+    choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
+    reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
+    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
+    length, vocabulary = model.cfg.max_length, model.cfg.vocab_size
+    numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
+    every = every or (8 if stop else max_new_tokens)
+    text = _Written(prompts, set(read.eos.tolist()), stop)
     memory = memory if len(prompts) == 1 and resumable(reader) else None
     done = 0
     while done < max_new_tokens and not text.ended.all():
         rows = [[*prompt, *ids] for prompt, ids in zip(prompts, text.ids, strict=True)]
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
-        draw = draw._replace(done=done)
+        draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
         seen, left = replicated(rules.seen(rows, vocabulary)), max_new_tokens - done
-        done += yield from _window(reader, read, room, contexts, seen, draw, text, left, every,
-                                   memory)  # fmt: skip
-
-
-def begin(
-    model: Model, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-    *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-    repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0, seed: int = 0,
-    draws: Sequence[int] | None = None,
-    stop: Callable[[Sequence[int], list[int]], int | None] | None = None, **inputs: Any,
-) -> tuple[Reader, Prompts, int, "Draw", "Written"]:
-    """Returns reader, prompts and room of `cache.prepare`, how to sample, and the empty texts.
-
-    Args:
-      temperature, top_k, top_p, min_p: see `filtered`; temperature 0 is greedy, top_k 0, top_p 1
-        and min_p 0 disable the filters.
-      repetition_penalty, min_new_tokens: see `Rules`; the latter may differ between rows.
-      draws: a number per row, by default its index: samples of a row depend only on (seed, number,
-        position).
-      stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
-      inputs: sources, eos_id and other arguments of `cache.prepare`.
-    """
-    reader, read, room = prepare(model, params, prompts, max_new_tokens, **inputs)
-    rules = Rules.of(repetition_penalty, min_new_tokens, len(prompts))
-    choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
-    numbers = np.array(range(len(prompts)) if draws is None else draws, np.int32)
-    draw = Draw(*replicated((np.uint32(seed), numbers)), 0, choice, rules)
-    return reader, read, room, draw, Written(prompts, set(read.eos.tolist()), stop)
+        done += yield from (window or _window)(reader, read, room, contexts, seen, draw, text,
+                                               left, every, memory)  # fmt: skip
 
 
 def _window(reader, read, room, contexts, seen, draw, text, left, every, memory):
@@ -117,7 +97,7 @@ def _window(reader, read, room, contexts, seen, draw, text, left, every, memory)
         state, cache = _go_on(reader, read, cache, state, until, draw)
 
 
-class Written:
+class _Written:
     """The ids after each prompt, and which rows have ended [B]."""
 
     def __init__(self, prompts: Sequence, ends: set[int], stop: Callable | None):
@@ -151,7 +131,7 @@ def _forgotten(n: int, length: int) -> int:
     return max(-((length - n) // half), 0) * half
 
 
-class Draw(NamedTuple):
+class _Draw(NamedTuple):
     """Sampling settings of the next token."""
 
     seed: Any
@@ -177,7 +157,7 @@ class _State(NamedTuple):
     seen: Any  # state of the rules
 
 
-def _pick(read, logits, index, ids, ended, seen, draw: Draw) -> _State:
+def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
     """Samples the token at `index` of each row."""
     at = draw.done + index
     logits = draw.rules.apply(logits, seen, at, read.eos)

@@ -17,6 +17,7 @@ from llm_jax.decode import sample, speculative
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.request import Request
 from llm_jax.decode.score import fill, log_likelihoods
+from llm_jax.decode.speculative import Speculation
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
@@ -70,12 +71,7 @@ def stream(
     stops, shown = job.request.stop, 0
     if job.request.beams > 1:
         raise ConfigError(f"beams={job.request.beams}: beam search does not support streaming")
-    inputs = job.inputs()
-    if job.request.draft:
-        pieces = (x.ids for x in speculative.stream(model, params, job.rows, **inputs))
-    else:
-        pieces = sample.stream(model, params, job.rows, **inputs, every=1)
-    for (ids,) in pieces:
+    for (ids,) in sample.stream(model, params, job.rows, **job.inputs(), every=1):
         text = _before(stops, job.spoken(job.rows[0], ids))
         sure = text.rstrip("\ufffd")
         stop_begins = (i for stop in stops for i in range(1, len(stop))
@@ -182,8 +178,7 @@ class _Job:
         if request.beams > 1:
             names += ["beams", "length_penalty"]
         else:
-            names += ["temperature", "top_k", "top_p", "min_p", "seed"]
-            names += ["draft", "draft_tokens"] if request.draft else ["memory"]
+            names += ["temperature", "top_k", "top_p", "min_p", "seed", "memory"]
             if request.draft:
                 if self.prefix:
                     raise ConfigError("draft: speculative decoding does not support prefix "
@@ -196,6 +191,8 @@ class _Job:
         inputs = {name: getattr(request, name) for name in names}
         if request.beams == 1:
             inputs["stop"] = self.stop if request.stop else None
+            if request.draft:
+                inputs["window"] = Speculation(request.draft, request.draft_tokens)
         least = [max(request.min_new_tokens, request.min_length - len(row)) for row in self.rows]
         return inputs | {
             "max_new_tokens": count, "allowed": self.allowed(), "sources": self.sources,
@@ -220,17 +217,13 @@ class _Job:
             if request.beams > 1:
                 best = beam_search(model, params, given, **settings)
                 written = [[h._asdict() for h in beams[: request.samples]] for beams in best]
-            elif request.draft:
-                *_, done = speculative.stream(model, params, given, draws=draws, **settings)
-                each = zip(done.ids, done.rounds.tolist(), done.accepted.tolist(), strict=True)
-                written = [
-                    [{"tokens": ids, "rounds": n, "proposed": n * request.draft_tokens,
-                      "accepted": m}]
-                    for ids, n, m in each
-                ]  # fmt: skip
             else:
                 ids = sample.generate(model, params, given, draws=draws, **settings)
                 written = [[{"tokens": row}] for row in ids]
+                if work := inputs.get("window"):
+                    counts = work.rounds, work.count * work.rounds, work.accepted
+                    for (one,), *of in zip(written, *map(np.ndarray.tolist, counts), strict=True):
+                        one |= zip(("rounds", "proposed", "accepted"), of, strict=True)
             for i, new in zip(places, written, strict=True):
                 samples[i] += new
         for row, some in zip(self.rows, samples, strict=True):

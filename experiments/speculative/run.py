@@ -1,0 +1,221 @@
+"""Speculative decoding on a CPU: speed, and the tokens accepted of a trained draft model.
+
+    python experiments/speculative/run.py --data=tiny_shakespeare/input.txt --runs=FOLDER
+
+Trains the two models of TRAINED in FOLDER, unless they are there, and writes results.json and
+README.md beside this file.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import launch  # noqa: E402
+from experiments.speed.run import QUIET, busy  # noqa: E402
+from llm_jax import config, decode, models, record, sharding  # noqa: E402
+from llm_jax.decode.speculative import Speculation  # noqa: E402
+from llm_jax.files import read_text  # noqa: E402
+from llm_jax.train.metrics import read  # noqa: E402
+from llm_jax.train.run import load_params  # noqa: E402
+
+PROMPT, NEW, COUNTS, ROWS = 64, 128, (2, 4, 8), 8
+TRAINED = {  # of configs/shakespeare.py:large
+    "model": {"train.steps": 500, "data.batch_size": 4, "model.dropout": 0.0,
+              "model.attention_dropout": 0.0},
+    "draft": {"train.steps": 1500, "data.batch_size": 4, "model.dropout": 0.0,
+              "model.attention_dropout": 0.0, "model.num_layers": 1, "model.num_heads": 4,
+              "model.embed_dim": 128, "optimizer.learning_rate": 3e-3},
+}  # fmt: skip
+RANDOM = {"model": "124m", "draft": {"num_layers": 2, "num_heads": 4, "embed_dim": 256}}
+
+
+def train(folder: Path, data: str, changes: dict[str, Any]) -> dict:
+    """Trains a model unless it is there; returns its size and loss."""
+    changes |= {"data.train": data, "eval.every": changes["train.steps"]}
+    changes |= {"checkpoint.every": changes["train.steps"], "sample.prompts": ()}
+    began = time.perf_counter()
+    if not folder.is_dir():
+        options = [f"--config.{key}={value}" for key, value in changes.items()]
+        recipe = "--config=configs/shakespeare.py:large"
+        assert launch.main(["train", recipe, f"--workdir={folder}", *options]) == 0
+        (folder / "minutes").write_text(f"{(time.perf_counter() - began) / 60:.2f}")
+    losses = [row["eval_loss"] for row in read(folder) if row.get("eval_loss")]
+    return changes | {"loss": losses[-1], "minutes": float((folder / "minutes").read_text())}
+
+
+def sizes(model: models.Model) -> dict:
+    cfg = model.cfg
+    params = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0)))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return {"layers": cfg.num_layers, "width": cfg.embed_dim, "parameters": count}
+
+
+def random_model(variant: str, **changes: int) -> decode.Draft:
+    """GPT-2's config with these changes, with random parameters."""
+    cfg = config.load(f"configs/gpt2.py:{variant}").model
+    cfg.update(changes)
+    model = models.build(config.resolve(cfg, 50257))
+    params = jax.jit(lambda key: models.init_params(model, key))(jax.random.key(len(changes)))
+    return decode.Draft(model, params, None)
+
+
+def measure(big: decode.Draft, small: decode.Draft, rows: list, at_once: int, rounds: int,
+            new: int, **settings: Any) -> list[dict]:  # fmt: skip
+    """Takes turns: without a draft model, then with each number of tokens proposed."""
+    batches = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+    settings |= {"max_new_tokens": new}
+    work = {count: [Speculation(small, count) for _ in batches] for count in COUNTS}
+
+    def write(count: int | None) -> list:
+        windows = work[count] if count else [None] * len(batches)
+        return [decode.generate(big.model, big.params, batch, window=window, **settings)
+                for batch, window in zip(batches, windows, strict=True)]  # fmt: skip
+
+    runs: dict[int | None, Callable] = {None: write, **dict.fromkeys(COUNTS, write)}
+    texts, taken = {count: run(count) for count, run in runs.items()}, []
+    for turn in range(rounds):
+        seconds, began, before = {}, time.perf_counter(), busy()
+        for count in sorted(runs, key=lambda n: n or 0, reverse=turn % 2 == 1):
+            start = time.perf_counter()
+            runs[count](count)
+            seconds[str(count)] = time.perf_counter() - start
+        others = (busy() - before) / ((time.perf_counter() - began) * os.cpu_count())
+        taken.append(seconds | {"others": others})
+        print({k: round(v, 2) for k, v in taken[-1].items()}, flush=True)
+    found, tokens, steps = [], len(rows) * new, len(batches) * new
+    for count, windows in work.items():
+        passes, accepted = (np.concatenate([getattr(w, name) for w in windows])
+                            for name in ("rounds", "accepted"))  # fmt: skip
+        turns = sum(int(w.rounds.max()) for w in windows)  # a batch goes on until its last row ends
+        ratios = [x["None"] / x[str(count)] for x in taken]
+        costs = [(x[str(count)] / turns) / (x["None"] / steps) for x in taken]
+        found.append({
+            "rows": at_once, "count": count, "new": new, "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)], "round_cost": statistics.median(costs),
+            "plain_tokens_per_second": tokens / statistics.median(x["None"] for x in taken),
+            "tokens_per_second": tokens / statistics.median(x[str(count)] for x in taken),
+            "acceptance_rate": float(accepted.sum() / (count * passes.sum())),
+            "tokens_per_round": float(tokens / passes.sum()),
+            "equal_texts": texts[count] == texts[None],
+            "others_at_most": max(x["others"] for x in taken), "seconds": taken,
+        })  # fmt: skip
+    return found
+
+
+def trained(data: str, runs: Path, rounds: int) -> dict:
+    """Speed with trained models, whose drafts are accepted as often as they deserve."""
+    about = {name: train(runs / name, data, dict(changes)) for name, changes in TRAINED.items()}
+    setup, tokenizer, params, _ = load_params(runs / "model")
+    theirs, same, small, _ = load_params(runs / "draft", mesh=setup.mesh)
+    assert same.fingerprint() == tokenizer.fingerprint()
+    text = read_text(data)
+    held_out = text[len(text) * 9 // 10 :]
+    prompts = [held_out[i * 5000 :][:PROMPT] for i in range(ROWS)]
+    ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    big, draft = decode.Draft(setup.model, params, None), decode.Draft(theirs.model, small, None)
+    rows = []
+    with sharding.activate(setup.mesh):
+        for at_once, temperature in itertools.product((1, ROWS), (0.0, 1.0)):
+            part = measure(big, draft, ids, at_once, rounds, NEW, temperature=temperature)
+            rows += [x | {"temperature": temperature} for x in part]
+    about["model"] |= sizes(setup.model)
+    about["draft"] |= sizes(theirs.model)
+    return about | {"rows": rows}
+
+
+def costs(rounds: int) -> dict:
+    """The cost of a round for GPT-2 124M; it does not depend on the weights."""
+    big, small = random_model(RANDOM["model"]), random_model("124m", **RANDOM["draft"])
+    ids = np.random.default_rng(0).integers(0, 50257, (ROWS, PROMPT)).tolist()
+    rows = [x for n in (1, ROWS) for x in measure(big, small, ids[:n], n, rounds, 32)]
+    return {"model": sizes(big.model), "draft": sizes(small.model), "rows": rows}
+
+
+def readme(result: dict) -> str:
+    """The README.md of this folder."""
+    known, random = result["trained"], result["random"]
+    size = lambda x: f"{x['layers']} layers, width {x['width']}, {x['parameters'] / 1e6:.1f}M"
+    learned = lambda x: (f"{size(x)} parameters, {x['train.steps']} steps of "
+                         f"{x['data.batch_size']} x 256 characters, validation loss "
+                         f"{x['loss']:.3f}")  # fmt: skip
+    header = ["rows", "temperature", "proposed a round", "accepted", "tokens a round",
+              "cost of a round", "tokens/s without draft", "tokens/s",
+              "times as fast (lowest, highest)"]  # fmt: skip
+    speed = [
+        [
+            str(x["rows"]), f"{x['temperature']:g}", str(x["count"]),
+            f"{x['acceptance_rate']:.0%}", f"{x['tokens_per_round']:.2f}",
+            f"{x['round_cost']:.2f}", f"{x['plain_tokens_per_second']:.0f}",
+            f"{x['tokens_per_second']:.0f}",
+            f"{x['ratio']:.2f} ({x['ratio_range'][0]:.2f}, {x['ratio_range'][1]:.2f})",
+        ]
+        for x in known["rows"]
+    ]  # fmt: skip
+    cost = [[str(x["rows"]), str(x["count"]), f"{x['round_cost']:.2f}", str(x["count"] + 1)]
+            for x in random["rows"]]  # fmt: skip
+    others = max(x["others_at_most"] for x in [*known["rows"], *random["rows"]])
+    quiet = ""
+    if others > QUIET:
+        quiet = (f"\n**Not a quiet machine**: other programs had up to {others:.0%} of its\n"
+                 "processors. The sides took turns, so ratios say more than speeds.\n")  # fmt: skip
+    greedy = [x["equal_texts"] for x in known["rows"] if x["temperature"] == 0]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"""# Speed of speculative decoding
+
+A speed-up needs a draft model that is often right, so both models are trained here: as
+configs/shakespeare.py:large, by characters on tiny Shakespeare, in float32.
+
+- Model: {learned(known["model"])}.
+- Draft model: {learned(known["draft"])}.
+
+Texts of {known["rows"][0]["new"]} tokens behind {ROWS} held-out prompts of {PROMPT}, one after the
+other or all in a batch; the time is of the whole call, prompt included, once compiled; medians of
+{len(known["rows"][0]["seconds"])} turns. The cost of a round is its time in steps of the model
+alone. A batch goes on until its last row ends. {sum(greedy)} of {len(greedy)} greedy settings wrote
+exactly the texts of the model alone; the others differ where two logits are almost equal.
+{quiet}
+{record.table(header, speed)}
+
+What a round costs does not depend on the weights. For the shape of GPT-2
+({size(random["model"])}) with a draft model of {size(random["draft"])}, random weights, texts of
+{random["rows"][0]["new"]} tokens: it pays when a round gives more tokens than it costs steps.
+
+{record.table(["rows", "proposed a round", "cost of a round", "tokens a round at most"], cost)}
+
+    {result["command"]}
+
+{result["hardware"]}; commit {result["commit"]};
+{result["time"]}; {versions}.
+
+This file is written by run.py from results.json.
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--runs", required=True, type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    record.write(HERE / "results.json", trained=trained(args.data, args.runs, args.rounds),
+                 random=costs(args.rounds))  # fmt: skip
+    text = readme(json.loads((HERE / "results.json").read_text()))
+    (HERE / "README.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
