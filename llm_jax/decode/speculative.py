@@ -122,6 +122,8 @@ def _round(count, target, draft, caches, tail, first, lengths, index, seen, draw
         return jax.nn.softmax(filtered(logits, *draw.choice), axis=-1)
 
     def keys(index, use):
+        # A position after a rejected token is drawn again, with the same keys: no token that was
+        # kept depends on the first draw.
         return jax.vmap(jax.random.fold_in, (0, None))(draw.keys(index), use)
 
     def propose(logits, seen, j):
