@@ -149,9 +149,10 @@ def test_greedy_texts_are_the_models_own_for_any_attention_that_can_go_back(chan
              "selected_blocks": 3, "index_topk": 4, "index_dim": 6}  # fmt: skip
     model, params = tiny_model(max_length=16, **small | changes)
     right = generate(model, params, PROMPTS, max_new_tokens=11, temperature=0)
-    found, done = speculate(model, params, PROMPTS, SMALL_DRAFT, draft_tokens=3, max_new_tokens=11,
+    draft = Draft(model, jax.tree.map(lambda x: 0.9 * x, params), TOKENIZER)  # often right
+    found, done = speculate(model, params, PROMPTS, draft, draft_tokens=3, max_new_tokens=11,
                             temperature=0)  # fmt: skip
-    assert found == right and (done.rounds < 11).any()
+    assert found == right and done.accepted.any()
 
 
 PREFIX = config.base().objective
