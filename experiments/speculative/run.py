@@ -33,9 +33,9 @@ from llm_jax.train.run import load_params  # noqa: E402
 
 PROMPT, NEW, COUNTS, ROWS = 64, 128, (2, 4, 8), 8
 TRAINED = {  # of configs/shakespeare.py:large
-    "model": {"train.steps": 500, "data.batch_size": 4, "model.dropout": 0.0,
+    "model": {"train.steps": 300, "data.batch_size": 4, "model.dropout": 0.0,
               "model.attention_dropout": 0.0},
-    "draft": {"train.steps": 1500, "data.batch_size": 4, "model.dropout": 0.0,
+    "draft": {"train.steps": 1000, "data.batch_size": 4, "model.dropout": 0.0,
               "model.attention_dropout": 0.0, "model.num_layers": 1, "model.num_heads": 4,
               "model.embed_dim": 128, "optimizer.learning_rate": 3e-3},
 }  # fmt: skip
