@@ -42,11 +42,12 @@ BASES = {
             "--config.eval.max_batches=5", "--config.eval.every=200"],
 }  # fmt: skip
 METHODS = {"int8": "int8", "int4": "int4", "nf4": "nf4", "pruned": "prune:0.5",
-           "pruned-2-4": "prune:2:4", "heads": "heads:0.25"}  # fmt: skip
+           "pruned-2-4": "prune:2:4", "heads": "heads:0.25", "low-rank": "low_rank:32"}  # fmt: skip
 # Points that are trained on: of which method, with which keys.
 TRAINED = {
     "sst2": {
         "pruned-tuned": ("prune:0.5", ["--config.train.steps=100"]),
+        "low-rank-tuned": ("low_rank:32", ["--config.train.steps=100"]),
         "student-alone": ("layers:2", ["--config.train.steps=400"]),
         "student": ("layers:2", ["--config.train.steps=400", "--config.distill.teacher=BASE",
                                  "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
@@ -148,10 +149,10 @@ woman, occur in the training set as they are in SST-2.
 {bias}
 
 Without a remedy, the classifier reads only who speaks. Counterfactual augmentation knows the words
-and removes the difference; the others know only the groups, and the small groups are learned by
-heart before the loss can raise their weight. With a step size of 0.01, the weights of group DRO
-hardly move in so few steps; 0.1 was added after seeing this. A largest difference is above 0 by
-chance, and its bootstrap interval is biased upwards.
+and removes the difference. The others know only the groups, and a group of 5 % of the training set
+can be learned by heart. With a step size of 0.01, the weights of group DRO hardly move in so few
+steps; 0.1 was added after seeing this. A largest difference is above 0 by chance, and its bootstrap
+interval is biased upwards.
 """
 
 
