@@ -149,10 +149,10 @@ woman, occur in the training set as they are in SST-2.
 {bias}
 
 Without a remedy, the classifier reads only who speaks. Counterfactual augmentation knows the words
-and removes the difference. The others know only the groups, and a group of 5 % of the training set
-can be learned by heart. With a step size of 0.01, the weights of group DRO hardly move in so few
-steps; 0.1 was added after seeing this. A largest difference is above 0 by chance, and its bootstrap
-interval is biased upwards.
+and removes the difference. The others know only the groups, and small groups can be learned by
+heart. With a step size of 0.01, the weights of group DRO hardly move in so few steps; 0.1 was added
+after seeing this. A largest difference is above 0 by chance, and its bootstrap interval is biased
+upwards.
 """
 
 
