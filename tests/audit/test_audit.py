@@ -108,6 +108,7 @@ def test_a_limit_that_cannot_be_measured_does_not_stop_the_others(gpt, monkeypat
 def test_a_figure_is_shown_with_its_interval():
     assert report.shown(statistics.figure("a", 1234567.0)) == "1,234,567"
     assert report.shown(statistics.figure("a", 0.5, "", 0.25, 0.75)) == "0.5 [0.25, 0.75]"
+    assert report.shown(statistics.figure("a", 1e9)) == "1e+09"
     assert report.shown(statistics.figure("a", float("nan"))) == "–"
 
 
