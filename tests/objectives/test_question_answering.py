@@ -101,6 +101,21 @@ def test_the_answer_is_the_best_of_all_spans(seed, no_answer):
     assert 0 < found["score"] < 1
 
 
+def test_probabilities_of_large_logits_are_those_of_small_ones():
+    """A softmax does not change when all logits do; in float64 exp(710) is infinite."""
+    window = question_answering.Window(np.arange(4), 1, np.array([[0, 1], [2, 3], [4, 5]]))
+    row = {"start": np.array([0.0, 1, 2, -1]), "end": np.array([1.0, 0, 3, 2])}
+    large = {name: x + 1000 for name, x in row.items()}
+
+    def probabilities(row):
+        spans, nothing = question_answering.best(window, row)
+        return [probability for _, probability, *_ in (*spans, nothing)]
+
+    np.testing.assert_allclose(probabilities(large), probabilities(row))
+    p, q = (np.exp(x) / np.exp(x).sum() for x in row.values())
+    assert probabilities(row)[0] == pytest.approx(p[2] * q[2])  # start 2, end 3: the likeliest
+
+
 def test_the_loss_is_of_both_ends_and_knows_no_padding():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 6, 2)).astype(np.float32)

@@ -42,7 +42,9 @@ def test_a_plan_of_simulated_devices(planned, tiny):
     assert planned["parameter_bytes"] == on_one(state.params)
     parts = ("parameter_bytes", "optimizer_bytes", "other_argument_bytes")
     assert planned["argument_bytes"] == pytest.approx(sum(planned[p] for p in parts), abs=64)
-    assert planned["temp_bytes"] > 0 and planned["compile_seconds"] > 0 and planned["fits"]
+    assert planned["temp_bytes"] > 0 and planned["fits"]
+    for time in ("compile_seconds", "compile_cpu_seconds"):
+        assert 0 < planned[time] < 300
     assert sum(planned["ici_bytes"].values()) > 0 and not planned["dcn_bytes"]
     assert any("temporaries" in line for line in report.lines(planned))
 
