@@ -38,7 +38,7 @@ SCORES = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits"
 APART = {"model_type", "architectures", "hash_seed", "return_dict"}
 CHANGED = {  # by the type of what an entry says
     bool: lambda x: [not x],
-    int: lambda x: [x + 1, x - 1, 0, "three", 2.5],
+    int: lambda x: [x + 1 if x % 2 else x - 1, 0, "three", 2.5],
     float: lambda x: [0.37, "x", [x]],
     str: lambda x: ["gelu", "relu", "silu", "gelu_fast", "gelu_new", "mish", 5],
     type(None): lambda x: [3, True, {"a": 1}],
