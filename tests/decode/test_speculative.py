@@ -1,6 +1,5 @@
 """Tests of speculative decoding: greedy texts are equal, samples have the exact distribution."""
 
-import functools
 import itertools
 
 import jax
@@ -36,18 +35,25 @@ def speculate(model, params, prompts, draft, draft_tokens, **settings):
 @pytest.mark.parametrize("count", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_greedy_texts_are_the_models_own_for_any_draft(count):
     """Rows of different lengths, which accept different numbers, end at an eos or at the limit."""
-    model, params = tiny_model(max_length=16, positions="learned", num_layers=1)
+    model, params = tiny_model(max_length=16, positions="learned")
     how = {"max_new_tokens": 11, "temperature": 0, "min_new_tokens": 1, "repetition_penalty": 1.01}
     free = generate(model, params, PROMPTS, **how)
     how["eos_id"] = next(t for t in free[0] if 0 < free[0].index(t) < 9)
     right = generate(model, params, PROMPTS, **how)
     assert len({len(row) for row in right}) > 1
-    run = functools.partial(speculate, model, params, PROMPTS, draft_tokens=count, **how)
-    (first, same), (second, other) = map(run, (Draft(model, params, TOKENIZER), SMALL_DRAFT))
-    assert first == second == right
-    assert same.rounds.tolist() == [-(-len(row) // (count + 1)) for row in right]
-    assert same.accepted.tolist() == [len(row) - len(row) // (count + 1) for row in right]
-    assert (same.rounds <= other.rounds).all() and other.accepted.sum() < same.accepted.sum()
+    found, done = speculate(model, params, PROMPTS, SMALL_DRAFT, count, **how)
+    assert found == right and (done.rounds <= [len(row) for row in right]).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_a_draft_equal_to_the_model_is_always_accepted(temperature):
+    """So its cache has all tokens: otherwise its distribution would differ."""
+    model, params = tiny_model(max_length=16, positions="learned", num_layers=1)
+    how = {"max_new_tokens": 11, "temperature": temperature}
+    same = Draft(model, params, TOKENIZER)
+    found, done = speculate(model, params, PROMPTS * 20, same, 4, **how)
+    assert temperature or found == generate(model, params, PROMPTS * 20, **how)
+    assert set(done.rounds) == {3} and set(done.accepted) == {4 + 4 + 1}
 
 
 def chances(model, params, prompt, new, settings):
@@ -86,21 +92,21 @@ def unlikely(counts, right):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"temperature": 0.7, "top_k": 4, "repetition_penalty": 1.5},
+        {"temperature": 2.0, "top_k": 4, "repetition_penalty": 1.5},
         pytest.param({"temperature": 1.0}, marks=pytest.mark.slow),
         pytest.param({"temperature": 1.5, "top_p": 0.8}, marks=pytest.mark.slow),
-        pytest.param({"min_p": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"min_p": 0.1}, marks=pytest.mark.slow),
     ],
 )
 def test_samples_have_the_models_own_distribution(settings):
-    """Chi-squared over all texts of three tokens out of five, 10,000 samples.
+    """Chi-squared over all texts of three tokens out of five, 20,000 samples.
 
-    As many tell a wrong residual from the right one: the first token drawn again from p, or kept
-    from q, would be seen at once.
+    As many tell wrong rules from the right one, by the first token alone: a rejected token drawn
+    again from p, or from q; all accepted; one accepted in eleven less than it should be.
     """
-    n, prompt = 10_000, [1, 2]
+    n, prompt = 20_000, [1, 2]
     model, params = tiny_model(5, **SMALL, max_length=8)
-    draft = Draft(model, jax.tree.map(lambda x: -x, params), TOKENIZER)
+    draft = Draft(model, jax.tree.map(lambda x: 0.5 * x, params), TOKENIZER)
     how = {"draft_tokens": 2, "max_new_tokens": 3, "seed": 5}
     ids, done = speculate(model, params, [prompt] * n, draft, **how, **settings)
     drawn = np.array(ids) @ [25, 5, 1]
@@ -110,14 +116,14 @@ def test_samples_have_the_models_own_distribution(settings):
     assert unlikely(counts, np.array([*right.values()])) > 1e-3
     p, q = (np.array([*chances(model, x, prompt, 1, settings).values()])
             for x in (params, draft.params))  # fmt: skip
-    kept = np.minimum(p, q)
+    kept, fewer = np.minimum(p, q), np.minimum(p / 1.1, q)
+    rest = (p - kept) / (p - kept).sum()
     first = np.bincount(drawn // 25, minlength=5)
     assert unlikely(first, p) > 1e-3
-    for wrong in (q, kept + (1 - kept.sum()) * p, kept + (1 - kept.sum()) * q):
+    for drawn_again, accepted in ((p, kept), (q, kept), (q, q), (rest, fewer)):
+        wrong = accepted + (1 - accepted.sum()) * drawn_again
         assert unlikely(first, wrong) < 1e-9
-    # As many first tokens are the draft's as the two distributions share.
-    assert 0.1 < kept.sum() < 0.9
-    assert done.accepted.sum() < (done.rounds * 2).sum()
+    assert 0 < done.accepted.sum() < 2 * done.rounds.sum()
 
 
 def test_samples_of_a_row_hang_on_seed_and_row_alone():
