@@ -164,6 +164,13 @@ def test_a_config_that_says_nothing_is_transformers_default_in_every_key(name):
     assert model(dict(told)) == model(json.loads(json.dumps(theirs, default=str)) | told)
 
 
+@pytest.mark.parametrize("told", [{"hidden_size": 128}, {"embedding_size": 4096}])
+def test_a_default_of_albert_equals_what_is_told(told):
+    """Its tables are 128 wide and its layers 4096, where config.json does not tell."""
+    with pytest.raises(ConfigError, match="embedding_size=.* equals hidden_size"):
+        family.to_model(hub.families.get("albert"), {"model_type": "albert"} | told, ())
+
+
 @pytest.mark.slow
 def test_any_value_is_read_as_transformers_reads_it_or_refused(fresh):
     said = fresh.reference.config.to_dict()
