@@ -100,6 +100,9 @@ def write_readme() -> None:
         tables += [f"## {name}", record.table(["", "value", "unit"], rows)]
         steps[name] = results[0]["step"]
     text = TEXT.format(tables="\n\n".join(tables), ranking=ranking(), watts=WATTS, **steps)
+    if (HERE / "canaries.md").exists():
+        text += ("\n[canaries.md](canaries.md): exposure of canaries by repetition, with "
+                 "deduplication and DP-SGD.\n")  # fmt: skip
     (HERE / "README.md").write_text(text)
 
 
