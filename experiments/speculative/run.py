@@ -32,12 +32,13 @@ from llm_jax.train.metrics import read  # noqa: E402
 from llm_jax.train.run import load_params  # noqa: E402
 
 PROMPT, NEW, COUNTS, ROWS = 64, 128, (2, 4, 8), 8
-TRAINED = {  # of configs/shakespeare.py:large
-    "model": {"train.steps": 300, "data.batch_size": 4, "model.dropout": 0.0,
-              "model.attention_dropout": 0.0},
-    "draft": {"train.steps": 1000, "data.batch_size": 4, "model.dropout": 0.0,
-              "model.attention_dropout": 0.0, "model.num_layers": 1, "model.num_heads": 4,
-              "model.embed_dim": 128, "optimizer.learning_rate": 3e-3},
+COMMON = {"data.batch_size": 4, "model.dropout": 0.0, "model.attention_dropout": 0.0}
+TRAINED = {  # changes of configs/shakespeare.py:large
+    "model": COMMON | {"train.steps": 600, "model.num_layers": 4, "model.embed_dim": 256,
+                       "model.num_heads": 8, "model.positions": "rotary",
+                       "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 50},
+    "draft": COMMON | {"train.steps": 1000, "model.num_layers": 1, "model.embed_dim": 128,
+                       "model.num_heads": 4, "optimizer.learning_rate": 3e-3},
 }  # fmt: skip
 RANDOM = {"model": "124m", "draft": {"num_layers": 2, "num_heads": 4, "embed_dim": 256}}
 
@@ -148,8 +149,8 @@ def readme(result: dict) -> str:
     """The README.md of this folder."""
     known, random = result["trained"], result["random"]
     size = lambda x: f"{x['layers']} layers, width {x['width']}, {x['parameters'] / 1e6:.1f}M"
-    learned = lambda x: (f"{size(x)} parameters, {x['train.steps']} steps of "
-                         f"{x['data.batch_size']} x 256 characters, validation loss "
+    learned = lambda x: (f"{size(x)} parameters, {x['train.steps']} steps of\n"
+                         f"  {x['data.batch_size']} x 256 characters: validation loss "
                          f"{x['loss']:.3f}")  # fmt: skip
     header = ["rows", "temperature", "proposed a round", "accepted", "tokens a round",
               "cost of a round", "tokens/s without draft", "tokens/s",
@@ -175,23 +176,26 @@ def readme(result: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"""# Speed of speculative decoding
 
-A speed-up needs a draft model that is often right, so both models are trained here: as
-configs/shakespeare.py:large, by characters on tiny Shakespeare, in float32.
+A speed-up needs a draft model that is often right, so both models are trained here, for a few
+minutes, by characters on tiny Shakespeare (configs/shakespeare.py:large with the changes in
+run.py), in float32.
 
 - Model: {learned(known["model"])}.
 - Draft model: {learned(known["draft"])}.
 
-Texts of {known["rows"][0]["new"]} tokens behind {ROWS} held-out prompts of {PROMPT}, one after the
-other or all in a batch; the time is of the whole call, prompt included, once compiled; medians of
-{len(known["rows"][0]["seconds"])} turns. The cost of a round is its time in steps of the model
-alone. A batch goes on until its last row ends. {sum(greedy)} of {len(greedy)} greedy settings wrote
-exactly the texts of the model alone; the others differ where two logits are almost equal.
+Texts of {known["rows"][0]["new"]} tokens after {ROWS} held-out prompts of {PROMPT}, one by one or
+all in a batch, which goes on until its last row ends. The time is of the whole call, prompt
+included, once compiled; medians of {len(known["rows"][0]["seconds"])} turns. The cost of a round is
+its time, in steps of the model alone. The greedy texts (temperature 0) equal those of the model
+alone in {sum(greedy)} of {len(greedy)} settings.
 {quiet}
 {record.table(header, speed)}
 
 What a round costs does not depend on the weights. For the shape of GPT-2
-({size(random["model"])}) with a draft model of {size(random["draft"])}, random weights, one text
-of {random["rows"][0]["new"]} tokens: it pays when a round gives more tokens than it costs steps.
+({size(random["model"])})
+with a draft model of {size(random["draft"])}, random weights, one text of
+{random["rows"][0]["new"]} tokens, speculative decoding is faster if a round gives more tokens than
+it costs steps:
 
 {record.table(["proposed a round", "cost of a round", "tokens a round at most"], cost)}
 
