@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,8 @@ def test_every_option_reaches_what_does_the_work(verb, option, monkeypatch, tmp_
     for check in ("read_config", "import_.check_source"):
         monkeypatch.setattr(f"llm_jax.commands.{check}", lambda folder: None)
     (tmp_path / "sweep.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    Path("16/audit").mkdir(parents=True)  # as of --against=16
     where = [f"--workdir={tmp_path}"] * bool(commands.VERBS[verb].workdir)
 
     def called(*options):

@@ -146,7 +146,7 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
     folder_named(getattr(args, "workdir", "-"))
     runs = [args.workdir] if VERBS[args.command].workdir == "run" else []
-    for run in (*runs, *getattr(args, "ensemble", ()), *getattr(args, "against", ())):
+    for run in (*runs, *getattr(args, "ensemble", ())):
         read_config(run)
     return args, overrides
 

@@ -1,6 +1,7 @@
 """`audit`: measures the limits of a trained run."""
 
 import argparse
+from pathlib import Path
 
 from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
@@ -22,6 +23,9 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    for folder in args.against:
+        if not (Path(folder) / "audit").is_dir():
+            raise ConfigError(f"--against={folder}: has not been audited; run its audit first")
     from llm_jax import audit
 
     if args.examples < 2:
