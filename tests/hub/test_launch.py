@@ -272,7 +272,9 @@ def test_refusals(folder, tmp_path, capsys):
     assert "not empty" in error
     error = refused(capsys, "export", run, f"--to={tmp_path / 'hf'}")
     assert "no config.json" in error
-    error = refused(capsys, "export", run, f"--to={folder}")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "config.json").write_text(configs.to_json(configs.base()))
+    error = refused(capsys, "export", f"--workdir={tmp_path / 'kept'}", f"--to={folder}")
     assert "not empty" in error
     model, params = make({})
     hub.save(model, params, None, tmp_path / "mute")
