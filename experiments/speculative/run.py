@@ -1,9 +1,10 @@
 """Speculative decoding on a CPU: speed, and the tokens accepted of a trained draft model.
 
-    python experiments/speculative/run.py --data=tiny_shakespeare/input.txt --runs=FOLDER
+    python experiments/speculative/run.py random
+    python experiments/speculative/run.py trained [--data=tiny_shakespeare/input.txt]
 
-Trains the two models of TRAINED in FOLDER, unless they are there, and writes results.json and
-README.md beside this file.
+The second trains the two models of TRAINED in runs/speculative, unless they are there. Each writes
+a JSON file, and README.md, beside this file.
 """
 
 import argparse
@@ -106,6 +107,7 @@ def measure(big: decode.Draft, small: decode.Draft, rows: list, at_once: int, ro
         found.append({
             "rows": at_once, "count": count, "new": new, "ratio": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)], "round_cost": statistics.median(costs),
+            "round_cost_range": [min(costs), max(costs)],
             "plain_tokens_per_second": tokens / statistics.median(x["None"] for x in taken),
             "tokens_per_second": tokens / statistics.median(x[str(count)] for x in taken),
             "acceptance_rate": float(accepted.sum() / (count * passes.sum())),
@@ -145,17 +147,12 @@ def costs(rounds: int) -> dict:
     return {"model": sizes(big.model), "draft": sizes(small.model), "rows": rows}
 
 
-def readme(result: dict) -> str:
-    """The README.md of this folder."""
-    known, random = result["trained"], result["random"]
-    size = lambda x: f"{x['layers']} layers, width {x['width']}, {x['parameters'] / 1e6:.1f}M"
-    learned = lambda x: (f"{size(x)} parameters, {x['train.steps']} steps of\n"
-                         f"  {x['data.batch_size']} x 256 characters: validation loss "
-                         f"{x['loss']:.3f}")  # fmt: skip
+def learned(result: dict) -> str:
+    """What trained models wrote, and how fast."""
     header = ["rows", "temperature", "proposed a round", "accepted", "tokens a round",
               "cost of a round", "tokens/s without draft", "tokens/s",
               "times as fast (lowest, highest)"]  # fmt: skip
-    speed = [
+    rows = [
         [
             str(x["rows"]), f"{x['temperature']:g}", str(x["count"]),
             f"{x['acceptance_rate']:.0%}", f"{x['tokens_per_round']:.2f}",
@@ -163,60 +160,89 @@ def readme(result: dict) -> str:
             f"{x['tokens_per_second']:.0f}",
             f"{x['ratio']:.2f} ({x['ratio_range'][0]:.2f}, {x['ratio_range'][1]:.2f})",
         ]
-        for x in known["rows"]
+        for x in result["rows"]
     ]  # fmt: skip
-    cost = [[str(x["count"]), f"{x['round_cost']:.2f}", str(x["count"] + 1)]
-            for x in random["rows"]]  # fmt: skip
-    others = max(x["others_at_most"] for x in [*known["rows"], *random["rows"]])
-    quiet = ""
-    if others > QUIET:
-        quiet = (f"\n**Not a quiet machine**: other programs had up to {others:.0%} of its\n"
-                 "processors. The sides took turns, so ratios say more than speeds.\n")  # fmt: skip
-    greedy = [x["equal_texts"] for x in known["rows"] if x["temperature"] == 0]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"""# Speed of speculative decoding
+    about = lambda x: (f"{size(x)} parameters, {x['train.steps']} steps of\n"
+                       f"  {x['data.batch_size']} x 256 characters: validation loss "
+                       f"{x['loss']:.3f}")  # fmt: skip
+    greedy = [x["equal_texts"] for x in result["rows"] if x["temperature"] == 0]
+    return f"""## Trained models
 
 A speed-up needs a draft model that is often right, so both models are trained here, for a few
 minutes, by characters on tiny Shakespeare (configs/shakespeare.py:large with the changes in
 run.py), in float32.
 
-- Model: {learned(known["model"])}.
-- Draft model: {learned(known["draft"])}.
+- Model: {about(result["model"])}.
+- Draft model: {about(result["draft"])}.
 
-Texts of {known["rows"][0]["new"]} tokens after {ROWS} held-out prompts of {PROMPT}, one by one or
+Texts of {result["rows"][0]["new"]} tokens after {ROWS} held-out prompts of {PROMPT}, one by one or
 all in a batch, which goes on until its last row ends. The time is of the whole call, prompt
-included, once compiled; medians of {len(known["rows"][0]["seconds"])} turns. The cost of a round is
-its time, in steps of the model alone. The greedy texts (temperature 0) equal those of the model
+included, once compiled; medians of {len(result["rows"][0]["seconds"])} turns. The cost of a round
+is its time, in steps of the model alone. The greedy texts (temperature 0) equal those of the model
 alone in {sum(greedy)} of {len(greedy)} settings.
-{quiet}
-{record.table(header, speed)}
 
-What a round costs does not depend on the weights. For the shape of GPT-2
-({size(random["model"])})
-with a draft model of {size(random["draft"])}, random weights, one text of
-{random["rows"][0]["new"]} tokens, speculative decoding is faster if a round gives more tokens than
-it costs steps:
+{record.table(header, rows)}
+{provenance(result)}"""
 
-{record.table(["proposed a round", "cost of a round", "tokens a round at most"], cost)}
 
+def random(result: dict) -> str:
+    """What a round costs."""
+    header = ["proposed a round", "cost of a round (lowest, highest)", "tokens a round at most"]
+    cost = lambda x: (f"{x['round_cost']:.2f} ({x['round_cost_range'][0]:.2f}, "
+                      f"{x['round_cost_range'][1]:.2f})")  # fmt: skip
+    rows = [[str(x["count"]), cost(x), str(x["count"] + 1)] for x in result["rows"]]
+    first = result["rows"][0]
+    return f"""## The cost of a round for GPT-2
+
+It does not depend on the weights, so they are random: the shape of GPT-2
+({size(result["model"])} parameters) with a draft model of
+{size(result["draft"])}, float32, greedy, one text of {first["new"]} tokens after a prompt of
+{PROMPT}; medians of {len(first["seconds"])} turns. The cost is the time of a round in steps of the
+model alone. With a draft model that is often right, speculative decoding is as many times as fast
+as a round gives tokens, divided by this cost; at most as in the last column.
+
+{record.table(header, rows)}
+{provenance(result)}"""
+
+
+def size(x: dict) -> str:
+    layers = f"{x['layers']} layer{'s' * (x['layers'] > 1)}"
+    return f"{layers}, width {x['width']}, {x['parameters'] / 1e6:.1f}M"
+
+
+def provenance(result: dict) -> str:
+    others = max(x["others_at_most"] for x in result["rows"])
+    quiet = ""
+    if others > QUIET:
+        quiet = (f"\n**Not a quiet machine**: other programs had up to {others:.0%} of its\n"
+                 "processors. The sides took turns, so ratios say more than speeds.\n")  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"""{quiet}
     {result["command"]}
 
 {result["hardware"]}; commit {result["commit"]};
 {result["time"]}; {versions}.
-
-This file is written by run.py from results.json.
 """
+
+
+STUDIES = {"random": random, "trained": learned}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--runs", required=True, type=Path)
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--data", default="tiny_shakespeare/input.txt")
+    parser.add_argument("--runs", default="runs/speculative", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    record.write(HERE / "results.json", trained=trained(args.data, args.runs, args.rounds),
-                 random=costs(args.rounds))  # fmt: skip
-    text = readme(json.loads((HERE / "results.json").read_text()))
+    random = args.study == "random"
+    found = costs(args.rounds) if random else trained(args.data, args.runs, args.rounds)
+    record.write(HERE / f"{args.study}.json", **found)
+    parts = ["# Speed of speculative decoding\n"]
+    for study, text in STUDIES.items():
+        if (file := HERE / f"{study}.json").exists():
+            parts.append(text(json.loads(file.read_text())))
+    text = "\n".join([*parts, "This file is written by run.py from the JSON files beside it.\n"])
     (HERE / "README.md").write_text(text)
     print(text)
 
