@@ -1,6 +1,7 @@
 """`train`: trains to config.train.steps and samples; also the quickstart."""
 
 import argparse
+import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,12 +31,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     config = config_of(args, begins or overrides)
     if args.stall_seconds < 0:
         raise ConfigError(f"--stall_seconds={args.stall_seconds}: must be at least 0")
-    # Imported only now, so that config errors appear quickly.
-    if not config.init_from:
-        files.check_named(config.data)
-    elif not (Path(args.workdir) / "config.json").is_file():
-        check_source(config.init_from)
+    # In a job of several processes, `hosts.together` tells the others of what fails.
+    if not hosts.find(os.environ):
+        if not config.init_from:
+            files.check_named(config.data)
+        elif not (Path(args.workdir) / "config.json").is_file():
+            check_source(config.init_from)
     job = hosts.start()
+    # Imported only now, so that config errors appear quickly.
     from llm_jax import console, decode
     from llm_jax.models import heads
     from llm_jax.train.loop import Reporter, Trainer

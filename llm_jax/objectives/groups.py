@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from llm_jax.config import ConfigError, flatten
+from llm_jax.config import ConfigError, flatten, unread
 from llm_jax.objectives.objective import rows
 
 LOG_Q = "log_q"
@@ -25,6 +25,11 @@ def refuse(config: ConfigDict) -> None:
         if config.data.group_column and flat[key] != value:
             raise ConfigError(f"{key}={flat[key]!r}: incompatible with data.group_column="
                               f"{config.data.group_column!r}; set {key}={value!r}")
+
+
+def active(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the groups; () if the run does not read them."""
+    return () if unread(config, "objective.groups") else tuple(config.objective.groups)
 
 
 def ascend(log_q: Array, losses: Array, step: float) -> Array:

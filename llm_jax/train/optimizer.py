@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
-from llm_jax.objectives.groups import LOG_Q, ascend
+from llm_jax.objectives.groups import LOG_Q, active, ascend
 from llm_jax.train.groups import Group, name
 
 
@@ -72,17 +72,19 @@ def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransfo
                 directions, lambda params: jax.tree_util.tree_map_with_path(kind, params)
             )
         )
-    return optax.chain(*parts, _steps(config, groups), *_group_weights(config.objective))
+    return optax.chain(*parts, _steps(config, groups), *_group_weights(config))
 
 
-def _group_weights(o: ConfigDict) -> list[optax.GradientTransformation]:
+def _group_weights(config: ConfigDict) -> list[optax.GradientTransformation]:
     """Updates the weights of groups, if any, by the losses in `metrics`; see objectives.groups."""
-    def update(updates, state, params, *, metrics, **_):
-        losses = jnp.stack([metrics[f"loss_{name}"] for name in o.groups])
-        return updates, {LOG_Q: ascend(state[LOG_Q], losses, o.group_step)}
+    names, step = active(config), config.objective.group_step
 
-    first = lambda params: {LOG_Q: jnp.zeros(len(o.groups))}
-    return [optax.GradientTransformationExtraArgs(first, update)] * bool(o.groups)
+    def update(updates, state, params, *, metrics, **_):
+        losses = jnp.stack([metrics[f"loss_{name}"] for name in names])
+        return updates, {LOG_Q: ascend(state[LOG_Q], losses, step)}
+
+    first = lambda params: {LOG_Q: jnp.zeros(len(names))}
+    return [optax.GradientTransformationExtraArgs(first, update)] * bool(names)
 
 
 def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from llm_jax.data.chunks import DOCUMENT
 from llm_jax.models import Model, auxiliary_loss, init_params, quantized, real
 from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
-from llm_jax.objectives.groups import LOG_Q
+from llm_jax.objectives.groups import LOG_Q, active
 from llm_jax.train import groups
 from llm_jax.train.optimizer import schedule
 
@@ -192,7 +192,7 @@ def make_train_step(
         peak: jax.typing.ArrayLike = config.optimizer.learning_rate,
     ) -> tuple[TrainState, dict]:
         trained, frozen = groups.split(config, state.params)
-        if config.objective.groups:
+        if active(config):
             batch = batch | {LOG_Q: optax.tree.get(state.opt_state, LOG_Q)}
 
         def loss_of(trained, batch, key, weights=None):
