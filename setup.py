@@ -6,5 +6,5 @@ recipes = ["llm_jax.configs", *(f"llm_jax.configs.{name}" for name in find_packa
 setup(
     packages=[*find_packages(include=["llm_jax*"]), *recipes],
     package_dir={"llm_jax.configs": "configs"},
-    package_data={"llm_jax.pod": ["jobs/*"], "llm_jax.audit": ["*.json"]},
+    package_data={"llm_jax.pod": ["jobs/*"], "llm_jax.data": ["*.json"]},
 )

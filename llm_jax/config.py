@@ -204,8 +204,9 @@ LABELLED = learns("classification", "tagging", "roles")
 QUESTIONS = learns("question_answering")
 PROMPTED = learns("seq2seq", "completion", "preference")
 WRITES = learns("seq2seq", "completion", "chat")
-AUGMENTATION = r"(delete|swap|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
+AUGMENTATION = r"(delete|swap|counterfactual|synonyms:.+):(0?\.\d+|[01](\.0*)?)"
 CLASSIFIES = learns("classification")
+GROUPED = CLASSIFIES & given("data.group_column")
 ADAM = given("optimizer.name", "adamw", "muon")
 DECAYS = given("optimizer.schedule", "cosine", "linear", "wsd")
 BETAS = ADAM | given("optimizer.name", "lion")
@@ -410,6 +411,10 @@ class Objective:
         (), lambda v: v == ("balanced",) or all(map(_is_factor, v)),
         'must be numbers of at least 0, or "balanced"', CLASSIFIES,
     )  # fmt: skip
+    # Names of the groups in order; (): from the training set.
+    groups = texts(empty=False, when=GROUPED)
+    # Group DRO: step size of the groups' weights (Sagawa 2020); 0: equal weights.
+    group_step = number(0.01, when=GROUPED)
     mask_rate = share(0.15, over=True, when=MASKING)  # fraction of tokens masked
     # Whole-word masking (albert: always).
     whole_word = flag(False, when=learns("masked_lm", "bert", "replaced_token_detection"))
@@ -453,10 +458,11 @@ class Data:
     fold = whole(0, 0, 999, when=absent("data.validation") & given("data.folds"))
     test = text("")  # like train; empty and test_fraction 0: no test set
     test_fraction = share(0.0, when=absent("data.test"))
-    # Word-level augmentation, redrawn each epoch: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1".
+    # Augmentation, redrawn each epoch: "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" (fractions of
+    # words), "counterfactual:0.5" (of documents).
     augment = several(
         lambda x: isinstance(x, str) and re.fullmatch(AUGMENTATION, x) is not None,
-        'like "delete:0.1", "swap:0.1" or "synonyms:FILE:0.1"', CLASSES,
+        'like "delete:0.1", "swap:0.1", "synonyms:FILE:0.1" or "counterfactual:0.5"', CLASSES,
     )  # fmt: skip
     labels = texts(empty=False, when=LABELLED)  # label names in order; (): from the training set
     # Stride in tokens between the windows of a context longer than model.max_length.
@@ -586,6 +592,7 @@ COLUMNS = {
     "source": ("source", PAIRS), "target": ("target", PAIRS),
     "pair": ("", CLASSES | VECTORS),  # the second text; empty: single texts
     "negative": ("", learns("contrastive")),  # a hard negative; empty: none
+    "group": ("", CLASSIFIES),  # of a group in group DRO; empty: none
     "label": ("label", CLASSES | learns("similarity")),
     "tokens": ("tokens", learns("tagging", "roles")),
     "tags": ("tags", learns("tagging", "roles")),
@@ -803,8 +810,8 @@ def from_file(spec: str, function: str):
     file = next((x for x in candidates if path and x.is_file()), None)
     if file is None:
         inside = (p.relative_to(RECIPES) for p in RECIPES.glob("**/*.py") if p.stem != "__init__")
-        known = ", ".join(sorted(f"configs/{p}" for p in inside))
-        raise ConfigError(f"--config={spec}: no file {path!r}; available: {known}")
+        hint = _hint(Path(path).stem, {f"configs/{p}": p.stem for p in sorted(inside)})
+        raise ConfigError(f"--config={spec}: no file {path!r}; {hint}")
     if "configs" not in sys.modules:  # lets recipes import each other from any working directory
         sys.modules["configs"] = types.ModuleType("configs")
         sys.modules["configs"].__path__ = [str(RECIPES)]
@@ -814,8 +821,8 @@ def from_file(spec: str, function: str):
         module_spec.loader.exec_module(module)
         variants = getattr(module, "VARIANTS", ())
         if variant and variant not in variants:
-            raise ConfigError(f"--config={spec}: no variant {variant!r} in {path}; available: "
-                              f"{', '.join(variants) or 'none'}")
+            hint = _hint(variant, {name: name for name in variants})
+            raise ConfigError(f"--config={spec}: no variant {variant!r} in {path}; {hint}")
         if not hasattr(module, function):
             return None
         call = getattr(module, function)
@@ -888,12 +895,18 @@ def _shown(value: Any) -> str:
 
 def _unknown(key: str) -> ConfigError:
     # Compare last components only: a common group prefix does not make keys similar.
+    room, _, last = key.rpartition(".")
     words = {k: k.rsplit(".", 1)[-1] for k in sorted(KEYS)}
-    nearest = difflib.get_close_matches(key.rsplit(".", 1)[-1], words.values(), n=1, cutoff=0.65)
-    near = [k for k in words if words[k] in nearest]
-    group = [k for k in words if k.startswith(key.rsplit(".", 1)[0] + ".")]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(group or words)}"
-    return ConfigError(f"unknown config key {key!r}; {hint}")
+    group = [k for k in words if k.startswith(f"{room}.")]
+    return ConfigError(f"unknown config key {key!r}; {_hint(last, words, group)}")
+
+
+def _hint(word: str, known: dict[str, str], shown: Iterable[str] = ()) -> str:
+    """Suggests the nearest names, of {name: its part to compare}; else lists `shown`, or all."""
+    nearest = difflib.get_close_matches(word, known.values(), n=1, cutoff=0.65)
+    if near := [name for name, part in known.items() if part in nearest]:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(shown or known) or 'none'}"
 
 
 def check(config: ConfigDict) -> None:

@@ -2,12 +2,14 @@
 
 import datetime
 import logging
+import re
 import sys
 import time
 from typing import Any
 
 # Evaluation scores shown, if available.
 SCORES = ("accuracy", "f1", "exact_match", "bleu", "rougeL", "spearman", "recall_at_1", "margin")
+PLURAL = re.compile(r"(?<=ch)es\b|s\b")  # the ending of a noun
 SHOWN = {
     "loss": "loss {:.3f}",
     "eval_loss": "validation {:.3f}",
@@ -16,6 +18,11 @@ SHOWN = {
     "mfu": "MFU {:.1%}",
     "skipped": "skipped {:.0f}",
 }
+
+
+def counted(n: int, nouns: str) -> str:
+    """Formats a number with a noun, given in the plural: '1 text', '2,000 texts'."""
+    return f"{n:,} {PLURAL.sub('', nouns, count=1) if n == 1 else nouns}"
 
 
 class Reporter:

@@ -117,6 +117,13 @@ def check_local(named: str, path: str | Path) -> None:
                           "BUCKET /runs, or its CSI driver) and use a path below the mount point")
 
 
+def check_source(folder: str | Path) -> None:
+    """Raises ConfigError if a Hugging Face or run folder does not exist."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name; download "
+                          "one with `hf download NAME --local-dir=FOLDER` (of huggingface_hub)")
+
+
 def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of a run folder; ConfigError if it is not one."""
     file = folder_named(workdir) / "config.json"

@@ -105,7 +105,7 @@ def test_refused(override):
 
 # By hand: the only keys that may be negative, 0, or empty where others of their type may not.
 NEGATIVE = {f"mesh.{axis}" for axis in ("data", "pipeline", "fsdp", "tensor", "context", "expert")}
-TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "eval.scores"}
+TEXTS = {"tokenizer.specials", "sample.prompts", "data.labels", "objective.groups", "eval.scores"}
 NOT_ZERO = {
     # a divisor, or a size without which there is nothing
     "model.max_length", "model.num_layers", "model.embed_dim", "model.num_heads", "model.window",
@@ -126,7 +126,7 @@ NOT_ZERO = {
 MAY_BE_EMPTY = {
     "data.validation", "data.test", "data.tfds_dir", "tokenizer.path", "objective.prefix",
     "objective.suffix", "data.pair_column", "data.negative_column", "init_from",
-    "model.layers", "distill.teacher",
+    "data.group_column", "model.layers", "distill.teacher",
 }  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def test_odd_values(key):
         texts = key in TEXTS
         no += ["('a\\0',)", "('\\ud800',)", "(('a',),)", "(None,)", "[-1]"]
         no += ["(1.0,)"] * (key not in ("objective.class_weights", "data.weights") and not texts)
+        no += ["('',)"] * (key != "sample.prompts")  # a prompt may be empty: a text from nothing
         no += [] if texts else ["(-1,)", "(True,)", "('1',)", "(1e999,)", "x"]
     assert [text for text in no if accepted(key, text)] == []
 
@@ -246,9 +247,9 @@ RECIPES = {
     "variant": (
         "VARIANTS = ('small', 'large')\ndef get_config(variant='small'):\n    pass\n",
         ":huge",
-        "no variant 'huge' in .*available: small, large",
+        "no variant 'huge' in .*known: small, large",
     ),
-    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*available: none"),
+    "no variants": ("def get_config():\n    pass\n", ":small", "no variant.*known: none"),
     "import": ("import torchh\n", "", "No module named 'torchh'"),
 }
 
@@ -263,8 +264,8 @@ def test_a_recipe_that_cannot_be_loaded(name, tmp_path):
     assert f"--config={path}{variant}" in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_lists_those_that_are():
-    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; available: .*quickstart.py"):
+def test_a_recipe_that_is_not_there_names_the_nearest():
+    with pytest.raises(ConfigError, match="no file 'configs/gtp2.py'; did you mean configs/gpt2"):
         load("configs/gtp2.py:124m")
 
 

@@ -11,13 +11,13 @@ MAY_USE = {
     "config": {"pattern"},
     "files": {"config"},
     "attention": set(),
-    "data": {"config", "files", "record"},
+    "data": {"config", "console", "files", "record"},
     "sharding": {"config"},
     "models": {"attention", "config"},
     "objectives": {"config", "data", "models"},
     "train": {
-        "config", "files", "attention", "data", "decode", "models", "objectives", "record",
-        "sharding",
+        "config", "console", "files", "attention", "data", "decode", "models", "objectives",
+        "record", "sharding",
     },
     "decode": {"config", "attention", "data", "models", "objectives"},
     "hub": {"config", "files", "data", "models", "objectives", "pattern", "sharding", "train"},
@@ -31,14 +31,16 @@ MAY_USE = {
     },
     "privacy": {"config", "data", "models"},
     "compress": {
-        "config", "data", "files", "hub", "models", "objectives", "record", "sharding", "sweep",
-        "train",
+        "config", "console", "data", "files", "hub", "models", "objectives", "record", "sharding",
+        "sweep", "train",
     },
     "record": {"files"},
-    "pod": {"config", "files", "data", "models", "objectives", "record", "sharding", "train"},
+    "pod": {
+        "config", "console", "files", "data", "models", "objectives", "record", "sharding", "train",
+    },
     "sweep": {
-        "config", "files", "attention", "data", "models", "objectives", "record", "sharding",
-        "train",
+        "config", "console", "files", "attention", "data", "hub", "models", "objectives", "record",
+        "sharding", "train",
     },
     "harness": {"data", "decode", "library"},
     "library": {

@@ -147,6 +147,12 @@ def test_generate(run, capsys):
     samples = last_json(capsys)["samples"]
     assert [s["prompt"] for s in samples] == ["ab", "c"]
     assert all(1 <= len(s["tokens"]) <= 3 for s in samples)
+    # The model as its own draft: two accepted tokens and one of its own are the whole text.
+    assert launch.main(["generate", f"--workdir={run}", *options, f"--draft={run}",
+                        "--draft_tokens=2"]) == 0  # fmt: skip
+    result = last_json(capsys)
+    assert [s["tokens"] for s in result["samples"]] == [s["tokens"] for s in samples]
+    assert (result["acceptance_rate"], result["tokens_per_round"]) == (1.0, 3.0)
 
 
 def test_a_run_that_diverges_says_so(arguments, tmp_path, monkeypatch, capsys):
@@ -188,7 +194,10 @@ BAD_TRAIN = {
     "vocabulary": (["--config.model.vocab_size=100"], "model.vocab_size=100: is smaller .*259"),
     "attention": (["--config.model.attention=hydra"], "model.attention='hydra': .*dense"),
     "objective": (["--config.objective.name=guess"], "objective.name='guess': allowed are"),
-    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; available"),
+    "no such recipe": (["--config=configs/none.py"], "no file 'configs/none.py'; known: .*t5"),
+    "a recipe's typo": (["--config=configs/lama.py"], "did you mean configs/llama.py"),
+    "a recipe without its folder": (["--config=clasify"], "mean configs/finetune/classify.py"),
+    "a variant's typo": (["--config=configs/shakespeare.py:smal"], "'smal' .*did you mean small"),
     "no such variant": (["--config=configs/quickstart.py:7b"], "no variant '7b'"),
     "long prompt": (["--config.sample.prompts=" + "ab" * 20], "prompt 'abab.*max_length=16"),
     "prompt without a gap": (
@@ -281,11 +290,11 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_line_that_is_no_prompt_is_named(name, tmp_path, capsys):
+def test_a_line_that_is_no_prompt_is_named(name, run, tmp_path, capsys):
     content, message = PROMPTS[name]
     file = tmp_path / "prompts.jsonl"
     file.write_text(content.format())
-    code = launch.main(["generate", f"--workdir={tmp_path}", f"--prompts={file}"])
+    code = launch.main(["generate", f"--workdir={run}", f"--prompts={file}"])
     refused(code, f"{file}, {message}", capsys)
 
 
@@ -375,14 +384,15 @@ RAISED = {
 
 @pytest.mark.parametrize("name", RAISED)
 @pytest.mark.parametrize("verb", commands.VERBS)
-def test_whatever_a_verb_raises_json_says_it(name, verb, capsys, monkeypatch):
+def test_whatever_a_verb_raises_json_says_it(name, verb, run, capsys, monkeypatch):
     error, expected, message = RAISED[name]
+    workdir = run
 
     def run(args, overrides):
         raise error
 
     monkeypatch.setitem(commands.VERBS, verb, commands.VERBS[verb]._replace(run=run))
-    options = ["--workdir=x"] * commands.VERBS[verb].workdir
+    options = [f"--workdir={workdir}"] * bool(commands.VERBS[verb].workdir)
     needs = {"import": "--from=x", "export": "--to=x", "submit": "--on=slurm"}
     needs |= {"predict": "--input=x --output=x", "prepare": "--name=x"}
     options += needs.get(verb, "").split()
@@ -407,11 +417,34 @@ def test_printed_commands_are_quoted_for_the_shell(run, tmp_path, capsys, argume
     assert words[4] == ["tensorboard", f"--logdir={copy}/tensorboard"]
 
 
-def test_a_wrong_config_is_refused_before_anything_slow_is_imported():
+def test_wrong_arguments_are_refused_before_anything_slow_is_imported(tmp_path, run):
+    here, missing = f"--workdir={tmp_path / 'new'}", f"--workdir={tmp_path / 'missing'}"
+    new, input = [f"--input={tmp_path / 'missing'}", "--output=-"], ["--input=-", "--output=-"]
+    wrong = [
+        ["train", here, "--config.model.norm=x"],
+        ["train", here, "--config.data.train=missing"],
+        ["train", here, "--config.init_from=missing"],
+        ["import", here, "--from=missing"],
+        ["sweep", here, "--config=missing"],
+        ["sweep", missing, "--report"],
+        ["prepare", "--name=x", "--config.data.train=missing"],
+        ["plan", "--config=missing", "--topology=cpu:8"],
+        ["export", missing, "--to=x"],
+        ["predict", missing, *input],
+        ["predict", f"--workdir={run}", *new],
+        ["generate", f"--workdir={run}", "--prompts=missing"],
+        ["eval", f"--workdir={run}", "--ensemble=missing"],
+        ["audit", f"--workdir={run}", "--against=missing"],
+        *([verb, missing] for verb in ("eval", "generate", "chat", "audit", "compress")),
+    ]
     code = (
         "import sys, launch\n"
-        "assert launch.main(['train', '--workdir=x', '--config.model.norm=x']) == 2\n"
-        "slow = {'jax', 'flax', 'grain', 'orbax', 'scipy', 'tensorflow_datasets'}\n"
-        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
+        f"for argv in {wrong}:\n"
+        "    assert launch.main(argv) == 2, argv\n"
+        "    slow = {'jax', 'flax', 'grain', 'orbax', 'scipy', 'tensorflow_datasets'}\n"
+        "    assert not slow & sys.modules.keys(), (argv, slow & sys.modules.keys())"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(wrong) and all("missing" in line for line in errors[1:])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,8 +87,12 @@ def test_every_option_reaches_what_does_the_work(verb, option, monkeypatch, tmp_
     for target, result in calls.items():
         stand_in(target, result)
     monkeypatch.setattr("llm_jax.sharding.activate", lambda mesh: contextlib.nullcontext())
+    for check in ("read_config", "import_.check_source"):
+        monkeypatch.setattr(f"llm_jax.commands.{check}", lambda folder: None)
     (tmp_path / "sweep.json").write_text("{}")
-    where = [f"--workdir={tmp_path}"] * commands.VERBS[verb].workdir
+    monkeypatch.chdir(tmp_path)
+    Path("16/audit").mkdir(parents=True)  # as of --against=16
+    where = [f"--workdir={tmp_path}"] * bool(commands.VERBS[verb].workdir)
 
     def called(*options):
         noted.clear()

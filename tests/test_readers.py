@@ -53,6 +53,9 @@ CASES = {
                    "data.train": "task:recall?pairs=2&queries=2&length=16"},
     "classes": ENCODER | {"objective.name": "classification", "model.head": "sequence",
                           "model.num_labels": 2, "data.packing": "none"},
+    "groups": ENCODER | {"objective.name": "classification", "model.head": "sequence",
+                         "model.num_labels": 2, "data.packing": "none",
+                         "data.group_column": "group", "objective.groups": ("a", "b")},
     "answers": ENCODER | {"objective.name": "question_answering", "model.head": "span",
                           "model.type_vocab_size": 2, "data.packing": "none",
                           "data.doc_stride": 4},
@@ -107,7 +110,7 @@ def config(tmp_path_factory):
     words = ["the cat", "a dog sat", "on it", "we ran far", "no one", "yes", "so it is", "end"]
     rows = [
         {x: f"{words[i % 8]} {words[i // 8]} {i} {x}" for x in ("text", "source", "target")}
-        | {"label": "ab"[i % 2]}
+        | {"label": "ab"[i % 2], "group": "ab"[i // 2 % 2]}
         for i in range(60)
     ]
     for row in rows:

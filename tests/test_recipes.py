@@ -240,6 +240,26 @@ def drops(jaxpr):
     return count
 
 
+LEARNED = {
+    "bert:base": {"mask_rate": 0.15},  # Devlin 2019, 3.1
+    "roberta:base": {"mask_rate": 0.15},  # as BERT (Liu 2019, 4.1)
+    "albert:base": {"mask_rate": 0.15},  # as BERT (Lan 2020, 4.1)
+    "modernbert:base": {"mask_rate": 0.3},  # Warner 2024, 2.2.1
+    "electra:small": {"mask_rate": 0.15, "detection_weight": 50.0},  # Clark 2020, table 6
+    "electra:large": {"mask_rate": 0.25, "detection_weight": 50.0},
+    "t5:small": {"mask_rate": 0.15, "span_length": 3.0},  # Raffel 2020, 3.1.4
+    "switch:base-8": {"mask_rate": 0.15, "span_length": 3.0},  # Fedus 2021: as T5
+    # Defaults, where a task's paper tells one: Rafailov 2023, B; Gao 2021, 3.
+    "gpt2:124m": {"beta": 0.1, "temperature": 0.05},
+}
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_what_is_masked_and_weighed_is_the_papers(case):
+    objective = load(case).objective
+    assert {key: objective[key] for key in LEARNED[case]} == LEARNED[case]
+
+
 # Standard deviations at the start, of parameters by the end of their path.
 STARTS = {
     "bert:base": {"embed/embedding": 0.02, "query/kernel": 0.02, "mlp/down/kernel": 0.02},

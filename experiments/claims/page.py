@@ -1,6 +1,7 @@
 """Writes experiments/README.md and experiments/claims/README.md from the records. No JAX."""
 
 import json
+import textwrap
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -9,13 +10,23 @@ import matplotlib
 import numpy as np
 
 from experiments.claims import records
-from experiments.claims.claim import MARKS, UNSEEN, Claim, interval, seeds_needed, verdict
+from experiments.claims.claim import (
+    AGREES,
+    DISAGREES,
+    MARKS,
+    UNSEEN,
+    Claim,
+    interval,
+    seeds_needed,
+    verdict,
+)
 from llm_jax.record import check, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
+LIMIT = 3.0  # of the axis of effects
 
 INDEX = """# Experiments
 
@@ -121,17 +132,26 @@ def sentence(claim: Claim, runs: dict[str, list[dict]]) -> str:
             f"{sought}.{power} {claim.scope} At the paper's size: {claim.full}.\n")  # fmt: skip
 
 
-def picture(found: list[tuple[str, list[float], str]], path: Path) -> None:
-    """Draws all effects with their intervals."""
-    colours = {"✓": "tab:green", "✗": "tab:red", "?": "tab:gray"}
-    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.27 * len(found)), layout="constrained")
-    for y, (_, effects, mark) in enumerate(reversed(found)):
+def picture(found: list[tuple[str, list[float], Claim, str]], path: Path) -> None:
+    """Draws all effects with their intervals, each beside the range that its claim names."""
+    styles = {AGREES: ("#0072B2", "o"), DISAGREES: ("#D55E00", "X"), UNSEEN: ("#666666", "s")}
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.36 * len(found)), layout="constrained")
+    for y, (_, effects, claim, said) in enumerate(reversed(found)):
         mean, half = interval(effects)
-        axes.errorbar(mean, y, xerr=half, fmt="o", color=colours[mark], capsize=3)
-    axes.set_yticks(range(len(found)), [label for label, *_ in reversed(found)], fontsize=8)
+        low, high = np.clip(claim.within, -LIMIT, LIMIT)
+        axes.fill_betweenx([y - 0.4, y + 0.4], low, high, color="#56B4E9", alpha=0.25, linewidth=0)
+        colour, marker = styles[said]
+        axes.errorbar(mean, y, xerr=half, fmt=marker, color=colour, capsize=3)
+    labels = [textwrap.fill(label, 60) for label, *_ in reversed(found)]
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlabel("effect, 95 % interval (log beyond ±0.01)")
+    axes.set_xlim(-LIMIT, LIMIT)
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_xlabel("effect, 95 % interval (log beyond ±0.01); shaded: range of the claim")
+    marks = [axes.plot([], [], marker, color=c, label=f"{MARKS[said]} {said}")[0]
+             for said, (c, marker) in styles.items()]  # fmt: skip
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -163,7 +183,7 @@ def write() -> None:
         for claim in study.claims:
             effects, said = decided(claim, runs)
             if len(effects) > 1:
-                drawn.append((f"{title}: {claim.says[:60]}", effects, MARKS[said]))
+                drawn.append((f"{title}: {claim.says}", effects, claim, said))
     counts = Counter(line[0] for line in rows)
     total = ", ".join(f"{counts[mark]} {mark} {said}" for said, mark in MARKS.items())
     claims = table(["", "paper", "claim", "published", "here"], rows)

@@ -1,4 +1,4 @@
-"""Compression and distillation of two models, and DP-SGD; writes remedies.md here.
+"""Compression and distillation of two models, DP-SGD, remedies of bias; writes remedies.md here.
 
 Each point is a run, recorded once. With names, only these points run; the base of a group must
 have run on this machine before the others.
@@ -20,7 +20,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
+import llm_jax  # noqa: E402
 from llm_jax import compress, record  # noqa: E402
+from llm_jax.audit.report import shown  # noqa: E402
 from llm_jax.files import read_json  # noqa: E402
 
 SST2 = Path(os.environ.get("LLM_JAX_DATA", ROOT.parent / "shared" / "data")) / "sst2"
@@ -38,11 +42,12 @@ BASES = {
             "--config.eval.max_batches=5", "--config.eval.every=200"],
 }  # fmt: skip
 METHODS = {"int8": "int8", "int4": "int4", "nf4": "nf4", "pruned": "prune:0.5",
-           "pruned-2-4": "prune:2:4", "heads": "heads:0.25"}  # fmt: skip
+           "pruned-2-4": "prune:2:4", "heads": "heads:0.25", "low-rank": "low_rank:32"}  # fmt: skip
 # Points that are trained on: of which method, with which keys.
 TRAINED = {
     "sst2": {
         "pruned-tuned": ("prune:0.5", ["--config.train.steps=100"]),
+        "low-rank-tuned": ("low_rank:32", ["--config.train.steps=100"]),
         "student-alone": ("layers:2", ["--config.train.steps=400"]),
         "student": ("layers:2", ["--config.train.steps=400", "--config.distill.teacher=BASE",
                                  "--config.distill.soft=0.9", "--config.distill.hidden=1.0"]),
@@ -73,13 +78,26 @@ EPSILONS = {"1": [*DP, "--config.privacy.epsilon=1"], "3": [*DP, "--config.priva
             "infinity": ["--config.data.batch_size=150"]}  # fmt: skip
 POINTS = [f"{group}/{name}" for group in BASES for name in ("base", *METHODS, *TRAINED[group])]
 POINTS += [f"private/{name}" for name in EPSILONS]
+# Remedies of a bias that the training set is given: AGREE of the good reviews are hers.
+AGREE, SAYS = 0.9, ("he says :", "she says :")
+BIAS = [*CLASSIFY, f"--config.data.train={RUNS}/bias/train.tsv",
+        f"--config.data.validation={RUNS}/bias/test.tsv", "--config.model.max_length=48",
+        "--config.data.batch_size=64", "--config.optimizer.learning_rate=5e-4",
+        "--config.train.steps=300"]  # fmt: skip
+REMEDIES = {
+    "none": [], "counterfactual": ['--config.data.augment=("counterfactual:0.5",)'],
+    "reweighting": ["--config.data.group_column=2", "--config.objective.group_step=0"],
+    "group-dro": ["--config.data.group_column=2", "--config.objective.group_step=0.01"],
+    "group-dro-0.1": ["--config.data.group_column=2", "--config.objective.group_step=0.1"],
+}  # fmt: skip
+POINTS += [f"bias/{name}" for name in REMEDIES]
 EMBEDDINGS = "More than half\nof its parameters are token embeddings, which no method compresses."
 ABOUT = {
     "sst2": f"An SST-2 classifier of 4 layers and width 128, trained from scratch. {EMBEDDINGS}",
     "minilm": f"An SST-2 classifier of 6 layers and width 384, made of MiniLM. {EMBEDDINGS}",
     "gpt": "A GPT of the size of the quickstart, trained for 200 steps.",
 }
-TEXT = """# Compression and differential privacy of small models
+TEXT = """# Compression, differential privacy and bias of small models
 
 **Command.**
 
@@ -114,6 +132,29 @@ validation documents; the AUC is given with its 95 % interval, and 0.5 is chance
 {private}
 """
 
+BIAS_TEXT = """
+## Bias
+
+SST-2, with "he says :" or "she says :" before each review. In the training set, "she" is before
+{agree:.0%} of the good reviews and "he" before {agree:.0%} of the bad ones; the {tests:,} test
+reviews stand once with each. The classifier (2 layers, width 128) is trained from scratch for
+{steps} steps. Groups are label x word. Counterfactual augmentation swaps the words in half of the
+texts; reweighting gives the four groups equal weights; group DRO raises the weight of groups of
+high loss, with step size 0.01 or 0.1 ([docs/tasks.md](../../docs/tasks.md#bias-and-groups)). The
+last two columns are figures of the audit ([docs/audit.md](../../docs/audit.md)) with 95 %
+intervals: the equalised odds difference on the test reviews, and the mean size of the change of
+log p / (1 - p) when a word of a template is swapped. Most words of these templates, such as man and
+woman, occur in the training set as they are in SST-2.
+
+{bias}
+
+Without a remedy, the classifier reads only who speaks. Counterfactual augmentation knows the words
+and removes the difference. The others know only the groups, and small groups can be learned by
+heart. With a step size of 0.01, the weights of group DRO hardly move in so few steps; 0.1 was added
+after seeing this. A largest difference is above 0 by chance, and its bootstrap interval is biased
+upwards.
+"""
+
 
 def minilm() -> str:
     """Returns the folder of all-MiniLM-L6-v2."""
@@ -129,6 +170,34 @@ def launch(*options: str) -> dict:
     if not found.get("finished", True):
         sys.exit(f"launch.py {options[0]}: stopped at step {found['step']}")
     return found
+
+
+def biased(split: str) -> list[tuple[str, str, str]]:
+    """Writes a split as text, label and group, and returns its rows."""
+    rows, rng = [], np.random.default_rng(0)
+    for line in (SST2 / f"{split}.tsv").read_text().splitlines():
+        text, label = line.split("\t")
+        agrees = [rng.random() < AGREE] if split == "train" else [True, False]
+        for who in (int(label) if agree else 1 - int(label) for agree in agrees):
+            rows.append((f"{SAYS[who]} {text}", label, f"{label}-{SAYS[who].split()[0]}"))
+    file = RUNS / "bias" / f"{split}.tsv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(map("\t".join, rows)) + "\n")
+    return rows
+
+
+def bias(run: Path, label: str) -> dict:
+    """Trains with a remedy; returns accuracy, that of each group, and the audit's figures."""
+    rows = [biased(split) for split in ("train", "test")][1]
+    step = launch("train", f"--workdir={run}", *BIAS, *REMEDIES[label])["step"]
+    launch("audit", f"--workdir={run}", "--only=bias", f"--examples={len(rows)}")
+    answers = llm_jax.load(str(run)).predict([text for text, *_ in rows])
+    right = np.array([x["label"] == label for x, (_, label, _) in zip(answers, rows, strict=True)])
+    group = np.array([group for *_, group in rows])
+    groups = {name: float(right[group == name].mean()) for name in np.unique(group)}
+    audit = read_json(run / "audit" / "bias.json")
+    return {"step": step, "tests": len(rows) // 2, "accuracy": float(right.mean()),
+            "groups": groups, "figures": audit["figures"]}  # fmt: skip
 
 
 def point(name: str) -> None:
@@ -147,6 +216,9 @@ def point(name: str) -> None:
         launch("audit", f"--workdir={run}", "--only=privacy", "--examples=256")
         audit = read_json(run / "audit" / "privacy.json")
         record.write(file, **found, figures=audit["figures"])
+        return
+    if group == "bias":
+        record.write(file, **bias(run, label))
         return
     base = RUNS / group / "base"
     if label == "base":
@@ -186,7 +258,22 @@ def write_readme() -> None:
     text = TEXT.format(commit=f"One seed each. Commits of the records: {', '.join(commits)}.",
                        compression="\n\n".join(compression))  # fmt: skip
     text += DP_TEXT.format(private=private) if rows else ""
+    text += _bias()
     (HERE / "remedies.md").write_text(text)
+
+
+def _bias() -> str:
+    """Returns the section on bias, if it is recorded."""
+    files = {label: HERE / "remedies" / "bias" / f"{label}.json" for label in REMEDIES}
+    found, rows = {x: read_json(file) for x, file in files.items() if file.exists()}, []
+    for label, x in found.items():
+        of = {figure["name"]: shown(figure) for figure in x["figures"]}
+        rows.append([label, f"{x['accuracy']:.1%}", f"{min(x['groups'].values()):.1%}",
+                     of["equalised odds difference"], of["en: size of the difference"]])
+    head = ["remedy", "accuracy", "worst group", "equalised odds difference", "size of a swap"]
+    return "" if not found else BIAS_TEXT.format(
+        agree=AGREE, tests=next(iter(found.values()))["tests"], bias=record.table(head, rows),
+        steps=next(iter(found.values()))["step"])  # fmt: skip
 
 
 def _targets() -> list[str]:

@@ -14,9 +14,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from llm_jax import record  # noqa: E402
 from llm_jax.audit import report  # noqa: E402
 from llm_jax.files import read_json  # noqa: E402
+from llm_jax.train.metrics import figure  # noqa: E402
 
 SST2 = Path(os.environ.get("LLM_JAX_DATA", ROOT.parent / "shared" / "data")) / "sst2"
 WATTS = 100  # assumed, not measured
@@ -31,15 +34,12 @@ RUNS = {
 }  # fmt: skip
 SHOWN = {
     "gpt": ("train loss", "validation loss", "ECE", "membership inference by loss: AUC",
-            "minimal pairs: subject-verb agreement", "integrated gradients: comprehensiveness",
-            "random: comprehensiveness"),
+            "minimal pairs: subject-verb agreement"),
     "sst2": ("train loss", "validation loss", "accuracy", "ECE",
-             "membership inference by loss: AUC", "occlusion: comprehensiveness",
-             "integrated gradients: comprehensiveness", "gradient x input: comprehensiveness",
-             "attention: comprehensiveness", "attention rollout: comprehensiveness",
-             "random: comprehensiveness", "accuracy, typing errors, 50% of words",
+             "membership inference by loss: AUC", "accuracy, typing errors, 50% of words",
              "en: first minus second word, in templates"),
 }  # fmt: skip
+FAITHFUL = "comprehensiveness", "sufficiency (lower is better)"
 TEXT = """# Audits of two small models
 
 **Setup.** A GPT of the size of the quickstart, trained for {gpt} steps, and an SST-2 classifier
@@ -55,11 +55,22 @@ with a self-contained report.html. Selected results with 95 % intervals:
 
 {tables}
 
+## Attribution methods, ranked by faithfulness
+
+Comprehensiveness is the decrease of the answer's probability when a method's top tokens are
+removed, sufficiency the decrease when only they are left ([docs/audit.md](../../docs/audit.md)).
+Intervals are bootstrap intervals over texts; where they overlap, the order is not certain.
+
+{ranking}
+
+![faithfulness of attribution methods](faithfulness.png)
+
 Both models are small and were trained for minutes on a shared CPU. The results show that the
 measurements work and how large their errors are, not what good models achieve. Energy assumes
 {watts} W.
 
-[remedies.md](remedies.md): quantisation, pruning, distillation and DP-SGD of such models.
+[remedies.md](remedies.md): quantisation, pruning, distillation and DP-SGD of such models,
+and remedies of bias.
 """
 
 
@@ -88,8 +99,32 @@ def write_readme() -> None:
                 for x in wanted]  # fmt: skip
         tables += [f"## {name}", record.table(["", "value", "unit"], rows)]
         steps[name] = results[0]["step"]
-    text = TEXT.format(tables="\n\n".join(tables), watts=WATTS, **steps)
+    text = TEXT.format(tables="\n\n".join(tables), ranking=ranking(), watts=WATTS, **steps)
+    if (HERE / "canaries.md").exists():
+        text += ("\n[canaries.md](canaries.md): exposure of canaries by repetition, with "
+                 "deduplication and DP-SGD.\n")  # fmt: skip
     (HERE / "README.md").write_text(text)
+
+
+def ranking() -> str:
+    """Returns tables of attribution methods, the most comprehensive first; draws the intervals."""
+    parts = []
+    with figure(HERE / "faithfulness.png", 11, 3.6, len(RUNS)) as (_, axes):
+        for name, ax in zip(RUNS, axes, strict=True):
+            found = read_json(HERE / name / "opacity.json")["figures"]
+            by = {kind: {f["name"].partition(": ")[0]: f for f in found if f["name"].endswith(kind)}
+                  for kind in FAITHFUL}  # fmt: skip
+            first = by[FAITHFUL[0]]
+            order = sorted(first, key=lambda method: -first[method]["value"])
+            rows = [[x, *(report.shown(by[kind][x]) for kind in FAITHFUL)] for x in order]
+            texts = first[order[0]]["n"]
+            parts += [f"### {name} ({texts} texts)", record.table(["method", *FAITHFUL], rows)]
+            low, x, high = np.array([[first[method][k] for method in order]
+                                     for k in ("low", "value", "high")])  # fmt: skip
+            ax.errorbar(x, order, xerr=[x - low, high - x], fmt="o", capsize=3, color="#0072B2")
+            ax.invert_yaxis()
+            ax.set(title=name, xlabel="comprehensiveness (probability), 95 % intervals")
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -40,30 +40,34 @@ def chosen(only: str) -> list[str]:
 def audit(
     subject: Subject, names: Sequence[str], against: Sequence[str | Path] = (),
     tell: Callable[[str], None] = lambda text: None,
-) -> Path:
+) -> tuple[Path, list[str]]:
     """Measures limits into WORKDIR/audit/NAME.json, then writes report.md and report.html.
 
     The report includes the results of earlier calls, and those of audits of other runs, `against`.
+    Returns its path, and the limits whose measure failed: the report gives the reasons.
     """
     folder, runs = subject.workdir / "audit", [subject.workdir, *map(Path, against)]
-    for run in runs[1:]:
-        if not (run / "audit").is_dir():
-            raise ConfigError(f"--against={run}: has not been audited; run its audit first")
     folder.mkdir(exist_ok=True)
+    reasons, failed = {}, []
     for name in names:
-        limit = LIMITS[name]
-        if lack := limit.lacks(subject):
-            (folder / f"{name}.json").unlink(missing_ok=True)
-            tell(f"{name}: {lack}")
-            continue
-        tell(f"{name} …")
-        result = {"step": subject.step} | limit.measure(subject)
-        record.write(folder / f"{name}.json", **result)
+        limit, file = LIMITS[name], folder / f"{name}.json"
+        if not (reason := limit.lacks(subject)):
+            tell(f"{name} …")
+            try:
+                record.write(file, **{"step": subject.step} | limit.measure(subject))
+            except ConfigError as error:
+                reason = str(error)
+                failed.append(name)
+        if reason:
+            reasons[name] = reason
+            file.unlink(missing_ok=True)
+            tell(f"{name}: {reason}")
     found = {name: {_label(run, runs): read_json(file) for run in runs
                     if (file := run / "audit" / f"{name}.json").is_file()}
              for name in LIMITS}  # fmt: skip
     labels = [_label(run, runs) for run in runs]
-    return report.write(folder, labels, {LIMITS[k]: x for k, x in found.items() if x})
+    found = {LIMITS[name]: by_run for name, by_run in found.items() if by_run}
+    return report.write(folder, labels, found, reasons), failed
 
 
 def _label(run: Path, runs: list[Path]) -> str:

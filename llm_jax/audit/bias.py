@@ -3,7 +3,6 @@
 import math
 import re
 from itertools import product
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +10,11 @@ import numpy as np
 from llm_jax.audit.limit import Limit, Picture, panels
 from llm_jax.audit.statistics import bootstrapped, figure, mean, share
 from llm_jax.audit.subject import Subject, needs
+from llm_jax.data.augment import WORDS, side
 from llm_jax.files import read_json
 from llm_jax.models.trace import token_vectors
 from llm_jax.sweep.figures import styles
 
-WORDS = Path(__file__).with_name("words.json")
 PERMUTATIONS = 2000  # maximum number of permutations in a test
 SHARE = 0.1  # minimum fraction of letters for a language to count as used in training
 LEAST = 10  # minimum documents per group and label
@@ -108,11 +107,9 @@ def by_group(subject: Subject) -> list[dict]:
 
     The maximum over labels of the difference in recall between the groups (Hardt 2016).
     """
-    records, pairs = subject.documents("validation"), []
-    for lists in read_json(WORDS).values():
-        pairs += lists["swaps"]
+    records = subject.documents("validation")
     texts = [record["text"] for record in records]
-    group = np.array([_group(text, pairs) for text in texts])
+    group = np.array([*map(side, texts)])
     gold = subject.gold(records)
     guess = subject.probabilities(texts).argmax(1)
     counts = [[((group == g) & (gold == c)).sum() for c in np.unique(gold)]
@@ -130,14 +127,6 @@ def equalised_odds(group: np.ndarray, gold: np.ndarray, guess: np.ndarray) -> fl
     rate = lambda g, c, label: (guess[(group == g) & (gold == c)] == label).mean()
     labels = np.unique(gold)
     return max(abs(rate(0, c, label) - rate(1, c, label)) for c in labels for label in labels)
-
-
-def _group(text: str, pairs: list) -> int:
-    """Returns 0 or 1, the side of the pairs that a text names; -1: neither, or both."""
-    words = set(re.findall(r"\w+", text.lower()))
-    names = lambda word: word.lower() in (words if word.isascii() else text)
-    found = [any(names(pair[i]) for pair in pairs) for i in (0, 1)]
-    return found.index(True) if sum(found) == 1 else -1
 
 
 def _named(language: str, i: int, name: str) -> str:

@@ -18,8 +18,14 @@ text-align:left}td+td{font-variant-numeric:tabular-nums}pre{background:#f4f4f4;p
 overflow-x:auto}img{max-width:100%}iframe{width:100%;height:30em;border:0}"""
 
 
-def write(folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]]) -> Path:
-    """Writes both reports and draws the figures; returns the path of report.md."""
+def write(
+    folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]],
+    reasons: dict[str, str] = {},  # noqa: B006
+) -> Path:
+    """Writes both reports and draws the figures; returns the path of report.md.
+
+    reasons: why a limit was not measured, by name.
+    """
     parts = [f"# Audit: {' against '.join(labels)}", (
         "Each value is followed by its 95 % interval: bootstrap over rows, or binomial (Wilson) "
         "for fractions of trials. Values without an interval are exact, or explained in the last "
@@ -32,6 +38,7 @@ def write(folder: Path, labels: list[str], results: dict[Limit, dict[str, dict]]
         for run, result in by_run.items():
             where = f"{run}: step {result['step']}, commit {result['commit']}, {result['time']}"
             parts += [f"```\n{result['command']}\n  # {where}, {result['hardware']}\n```"]
+    parts += [f"Not measured: {name}: {reason}" for name, reason in reasons.items()]
     text = "\n\n".join(parts) + "\n"
     write_text(folder / "report.md", text)
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)

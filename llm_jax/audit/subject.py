@@ -53,8 +53,7 @@ class Subject:
     def kind(self) -> str:
         """Kind of subject: "words" for a decoder LM, "classes" for a classifier, or ""."""
         if self.objective.classes:
-            columns = self.objective.examples.columns(self.config)
-            return "classes" if {*columns} == {"text", "label"} else ""
+            return "" if self.config.data.pair_column else "classes"
         decoder = self.config.model.kind == "decoder" and not self.objective.reference
         return "words" if decoder and models.heads.speaks(self.config.model) else ""
 

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from llm_jax.commands.verb import Verb, program
 from llm_jax.config import KEYS, ConfigError
-from llm_jax.files import folder_named
+from llm_jax.files import folder_named, read_config
 from llm_jax.pod import hosts
 from llm_jax.train import Diverged, Restart
 
@@ -120,7 +120,11 @@ def _outcome(argv: list[str]) -> tuple[int, dict]:
 
 
 def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the arguments of a subcommand and its --config.KEY=VALUE overrides."""
+    """Parses the arguments of a subcommand and its --config.KEY=VALUE overrides.
+
+    Raises:
+      ConfigError: wrong usage, or no run in a folder that must hold one; before the slow imports.
+    """
     for text in argv:
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # invalid UTF-8
             raise ConfigError(f"{text!r}: is not valid UTF-8")
@@ -141,6 +145,9 @@ def _read(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         takers = ", ".join(name for name, verb in VERBS.items() if verb.keys)
         raise ConfigError(f"--config.{overrides[0]}: only {takers} take config keys")
     folder_named(getattr(args, "workdir", "-"))
+    runs = [args.workdir] if VERBS[args.command].workdir == "run" else []
+    for run in (*runs, *getattr(args, "ensemble", ())):
+        read_config(run)
     return args, overrides
 
 

@@ -1,6 +1,7 @@
 """`audit`: measures the limits of a trained run."""
 
 import argparse
+from pathlib import Path
 
 from llm_jax.commands.verb import Verb, add_step, read_otherwise, tell
 from llm_jax.config import ConfigError
@@ -22,6 +23,9 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    for folder in args.against:
+        if not (Path(folder) / "audit").is_dir():
+            raise ConfigError(f"--against={folder}: has not been audited; run its audit first")
     from llm_jax import audit
 
     if args.examples < 2:
@@ -34,9 +38,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
                             args.grid)  # fmt: skip
     subject = audit.Subject(args.workdir, args.step, options)
     read_otherwise(subject.config, overrides)
-    path = audit.audit(subject, names, args.against, tell)
+    path, failed = audit.audit(subject, names, args.against, tell)
     print(f"step {subject.step}: {path}, and {path.with_suffix('.html')}")
-    return {"step": subject.step, "report": str(path), "limits": names}
+    return {"step": subject.step, "report": str(path), "limits": names, "failed": failed}
 
 
 VERB = Verb(run, add, "measure the limits of a run: cost, opacity, privacy, bias …",

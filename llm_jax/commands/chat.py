@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         verb = "predict" if setup.objective.predict else "generate"
         raise ConfigError(f"--workdir={args.workdir}: objective.name={setup.objective.name!r} does "
                           f"not support chat; use `{verb}`")
-    options = requested(args) | {"memory": Memory()}
+    options = requested(args, setup.mesh) | {"memory": Memory()}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # not that of `commands.run`
     begin = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(begin)

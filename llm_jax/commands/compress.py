@@ -11,7 +11,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     add_step(sub)
     sub.add_argument("--to", dest="target", help="run folder to create, or to measure")
     sub.add_argument("--method", default="", help="int8, int4, nf4, prune:0.5, prune:2:4, "
-                     "heads:0.5 or layers:2; default: only measure --to")
+                     "heads:0.5, low_rank:16 or layers:2; default: only measure --to")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return found | {"report": str(path)}
 
 
-VERB = Verb(run, add, "compress a run: int8, int4, pruned, fewer layers", about="""\
+VERB = Verb(run, add, "compress a run: int8, int4, pruned, low rank, fewer layers", about="""\
 Creates a run at step 0 with compressed parameters of a checkpoint, to be used or trained further,
 and measures both; without --method it only measures --to. docs/compress.md describes the methods
 and distillation.""")

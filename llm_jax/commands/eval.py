@@ -5,6 +5,7 @@ import math
 
 from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -48,12 +49,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     shown = [f"loss {result['loss']:.3f}"]  # the format of training
     others = {name: x for name, x in result.items() if name not in ("loss", *counts)}
     shown += [f"{name} {value:.4g}" for name, value in others.items()]
-    shown += [f"{value:,} {name}" for name, value in counts.items()]
+    shown += [counted(value, name) for name, value in counts.items()]
     data = setup.config.data
     source = f"of {data[args.split] or data.train}"
-    part = f" ({source}" + f"; at most {limit} batches; --max_batches=0: all" * bool(limit) + ")"
+    part = f"; at most {counted(limit, 'batches')}; --max_batches=0: all" * bool(limit)
     also = f", averaged with {', '.join(args.ensemble)}" * bool(args.ensemble)
-    print(f"step {step}{also}: {args.split} {', '.join(shown)}{part}")
+    print(f"step {step}{also}: {args.split} {', '.join(shown)} ({source}{part})")
     if "bleu" in result:
         measure = scores.bleu([record.get("target", "") for record in evaluation.records])
         measure.corpus_score(["a"], [["a"]])  # the signature requires a computed score

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from llm_jax.commands import samples
-from llm_jax.commands.verb import Verb, add_sampling, add_step, requested
+from llm_jax.commands.verb import Verb, add_sampling, add_step, requested, tell
 from llm_jax.config import ConfigError
 from llm_jax.files import parse_json, read_text
 
@@ -22,17 +22,24 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     from llm_jax import sharding
     from llm_jax.decode import complete
     from llm_jax.train.run import load_params
 
-    prompts = args.prompt + (_prompts(args.prompts) if args.prompts else []) or [""]
     setup, tokenizer, params, step = load_params(args.workdir, args.step)
-    options = requested(args) | {"objective": setup.config.objective}
+    options = requested(args, setup.mesh) | {"objective": setup.config.objective}
     with sharding.activate(setup.mesh):
         texts = complete(setup.model, params, tokenizer, prompts, **options)
     samples.show(texts, setup.model.cfg.kind)
-    return {"step": step, "samples": texts}
+    result = {"step": step, "samples": texts}
+    if args.draft:
+        total = lambda name: sum(text[name] for text in texts)
+        tokens = sum(len(text["tokens"]) for text in texts)
+        result["acceptance_rate"] = rate = total("accepted") / total("proposed")
+        result["tokens_per_round"] = speed = tokens / total("rounds")
+        tell(f"draft: {rate:.0%} of its tokens accepted; {speed:.2f} tokens a round")
+    return result
 
 
 def _prompts(file: Path) -> list:

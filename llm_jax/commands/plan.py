@@ -48,5 +48,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 VERB = Verb(
     run, add, "memory, FLOPs and time of a train step on other chips", ABOUT, EXAMPLES, keys=True,
-    workdir=False,
+    workdir="",
 )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from llm_jax.commands.verb import Verb, add_ensemble, read_otherwise, tell
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.files import is_full, parse_json
 
 ABOUT = """Predicts labels, entities, answers, … for each row of a file.
@@ -36,6 +37,8 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    if args.input != "-" and not Path(args.input).exists():
+        raise ConfigError(f"--input={args.input}: no such file")
     from llm_jax import sharding
     from llm_jax.train import Restart, ensemble
     from llm_jax.train.predict import answerer, predict
@@ -71,13 +74,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
         raise
     for row, n in refused.values():
         if n > 1:
-            tell(f"{n - 1:,} more rows like row {row}")
+            tell(f"{counted(n - 1, 'more rows')} like row {row}")
     errors = sum(n for _, n in refused.values())
     if 0 < count == errors and not done:
         if output:
             output.unlink()
         raise ConfigError(f"--input={args.input}: no row can be read")
-    progress = f"{done + count:,} rows" + f", {done:,} of them from before" * bool(done)
+    progress = counted(done + count, "rows") + f", {done:,} of them from before" * bool(done)
     where = f"; they are in {output}" * bool(output)
     tell(f"step {step}: {progress}, {errors:,} of them could not be read{where}")
     return {"step": step, "rows": done + count, "errors": errors, "output": args.output}
@@ -102,7 +105,7 @@ def _write(
         lines.write(json.dumps(read.pop(0) | found, ensure_ascii=False, default=str) + "\n")
         if time.time() - told > EVERY:
             lines.flush()
-            tell(f"{done + count:,} rows")
+            tell(counted(done + count, "rows"))
             told = time.time()
     return count
 
@@ -159,8 +162,8 @@ def _continued(output: Path, rows: Iterator[tuple[dict, Any]]) -> int:
     written = parse_json(last.decode("utf-8", "replace"), f"--output={output}, line {done}")
     here = {name for name, value in (before or [{}])[-1].items() if written.get(name) == value}
     if len(before) < done or (done and before[-1] and not here):
-        raise ConfigError(f"--output={output}: its {done} rows do not match --input; name another "
-                          "file")
+        raise ConfigError(f"--output={output}: its {counted(done, 'rows')} do not match --input; "
+                          "name another file")
     return done
 
 

@@ -4,6 +4,8 @@ import argparse
 
 from llm_jax import config as configs
 from llm_jax.commands.verb import Verb
+from llm_jax.console import counted
+from llm_jax.data import files
 
 ABOUT = """Writes data.train, data.validation and data.test as a TFDS dataset, with a data card.
 
@@ -30,6 +32,7 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     config = configs.load(args.config, overrides)
+    files.check_named(config.data)
     from llm_jax import objectives
     from llm_jax.data.prepare import prepare
 
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     folder, sizes = prepare(args.name, config, examples.columns(config), args.tfds_dir, clean,
                             args.tokens, examples.specials(config))  # fmt: skip
     for split, (read, stored) in sizes.items():
-        print(f"{split}: {stored.documents:,} of {read.documents:,} documents")
+        print(f"{split}: {stored.documents:,} of {counted(read.documents, 'documents')}")
     where = f" --config.data.tfds_dir={args.tfds_dir}" if args.tfds_dir else ""
     print(f"prepared {folder}, with the data card README.md\n"
           f"train on it: --config.data.train=tfds:{args.name}{where}")  # fmt: skip
@@ -47,4 +50,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
 
 
 VERB = Verb(run, add, "write documents as a cleaned TFDS dataset, with a data card",
-            about=ABOUT, examples=EXAMPLES, keys=True, workdir=False)  # fmt: skip
+            about=ABOUT, examples=EXAMPLES, keys=True, workdir="")  # fmt: skip

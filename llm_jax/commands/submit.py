@@ -60,4 +60,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"file": job.file, "command": job.command, "code": code, "failed": bool(code)}
 
 
-VERB = Verb(run, add, "submit training to Slurm, GKE or TPU VMs", ABOUT, EXAMPLES, keys=True)
+VERB = Verb(run, add, "submit training to Slurm, GKE or TPU VMs", ABOUT, EXAMPLES, keys=True,
+            workdir="new")

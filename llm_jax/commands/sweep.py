@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llm_jax.commands.verb import Verb, python, tell
 from llm_jax.files import read_json
+from llm_jax.sweep import Sweep
 
 ABOUT = """Trains every variant with the same seeds, each run in a separate process and folder
 WORKDIR/runs/VARIANT/seedK, and writes WORKDIR/report/report.md. The same command resumes, and
@@ -43,12 +44,14 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> dict:
+    workdir = Path(args.workdir)
+    sweep = read_json(workdir / "sweep.json") if args.report else _sweep(args)
+    # Imported only now, so that errors appear quickly.
     from llm_jax.sweep import execute, report, results
 
-    workdir = Path(args.workdir)
     if not args.report:
-        execute.share([], args.index, args.of)  # checked before the slow imports
-        design = _designed(args, overrides)
+        execute.share([], args.index, args.of)
+        design = _designed(sweep, args, overrides)
         execute.execute(design, workdir, python(), args.index, args.of, tell)
     design = read_json(workdir / "sweep.json")
     states = [run.state() for run in results.runs(design, workdir)]
@@ -58,7 +61,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     return counts | {"report": str(path), "variants": results.as_json(design, workdir)}
 
 
-def _designed(args, overrides) -> dict:
+def _sweep(args: argparse.Namespace) -> Sweep:
+    """Returns the sweep that the arguments describe; ConfigError for an invalid one."""
     from llm_jax.sweep import spec
 
     lengths = None if args.lengths is None else spec.lengths(args.lengths)
@@ -68,6 +72,10 @@ def _designed(args, overrides) -> dict:
         without=args.without,
     )  # fmt: skip
     sweep.variants()
+    return sweep
+
+
+def _designed(sweep: Sweep, args: argparse.Namespace, overrides: list[str]) -> dict:
     import jax
 
     from llm_jax.sweep import design as designs
@@ -84,5 +92,6 @@ def _designed(args, overrides) -> dict:
 
 
 VERB = Verb(
-    run, add, "train variants of a config over seeds and compare them", ABOUT, EXAMPLES, keys=True
-)
+    run, add, "train variants of a config over seeds and compare them", ABOUT, EXAMPLES, keys=True,
+    workdir="new",
+)  # fmt: skip

@@ -1,8 +1,10 @@
 """`train`: trains to config.train.steps and samples; also the quickstart."""
 
 import argparse
+import os
 import shlex
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +12,8 @@ from ml_collections import ConfigDict
 from llm_jax.commands import samples
 from llm_jax.commands.verb import Verb, config_of, shown
 from llm_jax.config import ConfigError
+from llm_jax.data import files
+from llm_jax.files import check_source
 from llm_jax.pod import hosts
 from llm_jax.pod.watchdog import watchdog
 
@@ -27,8 +31,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> dict:
     config = config_of(args, begins or overrides)
     if args.stall_seconds < 0:
         raise ConfigError(f"--stall_seconds={args.stall_seconds}: must be at least 0")
-    # Imported only now, so that config errors appear quickly.
+    # In a job of several processes, `hosts.together` tells the others of what fails.
+    if not hosts.find(os.environ):
+        if not config.init_from:
+            files.check_named(config.data)
+        elif not (Path(args.workdir) / "config.json").is_file():
+            check_source(config.init_from)
     job = hosts.start()
+    # Imported only now, so that config errors appear quickly.
     from llm_jax import console, decode
     from llm_jax.models import heads
     from llm_jax.train.loop import Reporter, Trainer
@@ -125,4 +135,4 @@ def _tell_next(config: ConfigDict, workdir: str) -> None:
     print(f"  tensorboard --logdir={shlex.quote(f'{workdir}/tensorboard')}")
 
 
-VERB = Verb(run, add, "train or resume a run", keys=True)
+VERB = Verb(run, add, "train or resume a run", keys=True, workdir="new")

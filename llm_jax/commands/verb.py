@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
@@ -25,7 +25,7 @@ class Verb(NamedTuple):
     about: str = ""
     examples: str = ""
     keys: bool = False  # whether it takes --config.KEY=VALUE
-    workdir: bool = True
+    workdir: str = "run"  # --workdir: "run" must be a run folder, "new" may be; "": no such option
 
 
 def add_step(sub: argparse.ArgumentParser) -> None:
@@ -44,6 +44,9 @@ def add_sampling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--repetition_penalty", type=float)
     sub.add_argument("--stop", action="append", help="a stop string; '': none")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--draft", metavar="WORKDIR",
+                     help="speculative decoding: a run with a smaller model, same tokenizer")
+    sub.add_argument("--draft_tokens", type=int, help="proposed in a round, default 4")
 
 
 def add_ensemble(sub: argparse.ArgumentParser) -> None:
@@ -53,14 +56,18 @@ def add_ensemble(sub: argparse.ArgumentParser) -> None:
                      help="a further run, whose probabilities are averaged with the others'")
 
 
-def requested(args: argparse.Namespace) -> dict:
-    """Returns the fields of `decode.Request` set by the arguments."""
-    from llm_jax.decode import Request
+def requested(args: argparse.Namespace, mesh: Any) -> dict:
+    """Returns the fields of `decode.Request` set by the arguments; a draft model on the mesh."""
+    from llm_jax.decode import Draft, Request
+    from llm_jax.train.run import load_params
 
     names = {field.name for field in dataclasses.fields(Request)} & vars(args).keys()
     settings = {name: getattr(args, name) for name in names}
     if args.stop is not None:
         settings["stop"] = [text for text in args.stop if text]
+    if args.draft:
+        setup, tokenizer, params, _ = load_params(args.draft, mesh=mesh)
+        settings["draft"] = Draft(setup.model, params, tokenizer)
     return settings
 
 

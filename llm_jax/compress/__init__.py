@@ -5,7 +5,7 @@ step 0.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 from llm_jax import models, record, sharding
 from llm_jax.compress import methods
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.data import pipeline
+from llm_jax.data.examples import Record
 from llm_jax.files import folder_named, read_json
 from llm_jax.hub import runs
 from llm_jax.sweep.figures import COLOURS
 from llm_jax.train.evaluate import evaluate
 from llm_jax.train.metrics import figure
-from llm_jax.train.run import load_params
+from llm_jax.train.run import Setup, load_params
 
 FOLDER, ROUNDS = "compress", 5
 TEXT = """# {name}, compressed
@@ -43,7 +45,7 @@ def compress(workdir: str, target: str, method: str, step: int | str | None = No
     LoRA matrices are merged into the kernels first, and rate factors that freeze kernels removed.
 
     Raises:
-      ConfigError: see methods.apply, load_params; or the folder is not empty.
+      ConfigError: see methods.apply, load_params, validation; or the folder is not empty.
     """
     setup, tokenizer, params, step = load_params(workdir, step)
     config = setup.config
@@ -51,6 +53,7 @@ def compress(workdir: str, target: str, method: str, step: int | str | None = No
         config.optimizer.rate_factors = config.optimizer.decay_factors = ()
     config.model, params = models.merge(config.model, params)
     config, params = methods.apply(config, params, method)
+    validation(workdir, setup)
     config.init_from = config.distill.teacher = ""
     origin = {"from": str(workdir), "family": None, "new": [], "unused": [], "method": method,
               "step": step}  # fmt: skip
@@ -62,14 +65,10 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
     """Returns size, speed and scores of a run: parameters, nonzero, bytes, tokens_per_second …
 
     Raises:
-      ConfigError: no validation set; see load_params.
+      ConfigError: see load_params, validation.
     """
     setup, tokenizer, params, step = load_params(workdir, step)
-    config = setup.config
-    documents = setup.objective.split(config, "validation")
-    if not len(documents) or setup.objective.reference:
-        raise ConfigError(f"--workdir={workdir}: has no validation set to measure compression "
-                          "measured on")
+    config, documents = setup.config, validation(workdir, setup)
     batches = pipeline.eval_batches(setup.objective.examples(tokenizer, config), documents)
     eval_step = setup.eval_step(tokenizer)
     with sharding.activate(setup.mesh):
@@ -87,6 +86,14 @@ def measure(workdir: str | Path, step: int | str | None = None) -> dict[str, Any
         "max_batches": limit, "values": values,
         "score": "accuracy" if setup.objective.classes else "loss",
     }  # fmt: skip
+
+
+def validation(workdir: str | Path, setup: Setup) -> Sequence[Record]:
+    """Returns the validation documents of a run; ConfigError if it has none."""
+    documents = setup.objective.split(setup.config, "validation")
+    if not len(documents) or setup.objective.reference:
+        raise ConfigError(f"--workdir={workdir}: has no validation set to measure compression on")
+    return documents
 
 
 def stored(x: jax.Array) -> int:
@@ -141,7 +148,8 @@ def write(folder: Path, name: str) -> Path:
                f"{x['bytes'] / 2**20:.2f}", f"{x['values']['loss']:.4f}"]  # fmt: skip
         row += [f"{x['values']['accuracy']:.4f}"] * (score == "accuracy")
         table.append([*row, f"{x['tokens_per_second']:,.0f}", "yes" * (x in best)])
-    part = " (at most {} batches)".format(found[0]["max_batches"]) * bool(found[0]["max_batches"])
+    limit = found[0]["max_batches"]
+    part = f" (at most {counted(limit, 'batches')})" * bool(limit)
     text = TEXT.format(name=name, part=part, rounds=ROUNDS, hardware=found[0]["hardware"],
                        table=record.table(header, table))  # fmt: skip
     (folder / "report.md").write_text(text)

@@ -113,6 +113,33 @@ def heads(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, A
     return config, jax.tree_util.tree_map_with_path(pruned, shapes, params)
 
 
+def low_rank(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
+    """Low-rank factorisation: kernels W become A B of rank r, the truncated SVD (Eckart 1936).
+
+    W = U S V, A = U sqrt(S), B = sqrt(S) V of the r largest singular values. They are stored as the
+    LoRA matrices of kernels of zeros, which remain so in training.
+    """
+    m, rank = config.model, int(argument) if argument.isdecimal() else 0
+    m.lora_rank, m.lora_alpha, m.lora_targets = max(rank, 1), float(max(rank, 1)), ()
+    config.optimizer.keep_zeros = False
+    configs.check(config)
+
+    def factored(like, tree):
+        out = {k: factored(like[k], x) if isinstance(x, dict) else x for k, x in tree.items()}
+        for k in [k.removesuffix("_lora_a") for k in like if k.endswith("_lora_a")]:
+            x, a = np.asarray(tree[k]), like[f"{k}_lora_a"].shape
+            u, s, v = np.linalg.svd(x.reshape(*a[:-1], -1), full_matrices=False)
+            if not 0 < rank <= s.shape[-1]:
+                raise ConfigError(f"--method=low_rank:{argument}: must be 1 to {s.shape[-1]}, the "
+                                  f"largest rank of a {k} of {a[-2]} inputs")
+            root = np.sqrt(s[..., :rank])
+            out |= {k: np.zeros_like(x), f"{k}_lora_a": u[..., :rank] * root[..., None, :],
+                    f"{k}_lora_b": root[..., None] * v[..., :rank, :]}
+        return out
+
+    return config, factored(models.abstract_params(m), params)
+
+
 def layers(config: ConfigDict, params: Any, argument: str) -> tuple[ConfigDict, Any]:
     """Keeps every k-th layer of each stack: a student for distillation."""
     m, k = config.model, int(argument) if argument.isdecimal() else 0
@@ -159,5 +186,5 @@ def _share(kind: str, text: str) -> float:
 
 METHODS: dict[str, Method] = {
     "int8": quantize("int8"), "int4": quantize("int4"), "nf4": quantize("nf4"), "prune": prune,
-    "heads": heads, "layers": layers,
+    "heads": heads, "layers": layers, "low_rank": low_rank,
 }  # fmt: skip

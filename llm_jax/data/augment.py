@@ -1,13 +1,22 @@
-"""Word-level data augmentation: deletion, swaps and synonyms (EDA; Wei and Zou 2019)."""
+"""Data augmentation: words deleted, swapped or replaced by synonyms (EDA; Wei and Zou 2019).
 
+Counterfactual augmentation (Lu 2018, https://arxiv.org/abs/1807.11714) swaps pairs of words.json
+(he and she, in English and Chinese), with which the audit measures bias.
+"""
+
+import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from llm_jax.config import ConfigError
 from llm_jax.data import files
 from llm_jax.data.fields import Record
+from llm_jax.files import read_json
+
+WORDS = Path(__file__).with_name("words.json")
 
 
 def augmented(
@@ -19,6 +28,7 @@ def augmented(
       delete:P: deletes each word with probability P, but never all words.
       swap:P: swaps random pairs of words, about a fraction P of the words.
       synonyms:FILE:P: replaces each word with a synonym, if it has any, with probability P.
+      counterfactual:P: with probability P, swaps all words of pairs such as he and she.
 
     Raises:
       ConfigError: the synonym file cannot be read, or has no synonyms.
@@ -27,6 +37,10 @@ def augmented(
     for step in steps:
         kind, _, rest = step.partition(":")
         file, _, rate = rest.rpartition(":")
+        if kind == "counterfactual":
+            if rng.random() < float(rate):
+                record |= {name: counterfactual(record[name]) for name in names if name in record}
+            continue
         for name in names:
             if words := record.get(name, "").split():
                 record[name] = " ".join(_changed(kind, words, file, float(rate), rng))
@@ -49,6 +63,35 @@ def _changed(
     pairs = zip(words, drawn, strict=True)
     others = [table.get(word, ()) if chosen else () for word, chosen in pairs]
     return [str(rng.choice(x)) if x else word for word, x in zip(words, others, strict=True)]
+
+
+def counterfactual(text: str) -> str:
+    """Swaps the words of each pair in all of a text; letter case is kept."""
+    pattern, table = pairs()
+    return pattern.sub(lambda found: table[found[0]][0], text)
+
+
+def side(text: str) -> int:
+    """Returns 0 if a text has first words of pairs only, 1: only second words, -1: none or both."""
+    pattern, table = pairs()
+    found = {table[word][1] for word in pattern.findall(text)} - {-1}
+    return found.pop() if len(found) == 1 else -1
+
+
+@cache
+def pairs() -> tuple[re.Pattern, dict[str, tuple[str, int]]]:
+    """Returns a pattern of the words in pairs, and {word: (its counterpart, its place)}.
+
+    Longer words that contain one, of another meaning, are their own counterpart, at place -1.
+    """
+    table = {}
+    for lists in read_json(WORDS).values():
+        table |= {word: (word, -1) for word in lists["others"]}
+        for pair in lists["swaps"]:
+            for a, b in (map(case, pair) for case in (str.lower, str.capitalize, str.upper)):
+                table |= {a: (b, 0), b: (a, 1)}
+    words = (rf"\b{word}\b" if word.isascii() else word for word in table)
+    return re.compile("|".join(sorted(words, key=len, reverse=True))), table
 
 
 @cache

@@ -104,7 +104,8 @@ def _placed(answer: dict, context: str) -> dict:
 
 TEXT = Field("text", _text, lambda text: [text], "a")
 FIELDS: dict[str, Field] = {
-    "label": Field("text or a number", lambda value: _name(value).strip(), lambda label: [], "0"),
+    **dict.fromkeys(("label", "group"), Field("text or a number", lambda x: _name(x).strip(),
+                                              lambda name: [], "0")),
     "tokens": Field("a list of texts, or texts separated by whitespace", _names,
                     lambda tokens: [" ".join(tokens)], ["a"]),
     "tags": Field("a list of texts, or texts separated by whitespace", _names,

@@ -20,6 +20,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from llm_jax.config import ConfigError
 from llm_jax.files import check_local, parse_json
 
@@ -82,6 +84,18 @@ def named(spec: str) -> list[str]:
         raise ConfigError(f"data: {spec!r} {problem}; name a file, or a glob such as "
                           "'texts/**/*.txt'")
     return sorted(real.values())
+
+
+def parts(spec: str) -> list[str]:
+    """Returns the sources in data.train=A,B; a file's name may have a comma."""
+    return [spec] if os.path.isfile(spec) else [s.strip() for s in spec.split(",") if s.strip()]
+
+
+def check_named(data: ConfigDict) -> None:
+    """Raises ConfigError if data.train, .validation or .test names a missing file; skips globs."""
+    for part in itertools.chain(*map(parts, (data.train, data.validation, data.test))):
+        if not re.match(r"(builtin|task|tfds):|.*[*?[]", part):
+            named(part)
 
 
 def _found(spec: str) -> list[str]:

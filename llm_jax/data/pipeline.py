@@ -92,7 +92,7 @@ def row_shapes(
     config = ConfigDict(config.to_dict())
     config.model.vocab_size, config.data.batch_size = 0, 1
     tokenizer = tokenizers.Bytes(examples.specials(config))
-    config.data.labels = ("0",)  # the label of the sample
+    config.data.labels = config.objective.groups = ("0",)  # those of the sample
     record = {name: fields.field(name).sample for name in examples.columns(config)}
     if examples.cut:
         record["text"] = "a word. " * (config.model.max_length // 4 + 4)

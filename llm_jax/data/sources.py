@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.data import corpus, fields, files, tasks, tokenizers
 from llm_jax.data.fields import Columns, Record
 from llm_jax.data.lazy import Lazy, Mixture, Tokens
@@ -66,7 +67,7 @@ def sources(
     spec: str, data: ConfigDict, wanted: Sequence[str] = ("text",), read: Callable | None = None
 ) -> dict[str, Sequence[Record]]:
     """Returns {source: documents} for each source in `spec`; see `documents`."""
-    specs, columns = _parts(spec), {field: data[f"{field}_column"] for field in wanted}
+    specs, columns = files.parts(spec), {field: data[f"{field}_column"] for field in wanted}
     n, lines = len(columns), []
     if n > 1:
         lines = [s for s in specs if not _holds_records(s, columns)]
@@ -205,7 +206,7 @@ def _shares_of(items, shares: list[float]) -> list:
     counts = [max(1, round(share * n)) if share else 0 for share in shares]
     first, second = counts[0], sum(counts)
     if second >= n:
-        raise ConfigError(f"data.validation_fraction: {n} document{'s' * (n > 1)} cannot be split "
+        raise ConfigError(f"data.validation_fraction: {counted(n, 'documents')} cannot be split "
                           "into training and held-out documents; set data.validation to a file "
                           "(a text file is one document, and so is a line of JSONL)")
     return [items[second:], items[:first], items[first:second]]
@@ -270,10 +271,6 @@ def _one_by_one(spec: str, data: ConfigDict, columns: Columns) -> Iterable[Recor
     return docs
 
 
-def _parts(spec: str) -> list[str]:
-    return [spec] if os.path.isfile(spec) else [s.strip() for s in spec.split(",") if s.strip()]
-
-
 def _check_once(specs: list[str]) -> None:
     """Raises ConfigError if two specs name the same file."""
     local = [s for s in specs if not s.startswith(("builtin:", "tfds:"))] if len(specs) > 1 else []
@@ -297,7 +294,7 @@ def fingerprint(config: ConfigDict) -> dict[str, str]:
     and the Python version for the built-in corpus.
     """
     digests, data = {}, config.data
-    for part in itertools.chain(*map(_parts, [data.train, data.validation, data.test])):
+    for part in itertools.chain(*map(files.parts, [data.train, data.validation, data.test])):
         if part.startswith("tfds:"):
             info = _builder(part.removeprefix("tfds:").partition("@")[0], data).info
             counts = {name: split.num_examples for name, split in info.splits.items()}
@@ -321,8 +318,8 @@ def stream(spec: str, columns: Columns) -> Iterator[Record]:
         if blank == [file]:
             log.warning("data: %s is empty", file)
         elif blank:
-            log.warning("data: %s: skipped %d rows with an empty %s, the first at %s",
-                        file, len(blank), " or ".join(columns), blank[0])
+            log.warning("data: %s: skipped %s with an empty %s, the first at %s",
+                        file, counted(len(blank), "rows"), " or ".join(columns), blank[0])
 
 
 def _parallel(columns: Columns, specs: list[str]) -> list[Record]:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from llm_jax.console import counted
 from llm_jax.data.examples import Examples, Record
 from llm_jax.data.fields import texts
 from llm_jax.data.lazy import Mixture
@@ -16,7 +17,7 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
 
     Lengths include an estimate of the special tokens.
     """
-    parts = [f"{len(docs):,} document" + "s" * (len(docs) != 1)]
+    parts = [counted(len(docs), "documents")]
     if isinstance(docs, Mixture):
         parts = [", ".join(f"{name} {share:.1%}" for name, share in docs.shares.items())]
         docs = [*docs] if all(isinstance(part, list) for part in docs.parts) else docs
@@ -31,10 +32,11 @@ def line(examples: Examples, docs: Sequence[Record]) -> str:
         for what, need in examples.room(counts).items():
             needs[what].append(need)
     for what, found in needs.items():
-        beyond, of = sum(n > room for n, room in found), f" of {len(found):,}" * (step > 1)
+        beyond = sum(n > room for n, room in found)
+        much = counted(beyond, what) if step == 1 else f"{beyond:,} of {counted(len(found), what)}"
         fate = f": {examples.too_long}" * bool(beyond)
         longest = f"the longest {max(found)[0]:,}"
-        parts.append(f"{beyond:,}{of} {what} longer than {found[0][1]} tokens{fate} ({longest})")
+        parts.append(f"{much} longer than {found[0][1]} tokens{fate} ({longest})")
     return "; ".join(parts)
 
 
@@ -43,7 +45,7 @@ def _counted(docs: list[Record], key: str) -> list[str]:
     counts = Counter(label for some in labels for label in some)
     total, most = counts.total(), counts.most_common(SHOWN)
     shown = ", ".join(f"{name}: {count:,}" for name, count in most)
-    more = f" and {len(counts) - SHOWN} more labels" * (len(counts) > SHOWN)
+    more = f" and {counted(len(counts) - SHOWN, 'more labels')}" * (len(counts) > SHOWN)
     return [f"{shown}{more}", f"most frequent: {most[0][0]}, {most[0][1] / total:.1%}"]
 
 

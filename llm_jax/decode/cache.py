@@ -14,9 +14,9 @@ from llm_jax.models import Model
 from llm_jax.models.attention import kept
 
 
-def _layers(model):
+def _layers(cfg):
     """Returns the configs of the decoder's layers."""
-    return configs.layers(model.cfg, configs.depths(model.cfg).get("decoder", 0))
+    return configs.layers(cfg, configs.depths(cfg).get("decoder", 0))
 
 
 class Prompts(NamedTuple):
@@ -51,7 +51,8 @@ class Reader:
     ) -> tuple[jax.Array, Any]:
         """Prefill: prompts [B, T] -> logits [B, V] after the last token of each, and the cache.
 
-        If a cache already holds the beginning of the prompts, tokens are the remaining ones.
+        If a cache already holds the `first` tokens of the prompts (a number, or one per row [B]),
+        tokens are the remaining ones.
         """
         B, T = tokens.shape
         if not self.cached:
@@ -64,11 +65,11 @@ class Reader:
             variables = {"params": self.params}
             context["encoded"] = self.model.apply(variables, self.source, method="encode")
         # Padding gets a position after the last slot, so that it is not written to the cache.
+        first = jnp.reshape(first, (-1, 1))
         positions = jnp.broadcast_to(first + jnp.arange(T), (B, T))
         positions = jnp.where(positions < lengths[:, None], positions, self.size)
         outputs, cache = self._step(cache or {}, tokens, positions, **context)
-        last = jnp.take_along_axis(outputs.hidden, lengths[:, None, None] - first - 1, axis=1)
-        return self._logits(outputs._replace(hidden=last)), cache
+        return self._logits(outputs, lengths[:, None] - first - 1)[:, 0], cache
 
     def advance(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         """Decoding step: tokens [B] at positions [B] -> logits [B, V] after them, and the cache."""
@@ -76,7 +77,12 @@ class Reader:
             rows = jnp.arange(len(tokens))
             cache = cache | {"tokens": cache["tokens"].at[rows, positions].set(tokens)}
             return self._recompute(cache, positions), cache
-        outputs, cache = self._step(cache, tokens[:, None], positions[:, None])
+        logits, cache = self.extend(cache, tokens[:, None], positions[:, None])
+        return logits[:, 0], cache
+
+    def extend(self, cache: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+        """Tokens [B, T] at positions [B, T] -> logits [B, T, V] after each, and the cache."""
+        outputs, cache = self._step(cache, tokens, positions)
         return self._logits(outputs), cache
 
     def widen(self, cache: Any, n: int) -> tuple["Reader", Any]:
@@ -97,12 +103,14 @@ class Reader:
         if self.prefix:
             batch["prefix"] = cache["prefix"]
         outputs = self.model.apply({"params": self.params}, batch)
-        hidden = jnp.take_along_axis(outputs.hidden, last[:, None, None], axis=1)
-        return self._logits(outputs._replace(hidden=hidden))
+        return self._logits(outputs, last[:, None])[:, 0]
 
-    def _logits(self, outputs: models.Outputs) -> jax.Array:
-        """Converts the outputs for one token per row to logits, float32 [B, V]."""
-        logits = models.logits(outputs)[:, 0]
+    def _logits(self, outputs: models.Outputs, at: jax.Array | None = None) -> jax.Array:
+        """Converts the outputs at `at` [B, P] (None: all) to logits, float32 [B, P, V]."""
+        if at is not None:
+            hidden = jnp.take_along_axis(outputs.hidden, at[..., None], axis=1)
+            outputs = outputs._replace(hidden=hidden)
+        logits = models.logits(outputs)
         return logits if self.allowed is None else jnp.where(self.allowed, logits, -jnp.inf)
 
 
@@ -149,15 +157,38 @@ def batch_of(rows: Sequence[Sequence[int]], most: int, side: str = "") -> dict[s
     return {f"{side}tokens": tokens, f"{side}segment_ids": real.astype(np.int32)}
 
 
+def irreversible(cfg: Any, size: int) -> str:
+    """Returns why a cache of `size` tokens cannot be cut back to a prefix; "" if it can.
+
+    It can if it has all keys and no state; the reason names a key of config.model.
+    """
+    if cfg.kind != "decoder":
+        return f"model.kind={cfg.kind!r} is not a decoder"
+    for layer in _layers(cfg):
+        variant, window = attention.get(layer.attention), kept(layer)
+        name = f"model.attention={layer.attention!r}"
+        if "cache" not in variant.supports:
+            return f"{name} has no KV cache"
+        if variant.state:
+            return f"{name} has a recurrent state"
+        if layer.short_conv:
+            return f"model.short_conv={layer.short_conv} has a state"
+        if window is not None and window < size:
+            return f"{name} caches only the last {window} of {size} tokens"
+        if layer.expert_capacity or layer.expert_slots:
+            return "model.expert_capacity and expert_slots let the tokens of a pass compete"
+    return ""
+
+
 def resumable(reader: Reader) -> bool:
-    """Whether a cache can be reused for texts with a common prefix: it has all keys, no state."""
+    """Whether a cache can be reused for texts with a common prefix."""
+    plain = reader.cached and not reader.prefix
+    return plain and not irreversible(reader.model.cfg, reader.size)
 
-    def whole(layer):
-        state = layer.short_conv or attention.get(layer.attention).state
-        return not state and (kept(layer) or reader.size) >= reader.size
 
-    plain = reader.cached and not reader.prefix and reader.source is None
-    return plain and all(map(whole, _layers(reader.model)))
+def size_of(longest: int, new: int, most: int) -> int:
+    """Returns the size of the cache for `new` tokens after prompts of up to `longest`."""
+    return min(round_up(longest, most) + round_up(new, most), most)
 
 
 def prepare(
@@ -181,9 +212,9 @@ def prepare(
     arrays = Prompts(*pad(prompts, length), eos), encoder_batch, allowed
     prompts, encoder_batch, allowed = replicated(arrays)
     room = round_up(max_new_tokens, length)
-    size = min(prompts.tokens.shape[1] + room, length)
+    size = size_of(prompts.tokens.shape[1], max_new_tokens, length)
     if cached is None:
-        cached = all("cache" in attention.get(x.attention).supports for x in _layers(model))
+        cached = all("cache" in attention.get(x.attention).supports for x in _layers(model.cfg))
     params = models.unstacked(model, params) if cached else params
     return Reader(model, params, encoder_batch, size, cached, prefix, allowed), prompts, room
 

@@ -36,6 +36,7 @@ LARGE = float(np.finfo(np.float32).max)  # larger values are infinite in float32
 COUNT = (lambda x: x >= 1, "at least 1")
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": COUNT, "samples": COUNT, "beams": COUNT, "batch_size": COUNT,
+    "draft_tokens": (lambda x: 1 <= x <= 32, "in 1 … 32"),
     "min_new_tokens": (lambda x: x >= 0, "at least 0"),
     "top_k": (lambda x: x >= 0, "at least 0"),
     "temperature": (lambda x: 0 <= x <= LARGE, "at least 0, and finite in float32"),
@@ -71,7 +72,9 @@ class Request:
       suppressed: ids that are never generated.
       max_length, min_length: in tokens of prompt and text together.
       imported: whether to read an imported generation_config.json.
-      memory: for sampling a single text: keeps its KV cache for the next call.
+      memory: for sampling a single text: keeps its KV cache for the next call; not with a draft.
+      draft: a `Draft` model for speculative decoding: the same distribution, faster.
+      draft_tokens: tokens that it proposes in a round, 1 … 32, default 4.
     """
 
     max_new_tokens: int | None = None
@@ -94,6 +97,8 @@ class Request:
     min_length: int = 0
     imported: bool = True
     memory: Memory | None = None
+    draft: Any = None
+    draft_tokens: int | None = None
 
     def __post_init__(self):
         for name, (allows, allowed) in RANGES.items():
@@ -107,7 +112,12 @@ class Request:
         draws = self.temperature is not None or self.top_p not in (None, 1) or self.min_p
         rules = self.repetition_penalty, self.min_new_tokens, self.samples, self.stop
         problem = ""
-        if kind == "encoder":
+        if self.draft is not None and (kind != "decoder" or searches):
+            problem = (f"draft, model.kind={kind!r}, beams={self.beams or 1}: speculative decoding "
+                       "is for decoders, and samples; it does not search")
+        elif self.draft_tokens is not None and self.draft is None:
+            problem = f"draft_tokens={self.draft_tokens}: only with a draft model; set draft"
+        elif kind == "encoder":
             if draws or searches or any(rules):
                 problem = ("temperature, top_p, beams …: not supported by masked models, which "
                          "list the top_k candidates")
@@ -133,7 +143,7 @@ class Request:
         draws = kind == "decoder" or (asked.top_k or asked.top_p not in (None, 1))
         defaults = {"temperature": 1.0 if draws else 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
                     "beams": 1, "length_penalty": 0.6, "repetition_penalty": 1.0, "samples": 1,
-                    "min_new_tokens": 0, "stop": ()}  # fmt: skip
+                    "min_new_tokens": 0, "stop": (), "draft_tokens": 4}  # fmt: skip
         asked = replace(asked, **{k: v for k, v in defaults.items() if getattr(asked, k) is None})
         beams, samples = asked.beams, asked.samples
         if beams > 1 and asked.stop:

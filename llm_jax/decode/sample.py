@@ -28,7 +28,7 @@ def stream(
     min_p: float = 0.0, repetition_penalty: float = 1.0, min_new_tokens: int | Sequence[int] = 0,
     seed: int = 0, draws: Sequence[int] | None = None,
     stop: Callable[[Sequence[int], list[int]], int | None] | None = None, every: int | None = None,
-    memory: Memory | None = None, **inputs: Any,
+    memory: Memory | None = None, window: Callable | None = None, **inputs: Any,
 ) -> Iterator[list[list[int]]]:
     """Yields the ids sampled so far after each prompt, every `every` tokens and at the end.
 
@@ -43,6 +43,7 @@ def stream(
       stop: (prompt, ids so far) -> number of ids to keep if the text ends there; else None.
       every: None: once, at the end; 8 if there is a `stop`.
       memory: for a single prompt: reuses the KV cache of a common prefix, and stores the new one.
+      window: generates until a context is full, as `_window` does; None: that, token by token.
       inputs: sources, eos_id and other arguments of `cache.prepare`.
     """
     choice = _choice(temperature, top_k, top_p, min_p, model.cfg.vocab_size)
@@ -59,8 +60,8 @@ def stream(
         contexts = [row[_forgotten(len(row), length) :] for row in rows]
         draw = _Draw(*replicated((np.uint32(seed), numbers)), done, choice, rules)
         seen, left = replicated(rules.seen(rows, vocabulary)), max_new_tokens - done
-        done += yield from _window(reader, read, room, contexts, seen, draw, text, left, every,
-                                   memory)  # fmt: skip
+        done += yield from (window or _window)(reader, read, room, contexts, seen, draw, text,
+                                               left, every, memory)  # fmt: skip
 
 
 def _window(reader, read, room, contexts, seen, draw, text, left, every, memory):
@@ -115,7 +116,7 @@ class _Written:
 
 
 def _choice(temperature, top_k, top_p, min_p, vocabulary) -> tuple:
-    """Returns the settings of `choose`: None omits a filter from the program."""
+    """Returns the settings of `filtered`: None omits a filter from the program."""
     return (
         max(temperature, TINY) if temperature else None,
         min(top_k, vocabulary) or None,
@@ -136,8 +137,14 @@ class _Draw(NamedTuple):
     seed: Any
     numbers: Any  # row numbers [B]
     done: Any  # tokens generated before this program
-    choice: tuple  # settings of `choose`
+    choice: tuple  # settings of `filtered`
     rules: Rules
+
+    def keys(self, index: Any) -> jax.Array:
+        """Returns the random keys [B] of the tokens at `index`, a number or one per row [B]."""
+        key = jax.random.key(self.seed)
+        fold = lambda number, at: jax.random.fold_in(jax.random.fold_in(key, number), at)
+        return jax.vmap(fold)(self.numbers, jnp.broadcast_to(index, self.numbers.shape))
 
 
 class _State(NamedTuple):
@@ -152,10 +159,9 @@ class _State(NamedTuple):
 
 def _pick(read, logits, index, ids, ended, seen, draw: _Draw) -> _State:
     """Samples the token at `index` of each row."""
-    key = jax.random.key(draw.seed)
-    fold = lambda number: jax.random.fold_in(jax.random.fold_in(key, number), draw.done + index)
-    logits = draw.rules.apply(logits, seen, draw.done + index, read.eos)
-    token = choose(logits, jax.vmap(fold)(draw.numbers), *draw.choice)
+    at = draw.done + index
+    logits = draw.rules.apply(logits, seen, at, read.eos)
+    token = choose(logits, draw.keys(at), *draw.choice)
     token = jnp.where(ended, read.eos[0], token)
     ended |= (token[:, None] == read.eos).any(-1)
     seen = draw.rules.saw(seen, token)
@@ -186,18 +192,34 @@ def _go_on(reader, read, cache, state, until, draw):
 
 
 def choose(
-    logits: jax.Array, keys: jax.Array, temperature: float | None = None, top_k: int | None = None,
-    top_p: float | None = None, min_p: float | None = None,
+    logits: jax.Array, keys: jax.Array, temperature: float | None = None, *filters: Any, **more: Any
 ) -> jax.Array:
-    """Samples an id per row from logits [B, V] with keys [B]; without temperature, the argmax.
-
-    top_k keeps the k most likely tokens; then top_p (nucleus sampling, Holtzman 2020, 3.1) keeps
-    the smallest set of most likely tokens with total probability p; min_p (Nguyen 2024,
-    arXiv:2407.01082) keeps tokens with at least min_p times the maximum probability. Ties with the
-    last kept token are kept too. temperature and min_p must be normal float32 numbers.
-    """
+    """Samples an id per row from `filtered` logits [B, V] with keys [B]."""
     if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
+    return categorical(keys, filtered(logits, temperature, *filters, **more))
+
+
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """Samples an id per row from logits [B, V] with keys [B]."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def filtered(
+    logits: jax.Array, temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, min_p: float | None = None,
+) -> jax.Array:
+    """Logits [B, V] of the distribution to sample from: -inf for ids that are filtered out.
+
+    Without temperature, only the argmax is left. top_k keeps the k most likely tokens; then top_p
+    (nucleus sampling, Holtzman 2020, 3.1) keeps the smallest set of most likely tokens with total
+    probability p; min_p (Nguyen 2024, arXiv:2407.01082) keeps tokens with at least min_p times the
+    maximum probability. Ties with the last kept token are kept too. temperature and min_p must be
+    normal float32 numbers.
+    """
+    if temperature is None:
+        best = logits.argmax(-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     # The maximum is 0 at any temperature, which avoids inf - inf; -inf is kept, even if XLA
     # multiplies by 1 / temperature and that underflows to 0.
     logits -= logits.max(-1, keepdims=True)
@@ -212,7 +234,7 @@ def choose(
         logits = jnp.where(probability > 0, logits, -jnp.inf)
     if min_p is not None:
         logits = jnp.where(logits >= jnp.log(min_p), logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return logits
 
 
 def _keep_likeliest(

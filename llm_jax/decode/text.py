@@ -13,10 +13,11 @@ from llm_jax import models, objectives
 from llm_jax.config import ConfigError
 from llm_jax.data import chat
 from llm_jax.data.tokenizers import MASKS, SENTINEL, Tokenizer
-from llm_jax.decode import sample
+from llm_jax.decode import sample, speculative
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.request import Request
 from llm_jax.decode.score import fill, log_likelihoods
+from llm_jax.decode.speculative import Speculation
 from llm_jax.models import Model
 from llm_jax.objectives.masked_lm import mask_id
 
@@ -36,7 +37,7 @@ def complete(
     starts from the tokenizer's bos_id (pad if, as in T5, there is none). A masked model fills
     [MASK] or <mask>: `completion` and `tokens` are the prompt with the best token for each mask,
     and `candidates` lists the top_k (0: 5) {token, text, probability} per mask. Beam search adds
-    `score`.
+    `score`; speculative decoding its `rounds`, and how many tokens were `proposed` and `accepted`.
 
     Special tokens in a prompt are recognised, as in transformers (in training text they are not).
     Ids without a token in the tokenizer are never generated.
@@ -178,13 +179,20 @@ class _Job:
             names += ["beams", "length_penalty"]
         else:
             names += ["temperature", "top_k", "top_p", "min_p", "seed", "memory"]
-            if count > room:
+            if request.draft:
+                if self.prefix:
+                    raise ConfigError("draft: speculative decoding does not support prefix "
+                                      "language models")
+                speculative.check(self.model.cfg, self.tokenizer, request.draft, longest, count)
+            elif count > room:
                 log.warning("max_new_tokens=%d: after a prompt of %d tokens, model.max_length=%d "
                             "leaves room for %d; beyond that, the beginning is dropped",
                             count, longest, length, room)
         inputs = {name: getattr(request, name) for name in names}
         if request.beams == 1:
             inputs["stop"] = self.stop if request.stop else None
+            if request.draft:
+                inputs["window"] = Speculation(request.draft, request.draft_tokens)
         least = [max(request.min_new_tokens, request.min_length - len(row)) for row in self.rows]
         return inputs | {
             "max_new_tokens": count, "allowed": self.allowed(), "sources": self.sources,
@@ -212,6 +220,10 @@ class _Job:
             else:
                 ids = sample.generate(model, params, given, draws=draws, **settings)
                 written = [[{"tokens": row}] for row in ids]
+                if work := inputs.get("window"):
+                    counts = work.rounds, work.count * work.rounds, work.accepted
+                    for (one,), *of in zip(written, *map(np.ndarray.tolist, counts), strict=True):
+                        one |= zip(("rounds", "proposed", "accepted"), of, strict=True)
             for i, new in zip(places, written, strict=True):
                 samples[i] += new
         for row, some in zip(self.rows, samples, strict=True):

@@ -17,6 +17,7 @@ from llm_jax import config as configs
 from llm_jax import models
 from llm_jax.config import ConfigError
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.files import check_source
 from llm_jax.hub import families, files, sentence, text
 from llm_jax.hub.families import FAMILIES
 from llm_jax.hub.family import (
@@ -46,9 +47,7 @@ def load(folder: str | Path) -> tuple[ConfigDict, dict, Tokenizer | None]:
         weights, or missing, unexpected or wrongly shaped tensors.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; models are not downloaded by name; download "
-                          "one with `hf download NAME --local-dir=FOLDER` (of huggingface_hub)")
+    check_source(folder)
     hf = files.read_json(folder / files.CONFIG)
     family = families.get(hf.get("model_type"))
     tensors = files.Tensors(folder)

@@ -116,10 +116,11 @@ def start(
         return None
     if not config.init_from:
         return None
-    return _begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
+    return begin(config, read(config.init_from), overrides, recipe or config_file.is_file())
 
 
-def _begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool) -> Start:
+def begin(config: ConfigDict, source: Source, overrides: Sequence[str], recipe: bool) -> Start:
+    """Completes the config of a new run, and returns its initial weights; see `start`."""
     config.tokenizer = configs.base().tokenizer
     config.objective.pooling = source.pooling or config.objective.pooling
     kind = source.tokenizer.kind
@@ -242,16 +243,16 @@ def import_run(
     Raises:
       ConfigError: see `start`; the run folder is not empty.
     """
-    begin = _begin(config, read(source), overrides, recipe=False)
-    params = make_run(workdir, config, begin.tokenizer, begin.params, begin.origin)
+    made = begin(config, read(source), overrides, recipe=False)
+    params = make_run(workdir, config, made.tokenizer, made.params, made.origin)
     return {
-        "family": begin.origin["family"],
+        "family": made.origin["family"],
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         **{key: config.model[key] for key in ("vocab_size", "kind", "head", "max_length")},
         "objective": config.objective.name,
         "learning_rate": config.optimizer.learning_rate,
-        "new": begin.origin["new"],
-        "unused": begin.origin["unused"],
+        "new": made.origin["new"],
+        "unused": made.origin["unused"],
     }
 
 
@@ -269,13 +270,13 @@ def make_run(
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     Setup(config, mesh)  # raises if it cannot be trained
-    # LoRA matrices are initialised when training starts; here only a missing head.
-    without_lora = ConfigDict(config.to_dict())
-    without_lora.model.lora_rank = 0
-    without_lora.optimizer = configs.base().optimizer  # its patterns may refer to them
-    params = Setup(without_lora, mesh).draw_params(params)
+    # LoRA matrices that are not given are initialised when training starts; here a missing head.
+    stored = ConfigDict(config.to_dict())
+    stored.model.lora_rank *= any("_lora_" in path for path in _flat(params))
+    stored.optimizer = configs.base().optimizer  # its patterns may refer to them
+    params = Setup(stored, mesh).draw_params(params)
     try:
-        _write(workdir, config, tokenizer, params, origin)
+        _write(workdir, config, tokenizer, params, origin, stored.model.lora_rank)
     except BaseException as error:
         _clear(workdir)
         if is_full(error):
@@ -307,14 +308,16 @@ def _clear(workdir: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _write(workdir: Path, config: ConfigDict, tokenizer, params, origin: dict) -> None:
+def _write(
+    workdir: Path, config: ConfigDict, tokenizer, params, origin: dict, lora_rank: int
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / IMPORTED, origin)
     tokenizer.save(workdir / "tokenizer")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     with hushed():
         meta = describe(workdir, config, None)
-        meta["config"]["model"]["lora_rank"] = 0
+        meta["config"]["model"]["lora_rank"] = lora_rank
         checkpoints.save(0, {"params": params}, meta)
         checkpoints.wait()
         checkpoints.close()

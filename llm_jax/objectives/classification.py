@@ -9,30 +9,37 @@ import optax
 
 from llm_jax.config import ConfigError
 from llm_jax.data.examples import Examples, joined
-from llm_jax.objectives import labels, scores
+from llm_jax.objectives import groups, labels, scores
 from llm_jax.objectives.objective import Objective, count_rows, rows, sums
 
 
 class Classification(Examples):
     """Examples [CLS] text [SEP] or [CLS] text [SEP] pair [SEP], with a label index in data.labels.
 
-    tokens, types [T] (0 up to the first [SEP], 1 after it), label. If they are too long for a row,
-    the longer text is truncated.
+    tokens, types [T] (0 up to the first [SEP], 1 after it), label, and with data.group_column the
+    index of the group in objective.groups. If they are too long for a row, the longer text is
+    truncated.
     """
 
-    reads = ("text", "pair", "label")
+    reads = ("text", "pair", "label", "group")
     fields = ("tokens", "types")
     cut = False
-    scalars = gold = ("label",)
+    gold = ("label", "group")
     augments = ("text", "pair")
 
     def __init__(self, tokenizer, config):
         super().__init__(tokenizer, config)
         self.ids = labels.numbered(config.data.labels)
+        self.groups = labels.numbered(config.objective.groups)
+        self.scalars = tuple(name for name in self.columns(config) if name in self.gold)
 
     def target(self, record):
         """Returns the target of the head for a record."""
         return labels.place(self.ids, record["label"], self.config, "label")
+
+    def group(self, record):
+        """Returns the index of a record's group."""
+        return labels.place(self.groups, record["group"], self.config, "group")
 
     def example(self, piece, rng, elsewhere):
         tokenizer, cfg = self.tokenizer, self.config.model
@@ -46,7 +53,9 @@ class Classification(Examples):
         tokens = np.concatenate(parts).astype(np.int32)
         fields = {"tokens": tokens, "types": types[: len(tokens)].astype(int)}
         fields = {name: fields[name] for name in self.lengths(self.config)}
-        return fields | {"label": np.array([self.target(piece) if "label" in piece else 0])}
+        number = {"label": self.target, "group": self.group}
+        return fields | {name: np.array([number[name](piece) if name in piece else 0])
+                         for name in self.scalars}  # fmt: skip
 
     def answer(self, record, rows):
         """{label, probabilities: {label: …}}."""
@@ -56,8 +65,13 @@ class Classification(Examples):
         return {"label": names[int(odds.argmax())], "probabilities": shares}
 
     def score(self, records, answers):
-        gold, guess = map(self.target, records), (self.ids[x["label"]] for x in answers)
-        return scores.classes(scores.confusion([*gold], [*guess], len(self.config.data.labels)))
+        gold, guess = ([*map(self.target, x)] for x in (records, answers))
+        found = scores.classes(scores.confusion(gold, guess, len(self.config.data.labels)))
+        if "group" in self.scalars:  # Sagawa 2020, section 3
+            right, group = np.equal(gold, guess), np.array([x["group"] for x in records])
+            each = [right[group == name].mean() for name in {*group}]
+            found["worst_group_accuracy"] = float(min(each))
+        return found
 
 
 def shortened(texts, room):
@@ -70,10 +84,13 @@ def shortened(texts, room):
 
 
 def resolve(config, documents):
-    """Fills in data.labels, model.num_labels and objective.class_weights.
+    """Fills in data.labels, model.num_labels, objective.groups and objective.class_weights.
 
     "balanced" weights are n / (number of labels * n of the label), as in scikit-learn.
     """
+    if not config.data.labels:
+        pairs = (((doc["text"], doc.get("pair")), doc["label"]) for doc in documents)
+        labels.check_columns(config, pairs, "text", "label")
     labels.resolve(config, (doc["label"] for doc in documents), "label")
     names = config.data.labels
     given = config.objective.class_weights
@@ -85,6 +102,8 @@ def resolve(config, documents):
         raise ConfigError(f"objective.class_weights={given}: must have one weight for each of the "
                           f"{len(names)} data.labels: {labels.some(names)}; or be balanced")
     config.objective.class_weights = given
+    if config.data.group_column and not config.objective.groups:
+        config.objective.groups = tuple(sorted({doc["group"] for doc in documents}))
 
 
 def held_out(config, split, documents):
@@ -98,15 +117,22 @@ def held_out(config, split, documents):
 
 
 def losses(outputs, batch, cfg):
-    """Class-weighted cross-entropy or focal loss of heads.sequence [B, C] against label [B]."""
+    """Class-weighted cross-entropy or focal loss of heads.sequence [B, C] against label [B].
+
+    Group DRO's if the batch has weights of groups; see groups.weighted.
+    """
     logits, label = outputs.heads["sequence"], batch["label"]
     each = {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
         "accuracy": logits.argmax(-1) == label,
     }
     weight = jnp.array(cfg.class_weights or (1.0,) * logits.shape[-1])[label]
-    total = (labels.cross_entropy(logits, label, cfg) * weight * rows(batch)).sum()
-    return {"rows": total}, sums(each, rows(batch))
+    total = labels.cross_entropy(logits, label, cfg) * weight * rows(batch)
+    metrics = sums(each, rows(batch))
+    if groups.LOG_Q in batch:
+        total, more = groups.weighted(total, batch, cfg)
+        metrics |= more
+    return {"rows": total.sum()}, metrics
 
 
 OBJECTIVE = Objective(
@@ -117,6 +143,7 @@ OBJECTIVE = Objective(
     kinds=("encoder", "decoder"),
     heads=("sequence",),
     needs={"data.packing": ("none",)},  # the head reads a row's first token, or the last
+    refuse=groups.refuse,
     resolve=resolve,
     held_out=held_out,
     predict=lambda outputs, batch: {"logits": outputs.heads["sequence"]},
@@ -126,6 +153,8 @@ OBJECTIVE = Objective(
 
 class Regression(Classification):
     """Regression: as Classification, with a number as the label (STS-B); predicts a score."""
+
+    reads = ("text", "pair", "label")
 
     def target(self, record):
         return number(record, self.config)
@@ -144,8 +173,10 @@ def number(record, config):
     except ValueError:
         value = np.float32("nan")
     if not np.isfinite(value):
+        swapped = "; data.text_column holds numbers: are the two swapped?"
         raise ConfigError(f"data.label_column: {record['label']!r} is not a number, as "
-                          f"objective.name={config.objective.name!r} requires")
+                          f"objective.name={config.objective.name!r} requires"
+                          + swapped * bool(labels.NUMBER.fullmatch(record.get("text", ""))))
     return value
 
 

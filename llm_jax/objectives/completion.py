@@ -95,7 +95,7 @@ class Chat(Completion):
 
     def room(self, counts):
         longest = self.config.model.max_length
-        return {"conversations, without their template,": (counts["messages"], longest)}
+        return {"conversations, without template,": (counts["messages"], longest)}
 
     def ask(self, record, new):
         """Returns the messages before the last reply, without the oldest if they do not fit."""

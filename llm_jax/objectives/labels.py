@@ -5,6 +5,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,10 @@ def numbered(names: Sequence[str]) -> dict[str, int]:
 
 
 def place(ids: dict[str, int], name: str, config: ConfigDict, key: str) -> int:
-    """Returns the index of a label; ConfigError if the training set does not have it."""
+    """Returns the index of a label or group; ConfigError if the training set does not have it."""
+    if name not in ids and key == "group":
+        raise ConfigError(f"data.group_column: {name!r} is not in objective.groups "
+                          f"({some(config.objective.groups)}), those of the training set")
     if name not in ids:
         raise ConfigError(f"data.{key}_column: {name!r} is not in data.labels "
                           f"({some(config.data.labels)}), those of the training set or of "
@@ -55,6 +59,19 @@ def cross_entropy(logits: jax.Array, label: jax.Array, cfg: ConfigDict) -> jax.A
     log_p = jax.nn.log_softmax(logits)
     hard = jnp.maximum(-jnp.expm1(log_p), 1e-7) ** cfg.focal_gamma  # not differentiable at 0
     return -(wanted * hard * log_p).sum(-1)
+
+
+def check_columns(
+    config: ConfigDict, pairs: Iterable[tuple[Any, Any]], text: str, label: str
+) -> None:
+    """Raises ConfigError if (text, label) pairs have more different labels than texts: swapped."""
+    seen = [*itertools.islice(pairs, CHECKED)]
+    texts, names = (len({pair[i] for pair in seen}) for i in (0, 1))
+    if names > max(texts, 2):
+        a, b = (config.data[f"{key}_column"] for key in (text, label))
+        raise ConfigError(f"data.{label}_column={b!r}: has {names:,} different values, but data."
+                          f"{text}_column={a!r} only {texts:,}; if the two are swapped, set "
+                          f"--config.data.{text}_column={b} --config.data.{label}_column={a}")
 
 
 def resolve(config: ConfigDict, named: Iterable[str], key: str) -> None:

@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 import numpy as np
 
@@ -221,8 +222,5 @@ def _cmrc_units(text: str) -> list[str]:
 def _cmrc_f1(gold: str, guess: str) -> float:
     """F1 by the longest common run of units."""
     a, b = _cmrc_units(gold), _cmrc_units(guess)
-    same, before = 0, [0] * (len(b) + 1)
-    for x in a:
-        before = [0] + [before[j] + 1 if x == y else 0 for j, y in enumerate(b)]
-        same = max(same, *before)
+    same = SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
     return 2 * same / (len(a) + len(b)) if same else 0.0

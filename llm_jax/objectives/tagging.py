@@ -1,6 +1,7 @@
 """Token classification: named entities (BIO), parts of speech, roles (Devlin 2019, 5.3)."""
 
 import dataclasses
+import itertools
 import logging
 import re
 
@@ -182,6 +183,14 @@ def predict(outputs, batch):
     return {"tag": logits.argmax(-1), "probability": nn.softmax(logits).max(-1)}
 
 
+def resolve(config, documents):
+    """Fills in data.labels and model.num_labels."""
+    if not config.data.labels:
+        pairs = (zip(doc["tokens"], doc["tags"], strict=True) for doc in documents)
+        labels.check_columns(config, itertools.chain.from_iterable(pairs), "tokens", "tags")
+    labels.resolve(config, (tag for doc in documents for tag in doc["tags"]), "tags")
+
+
 OBJECTIVE = Objective(
     name="tagging",
     examples=Tagging,
@@ -190,9 +199,7 @@ OBJECTIVE = Objective(
     kinds=("encoder", "decoder"),
     heads=("token",),
     needs={"data.packing": ("none",)},
-    resolve=lambda config, documents: labels.resolve(
-        config, (tag for doc in documents for tag in doc["tags"]), "tags"
-    ),
+    resolve=resolve,
     held_out=held_out,
     predict=predict,
 )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from llm_jax import config as configs
 from llm_jax import objectives
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.models.flops import count_params
 from llm_jax.pod import chips, plan
 from llm_jax.sharding import hardware
@@ -40,11 +41,12 @@ def search(
     if not likely:
         least = min(estimates, key=lambda e: e["bytes"])
         keys = " ".join(f"{key}={value}" for key, value in least["setting"].items())
-        tell(f"{len(settings)} settings, none of which fits: {keys} needs at least "
+        tell(f"{counted(len(settings), 'settings')}, none of which fits: {keys} needs at least "
              f"{least['bytes'] / 1e9:.1f} GB of a chip's {chip.hbm / 1e9:.1f}; try more chips, or "
              "a smaller batch")
         return {"settings": len(settings), "ranked": [], "compiled": 0, "failed": True}
-    tell(f"{len(settings)} settings, {len(likely)} of them may fit; compiling up to {compiles}")
+    tell(f"{counted(len(settings), 'settings')}, {len(likely)} of them may fit; compiling up to "
+         f"{compiles}")
     plans = []
     for i, setting in enumerate(e["setting"] for e in likely[:compiles]):
         result = {"topology": topology, "slices": slices, "setting": setting}

@@ -13,8 +13,10 @@ from llm_jax import objectives, record, sharding
 from llm_jax.config import ConfigError
 from llm_jax.data import pipeline
 from llm_jax.files import read_json, write_json
+from llm_jax.hub import runs as starts
 from llm_jax.models.flops import count_params
 from llm_jax.sweep.spec import Sweep, read_by
+from llm_jax.train.folder import Start
 from llm_jax.train.run import Setup, flops_per_token
 
 STEP = 8  # model.mlp_dim is a multiple of it, or of 1 for very small models
@@ -78,15 +80,14 @@ def make(sweep: Sweep, spec: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def _resolved(
-    spec: str, overrides: list[str], keys: dict[str, str], sizes: dict[str, tuple], tuned: bool
+    spec: str, overrides: list[str], keys: dict[str, str], sizes: dict[str, Any], tuned: bool
 ) -> ConfigDict:
     """Returns a variant's config with sizes filled in, validated as in training.
 
-    sizes: cache of tokenizers and labels by data settings, which most variants share.
+    sizes: cache of tokenizers and labels by data settings, and of the sources of init_from.
     """
     own = [f"{key}={value}" for key, value in keys.items()]
-    read = read_by(configs.load(spec, [*overrides, *own], by_hand=False), overrides)
-    config = configs.load(spec, [*read, *own])
+    config, start = _loaded(spec, overrides, own, sizes)
     parts = [config[name].to_dict() for name in ("data", "tokenizer", "objective")]
     key = json.dumps(parts)
     objective = objectives.get(config.objective.name)
@@ -97,7 +98,7 @@ def _resolved(
                 raise ConfigError(f"data.{split}_fraction={config.data[f'{split}_fraction']}: "
                                   f"variants are compared by their {split} loss; hold out a "
                                   f"fraction, or set data.{split}")
-        tokenizer = objective.build_tokenizer(config, splits["train"])
+        tokenizer = start.tokenizer if start else objective.build_tokenizer(config, splits["train"])
         sizes[key] = tokenizer, config.data.labels
     tokenizer, config.data.labels = sizes[key]
     objective.resolve(config, [])
@@ -105,6 +106,20 @@ def _resolved(
     config.model = configs.resolve(config.model, tokenizer.vocab_size)
     Setup(config, sharding.make_mesh(configs.base().mesh, jax.devices()[:1])).abstract_state()
     return config
+
+
+def _loaded(
+    spec: str, overrides: list[str], own: list[str], sizes: dict[str, Any]
+) -> tuple[ConfigDict, Start | None]:
+    """Returns a variant's config as `train` completes it, and what init_from gives it."""
+    changes = [*overrides, *own]
+    begins = [text for text in changes if text.startswith("init_from=")]
+    config = configs.load(spec, begins or changes, by_hand=False)
+    if not config.init_from:
+        return configs.load(spec, [*read_by(config, overrides), *own]), None
+    if config.init_from not in sizes:
+        sizes[config.init_from] = starts.read(config.init_from)
+    return config, starts.begin(config, sizes[config.init_from], changes, recipe=bool(spec))
 
 
 def _match(config: ConfigDict, keys: dict[str, str], measure: str, target: float) -> None:
@@ -126,6 +141,9 @@ def _match(config: ConfigDict, keys: dict[str, str], measure: str, target: float
                           f"{at(dim):,.0f} {measure}, but the baseline has {target:,.0f}: not "
                           f"within {TOLERANCE:.0%}; use --match=none")
     if dim != own:
+        if config.init_from:
+            raise ConfigError(f"--match={measure}: would need model.mlp_dim={dim}, but init_from="
+                              f"{config.init_from!r} has {own}; use --match=none")
         config.model.mlp_dim = keys["model.mlp_dim"] = dim
 
 

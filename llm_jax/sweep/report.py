@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.console import counted
 from llm_jax.files import read_json
 from llm_jax.record import table
 from llm_jax.sweep import figures, results
@@ -47,9 +48,9 @@ def _top(design: dict, workdir: Path) -> list[str]:
         f"```\n{begun['command']}\n```",
         (
             f"Begun {begun['time']}; commit {each('commit') or 'unknown'}; {versions}; "
-            f"{each('hardware')}. {len(results.grouped(design))} variants of "
-            f"{design['spec'] or 'the default config'}, {design['seeds']} seeds each, the same for "
-            f"all; {len(states) - len(missing)} of {len(states)} runs are finished."
+            f"{each('hardware')}. {counted(len(results.grouped(design)), 'variants')} of "
+            f"{design['spec'] or 'the default config'}, {counted(design['seeds'], 'seeds')} each, "
+            f"the same for all; {len(states) - len(missing)} of {len(states)} runs are finished."
         ),
     ]
     if reasons := design.get("impossible"):

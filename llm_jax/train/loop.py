@@ -20,6 +20,7 @@ import llm_jax
 from llm_jax import config as configs
 from llm_jax import objectives, sharding
 from llm_jax.config import ConfigError
+from llm_jax.console import counted
 from llm_jax.data import lengths, pipeline, summary
 from llm_jax.data.examples import Examples
 from llm_jax.data.fields import Record
@@ -242,7 +243,7 @@ class Trainer:
         new = [name for name in self.setup.groups if not told(name)]
         names = [name for name in new if not re.fullmatch(groups.ADAPTERS, name)]
         if lora := len(new) - len(names):
-            names.append(f"{lora} LoRA arrays")
+            names.append(counted(lora, "LoRA arrays"))
         if names:
             self.reporter.note(f"initialised from seed={self.config.seed}: {', '.join(names)}")
         return self.setup.draw_state(place, params)
@@ -254,14 +255,13 @@ class Trainer:
         split = {k: v for k, v in self.mesh.shape.items() if v > 1}
         kind = self.mesh.devices.flat[0].device_kind
         return {
-            "model": f"{count:,} parameters: {m.kind}, {m.num_layers} layer"
-            + "s" * (m.num_layers > 1) + f", {m.embed_dim} wide, {m.num_heads} head"
-            + "s" * (m.num_heads > 1) + f", {m.dtype}",
+            "model": f"{count:,} parameters: {m.kind}, {counted(m.num_layers, 'layers')}, "
+            f"{m.embed_dim} wide, {counted(m.num_heads, 'heads')}, {m.dtype}",
             "data": f"{d.train}, {self.config.tokenizer.name} tokenizer of "
             f"{self.tokenizer.vocab_size:,}",
             **self.sets,
             **({"labels": labels.some(d.labels)} if d.labels else {}),
-            "batch": f"{d.batch_size} sequences of {m.max_length} tokens"
+            "batch": f"{counted(d.batch_size, 'sequences')} of {m.max_length} tokens"
             + " at most" * lengths.vary(self.config),
             "optimizer": f"{o.name}, learning rate {o.learning_rate:g}, {o.schedule}",
             "mesh": f"{self.mesh.size} x {kind}" + f" {split}" * bool(split),
@@ -394,7 +394,7 @@ class Trainer:
         step, count, limit = look_at[0], int(look_at[1]), self.config.train.max_nonfinite
         if count >= limit:
             raise Diverged(
-                f"step {step}: loss or gradient not finite for {count} steps in a row "
+                f"step {step}: loss or gradient not finite for {counted(count, 'steps')} in a row "
                 f"(train.max_nonfinite={limit}). The checkpoints, steps "
                 f"{self.checkpoints.steps()}, hold finite parameters. Try a lower "
                 "optimizer.learning_rate or a longer optimizer.warmup_steps in a new run"
@@ -514,5 +514,5 @@ def check_steps(old: ConfigDict, new: ConfigDict, step: int, skipped: int = 0) -
         raise ConfigError(f"train.steps={steps}: was {were} until step {step}, and the learning "
                           f"rate of optimizer.schedule={new.optimizer.schedule!r} would jump there "
                           f"from {before:.1e} to {after:.1e}. Keep train.steps={were}, or start a "
-                          "new run: only constant, inverse_sqrt, and wsd before its decay can be "
-                          "extended")
+                          "new run from its weights, --workdir=NEW --config.init_from=THIS_RUN: "
+                          "only constant, inverse_sqrt, and wsd before its decay can be extended")

@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
+from llm_jax.objectives.groups import LOG_Q, active, ascend
 from llm_jax.train.groups import Group, name
 
 
@@ -71,8 +72,19 @@ def build(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransfo
                 directions, lambda params: jax.tree_util.tree_map_with_path(kind, params)
             )
         )
+    return optax.chain(*parts, _steps(config, groups), *_group_weights(config))
 
-    return optax.chain(*parts, _steps(config, groups))
+
+def _group_weights(config: ConfigDict) -> list[optax.GradientTransformation]:
+    """Updates the weights of groups, if any, by the losses in `metrics`; see objectives.groups."""
+    names, step = active(config), config.objective.group_step
+
+    def update(updates, state, params, *, metrics, **_):
+        losses = jnp.stack([metrics[f"loss_{name}"] for name in names])
+        return updates, {LOG_Q: ascend(state[LOG_Q], losses, step)}
+
+    first = lambda params: {LOG_Q: jnp.zeros(len(names))}
+    return [optax.GradientTransformationExtraArgs(first, update)] * bool(names)
 
 
 def _steps(config: ConfigDict, groups: dict[str, Group]) -> optax.GradientTransformation:

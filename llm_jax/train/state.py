@@ -16,6 +16,7 @@ from llm_jax.data.chunks import DOCUMENT
 from llm_jax.models import Model, auxiliary_loss, init_params, quantized, real
 from llm_jax.models.model import positions_of
 from llm_jax.objectives import Objective
+from llm_jax.objectives.groups import LOG_Q, active
 from llm_jax.train import groups
 from llm_jax.train.optimizer import schedule
 
@@ -145,7 +146,7 @@ def gradients(
 
 def update(
     tx: optax.GradientTransformation, config: ConfigDict, state: TrainState, grads: Any,
-    finite: jax.Array, peak: jax.typing.ArrayLike | None = None,
+    finite: jax.Array, metrics: dict, peak: jax.typing.ArrayLike | None = None,
 ) -> TrainState:
     """Optimizer update: returns the next state; if `finite` is false, only counters change.
 
@@ -153,7 +154,7 @@ def update(
     parameters, None in grads, are unchanged.
     """
     trained, frozen = groups.split(config, state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, trained, peak=peak)
+    updates, opt_state = tx.update(grads, state.opt_state, trained, peak=peak, metrics=metrics)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     new, ema = keep(optax.apply_updates(trained, updates), trained), state.ema
     if ema is not None:
@@ -191,6 +192,8 @@ def make_train_step(
         peak: jax.typing.ArrayLike = config.optimizer.learning_rate,
     ) -> tuple[TrainState, dict]:
         trained, frozen = groups.split(config, state.params)
+        if active(config):
+            batch = batch | {LOG_Q: optax.tree.get(state.opt_state, LOG_Q)}
 
         def loss_of(trained, batch, key, weights=None):
             params = groups.join(trained, frozen)
@@ -201,7 +204,7 @@ def make_train_step(
         (total, metrics), grads = gradients(loss_of, trained, batch, key, weights, parts)
         norm = optax.global_norm(grads)
         new = update(tx, config, state, grads, jnp.isfinite(total) & jnp.isfinite(norm),
-                     peak)  # fmt: skip
+                     metrics, peak)  # fmt: skip
         metrics |= {
             "objective": total,
             "grad_norm": norm,

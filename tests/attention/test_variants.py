@@ -568,6 +568,15 @@ def test_bigbird_sees_neighbours_ends_and_others_at_random(causal):
     assert len(set(others)) > C  # of heads and blocks each its own
 
 
+def test_bigbird_is_dense_only_where_all_blocks_are_seen():
+    """Of four blocks, causal, the last sees the first, the one before and itself."""
+    q, k, v = np.random.default_rng(6).normal(size=(3, 1, 8, N, H)).astype(np.float32)
+    attend = lambda v: bigbird.attend(q, k, v, Mask(causal=True), block=2, random_blocks=0)
+    other = v + np.float32([0, 0, 1, 1, 0, 0, 0, 0])[:, None, None]  # of the second block
+    same = (np.asarray(attend(v)) == attend(other)).all((0, 2, 3))
+    assert same.tolist() == [True] * 2 + [False] * 4 + [True] * 2
+
+
 def test_delta_rule_repeats_what_it_was_told():
     """With orthogonal keys, a rate of one and no decay, a key gives the value last bound to it."""
     keys = jnp.tile(jnp.eye(H), (3, 1))[None, :, None]

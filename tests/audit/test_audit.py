@@ -11,6 +11,7 @@ import pytest
 
 from llm_jax import audit, commands
 from llm_jax.audit import generalisation, report, statistics
+from llm_jax.config import ConfigError
 from llm_jax.files import read_json
 
 
@@ -81,9 +82,33 @@ def test_wrong_options_are_refused(gpt, options, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_limit_that_cannot_be_measured_does_not_stop_the_others(gpt, monkeypatch, capsys):
+    def fails(subject):
+        raise ConfigError("audit: no text is long enough")
+
+    def measure(subject):
+        return {"figures": [statistics.figure("words", 3)]}
+
+    for name, function in (("first", fails), ("second", measure)):
+        limit = audit.Limit(name, f"About {name}.", lambda subject: "", function)
+        monkeypatch.setitem(audit.LIMITS, name, limit)
+    (gpt / "audit").mkdir(exist_ok=True)
+    (gpt / "audit" / "first.json").write_text("{}")  # of an earlier call
+    only = ["audit", f"--workdir={gpt}", "--only=first,robustness,second", "--json"]
+    assert commands.main(only) == 1
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["failed"] == ["first"] and not (gpt / "audit" / "first.json").exists()
+    text = Path(said["report"]).read_text()
+    assert "About second." in text and "About first." not in text
+    assert "Not measured: first: audit: no text is long enough" in text
+    assert "Not measured: robustness: needs a classifier" in text
+    (gpt / "audit" / "second.json").unlink()
+
+
 def test_a_figure_is_shown_with_its_interval():
     assert report.shown(statistics.figure("a", 1234567.0)) == "1,234,567"
     assert report.shown(statistics.figure("a", 0.5, "", 0.25, 0.75)) == "0.5 [0.25, 0.75]"
+    assert report.shown(statistics.figure("a", 1e9)) == "1e+09"
     assert report.shown(statistics.figure("a", float("nan"))) == "–"
 
 
@@ -114,7 +139,8 @@ def test_the_page_lists_every_limit_and_adds_one_that_works(gpt, monkeypatch):
     exec(compile(code, "docs/audit.md", "exec"), added)
     monkeypatch.setitem(audit.LIMITS, "openings", added["LIMIT"])
     subject = audit.Subject(gpt, options=audit.Options(examples=8))
-    assert "first words" in audit.audit(subject, ["openings"]).read_text()
+    path, failed = audit.audit(subject, ["openings"])
+    assert "first words" in path.read_text() and not failed
     (gpt / "audit" / "openings.json").unlink()
 
 

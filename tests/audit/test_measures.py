@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from llm_jax import audit, models
-from llm_jax.audit import bias, context, meaning, privacy, robustness
+from llm_jax import config as configs
+from llm_jax.audit import bias, context, meaning, privacy, robustness, subject
 from llm_jax.config import ConfigError
+from llm_jax.data import tokenizers
 
 
 class Oracle:
@@ -23,6 +26,20 @@ class Oracle:
 
     def log_likelihoods(self, texts, starts=None):
         return np.array([float(self.score(text)) for text in texts])
+
+
+def test_a_likelihood_is_of_the_ids_from_its_start_on(monkeypatch):
+    """Where each id's log-probability is the id."""
+    said = lambda model, params, rows, starts, batch_size: [
+        (sum(row[start:]), True) for row, start in zip(rows, starts, strict=True)
+    ]
+    monkeypatch.setattr(subject, "log_likelihoods", said)
+    read, tokenizer = object.__new__(subject.Subject), tokenizers.Bytes()
+    read.config = configs.base()
+    read.lm = SimpleNamespace(model=None, params=None, tokenizer=tokenizer)
+    assert read.log_likelihoods([[5, 6, 7], [8], [1, 2]], [1, 0, 2]).tolist() == [13, 8, 0]
+    found = read.log_likelihoods([[5, 6, 7], "ab"])
+    assert found.tolist() == [18, tokenizer.encode("ab").sum()]
 
 
 def test_auc_and_roc_are_those_of_scikit_learn():

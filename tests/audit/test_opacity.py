@@ -56,6 +56,19 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(kind, changes,
     assert found[0] == 0
 
 
+def test_curves_remove_and_add_the_most_important_tokens_first():
+    """Petsiuk 2018: of ten tokens one at each tenth; the answer is the weight that is seen."""
+    weight = np.array([0.0, 5, 1, 4, 2, 3, 10, 9, 8, 7, 6])  # the first is always seen
+    probability = lambda text, seen: (seen * weight).sum(1)
+    reader = SimpleNamespace(length=len(weight), probability=probability)
+    text = attribution.Text({}, np.arange(len(weight)) > 0, [])
+    deleted, inserted = opacity.faithfulness(reader, text, weight)
+    expected = np.cumsum([0, *range(10, 0, -1)])
+    np.testing.assert_array_equal(inserted, expected)
+    np.testing.assert_array_equal(deleted, expected[-1] - expected)
+    assert np.flatnonzero(opacity.HALF).tolist() == [1, 2, 3, 4, 5]
+
+
 def test_rollout_is_a_distribution_over_the_tokens_that_are_seen(read):
     reader, texts = read
     for text in texts:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,25 @@ def test_every_second_layer_makes_a_student(drawn):
         np.testing.assert_array_equal(flat(student)[path], kept)
 
 
+@pytest.mark.parametrize("rank", [1, 5, 16])
+def test_kernels_of_low_rank_are_the_nearest_of_their_rank(drawn, rank):
+    """What is lost is the smallest eigenvalues of W'W (Eckart and Young 1936); at 16, nothing."""
+    pytest.importorskip("qwix")
+    config, params = drawn
+    new, factored = methods.apply(config, params, f"low_rank:{rank}")
+    shapes = jax.tree.map(lambda x: x.shape, models.abstract_params(new.model))
+    assert jax.tree.map(jnp.shape, factored) == shapes
+    before, after = flat(params), flat(models.merge(new.model, factored)[1])
+    kernels = matrices(config, {path: before[path] for path in before if "/stack/" in path})
+    for path, x in matrices(config, {path: after[path] for path in kernels}).items():
+        for old, now in zip(kernels[path].astype(float), x, strict=True):
+            lost = np.linalg.eigvalsh(old.T @ old)[::-1][rank:].clip(0).sum()
+            np.testing.assert_allclose(np.square(old - now).sum(), lost, rtol=1e-3, atol=1e-8)
+            assert np.linalg.matrix_rank(now, tol=1e-4) <= rank
+    for path in before.keys() - kernels.keys():
+        np.testing.assert_array_equal(after[path], before[path])
+
+
 @pytest.mark.parametrize("name", [
     "adamw", *(pytest.param(x, marks=pytest.mark.slow) for x in ("muon", "adafactor", "lion")),
 ])  # fmt: skip
@@ -147,7 +167,8 @@ def test_no_matrix_is_drawn_with_zeros_that_would_be_kept(tiny, kind):
     ("prune:2", "must be a fraction above 0 and below 1"), ("prune:4:2", "must be like 2:4"),
     ("int8:3", "takes no argument"), ("layers:9", "must be 2 to model.num_layers=4"),
     ("small", "'small' is not one of int8, int4"), ("heads:0.1", "changes no parameter"),
-    ("prune:1:99", "changes no parameter"),
+    ("prune:1:99", "changes no parameter"), ("low_rank:0", "must be 1 to 16"),
+    ("low_rank:17", "must be 1 to 16"), ("low_rank:half", "must be 1 to 16"),
 ])  # fmt: skip
 def test_what_no_method_takes_is_refused(drawn, method, told):
     with pytest.raises(ConfigError, match=told):
@@ -206,6 +227,35 @@ def test_a_run_of_int8_is_evaluated_writes_and_exports_what_it_is(tiny, tmp_path
 
 
 @pytest.mark.slow
+def test_a_run_of_low_rank_is_small_and_stays_so_in_training(run, tmp_path, capsys):
+    pytest.importorskip("qwix")
+    small = compress.compress(run, tmp_path / "small", "low_rank:2")
+    found, whole = compress.measure(small), compress.measure(run)
+    assert found["bytes"] < 0.6 * whole["bytes"] and found["parameters"] == whole["parameters"]
+    rows = {"tokens": np.arange(24).reshape(2, 12), "segment_ids": np.ones((2, 12), int)}
+    lm = llm_jax.load(small)
+    merged, params = models.merge(lm.config.model, lm.params)
+    logits = models.logits(models.build(merged).apply({"params": params}, rows))
+    np.testing.assert_allclose(lm.logits(rows), logits, rtol=1e-4, atol=1e-5)
+    assert main(["train", f"--workdir={small}", "--config.train.steps=2"]) == 0
+    trained = llm_jax.load(small)
+    assert compress.measure(small)["bytes"] == found["bytes"]
+    for path, x in flat(trained.params).items():
+        same = np.array_equal(x, flat(lm.params)[path])
+        assert same != ("_lora_" in path), path
+
+
+def test_a_run_without_validation_documents_is_refused_and_leaves_no_folder(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["validation_fraction"] = 0.0
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has no validation set"):
+        compress.compress(run, tmp_path / "out", "prune:0.5")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_adapters_are_merged_before_a_run_is_compressed(tiny, tmp_path):
     pytest.importorskip("qwix")
     factors = ((groups.ADAPTERS, 1.0), (".*", 0.0))
@@ -257,6 +307,37 @@ def test_a_student_is_trained_by_the_command(run, tmp_path):
     assert abs(row["soft_loss"]) < 1e-5 and abs(row["hidden_loss"]) < 1e-5  # it is its teacher
     assert main(["compress", f"--workdir={run}", f"--to={out}"]) == 0
     assert "| out | distilled |" in (run / "compress" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_students_targets_are_what_its_teacher_writes(tmp_path, overrides):
+    """Sequence-level distillation, as on the page."""
+    rows = [{"source": f"a b {i}", "text": f"b a {i}"} for i in range(24)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = overrides({"objective.name": "seq2seq", "model.kind": "encoder_decoder",
+                      "data.target_column": "text", "data.validation_fraction": 0.3,
+                      "train.steps": 60, "optimizer.learning_rate": 1e-2})  # fmt: skip
+    keys = [f"--config.{key}" for key in keys if not key.startswith("data.train=")]
+
+    def train(name, file):
+        return main(["train", f"--workdir={tmp_path / name}", *keys,
+                     f"--config.data.train={tmp_path / file}"])  # fmt: skip
+
+    assert train("teacher", "train.jsonl") == 0
+    assert main(["predict", f"--workdir={tmp_path / 'teacher'}", "--input="
+                 f"{tmp_path / 'train.jsonl'}", f"--output={tmp_path / 'distilled.jsonl'}"]) == 0
+    lines = (tmp_path / "distilled.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    assert [row["source"] for row in written] == [row["source"] for row in rows]
+    teacher = llm_jax.load(tmp_path / "teacher")
+    said = teacher.generate([row["source"] for row in rows], temperature=0.0, max_new_tokens=8)
+    texts = [x["completion"].strip() for x in said]
+    assert [row["text"] for row in written] == texts != [row["text"] for row in rows]
+    assert train("student", "distilled.jsonl") == 0
+    config = read_config(tmp_path / "student")
+    documents = runs.objectives.get("seq2seq").split(config, "train")
+    assert {(x["source"], x["target"]) for x in documents} <= {(x["source"], x["text"])
+                                                                for x in written}
 
 
 def test_the_divergence_is_that_of_whole_distributions(monkeypatch):
@@ -314,13 +395,14 @@ def test_a_teacher_of_another_kind_is_refused(run):
         distill.make_step(trainer)
 
 
-@pytest.mark.parametrize("page", ["compress", "privacy"])
+@pytest.mark.parametrize("page", ["compress", "generation", "privacy"])
 def test_the_pages_commands_are_understood(page, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
+    monkeypatch.setattr(commands, "read_config", lambda run: None)  # there are no such runs
     text = (root / "docs" / f"{page}.md").read_text().replace("\\\n", " ")
     found = re.findall(r"^python launch.py (.*?)(?:  #.*)?$", text, re.MULTILINE)
-    assert len(found) == {"compress": 7, "privacy": 1}[page]
+    assert len(found) == {"compress": 9, "generation": 6, "privacy": 1}[page]
     for command in found:
         args, overrides = commands._read(shlex.split(command))
         configs.load(getattr(args, "config", ""), overrides)

@@ -7,8 +7,9 @@ import pytest
 
 from llm_jax import config as configs
 from llm_jax.config import ConfigError
-from llm_jax.data import tokenizers
+from llm_jax.data import augment, tokenizers
 from llm_jax.data.augment import augmented
+from llm_jax.files import read_json
 from tests import making
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -74,3 +75,32 @@ def test_training_sees_other_words_each_epoch_and_evaluation_those_of_the_file()
     c.data.augment = ()
     (plain,) = making.eval_batches(c, tokenizer, docs)
     np.testing.assert_array_equal(held["tokens"], plain["tokens"])
+
+
+TEXTS = [
+    "He said to her: the BOY's father is a man, she knew.", "John saw Mary. SHE waved; his son",
+    "他说女儿和丈夫都好，其他人呢？", "吉他手和他们", "heather mother-in-law sonic", "",
+]  # fmt: skip
+
+
+def test_swapping_twice_changes_nothing_and_keeps_the_other_words():
+    swapped = list(map(augment.counterfactual, TEXTS))
+    assert list(map(augment.counterfactual, swapped)) == TEXTS
+    assert swapped[0] == "She said to him: the GIRL's mother is a woman, he knew."
+    assert swapped[2:4] == ["她说儿子和妻子都好，其他人呢？", "吉他手和她们"]
+    for pair in [pair for lists in read_json(augment.WORDS).values() for pair in lists["swaps"]]:
+        assert [augment.counterfactual(word) for word in pair] == pair[::-1]  # the audit's words
+        assert [augment.side(f"({word})") for word in pair] == [0, 1]
+
+
+def test_sides_of_texts():
+    assert [augment.side(x) for x in TEXTS] == [-1, -1, -1, 0, 1, -1]
+
+
+def test_a_document_is_swapped_whole_or_not_at_all():
+    record = {"text": "he  and\nhis son", "pair": "the boy", "label": "he"}
+    rng = np.random.default_rng(0)
+    found = [augmented(record, ("text", "pair"), ["counterfactual:0.3"], rng) for _ in range(400)]
+    other = {"text": "she  and\nhis daughter", "pair": "the girl", "label": "he"}
+    assert all(x in (record, other) for x in found)
+    assert np.mean([x == other for x in found]) == pytest.approx(0.3, abs=0.07)

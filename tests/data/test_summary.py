@@ -28,7 +28,7 @@ def test_of_a_mixture_the_shares_are_told_too(config):
     parts = {"x": [{"text": "x", "label": "a"}] * 3, "y": [{"text": "y" * 99, "label": "b"}]}
     docs = Mixture(parts, config.data, 0)
     found = _line(config, docs, "classification", data__labels=("a", "b"))
-    assert found == ("x 75.0%, y 25.0%; a: 3, b: 1; most frequent: a, 75.0%; 1 texts longer "
+    assert found == ("x 75.0%, y 25.0%; a: 3, b: 1; most frequent: a, 75.0%; 1 text longer "
                      "than 16 tokens: cut (the longest 101)")  # fmt: skip
 
 
@@ -46,11 +46,11 @@ def test_sources_and_targets_have_a_row_each(config):
 
 
 @pytest.mark.parametrize(("name", "counts", "found"), [
-    ("contrastive", {"text": 6, "pair": 7}, "1 texts longer than 8 tokens: cut (the longest 9)"),
+    ("contrastive", {"text": 6, "pair": 7}, "1 text longer than 8 tokens: cut (the longest 9)"),
     ("preference", {"prompt": 2, "chosen": 9, "rejected": 4},
-     "1 pairs longer than 16 tokens: left out (the longest 19)"),
-    ("tagging", {"tokens": 15, "tags": 1}, "1 texts longer than 16 tokens: over several rows"),
-    ("chat", {"messages": 17}, "1 conversations, without their template, longer than 16"),
+     "1 pair longer than 16 tokens: left out (the longest 19)"),
+    ("tagging", {"tokens": 15, "tags": 1}, "1 text longer than 16 tokens: over several rows"),
+    ("chat", {"messages": 17}, "1 conversation, without template, longer than 16"),
     ("completion", {"source": 12, "target": 1}, "0 texts longer than 16 tokens (the longest 16)"),
 ])  # fmt: skip
 def test_each_objective_says_what_becomes_of_what_is_too_long(config, name, counts, found):

@@ -253,6 +253,7 @@ def test_the_command(kind, monkeypatch, capsys, tmp_path):
     run = types.SimpleNamespace(model=model, config=config, mesh=sharding.make_mesh(config.mesh))
     opened = lambda *_: (run, TOKENIZER, params, 7)
     monkeypatch.setattr("llm_jax.train.run.load_params", opened)
+    monkeypatch.setattr("llm_jax.commands.read_config", lambda folder: config)
     command = ["generate", "--workdir=x", "--json", "--prompt=a[MASK]", "--max_new_tokens=4"]
     assert launch.main(command) == 0
     out = capsys.readouterr().out.splitlines()

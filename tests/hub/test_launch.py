@@ -1,6 +1,7 @@
 """Tests of launch.py import and export."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 
 import launch
 from llm_jax import config as configs
-from llm_jax import hub, models
+from llm_jax import hub, models, objectives
 from llm_jax.data import tokenizers
 from llm_jax.hub import runs
+from llm_jax.sweep import Sweep, design
 from llm_jax.train.run import load_params
 from tests.hub.test_hub import ENCODER, make, same
 
@@ -78,6 +80,18 @@ def test_import_eval_generate_train_export(folder, keys, tmp_path, capsys):
     assert "optimizer.learning_rate" in error
 
 
+def test_a_sweep_counts_the_model_that_init_from_gives(folder, keys):
+    params = hub.load(folder)[1]
+    axis = {"a": {}, "b": {"optimizer.learning_rate": 1e-3}, "wider": {"model.lora_rank": 4}}
+    given = [*(key.removeprefix("--config.") for key in keys), f"init_from={folder}"]
+    found = design.make(Sweep(axes=(axis,), match="params"), "", given)
+    assert [*found["variants"]] == ["a", "b"]
+    for run in found["variants"].values():
+        assert run["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+        assert run["config"]["tokenizer"]["path"] == str(folder)
+    assert re.search("need model.mlp_dim=.*; use --match=none", found["impossible"]["wider"])
+
+
 def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
     tokenizer = tokenizers.build(
         configs.ConfigDict({"name": "wordpiece", "vocab_size": 60, "specials": ()}),
@@ -91,6 +105,34 @@ def test_an_encoder_fills_in(tmp_path, keys, capsys, text_file):
     assert load_params(tmp_path / "run")[0].config.objective.name == "masked_lm"
     samples = call(capsys, "generate", run, "--prompt=ab [MASK] cd")["samples"]
     assert len(samples[0]["candidates"][0]) == 5
+
+
+FITS = {
+    "decoder,lm": (["generate", "train"], ""),
+    "encoder,mlm": (["generate", "train"], ""),
+    "encoder_decoder,lm": (["generate", "train"], ""),
+    "encoder,sequence": (["predict", "train"], "text, label"),
+    "decoder,sequence": (["predict", "train"], "text, label"),
+    "encoder,token": (["predict", "train"], "tokens, tags"),
+    "encoder,span": (["predict", "train"], "context, question, answers"),
+    "encoder,none": (["predict", "train", "export"], "text, label"),
+    "encoder,detection": (["train", "export"], "text, label"),
+}
+
+
+@pytest.mark.parametrize("model", FITS)
+def test_an_import_names_commands_and_columns_that_fit_its_head(
+    model, tmp_path, capsys, monkeypatch
+):
+    (kind, head), (verbs, columns) = model.split(","), FITS[model]
+    objective = objectives.suited(configs.ConfigDict({"kind": kind, "head": head})).name
+    imported = {"family": "x", "parameters": 5, "kind": kind, "head": head, "objective": objective}
+    imported |= {"learning_rate": 5e-5, "new": [], "unused": []}
+    monkeypatch.setattr(runs, "import_run", lambda *args: imported)
+    assert launch.main(["import", f"--from={tmp_path}", "--workdir=RUN"]) == 0
+    printed = capsys.readouterr().out.partition("next:\n")[2]
+    assert re.findall(r"launch.py (\w+)", printed) == verbs
+    assert re.findall(r"with the columns (.*);", printed) == [columns] * bool(columns)
 
 
 @pytest.mark.slow
@@ -230,7 +272,9 @@ def test_refusals(folder, tmp_path, capsys):
     assert "not empty" in error
     error = refused(capsys, "export", run, f"--to={tmp_path / 'hf'}")
     assert "no config.json" in error
-    error = refused(capsys, "export", run, f"--to={folder}")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "config.json").write_text(configs.to_json(configs.base()))
+    error = refused(capsys, "export", f"--workdir={tmp_path / 'kept'}", f"--to={folder}")
     assert "not empty" in error
     model, params = make({})
     hub.save(model, params, None, tmp_path / "mute")

@@ -20,6 +20,7 @@ from safetensors.torch import save_file as save_torch  # noqa: E402
 
 from llm_jax import hub, models  # noqa: E402
 from llm_jax.config import ConfigError  # noqa: E402
+from llm_jax.hub import family  # noqa: E402
 from tests import parity  # noqa: E402
 
 CASES = {
@@ -37,7 +38,7 @@ SCORES = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits"
 APART = {"model_type", "architectures", "hash_seed", "return_dict"}
 CHANGED = {  # by the type of what an entry says
     bool: lambda x: [not x],
-    int: lambda x: [x + 1, x - 1, 0, "three", 2.5],
+    int: lambda x: [x + 1 if x % 2 else x - 1, 0, "three", 2.5],
     float: lambda x: [0.37, "x", [x]],
     str: lambda x: ["gelu", "relu", "silu", "gelu_fast", "gelu_new", "mish", 5],
     type(None): lambda x: [3, True, {"a": 1}],
@@ -146,6 +147,28 @@ def test_what_is_left_out_is_the_familys_own_default(fresh):
     wrong = {k: v for k, v in found.items() if v not in GOOD}
     assert wrong == {}
     assert list(found.values()).count("equal") > len(found) / 3
+
+
+WITH = {  # what the defaults of transformers lack
+    "reformer": {"is_decoder": True},
+    "switch_transformers": {"num_sparse_encoder_layers": 12, "num_sparse_decoder_layers": 12},
+}
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_a_config_that_says_nothing_is_transformers_default_in_every_key(name):
+    """Also in those that an evaluation does not show, such as dropout."""
+    told = {"model_type": name} | WITH.get(name, {})
+    theirs = transformers.AutoConfig.for_model(**told).to_dict()
+    model = lambda about: family.to_model(hub.families.get(name), about, ()).to_dict()
+    assert model(dict(told)) == model(json.loads(json.dumps(theirs, default=str)) | told)
+
+
+@pytest.mark.parametrize("told", [{"hidden_size": 128}, {"embedding_size": 4096}])
+def test_a_default_of_albert_equals_what_is_told(told):
+    """Its tables are 128 wide and its layers 4096, where config.json does not tell."""
+    with pytest.raises(ConfigError, match="embedding_size=.* equals hidden_size"):
+        family.to_model(hub.families.get("albert"), {"model_type": "albert"} | told, ())
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ def made(labels=("0", "1"), **changes):
     return making.examples(c, TOKENIZER)
 
 
+def labelled(labels):
+    return [{"text": str(i), "label": label} for i, label in enumerate(labels)]
+
+
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_are_those_of_scikit_learn(seed, classes):
@@ -95,17 +99,17 @@ def test_the_longer_text_is_cut(a, b):
 def test_labels_are_the_training_sets_in_order():
     c = settings()
     objective = objectives.get("classification")
-    objective.resolve(c, [{"label": x} for x in ("10", "2", "2", "0")])
+    objective.resolve(c, labelled(("10", "2", "2", "0")))
     assert c.data.labels == ("0", "2", "10") and c.model.num_labels == 3
     c = settings()
-    objective.resolve(c, [{"label": x} for x in ("no", "Yes", "maybe", "no")])
+    objective.resolve(c, labelled(("no", "Yes", "maybe", "no")))
     assert c.data.labels == ("Yes", "maybe", "no")
     for labels, change, message in (
         (["a", "a"], {}, "data.label_column='label': .* only the label a"),
         (["a", "b"], {"model__num_labels": 3}, "model.num_labels=3: data.labels has 2: a, b"),
     ):
         with pytest.raises(ConfigError, match=message):
-            objective.resolve(settings(**change), [{"label": x} for x in labels])
+            objective.resolve(settings(**change), labelled(labels))
     with pytest.raises(ConfigError, match="data.label_column: '2' is not in data.labels "):
         made().example({"text": "a", "label": "2"}, None, None)
     # Data has numbers, an imported model names.
@@ -121,6 +125,31 @@ def test_classes_that_are_numbers_are_warned_of(names, warns, caplog):
     c = settings()
     objectives.get("classification").resolve(c, [{"text": "a", "label": x} for x in names])
     assert ("objective.name=regression to predict numbers" in caplog.text) == warns
+
+
+SWAPPED = {
+    "classification": (
+        [{"text": str(i % 2), "label": f"text {i}"} for i in range(9)],
+        "label_column='label': has 9 .*text_column='text' only 2; .*text_column=label .*=text",
+    ),
+    "regression": (
+        [{"text": f"{i}.5", "label": f"text {i}"} for i in range(9)],
+        "'text 0' is not a number, .*text_column holds numbers: are the two swapped",
+    ),
+    "tagging": (
+        [{"tokens": ["O", "B"] * 3, "tags": [f"word{i}" for i in range(6)]}],
+        "tags_column='tags': has 6 .*tokens_column='tokens' only 2; .*tokens_column=tags",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_labels_that_look_like_texts_name_the_other_column(name):
+    documents, message = SWAPPED[name]
+    config = configs.base()
+    config.objective.name = name
+    with pytest.raises(ConfigError, match=message):
+        objectives.get(name).resolve(config, documents)
 
 
 def test_columns_are_read_by_name_or_number(tmp_path):
@@ -297,12 +326,12 @@ def test_docs_extending_runs_as_it_stands(run, tmp_path, monkeypatch):
 def test_balanced_weights_are_those_of_scikit_learn(labels):
     utils = pytest.importorskip("sklearn.utils.class_weight")
     c = settings(objective__class_weights=("balanced",))
-    objectives.get("classification").resolve(c, [{"label": x} for x in labels])
+    objectives.get("classification").resolve(c, labelled(labels))
     expected = utils.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     assert c.objective.class_weights == pytest.approx(expected)
     c = settings(objective__class_weights=(1.0, 2.0, 3.0, 4.0))
     with pytest.raises(ConfigError, match="objective.class_weights=.*weight for each"):
-        objectives.get("classification").resolve(c, [{"label": x} for x in labels])
+        objectives.get("classification").resolve(c, labelled(labels))
 
 
 def test_a_class_weight_is_of_its_classs_loss():

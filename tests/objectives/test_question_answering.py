@@ -1,15 +1,18 @@
 """Tests of context windows, span selection, and the scores of SQuAD and CMRC."""
 
 import difflib
+import importlib.util
 import itertools
 import re
 import string
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from llm_jax import config as configs
 from llm_jax import models, objectives
+from llm_jax.config import ConfigError
 from llm_jax.data import tokenizers
 from llm_jax.objectives import question_answering, scores
 from tests import making
@@ -99,6 +102,31 @@ def test_the_answer_is_the_best_of_all_spans(seed, no_answer):
     assert said == ranked[: len(said)] and len(answer["n_best"]) == question_answering.N_BEST
     assert found["text"] == text == CONTEXT[found["start"] : found["end"]]
     assert 0 < found["score"] < 1
+
+
+@pytest.mark.parametrize(("text", "found", "refused"), [
+    ("北京", None, True), ("北京", object(), False), ("Oslo", None, False),
+])  # fmt: skip
+def test_only_chinese_answers_need_nltk(text, found, refused, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    documents = [record() | {"answers": [{"text": text, "answer_start": 0}]}]
+    with pytest.raises(ConfigError, match="pip install") if refused else nullcontext():
+        question_answering.OBJECTIVE.resolve(settings(), documents)
+
+
+def test_probabilities_of_large_logits_are_those_of_small_ones():
+    """A softmax does not change when all logits do; in float64 exp(710) is infinite."""
+    window = question_answering.Window(np.arange(4), 1, np.array([[0, 1], [2, 3], [4, 5]]))
+    row = {"start": np.array([0.0, 1, 2, -1]), "end": np.array([1.0, 0, 3, 2])}
+    large = {name: x + 1000 for name, x in row.items()}
+
+    def probabilities(row):
+        spans, nothing = question_answering.best(window, row)
+        return [probability for _, probability, *_ in (*spans, nothing)]
+
+    np.testing.assert_allclose(probabilities(large), probabilities(row))
+    p, q = (np.exp(x) / np.exp(x).sum() for x in row.values())
+    assert probabilities(row)[0] == pytest.approx(p[2] * q[2])  # start 2, end 3: the likeliest
 
 
 def test_the_loss_is_of_both_ends_and_knows_no_padding():

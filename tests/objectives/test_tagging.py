@@ -133,7 +133,8 @@ def test_a_text_is_cut_in_words(text, words):
 
 def test_a_tag_that_training_has_not_counts_as_missed():
     c = settings(data__labels=())
-    objectives.get("tagging").resolve(c, [{"tags": ["B-X", "O"]}, {"tags": ["I-X"]}])
+    documents = [{"tokens": ["a", "b"], "tags": ["B-X", "O"]}, {"tokens": ["c"], "tags": ["I-X"]}]
+    objectives.get("tagging").resolve(c, documents)
     assert c.data.labels == ("O", "B-X", "I-X") and c.model.num_labels == 3
     what = making.examples(c, tokenizers.Bytes())
     record = {"tokens": ["a", "b"], "tags": ["B-X", "B-NEW"]}

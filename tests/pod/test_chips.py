@@ -1,5 +1,6 @@
 """Tests of chip rates against the manufacturers' pages, in the units of those pages."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,16 @@ def test_gpus(kind, page):
 def test_an_a100_is_known_by_its_data_sheet():
     """312 TFLOPS of BF16, dense; twice that only of sparse matrices."""
     assert chip(SimpleNamespace(device_kind="NVIDIA A100-SXM4-40GB")).flops == 312e12
+
+
+# FP32 cores of a multiprocessor, and L2 cache in MB: white papers of Ampere, Hopper, Blackwell.
+CORES = {"a100": (64, 40), "h100": (128, 50), "h200": (128, 50), "b200": (128, 126)}
+
+
+@pytest.mark.parametrize("kind", CORES)
+def test_the_compiler_is_told_what_a_white_paper_says(kind):
+    told = dict(re.findall(r"(\w+): (\d+)", chips._target(chips.GPUS[kind])))
+    assert (int(told["fpus_per_core"]), int(told["l2_cache_size"]) >> 20) == CORES[kind]
 
 
 @pytest.mark.parametrize(

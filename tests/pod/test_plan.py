@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 
 import jax
@@ -41,7 +42,9 @@ def test_a_plan_of_simulated_devices(planned, tiny):
     assert planned["parameter_bytes"] == on_one(state.params)
     parts = ("parameter_bytes", "optimizer_bytes", "other_argument_bytes")
     assert planned["argument_bytes"] == pytest.approx(sum(planned[p] for p in parts), abs=64)
-    assert planned["temp_bytes"] > 0 and planned["compile_seconds"] > 0 and planned["fits"]
+    assert planned["temp_bytes"] > 0 and planned["fits"]
+    for time in ("compile_seconds", "compile_cpu_seconds"):
+        assert 0 < planned[time] < 300
     assert sum(planned["ici_bytes"].values()) > 0 and not planned["dcn_bytes"]
     assert any("temporaries" in line for line in report.lines(planned))
 
@@ -174,6 +177,35 @@ def test_search_compiles_few_and_ranks_them(tiny, monkeypatch):
     monkeypatch.setattr(hardware, "chip", lambda device: chip._replace(hbm=1e3))
     assert search.search(small, "cpu:8", 1, 1, told.append)["failed"]
     assert "none of which fits: mesh.data=" in told[-1]
+
+
+def test_candidates_are_all_meshes_that_divide_devices_heads_and_batch(tiny):
+    config = tiny(TINY | {"data.batch_size": 24, "model.num_heads": 4, "model.num_kv_heads": 2})
+    found = [tuple(x.values()) for x in search.candidates(config, 8)]
+    sizes = [(d, f, t) for d, f, t in itertools.product((1, 2, 4, 8), repeat=3) if d * f * t == 8]
+    expected = {
+        (d, f, t, parts, remat)
+        for d, f, t in sizes for parts in (1, 2, 4, 8) for remat in ("none", "dots", "full")
+        if t <= 2 and 24 % (d * f * parts) == 0
+    }  # fmt: skip
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_an_estimate_of_time_is_that_of_products_or_of_the_network(tiny):
+    """Products divide over all axes; replicas add float32 gradients in a ring, once a step."""
+    config = plan.prepare(tiny(TINY), jax.devices()[:8]).config
+    weights = count_params(config.model)
+
+    def seconds(*sizes, **rates):
+        setting = dict(zip(search.KEYS, (*sizes, 1, "none"), strict=True))
+        return search.estimate(config, setting, weights, Chip(hbm=1e9, hbm_rate=1e9, dcn_rate=1e7,
+                                                              **rates))["seconds"]  # fmt: skip
+
+    alone = seconds(1, 1, 1, flops=1, ici_rate=1e30)
+    for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)):
+        assert seconds(*sizes, flops=1, ici_rate=1e30) == pytest.approx(alone / 8)
+    sent = 2 * 7 / 8 * 4 * weights
+    assert seconds(8, 1, 1, flops=1e30, ici_rate=1) == pytest.approx(sent)
 
 
 def test_an_estimate_holds_what_a_device_does(tiny):

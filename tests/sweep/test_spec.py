@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from llm_jax.config import ConfigError
@@ -104,3 +105,7 @@ def test_recipes_expand_and_reports_are_written_without_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lengths_double_since_the_report_fits_an_exponent_to_them():
+    assert np.diff(np.log2(spec.LENGTHS)).tolist() == [1] * (len(spec.LENGTHS) - 1)

@@ -246,6 +246,25 @@ def test_a_broken_row_of_metrics_is_named(tmp_path):
         assert read(tmp_path) == [{"step": 1}]
 
 
+def test_tensorboard_gets_each_value_at_its_step(tmp_path):
+    """In records of a length, a checksum, an event and a checksum, as TensorFlow writes them."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    metrics = Metrics(tmp_path, 6)
+    metrics.write(7, {"loss": 1.5, "mfu": None})
+    metrics.write(9, {"loss": 0.25})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:
+        size = 12 + int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12:size]))
+        data = data[size + 4 :]
+    assert [x.step for x in events if x.HasField("session_log")] == [7]  # later ones are not kept
+    values = [(x.step, v.tag, v.simple_value) for x in events for v in x.summary.value]
+    assert values == [(7, "loss", 1.5), (9, "loss", 0.25)]
+
+
 def test_a_full_disk_ends_the_log(tmp_path, monkeypatch):
     """Also TensorBoard's, whose own writer would wait for a dead thread for ever."""
     from tensorboardX import record_writer
