@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,18 @@ def test_a_study_is_trained_once_and_read_from_its_records(tmp_path, monkeypatch
     assert {name: len(own) for name, own in runs.items()} == dict.fromkeys(plan["variants"], 2)
     assert all(run["curve"][-1]["eval_loss"] for run in runs["2 layers, 64 wide"])
     assert not list((tmp_path / "work").rglob("checkpoints"))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_every_study_can_be_trained(shared_data):
+    """All configs of all studies are valid, in a process that reads the data's folder anew."""
+    code = ("from experiments.claims import records, run; "
+            "print([[*run.designed(name)['impossible']] for name in records.STUDIES])")  # fmt: skip
+    environment = os.environ | {"LLM_JAX_DATA": str(shared_data), "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, check=True,
+                          stdout=subprocess.PIPE)  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == [[] for _ in records.STUDIES]
 
 
 @pytest.mark.parametrize("name", records.STUDIES)

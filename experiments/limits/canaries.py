@@ -5,9 +5,7 @@ python experiments/limits/canaries.py [plain deduplicated private | --readme]
 Lines of Shakespeare are in $LLM_JAX_DATA/tiny_shakespeare; DP-SGD needs dp-accounting.
 """
 
-import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from remedies import SST2, launch  # noqa: E402
+from remedies import SST2, launch, main  # noqa: E402
 
 from llm_jax import record  # noqa: E402
 from llm_jax.audit.privacy import SECRETS  # noqa: E402
@@ -136,14 +134,4 @@ def write_readme() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("points", nargs="*", help=", ".join(POINTS))
-    parser.add_argument("--readme", action="store_true")
-    args = parser.parse_args()
-    if unknown := set(args.points) - set(POINTS):
-        parser.error(f"no points {', '.join(sorted(unknown))}; there are {', '.join(POINTS)}")
-    os.chdir(ROOT)
-    if not args.readme:
-        for label in args.points or POINTS:
-            point(label)
-    write_readme()
+    main(POINTS, point, write_readme)

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -294,15 +295,20 @@ def _targets() -> list[str]:
     return [record.table(["model", "target", "measured", "met"], lines)] if lines else []
 
 
-if __name__ == "__main__":
+def main(points: Iterable[str], point: Callable[[str], None], write: Callable[[], None]) -> None:
+    """Records the points named on the command line (none: all), then writes the page."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("points", nargs="*", help=", ".join(POINTS))
+    parser.add_argument("points", nargs="*", help=", ".join(points))
     parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
-    if unknown := set(args.points) - set(POINTS):
-        parser.error(f"no points {', '.join(sorted(unknown))}; there are {', '.join(POINTS)}")
+    if unknown := {*args.points} - {*points}:
+        parser.error(f"no points {', '.join(sorted(unknown))}; there are {', '.join(points)}")
     os.chdir(ROOT)
     if not args.readme:
-        for name in args.points or POINTS:
+        for name in args.points or points:
             point(name)
-    write_readme()
+    write()
+
+
+if __name__ == "__main__":
+    main(POINTS, point, write_readme)
